@@ -1,0 +1,296 @@
+"""Every knob of a run: frozen, strict sections, each handed only to its owner.
+
+This file is the list. It imports no jax, so launchers, editors and linters read it in a fraction of a second.
+Checks that need more than one section live in `checks.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """A frozen group of settings: unknown keys, wrong types, nan and inf are refused."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
+
+
+# --- model -----------------------------------------------------------------------------------------------------------
+
+
+class AttentionConfig(Section):
+    """Multi-head, grouped-query or multi-query attention (arXiv:1706.03762, arXiv:2305.13245)."""
+
+    kind: Literal["attention"] = "attention"
+    window: PositiveInt | None = Field(None, description="attend to the last `window` tokens only (null: all)")
+    qk_norm: Literal["none", "rmsnorm"] = Field("none", description="normalise each head's query and key")
+    bias: Literal["none", "qkv", "all"] = Field("none", description="projections with a bias")
+
+
+class MlpConfig(Section):
+    """Feed-forward layer; swiglu and geglu are gated (arXiv:2002.05202)."""
+
+    kind: Literal["mlp"] = "mlp"
+    activation: Literal["swiglu", "geglu", "relu", "gelu"] = "swiglu"
+    bias: Literal["none", "all"] = "none"
+
+
+class BlockConfig(Section):
+    """One block: x + mixer(norm(x)), then x + ffn(norm(x))."""
+
+    mixer: AttentionConfig = AttentionConfig()
+    ffn: MlpConfig = MlpConfig()
+
+
+class NormConfig(Section):
+    """Normalisation before every mixer and ffn, and before the head."""
+
+    kind: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    epsilon: PositiveFloat = 1e-5
+
+
+class RopeScaling(Section):
+    """Llama 3's stretching of low rotary frequencies for long contexts (arXiv:2407.21783)."""
+
+    kind: Literal["llama3"] = "llama3"
+    factor: PositiveFloat = 8.0
+    low_frequency_factor: PositiveFloat = 1.0
+    high_frequency_factor: PositiveFloat = 4.0
+    original_length: PositiveInt = 8192
+
+
+class RopePosition(Section):
+    """Rotary positions (arXiv:2104.09864), half-split layout."""
+
+    kind: Literal["rope"] = "rope"
+    theta: PositiveFloat = 10_000.0
+    scaling: RopeScaling | None = None
+
+
+class LearnedPosition(Section):
+    """A learned vector per position, added to the embeddings."""
+
+    kind: Literal["learned"] = "learned"
+    max_length: PositiveInt = 1024
+
+
+class NoPosition(Section):
+    """No position information besides the causal mask."""
+
+    kind: Literal["none"] = "none"
+
+
+Position = Annotated[RopePosition | LearnedPosition | NoPosition, Field(discriminator="kind")]
+
+
+class ModelConfig(Section):
+    """A decoder: `pattern` is repeated until there are `num_layers` blocks."""
+
+    vocab_size: PositiveInt = Field(description="rows of the embedding; at least the tokenizer's pieces")
+    num_layers: PositiveInt = Field(description="blocks in the stack; a multiple of the pattern's length")
+    embed_dim: PositiveInt = Field(description="width of the residual stream")
+    num_heads: PositiveInt = Field(description="query heads")
+    num_kv_heads: PositiveInt = Field(
+        default_factory=lambda values: values["num_heads"], description="key/value heads (default: num_heads)"
+    )
+    head_dim: PositiveInt = Field(
+        default_factory=lambda values: max(values["embed_dim"] // values["num_heads"], 1),
+        description="width of one head (default: embed_dim / num_heads)",
+    )
+    mlp_dim: PositiveInt = Field(description="hidden units of the feed-forward layers")
+    pattern: Annotated[tuple[BlockConfig, ...], BeforeValidator(_as_tuple), Field(min_length=1)] = (BlockConfig(),)
+    norm: NormConfig = NormConfig()
+    position: Position = RopePosition()
+    tie_embeddings: bool = Field(False, description="use the embedding table as the output projection too")
+    init_std: PositiveFloat = Field(
+        0.02, description="standard deviation of initial weights; outputs of mixer and ffn get / sqrt(2 num_layers)"
+    )
+
+
+# --- mesh, data ------------------------------------------------------------------------------------------------------
+
+
+class MeshConfig(Section):
+    """Devices along each axis; their product is the device count. One axis may be -1: the devices left over."""
+
+    data: int = Field(1, description="batch; parameters replicated")
+    stage: int = Field(1, description="layer stack (pipeline)")
+    fsdp: int = Field(-1, description="batch and every parameter, gradient and optimizer slot")
+    expert: int = Field(1, description="batch and experts of MoE layers")
+    context: int = Field(1, description="sequence")
+    tensor: int = Field(1, description="heads, hidden units, vocabulary")
+
+
+class RawTextConfig(Section):
+    """Where raw text comes from, for `maxlm prepare`."""
+
+    kind: Literal["python_stdlib", "files"] = Field(
+        description="python_stdlib: sources of the running Python's standard library; files: text files under `paths`"
+    )
+    paths: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = Field(
+        (), description="files, or folders searched for *.txt, *.md, *.py and *.jsonl (key `text`)"
+    )
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.05, description="share of documents held out, chosen by a hash of the document's name"
+    )
+    max_document_bytes: PositiveInt = Field(1_000_000, description="longer documents are cut here")
+
+
+class SourceConfig(Section):
+    """A folder of token shards (`train/` and `validation/`), and its share of the mixture."""
+
+    path: str
+    weight: PositiveFloat = 1.0
+    raw: RawTextConfig | None = Field(None, description="raw text that `maxlm prepare` turns into this folder")
+
+
+class DataConfig(Section):
+    """What the model reads: a weighted mixture of sources, packed into sequences."""
+
+    sources: Annotated[dict[Name, SourceConfig], Field(min_length=1)]
+    tokenizer: str = Field(description="SentencePiece model file; `maxlm prepare` trains it when it is absent")
+    sequence_length: PositiveInt = Field(description="tokens per sequence")
+    shuffle: Literal["global", "none"] = "global"
+    prefetch_batches: PositiveInt = 4
+
+
+# --- optimizer, schedule ---------------------------------------------------------------------------------------------
+
+
+class OverrideConfig(Section):
+    """Other settings for parameters whose path (`stack/0/mixer/query`) matches a regular expression; last match wins."""
+
+    match: str
+    learning_rate_scale: Annotated[float, Field(ge=0)] = 1.0
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+
+
+class OptimizerConfig(Section):
+    """AdamW with decoupled weight decay (arXiv:1711.05101) after clipping by global norm."""
+
+    kind: Literal["adamw"] = "adamw"
+    learning_rate: PositiveFloat = 3e-4
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    epsilon: PositiveFloat = 1e-8
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    no_decay: Annotated[tuple[Literal["norms", "biases", "embeddings"], ...], BeforeValidator(_as_tuple)] = (
+        "norms",
+        "biases",
+        "embeddings",
+    )
+    clip_norm: PositiveFloat | None = 1.0
+    overrides: Annotated[tuple[OverrideConfig, ...], BeforeValidator(_as_tuple)] = ()
+
+
+class ScheduleConfig(Section):
+    """Learning rate over steps: linear warm-up, then `kind`."""
+
+    kind: Literal["cosine", "linear", "wsd", "constant", "inverse_sqrt"] = "cosine"
+    warmup_steps: Count = 0
+    total_steps: PositiveInt | None = Field(None, description="step where the decay ends (default: train.num_steps)")
+    cooldown_steps: Count = Field(0, description="wsd: linear decay over the last steps (arXiv:2404.06395)")
+    final_fraction: Fraction = Field(0.1, description="last learning rate / peak, for cosine, linear and wsd")
+
+
+# --- train, checkpoint, metrics, runtime -----------------------------------------------------------------------------
+
+
+class RematNames(Section):
+    """Keep only the named activations for the backward pass and recompute the rest."""
+
+    names: Annotated[
+        tuple[Literal["query", "key", "value", "attention_out", "attention_lse", "mlp_hidden", "mlp_gate"], ...],
+        BeforeValidator(_as_tuple),
+    ]
+
+
+class TrainConfig(Section):
+    """The training loop and the step."""
+
+    num_steps: PositiveInt
+    batch_size: PositiveInt = Field(description="sequences per step over the whole mesh")
+    microbatches: PositiveInt = Field(1, description="gradient accumulation: pieces the batch is worked in")
+    gather: Literal["layer", "microbatch", "step"] = Field(
+        "layer", description="when sharded parameters are gathered: ZeRO-3, ZeRO-2, ZeRO-1 (arXiv:1910.02054)"
+    )
+    remat: Literal["none", "full"] | RematNames = "none"
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 on TPU and GPU, float32 on CPU"
+    )
+    z_loss: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of log(Z)^2 (arXiv:2204.02311)")
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    loss_chunk_tokens: PositiveInt = Field(1024, description="tokens whose logits exist at once, per device")
+    max_skipped_steps: PositiveInt = Field(10, description="stop after so many non-finite steps in a row")
+    eval_every: Count = Field(0, description="steps between evaluations (0: only at the end)")
+    eval_batches: PositiveInt = 8
+    log_every: PositiveInt = 10
+
+
+class CheckpointConfig(Section):
+    """When to save, and what to keep."""
+
+    every: Count = Field(100, description="steps between checkpoints (0: only at the end)")
+    keep_last: PositiveInt = 3
+    keep_every: PositiveInt | None = Field(None, description="also keep every checkpoint whose step is a multiple")
+    allow_config_change: bool = Field(False, description="resume although settings that matter have changed")
+
+
+class MetricsConfig(Section):
+    """Where curves go (RUN_DIR/metrics.jsonl is always written)."""
+
+    tensorboard: bool = True
+    peak_tflops: PositiveFloat | None = Field(
+        None, description="peak TFLOP/s of one device in the compute dtype, for MFU (default: a table by device kind)"
+    )
+
+
+class ProfileConfig(Section):
+    """Steps to trace with the profiler, into RUN_DIR/profile."""
+
+    start_step: Count
+    num_steps: PositiveInt = 3
+
+
+class RuntimeConfig(Section):
+    """The process: seed, devices, kernels, watchdog."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    platform: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
+    device_count: PositiveInt | None = Field(
+        None, description="fake CPU devices per process, to try a mesh on a laptop (needs platform cpu or auto)"
+    )
+    attention_kernel: Literal["auto", "chunked"] = "auto"
+    step_timeout_seconds: PositiveFloat | None = Field(
+        1800.0, description="a step longer than this ends the process with all its stacks (null: never)"
+    )
+    compile_cache: str | None = Field(None, description="folder of compiled programs (null: none)")
+    profile: ProfileConfig | None = None
+
+
+class RunConfig(Section):
+    """One run, from raw text to checkpoints and curves."""
+
+    run_dir: str
+    model: ModelConfig
+    mesh: MeshConfig = MeshConfig()
+    data: DataConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    train: TrainConfig
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
