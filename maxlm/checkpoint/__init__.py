@@ -1,0 +1,7 @@
+"""Checkpoints that are whole or absent, verified when read, and independent of the mesh that wrote them."""
+
+from maxlm.checkpoint.manager import Checkpointer
+from maxlm.checkpoint.reader import CheckpointReader, Restored
+from maxlm.checkpoint.run_directory import RunDirectory
+
+__all__ = ["CheckpointReader", "Checkpointer", "Restored", "RunDirectory"]

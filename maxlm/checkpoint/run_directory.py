@@ -1,0 +1,111 @@
+"""The folder of one run: made, checked, locked against a second job, and swept of what a killed job left."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from maxlm.checkpoint import layout
+from maxlm.config.errors import UserError
+from maxlm.runtime import on_first_process
+
+log = logging.getLogger(__name__)
+
+# Below this not even metrics and a small checkpoint fit; better said before the first step than after an hour.
+MINIMUM_FREE_BYTES = 32 * 2**20
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The folder of a run; `open` it to own it."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @classmethod
+    @contextmanager
+    def open(cls, path: Path | str) -> Iterator[RunDirectory]:
+        """Own the folder `path` until the end of the block; process 0 holds the lock for all processes.
+
+        Raises:
+            UserError: it cannot be written, has too little space, or another job owns it.
+        """
+        run = cls(Path(path).absolute())
+        locks: list[IO[str]] = []
+        try:
+            on_first_process(lambda: run._take(locks))
+            yield run
+        finally:
+            for lock in locks:  # closing gives the lock back
+                lock.close()
+
+    def _take(self, locks: list[IO[str]]) -> None:
+        """Do all of `open` that touches the disk; what must stay open goes to `locks`."""
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            locks.append((self.path / "lock").open("a+", encoding="utf-8"))
+            self._lock(locks[-1])
+            _check_writable(self.checkpoints)
+        except OSError as error:
+            raise UserError(
+                f"run_dir={self.path} cannot be written: {error.strerror or error}; choose another run_dir, "
+                "or make it writable"
+            ) from error
+        free = shutil.disk_usage(self.path).free
+        if free < MINIMUM_FREE_BYTES:
+            raise UserError(
+                f"run_dir={self.path} has {free / 2**20:.1f} MiB left on its disk, a run needs at least "
+                f"{MINIMUM_FREE_BYTES / 2**20:.0f} MiB; make room or choose another run_dir"
+            )
+        for leftover in layout.sweep(self.checkpoints):
+            log.warning("removed %s: an unfinished save or deletion of a job that was killed", leftover)
+
+    def _lock(self, file: IO[str]) -> None:
+        """Lock `file` for this process; the kernel gives the lock back however the process ends.
+
+        A record lock, not flock: forked data workers that outlive a killed trainer must not hold on to it.
+        """
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            file.seek(0)
+            raise UserError(
+                f"run_dir={self.path} is in use by another job ({_owner(file.read())}); wait for it, stop it, "
+                "or choose another run_dir"
+            ) from error
+        file.truncate(0)
+        json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
+        file.flush()
+
+
+def _owner(text: str) -> str:
+    try:
+        owner = json.loads(text)
+        return f"process {owner['pid']} on host {owner['host']}"
+    except (ValueError, KeyError, TypeError):
+        return "which has not written its name yet"
+
+
+def _check_writable(directory: Path) -> None:
+    """Write, flush and delete a small file; raises OSError."""
+    probe = directory / f"probe.{os.getpid()}"
+    try:
+        with probe.open("wb") as file:
+            file.write(b"maxlm")
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        probe.unlink(missing_ok=True)
