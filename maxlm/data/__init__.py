@@ -1,0 +1,1 @@
+"""Token shards, the index-addressed dataset over them, and the loader that puts batches on devices."""

@@ -1,0 +1,187 @@
+"""`batch = dataset[step]`: the global batch as a pure function of (seed, step), for any split among hosts.
+
+Sources are shuffled, repeated and mixed by index (grain's MapDataset), so there is no iterator state: a run resumes
+from the step number alone, and any process can read any rows of any step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import grain
+import numpy as np
+
+from maxlm.config.errors import UserError
+from maxlm.config.schema import DataConfig, SourceConfig
+from maxlm.data.packing import NO_TOKEN, pack
+from maxlm.data.shards import INDEX_NAME, TokenShards
+from maxlm.data.tokenizer import Tokenizer
+from maxlm.data.windows import TrainingWindows, ValidationWindows
+
+Split = Literal["train", "validation"]
+Windows = TrainingWindows | ValidationWindows
+SMALLEST_SHARE = 100  # grain mixes by integers whose smallest is 100, so a share is at most 0.5 % off its weight
+
+
+class Dataset:
+    """Batches of `batch_size` sequences, addressed by step; thread-safe. Made by `build_dataset`."""
+
+    def __init__(
+        self,
+        windows: Mapping[str, Windows],
+        shares: Mapping[str, int],
+        *,
+        shards: Mapping[str, TokenShards],
+        tokenizer: Tokenizer,
+        batch_size: int,
+        sequence_length: int,
+    ):
+        self.batch_size, self.sequence_length = batch_size, sequence_length
+        self.tokenizer = tokenizer
+        self.shards = dict(shards)
+        self._num_windows = {name: source.num_windows for name, source in windows.items()}
+        self._shares = dict(shares)
+        datasets = [source.dataset() for source in windows.values()]
+        if len(datasets) == 1:
+            self._windows = datasets[0]
+        else:
+            self._windows = grain.MapDataset.mix(datasets, weights=list(shares.values()))
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in all sources."""
+        return sum(shards.num_tokens for shards in self.shards.values())
+
+    @property
+    def num_batches(self) -> int:
+        """Batches in one pass over every source, the last one possibly filled with rows of weight 0."""
+        return -(-sum(self._num_windows.values()) // self.batch_size)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the sources' names and tokens."""
+        text = json.dumps(sorted((name, shards.fingerprint) for name, shards in self.shards.items()))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def rows(self, step: int, start: int, stop: int) -> dict[str, np.ndarray]:
+        """Return rows [start, stop) of the global batch `step`; see `maxlm.data.packing.pack` for the fields.
+
+        Raises:
+          UserError: a shard is damaged.
+        """
+        if not (step >= 0 and 0 <= start <= stop <= self.batch_size):
+            raise IndexError(f"rows [{start}, {stop}) of step {step}, batch_size={self.batch_size}")
+        windows = np.full((stop - start, self.sequence_length + 1), NO_TOKEN, np.int32)
+        first = step * self.batch_size + start
+        for row, index in enumerate(range(first, min(first + stop - start, len(self._windows)))):
+            windows[row] = self._windows[index]
+        tokenizer = self.tokenizer
+        return pack(windows, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, token_bytes=tokenizer.token_bytes)
+
+    def epochs(self, step: int) -> dict[str, float]:
+        """Return how often each source was read through after `step` steps (to a sequence)."""
+        total = sum(self._shares.values())
+        rows = step * self.batch_size
+        return {name: rows * share / total / self._num_windows[name] for name, share in self._shares.items()}
+
+
+def build_dataset(
+    data: DataConfig,
+    *,
+    seed: int,
+    batch_size: int,
+    split: Split,
+    source: str | None = None,
+    vocab_size: int | None = None,
+) -> Dataset:
+    """Open the sources of a run, or one of them, and check all that is cheap to check.
+
+    Args:
+      seed: order of the training data.
+      batch_size: sequences per step over all hosts.
+      split: `train` is endless, shuffled and mixed; `validation` is one source once, in its order.
+      source: name of the only source to read.
+      vocab_size: the model's vocabulary, which the tokenizer must fit in.
+
+    Raises:
+      UserError: folders, indexes or shards that are missing or damaged, or a tokenizer that does not match.
+    """
+    configs = {source: data.sources[source]} if source else dict(sorted(data.sources.items()))
+    assert split == "train" or len(configs) == 1, "validation reads one source at a time"
+    tokenizer = Tokenizer(data.tokenizer)
+    if vocab_size is not None and tokenizer.vocab_size > vocab_size:
+        raise UserError(
+            f"data.tokenizer={data.tokenizer} has {tokenizer.vocab_size} pieces, more than model.vocab_size="
+            f"{vocab_size}; use model.vocab_size={tokenizer.vocab_size}, or another tokenizer"
+        )
+    shards = _open_all(configs, split, tokenizer)
+    length, shuffle = data.sequence_length, data.shuffle == "global"
+    windows: dict[str, Windows] = {}
+    for name, opened in shards.items():
+        if split == "train":
+            windows[name] = TrainingWindows(opened, sequence_length=length, seed=seed, name=name, shuffle=shuffle)
+        else:
+            windows[name] = ValidationWindows(opened, sequence_length=length)
+    return Dataset(
+        windows,
+        mixture_shares({name: config.weight for name, config in configs.items()}),
+        shards=shards,
+        tokenizer=tokenizer,
+        batch_size=batch_size,
+        sequence_length=length,
+    )
+
+
+def validation_sources(data: DataConfig) -> list[str]:
+    """Return the names of the sources that have a validation split, sorted."""
+    return sorted(n for n, source in data.sources.items() if (Path(source.path) / "validation" / INDEX_NAME).exists())
+
+
+def mixture_shares(weights: Mapping[str, float]) -> dict[str, int]:
+    """Return integer shares in proportion to the weights, the smallest 100."""
+    smallest = min(weights.values())
+    return {name: round(SMALLEST_SHARE * (weight / smallest)) for name, weight in weights.items()}
+
+
+def _open_all(configs: Mapping[str, SourceConfig], split: Split, tokenizer: Tokenizer) -> dict[str, TokenShards]:
+    shards, problems = {}, []
+    for name, config in configs.items():
+        try:
+            shards[name] = _open(name, config, split, tokenizer)
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(problems))
+    return shards
+
+
+def _open(name: str, config: SourceConfig, split: Split, tokenizer: Tokenizer) -> TokenShards:
+    where = f"data.sources.{name}.path={config.path}"
+    if not Path(config.path).is_dir():
+        cure = (
+            ""
+            if config.raw
+            else f"name a folder of token shards, or say with data.sources.{name}.raw what to read and "
+        )
+        raise UserError(f"{where}: there is no such folder; {cure}run: maxlm prepare RUN.yaml")
+    shards = TokenShards(Path(config.path) / split)
+    if not shards.num_tokens:
+        raise UserError(f"{where}: its {split} split is empty; add text and run: maxlm prepare RUN.yaml --force")
+    index = shards.index
+    if index.tokenizer != tokenizer.fingerprint:
+        raise UserError(
+            f"{where}: the tokens were made with another tokenizer (fingerprint {index.tokenizer[:12]}) than "
+            f"data.tokenizer={tokenizer.path} ({tokenizer.fingerprint[:12]}); name that tokenizer, "
+            "or run: maxlm prepare RUN.yaml --force"
+        )
+    if (index.bos_id, index.eos_id, index.vocab_size) != (tokenizer.bos_id, tokenizer.eos_id, tokenizer.vocab_size):
+        raise UserError(
+            f"{shards.folder / INDEX_NAME}: bos_id={index.bos_id}, eos_id={index.eos_id}, vocab_size="
+            f"{index.vocab_size} are not the tokenizer's {tokenizer.bos_id}, {tokenizer.eos_id}, "
+            f"{tokenizer.vocab_size}; restore the file, or run: maxlm prepare RUN.yaml --force"
+        )
+    return shards
