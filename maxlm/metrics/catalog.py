@@ -1,0 +1,78 @@
+"""Every metric a run can report: its name, its unit, what it means. The tables in the documentation come from here,
+between `<!-- metrics -->` and `<!-- /metrics -->`:
+
+    python -c "from maxlm.metrics.catalog import markdown_table; print(markdown_table())"
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import NamedTuple
+
+
+class Metric(NamedTuple):
+    """One metric; `<source>` in a name stands for the name of a data source."""
+
+    name: str
+    unit: str
+    meaning: str
+
+
+METRICS = (
+    Metric("train/loss", "nats/token", "cross entropy on the step's batch, mean over target tokens"),
+    Metric("train/perplexity", "", "exp(train/loss)"),
+    Metric("train/bits_per_byte", "bits/byte", "the same loss per byte of text: comparable between tokenizers"),
+    Metric("train/flops", "FLOP", "spent since step 0, by the formula in `maxlm/models/cost.py`"),
+    Metric("val/<source>/loss", "nats/token", "cross entropy on held-out text of the source"),
+    Metric("val/<source>/perplexity", "", "exp(val/<source>/loss)"),
+    Metric("val/<source>/bits_per_byte", "bits/byte", "the same loss per byte of text"),
+    Metric("optim/learning_rate", "", "of this step, before scales of `optimizer.overrides`"),
+    Metric("optim/gradient_norm", "", "global norm of the gradient before clipping"),
+    Metric("optim/parameter_norm", "", "global norm of the parameters"),
+    Metric("optim/update_ratio", "", "norm of the update / norm of the parameters"),
+    Metric("optim/skipped_steps", "steps", "steps skipped so far because loss or gradient was not finite"),
+    Metric("throughput/tokens_per_second", "tokens/s", "over the whole mesh, since the last logged step"),
+    Metric("throughput/tokens_per_second_per_device", "tokens/s", "the same for one device"),
+    Metric("throughput/tflops_per_device", "TFLOP/s", "model FLOPs: recomputation does not count"),
+    Metric("throughput/mfu", "fraction", "TFLOP/s per device / peak of the device; absent where the peak is unknown"),
+    Metric("time/step_seconds", "s", "mean wall time of a step since the last logged step"),
+    Metric("time/input_wait_fraction", "fraction", "share of that time spent waiting for data"),
+    Metric("time/checkpoint_stall_seconds", "s", "time checkpoints have held up training since the process started"),
+    Metric("time/compile_seconds", "s", "compiling the step, once per process"),
+    Metric("data/tokens", "tokens", "consumed since step 0"),
+    Metric("data/epoch/<source>", "epochs", "passes over the source so far"),
+    Metric("data/token_hash", "hex", "hash of all tokens consumed so far: equal on every mesh and number of hosts"),
+    Metric("flops/train_loss", "nats/token", "TensorBoard only: train/loss against FLOPs spent (x-axis in GFLOP)"),
+    Metric("flops/val_<source>_loss", "nats/token", "TensorBoard only: val/<source>/loss against FLOPs spent"),
+)
+
+
+@functools.cache
+def find(name: str) -> Metric:
+    """Return the catalogue's entry for a metric.
+
+    Raises:
+      KeyError: the catalogue has no such metric.
+    """
+    for metric in METRICS:
+        pattern = re.escape(metric.name).replace("<source>", "[A-Za-z0-9_.-]+")
+        if re.fullmatch(pattern, name):
+            return metric
+    raise KeyError(f"{name} is not in maxlm/metrics/catalog.py")
+
+
+def is_loss(name: str) -> bool:
+    """Return whether a metric is a loss, whose every bit is worth keeping."""
+    return name.endswith("/loss")
+
+
+def flops_curve(name: str) -> str:
+    """Return the tag of a loss drawn against FLOPs: val/books/loss -> flops/val_books_loss."""
+    return "flops/" + name.replace("/", "_")
+
+
+def markdown_table() -> str:
+    """Return the catalogue as a Markdown table."""
+    rows = (f"| `{metric.name}` | {metric.unit} | {metric.meaning} |" for metric in METRICS)
+    return "\n".join(("| name | unit | meaning |", "|---|---|---|", *rows))

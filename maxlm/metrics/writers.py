@@ -1,0 +1,263 @@
+"""Where metrics are written: RUN_DIR/metrics.jsonl, the record, and RUN_DIR/tensorboard, the curves.
+
+Event files are written through tensorboardX's `EventsWriter`, not its `SummaryWriter`: that one hands events to a
+thread through a bounded queue, so a full disk ends the thread and training then waits for the queue for ever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+
+from maxlm.config.errors import UserError
+from maxlm.metrics import catalog
+
+_log = logging.getLogger(__name__)
+
+
+class MetricsWriter:
+    """Write a run's metrics; on resume, go on from the checkpoint's step and hide what was logged after it.
+
+    A run has one, in its first process.
+    """
+
+    def __init__(self, run_dir: str | Path, *, tensorboard: bool, resume_step: int):
+        """Open the files.
+
+        Args:
+          run_dir: the run directory; it exists.
+          tensorboard: whether to write event files too.
+          resume_step: steps already done, whose metrics are kept; 0 starts anew.
+
+        Raises:
+          UserError: the files cannot be written.
+        """
+        self._run_dir = Path(run_dir)
+        self._curves: _Curves | None = None
+        with _writing(self._run_dir):
+            self._lines = _Lines(self._run_dir / "metrics.jsonl", resume_step)
+            if tensorboard:
+                flops = self._lines.latest.get("train/flops") or 0.0
+                self._curves = _Curves(self._run_dir / "tensorboard", resume_step, flops)
+
+    def write(self, step: int, values: Mapping[str, float | str]) -> None:
+        """Log metrics of a step; several calls for one step make one line.
+
+        Args:
+          step: never less than in the call before.
+          values: by their names in the catalogue. With `train/flops` among them, losses are drawn over FLOPs too.
+
+        Raises:
+          KeyError: the catalogue has no such metric.
+          UserError: the disk is full or not writable.
+        """
+        for name in values:
+            catalog.find(name)
+        with _writing(self._run_dir):
+            self._lines.write(step, values)
+            if self._curves is not None:
+                self._curves.write(step, values, self._lines.record.get("train/flops"))
+
+    def text(self, tag: str, text: str, step: int = 0) -> None:
+        """Show text in TensorBoard exactly as it is, whatever characters it contains."""
+        if self._curves is not None:
+            with _writing(self._run_dir):
+                self._curves.text(tag, text, step)
+
+    def hparams(self, config: Mapping[str, Any], metrics: Iterable[str]) -> None:
+        """Enter the run in TensorBoard's HPARAMS tab.
+
+        Args:
+          config: nested settings, shown as `section.key`.
+          metrics: names of the curves whose last values stand beside them.
+        """
+        if self._curves is not None:
+            with _writing(self._run_dir):
+                self._curves.hparams(config, metrics)
+
+    def close(self) -> None:
+        """Close the files; everything written is on disk then."""
+        with _writing(self._run_dir):
+            self._lines.close()
+            if self._curves is not None:
+                self._curves.close()
+
+
+class _Lines:
+    """metrics.jsonl: one JSON object per logged step, steps ascending.
+
+    A loss has its bits beside it: "train/loss_hex" is float.hex. JSON has no nan and no infinity, so they become null;
+    the hex form still says which it was.
+
+    Attributes:
+      record: the last line.
+      latest: the last value of every metric.
+    """
+
+    def __init__(self, path: Path, resume_step: int):
+        self.record: dict[str, Any] = {}
+        self.latest: dict[str, Any] = {}
+        self._line_start = 0
+        temporary = path.with_name(path.name + ".tmp")
+        with temporary.open("wb") as file:
+            for record in _records(path, resume_step):
+                self._line_start = file.tell()
+                file.write(_line(record))
+                self.record = record
+                self.latest.update(record)
+        temporary.replace(path)  # a kill leaves the old file or the new one
+        self._file = path.open("r+b")
+
+    def write(self, step: int, values: Mapping[str, float | str]) -> None:
+        """Write the step's line, or add to it."""
+        last_step = self.record.get("step", -1)
+        assert step >= last_step, f"step {step} logged after step {last_step}"
+        if step > last_step:
+            self.record = {"step": step}
+            self._line_start = self._file.seek(0, os.SEEK_END)
+        for name, value in values.items():
+            self.record[name] = _plain(value)
+            if catalog.is_loss(name):
+                self.record[f"{name}_hex"] = float(value).hex()
+        self.latest.update(self.record)
+        self._file.seek(self._line_start)
+        self._file.write(_line(self.record))
+        self._file.truncate()
+        self._file.flush()
+
+    def close(self) -> None:
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+
+def _records(path: Path, resume_step: int) -> Iterator[dict[str, Any]]:
+    """Yield the records up to the step resumed from; a line torn by a kill is left out."""
+    if resume_step == 0 or not path.exists():
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                record = json.loads(line)
+            except ValueError:
+                _log.warning("%s:%d is not a whole line and was dropped", path, number)
+                continue
+            if record["step"] <= resume_step:
+                yield record
+
+
+def _plain(value: float | str) -> float | str | None:
+    if isinstance(value, str | int):
+        return value
+    return float(value) if math.isfinite(value) else None
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record, allow_nan=False).encode() + b"\n"
+
+
+class _Curves:
+    """Event files for TensorBoard: everything over steps, and losses over FLOPs.
+
+    A restart hides every event of its folder from one step on. The FLOPs curves count their steps in GFLOP, so they
+    live in a folder of their own, which TensorBoard shows as a second run named `flops`.
+    """
+
+    def __init__(self, folder: Path, resume_step: int, flops: float):
+        self._by_step = _EventFile(folder, resume_step + 1 if resume_step else 0)
+        self._by_flops = _EventFile(folder / "flops", _gflop(flops) + 1 if resume_step else 0)
+        self._session_end: list[Summary] = []
+
+    def write(self, step: int, values: Mapping[str, float | str], flops: float | None) -> None:
+        self._by_step.write(step, [_value(name, value) for name, value in values.items()])
+        losses = [name for name in values if catalog.is_loss(name)]
+        if losses and flops is not None:
+            curves = [_value(catalog.flops_curve(name), values[name]) for name in losses]
+            self._by_flops.write(_gflop(flops), curves)
+
+    def text(self, tag: str, text: str, step: int) -> None:
+        self._by_step.write(step, [_value(tag, text)])
+
+    def hparams(self, config: Mapping[str, Any], metrics: Iterable[str]) -> None:
+        experiment, session_start, session_end = summary.hparams(_flat(config), dict.fromkeys(metrics))
+        self._by_step.write(0, [experiment, session_start])
+        self._session_end = [session_end]
+
+    def close(self) -> None:
+        self._by_step.write(0, self._session_end)
+        self._by_step.close()
+        self._by_flops.close()
+
+
+class _EventFile:
+    """One event file, written at once and in order."""
+
+    def __init__(self, folder: Path, first_hidden_step: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        # tensorboardX names files by the second; two starts within one must not overwrite each other.
+        self._writer = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
+        # TensorBoard takes the first START of a folder for no restart: a fresh run needs one too, or the first resume
+        # would hide nothing.
+        self._write(Event(step=first_hidden_step, session_log=SessionLog(status=SessionLog.START)))
+
+    def write(self, step: int, summaries: Sequence[Summary]) -> None:
+        values = [value for item in summaries for value in item.value]
+        if values:
+            self._write(Event(step=step, summary=Summary(value=values)))
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._writer.write_event(event)
+        self._writer.flush()  # to the disk: a killed run must not lack curves up to its checkpoint
+
+
+def _value(tag: str, value: float | str) -> Summary:
+    return summary.text(tag, _verbatim(value)) if isinstance(value, str) else summary.scalar(tag, value)
+
+
+def _verbatim(text: str) -> str:
+    """Make text a Markdown code block by indenting it, which unlike a fence no content can end."""
+    text = text.encode("utf-8", errors="replace").decode()
+    return "\n".join("    " + line for line in text.split("\n"))
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
+    """Flatten nested settings to {"section.key": value}; what is no plain value is shown as JSON."""
+    flat: dict[str, bool | int | float | str] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value if isinstance(value, bool | int | float | str) else json.dumps(value)
+    return flat
+
+
+def _gflop(flops: float) -> int:
+    """Steps are int64: GFLOP reach 9e27 FLOP, and a small model's step still is more than one."""
+    return int(flops / 1e9)
+
+
+@contextlib.contextmanager
+def _writing(run_dir: Path) -> Iterator[None]:
+    """Tell the user where and why a write failed, and the cure."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or run_dir}: cannot write metrics: {error.strerror or error}; "
+            "make room or make it writable, then start the same command again to resume"
+        ) from error

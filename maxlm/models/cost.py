@@ -1,0 +1,212 @@
+"""What a model costs, from its configuration alone: parameters, FLOPs, bytes. Makes no array and imports no jax."""
+
+from __future__ import annotations
+
+import math
+
+from maxlm.config.schema import AttentionConfig, LearnedPosition, MeshConfig, MlpConfig, ModelConfig, RunConfig
+
+_FP32_BYTES = 4
+_ADAM_SLOTS = 2
+_GATED = ("swiglu", "geglu")
+
+
+# --- parameters ------------------------------------------------------------------------------------------------------
+
+
+def parameter_count(model: ModelConfig) -> int:
+    """Count the model's parameters; a tied embedding counts once."""
+    return sum(parameter_parts(model).values())
+
+
+def parameter_parts(model: ModelConfig) -> dict[str, int]:
+    """Count parameters by part: embedding, positions, attention, feed-forward, norms, head."""
+    attention = _repeats(model) * sum(_attention_parameters(model, block.mixer) for block in model.pattern)
+    feed_forward = _repeats(model) * sum(_mlp_parameters(model, block.ffn) for block in model.pattern)
+    norm = model.embed_dim * (2 if model.norm.kind == "layernorm" else 1)  # scale, and layernorm's bias
+    positions = model.position.max_length if isinstance(model.position, LearnedPosition) else 0
+    return {
+        "embedding": model.vocab_size * model.embed_dim,
+        "positions": positions * model.embed_dim,
+        "attention": attention,
+        "feed-forward": feed_forward,
+        "norms": (2 * model.num_layers + 1) * norm,
+        "head": 0 if model.tie_embeddings else model.vocab_size * model.embed_dim,
+    }
+
+
+def _attention_parameters(model: ModelConfig, mixer: AttentionConfig) -> int:
+    """Count four projections, their biases, and one scale of length head_dim each for queries and keys."""
+    scales = 2 * model.head_dim if mixer.qk_norm == "rmsnorm" else 0
+    input_bias = 0 if mixer.bias == "none" else _qkv_dim(model)
+    output_bias = model.embed_dim if mixer.bias == "all" else 0
+    return _attention_weights(model) + scales + input_bias + output_bias
+
+
+def _mlp_parameters(model: ModelConfig, ffn: MlpConfig) -> int:
+    """Count up (and gate) and down, and their biases."""
+    bias = _input_matrices(ffn) * model.mlp_dim + model.embed_dim if ffn.bias == "all" else 0
+    return _mlp_weights(model, ffn) + bias
+
+
+def _attention_weights(model: ModelConfig) -> int:
+    """Count the weights of query, key, value: D x (N + 2K) H, and of the output: N H x D."""
+    return model.embed_dim * _qkv_dim(model) + model.num_heads * model.head_dim * model.embed_dim
+
+
+def _mlp_weights(model: ModelConfig, ffn: MlpConfig) -> int:
+    """Count the weights of up and down, D x F each, and of a gated layer's third matrix."""
+    return (_input_matrices(ffn) + 1) * model.embed_dim * model.mlp_dim
+
+
+def _qkv_dim(model: ModelConfig) -> int:
+    return (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
+
+
+def _input_matrices(ffn: MlpConfig) -> int:
+    return 2 if ffn.activation in _GATED else 1
+
+
+def _repeats(model: ModelConfig) -> int:
+    return model.num_layers // len(model.pattern)
+
+
+# --- FLOPs -----------------------------------------------------------------------------------------------------------
+
+
+def flops_per_token(model: ModelConfig, sequence_length: int) -> float:
+    """Count the FLOPs that training needs per token: forward and backward pass, matrix multiplications only.
+
+    Derivation. A multiply-add is 2 FLOPs. A token meets each weight of a matrix once in the forward pass (2 FLOPs) and
+    twice in the backward pass, for the gradient of the input and of the weight (4 FLOPs):
+
+        weights = 6 (N_layers + D V)     per token
+
+    N_layers are the weights of the attention projections and feed-forward layers. D V is the projection to the
+    vocabulary, also when it shares the embedding's table; the embedding itself is a lookup and counts nothing.
+
+    Attention multiplies each query with each key it sees (2 H FLOPs per head) and each weight with a value (2 H): with
+    N heads 4 N H per pair, and 12 N H with the backward pass. Pairs hidden by the causal mask or by a sliding window W
+    are not counted. Query t = 1 ... T sees min(t, W) keys, on average
+
+        keys = (1 + ... + W + (T - W) W) / T,  which is (T + 1) / 2 without a window (W = T)
+        attention = 12 N H keys          per token and layer
+
+    This is what the model needs, not what the hardware does: recomputation (remat), the masked half that a kernel may
+    compute anyway, and flash attention's second look at the scores are not counted. Norms, rotary positions, softmax
+    and biases are left out (under 1 % for the usual shapes). Sequences count as one document each: packing makes the
+    real attention a little cheaper. Same count as PaLM's (arXiv:2204.02311, appendix B), but causal.
+
+    Args:
+      model: the architecture.
+      sequence_length: T, tokens per training sequence.
+    """
+    return sum(flops_parts(model, sequence_length).values())
+
+
+def flops_parts(model: ModelConfig, sequence_length: int) -> dict[str, float]:
+    """Split `flops_per_token` by part: attention projections, attention scores, feed-forward, head."""
+    pair = 12 * model.num_heads * model.head_dim
+    scores = sum(pair * _mean_keys(sequence_length, block.mixer.window) for block in model.pattern)
+    feed_forward = sum(_mlp_weights(model, block.ffn) for block in model.pattern)
+    return {
+        "attention projections": 6.0 * model.num_layers * _attention_weights(model),
+        "attention scores": _repeats(model) * scores,
+        "feed-forward": 6.0 * _repeats(model) * feed_forward,
+        "head": 6.0 * model.embed_dim * model.vocab_size,
+    }
+
+
+def _mean_keys(sequence_length: int, window: int | None) -> float:
+    """Average how many keys a query sees: itself and what lies before it, within the window."""
+    window = min(window or sequence_length, sequence_length)
+    pairs = window * (window + 1) // 2 + (sequence_length - window) * window
+    return pairs / sequence_length
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+def memory_per_device(config: RunConfig, mesh: MeshConfig, *, compute_bytes: int | None = None) -> dict[str, int]:
+    """Estimate the bytes on one device by part: parameters, optimizer, gradients, ..., logits.
+
+    An estimate to see what dominates, not a promise: the compiler's own figure is what counts. Parameters and optimizer
+    are exact where the mesh divides them; activations assume that a block keeps the inputs of its multiplications.
+
+    Args:
+      config: the run.
+      mesh: devices along each axis, without -1.
+      compute_bytes: size of an activation: 2 for bfloat16, 4 for float32. By default from `train.compute_dtype`, where
+        auto counts as bfloat16 unless `runtime.platform` is cpu.
+    """
+    compute_bytes = compute_bytes or _compute_bytes(config)
+    parts = parameter_parts(config.model)
+    in_stack = parts["attention"] + parts["feed-forward"] + parts["norms"]
+    outside = sum(parts.values()) - in_stack
+    block = in_stack / config.model.num_layers / mesh.tensor
+    whole = in_stack / (mesh.stage * mesh.tensor) + outside / mesh.tensor
+    shard = whole / (mesh.fsdp * mesh.expert * mesh.context)
+    # Besides its fp32 shard of the gradient a device holds the gradient of what was gathered: of one block in the
+    # compute dtype, of everything, or, summed over the microbatches in fp32, of everything.
+    gathered, unreduced_bytes = {
+        "layer": (block + outside / mesh.tensor, block * compute_bytes),
+        "microbatch": (whole, whole * compute_bytes),
+        "step": (whole, whole * _FP32_BYTES),
+    }[config.train.gather]
+    memory = {
+        "parameters": shard * _FP32_BYTES,
+        "optimizer": shard * _FP32_BYTES * _ADAM_SLOTS,
+        "gradients": shard * _FP32_BYTES + unreduced_bytes,
+        "gathered weights": gathered * compute_bytes,
+        "activations": _activation_bytes(config, mesh, compute_bytes),
+        "logits": _logit_bytes(config, mesh),
+    }
+    return {part: math.ceil(size) for part, size in memory.items()}
+
+
+def _activation_bytes(config: RunConfig, mesh: MeshConfig, compute_bytes: int) -> float:
+    """Estimate what the forward pass keeps in every block, and one whole block being recomputed or differentiated."""
+    model, remat = config.model, config.train.remat
+    widths = [_block_widths(model, block.ffn, mesh.tensor) for block in model.pattern]
+    whole = [sum(width.values()) for width in widths]
+    if remat == "none":
+        kept = whole
+    else:
+        names = () if remat == "full" else remat.names
+        kept = [model.embed_dim / mesh.tensor + sum(width.get(name, 0.0) for name in names) for width in widths]
+    per_token = _repeats(model) / mesh.stage * sum(kept) + max(whole)
+    return _tokens_per_device(config, mesh) * per_token * compute_bytes
+
+
+def _block_widths(model: ModelConfig, ffn: MlpConfig, tensor: int) -> dict[str, float]:
+    """Count a block's activations per token: heads and hidden units are split, the residual's sequence is too."""
+    heads, hidden = model.head_dim / tensor, model.mlp_dim / tensor
+    return {
+        "residual": 2 * model.embed_dim / tensor,
+        "normalised": 2.0 * model.embed_dim,  # gathered over `tensor`: what the projections read
+        "query": model.num_heads * heads,
+        "key": model.num_kv_heads * heads,
+        "value": model.num_kv_heads * heads,
+        "attention_out": model.num_heads * heads,
+        "attention_lse": model.num_heads / tensor,
+        "mlp_hidden": hidden,
+        "mlp_gate": hidden if ffn.activation in _GATED else 0.0,
+        "activated": hidden,
+    }
+
+
+def _logit_bytes(config: RunConfig, mesh: MeshConfig) -> float:
+    """Count the fp32 logits of one chunk of the loss, and their gradient."""
+    tokens = min(config.train.loss_chunk_tokens, _tokens_per_device(config, mesh))
+    return 2 * tokens * config.model.vocab_size / mesh.tensor * _FP32_BYTES
+
+
+def _tokens_per_device(config: RunConfig, mesh: MeshConfig) -> float:
+    """Count the tokens of one microbatch on one device (before `tensor` splits what it splits)."""
+    sequences = config.train.batch_size / (mesh.data * mesh.fsdp * mesh.expert * config.train.microbatches)
+    return sequences * config.data.sequence_length / mesh.context
+
+
+def _compute_bytes(config: RunConfig) -> int:
+    dtype, platform = config.train.compute_dtype, config.runtime.platform
+    return 4 if dtype == "float32" or (dtype == "auto" and platform == "cpu") else 2
