@@ -1,0 +1,1 @@
+"""Start runs on one machine or many."""

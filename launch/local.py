@@ -1,0 +1,171 @@
+#!/usr/bin/env python3
+"""Run N processes of one job on this machine: `python launch/local.py -n 2 -- maxlm train RUN.yaml`.
+
+Process 0 has the terminal. Of the others only the last lines are kept, and shown when one of them fails. When a process
+dies, the others are ended within seconds and the message names it. The first SIGTERM or SIGINT goes on to all
+processes, which finish their step, save and stop; a second one kills them.
+
+Exit code: 0 when all processes end well; 2 when the first to fail says the mistake is the user's; 128 + the signal when
+a signal ended them; 1 otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+# Processes that fail over the same mistake end one shortly after the other; process 0 gets to say what it is.
+GRACE_SECONDS = 2.0
+POLL_SECONDS = 0.05
+LINES_KEPT = 30
+
+_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl
+
+
+class Worker:
+    """One process of the job."""
+
+    def __init__(self, index: int, command: Sequence[str], environment: dict[str, str]) -> None:
+        self.index = index
+        output = None if index == 0 else subprocess.PIPE
+        # A process group of its own: a Ctrl-C in the terminal reaches the processes once, through the launcher.
+        self.process = subprocess.Popen(
+            command,
+            env=environment,
+            stdout=output,
+            stderr=None if index == 0 else subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            process_group=0,
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509: no threads yet
+        )
+        self._lines: deque[str] = deque(maxlen=LINES_KEPT)
+        self._reader: threading.Thread | None = None
+
+    def start_reading(self) -> None:
+        """Drain the output in the background; a full pipe would stop the process."""
+        if self.process.stdout is not None:
+            self._reader = threading.Thread(target=self._lines.extend, args=(self.process.stdout,), daemon=True)
+            self._reader.start()
+
+    def describe_end(self) -> str:
+        """Say how the process ended, and its last lines where they were not shown yet."""
+        code = self.process.returncode
+        how = f"exited with code {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
+        if self._reader is not None:
+            self._reader.join(timeout=1)
+        lines = "".join(f"[process {self.index}] {line.rstrip()}\n" for line in list(self._lines))
+        return f"{lines}process {self.index} (pid {self.process.pid}) {how}"
+
+
+class Signals:
+    """Pass the first SIGTERM or SIGINT on to all workers, and kill them at the second."""
+
+    def __init__(self, workers: Sequence[Worker]) -> None:
+        self._workers = workers
+        self.received: list[int] = []
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        self.received.append(number)
+        send(self._workers, number if len(self.received) == 1 else signal.SIGKILL)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Start the processes, watch them to the end, and return the exit code."""
+    parser = argparse.ArgumentParser(prog="launch/local.py", description="Run N processes of one job on this machine.")
+    parser.add_argument("-n", type=int, required=True, metavar="N", help="number of processes")
+    parser.add_argument("command", nargs="+", metavar="-- COMMAND", help="what each process runs")
+    options = parser.parse_args(arguments)
+    if options.n < 1:
+        parser.error(f"-n {options.n}: at least one process is needed")
+    workers: list[Worker] = []
+    signals = Signals(workers)
+    try:
+        for environment in environments(options.n):
+            workers.append(Worker(len(workers), options.command, environment))
+        for worker in workers:
+            worker.start_reading()
+        return watch(workers, signals)
+    except FileNotFoundError:
+        sys.stderr.write(f"launch/local.py: no such command: {options.command[0]}\n")
+        return 2
+    finally:
+        send(workers, signal.SIGKILL)
+
+
+def environments(count: int) -> list[dict[str, str]]:
+    """Return the environment of each process: how it finds the others, on the loopback interface."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    # `maxlm` is found when the launcher runs with the Python of an environment that is not activated.
+    search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return [
+        {
+            **os.environ,
+            "PATH": search,
+            "MAXLM_COORDINATOR": address,
+            "MAXLM_NUM_PROCESSES": str(count),
+            "MAXLM_PROCESS_ID": str(index),
+            "JAX_COORDINATOR_BIND_ADDRESS": address,
+        }
+        for index in range(count)
+    ]
+
+
+def watch(workers: Sequence[Worker], signals: Signals) -> int:
+    """Wait until all workers are done or one has failed; end the others then; return the exit code."""
+    while any(worker.process.poll() is None for worker in workers) and not failed(workers):
+        time.sleep(POLL_SECONDS)
+    if len(signals.received) > 1:
+        sys.stderr.write("launch/local.py: second signal: killed all processes\n")
+        return 128 + signals.received[-1]
+    first = failed(workers)
+    if not first:
+        return 0
+    deadline = time.monotonic() + GRACE_SECONDS
+    while any(worker.process.poll() is None for worker in workers) and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+    ended = [worker for worker in workers if worker.process.poll() is None]
+    send(ended, signal.SIGKILL)
+    ending = f"; ended the others ({', '.join(f'process {worker.index}' for worker in ended)})" if ended else ""
+    for worker in first:
+        sys.stderr.write(f"launch/local.py: {worker.describe_end()}{ending}\n")
+    if signals.received:
+        return 128 + signals.received[0]
+    return 2 if first[0].process.returncode == 2 else 1
+
+
+def failed(workers: Sequence[Worker]) -> list[Worker]:
+    """Return the workers that ended badly so far: those that chose to exit before those that crashed in their wake."""
+    bad = [worker for worker in workers if worker.process.poll() not in (None, 0)]
+    return sorted(bad, key=lambda worker: worker.process.returncode < 0)
+
+
+def send(workers: Sequence[Worker], number: int) -> None:
+    """Send a signal to the process groups of the workers that are alive."""
+    for worker in workers:
+        if worker.process.poll() is None:
+            os.killpg(worker.process.pid, number)
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel to kill this process when the launcher is killed; runs between fork and exec."""
+    ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
