@@ -1,0 +1,19 @@
+"""What differs between the JAX versions maxlm runs on (0.10.2, 0.11), in one place. Below everything but the config."""
+
+from __future__ import annotations
+
+import jax
+from jax import lax
+
+
+def varying_axes(*arrays: jax.Array) -> frozenset[str]:
+    """Return the mesh axes over which any of the arrays may differ between devices, inside a shard_map."""
+    types = [jax.typeof(array) for array in arrays]
+    # One attribute before and after jax 0.10 moved it.
+    return frozenset().union(*(t.manual_axis_type.varying if hasattr(t, "manual_axis_type") else t.vma for t in types))
+
+
+def vary_over(array: jax.Array, axes: frozenset[str] | tuple[str, ...]) -> jax.Array:
+    """Mark an array as varying over the axes over which it does not yet (the transpose sums over just these)."""
+    missing = tuple(sorted(frozenset(axes) - varying_axes(array)))
+    return lax.pcast(array, missing, to="varying") if missing else array

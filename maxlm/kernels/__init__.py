@@ -1,0 +1,1 @@
+"""Kernels and their plain references. They know arrays, nothing else."""

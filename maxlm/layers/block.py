@@ -1,0 +1,39 @@
+"""One block of a decoder, and the two registries of what can stand in it."""
+
+from __future__ import annotations
+
+import jax
+from flax import nnx
+
+from maxlm.config.schema import BlockConfig, ModelConfig
+from maxlm.layers.attention import Attention, Cache
+from maxlm.layers.mlp import Mlp
+from maxlm.layers.norm import build_norm
+from maxlm.layers.sequence import SequenceInfo
+
+MIXERS = {"attention": Attention}
+"""What moves information between tokens."""
+FFNS = {"mlp": Mlp}
+"""What works on each token alone."""
+
+
+class Block(nnx.Module):
+    """Pre-norm residual block: x + mixer(norm(x)), then x + ffn(norm(x))."""
+
+    def __init__(self, model: ModelConfig, config: BlockConfig):
+        self.mixer_norm = build_norm(model.norm, model.embed_dim)
+        self.mixer = MIXERS[config.mixer.kind](model, config.mixer)
+        self.ffn_norm = build_norm(model.norm, model.embed_dim)
+        self.ffn = FFNS[config.ffn.kind](model, config.ffn)
+
+    def __call__(self, x_BTD: jax.Array, info: SequenceInfo) -> jax.Array:
+        with jax.named_scope("mixer"):
+            x_BTD += self.mixer(self.mixer_norm(x_BTD), info)
+        with jax.named_scope("ffn"):
+            return x_BTD + self.ffn(self.ffn_norm(x_BTD), info)
+
+    def decode(self, x_BTD: jax.Array, info: SequenceInfo, cache: Cache, start: jax.Array) -> tuple[jax.Array, Cache]:
+        """Run the block on the newest tokens, with the mixer's memory of the earlier ones."""
+        mixed, cache = self.mixer.decode(self.mixer_norm(x_BTD), info, cache, start)
+        x_BTD += mixed
+        return x_BTD + self.ffn(self.ffn_norm(x_BTD), info), cache

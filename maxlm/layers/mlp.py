@@ -1,0 +1,54 @@
+"""Feed-forward layers, gated (SwiGLU, GeGLU; arXiv:2002.05202) and plain (ReLU, GELU)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec as P
+
+from maxlm.config.schema import MlpConfig, ModelConfig
+from maxlm.layers.sequence import SequenceInfo
+from maxlm.sharding.mesh import FSDP_AXES
+from maxlm.sharding.parameters import Constant, Normal, weight
+from maxlm.sharding.tensor import enter, leave
+
+ACTIVATIONS = {"swiglu": jax.nn.silu, "geglu": jax.nn.gelu, "relu": jax.nn.relu, "gelu": jax.nn.gelu}
+"""GELU by its tanh approximation, as GPT-2 does."""
+
+
+class Mlp(nnx.Module):
+    """Hidden units are split over `tensor`; the sequence is whole inside and split outside."""
+
+    def __init__(self, model: ModelConfig, config: MlpConfig):
+        dim, hidden = model.embed_dim, model.mlp_dim
+        init, init_out = Normal(model.init_std), Normal(model.init_std / (2 * model.num_layers) ** 0.5)
+        self.gated = config.activation in ("swiglu", "geglu")
+        self.up = weight((dim, hidden), P(FSDP_AXES, "tensor"), init)
+        if self.gated:
+            self.gate = weight((dim, hidden), P(FSDP_AXES, "tensor"), init)
+        self.down = weight((hidden, dim), P("tensor", FSDP_AXES), init_out)
+        if config.bias == "all":
+            self.up_bias = weight((hidden,), P("tensor"), Constant(0.0))
+            if self.gated:
+                self.gate_bias = weight((hidden,), P("tensor"), Constant(0.0))
+            self.down_bias = weight((dim,), P(FSDP_AXES), Constant(0.0))
+        self.config = config
+
+    def __call__(self, x_BTD: jax.Array, info: SequenceInfo) -> jax.Array:
+        """Map each token on its own; (B, T / tensor, D) -> (B, T / tensor, D)."""
+        del info
+        biased = self.config.bias == "all"
+        activate = ACTIVATIONS[self.config.activation]
+        x_BTD = enter(x_BTD)
+        hidden_BTF = jnp.einsum("BTD,DF->BTF", x_BTD, self.up[...])
+        hidden_BTF = checkpoint_name(hidden_BTF + self.up_bias[...] if biased else hidden_BTF, "mlp_hidden")
+        if self.gated:
+            gate_BTF = jnp.einsum("BTD,DF->BTF", x_BTD, self.gate[...])
+            gate_BTF = checkpoint_name(gate_BTF + self.gate_bias[...] if biased else gate_BTF, "mlp_gate")
+            hidden_BTF = activate(gate_BTF) * hidden_BTF
+        else:
+            hidden_BTF = activate(hidden_BTF)
+        y_BTD = leave(jnp.einsum("BTF,FD->BTD", hidden_BTF, self.down[...]))
+        return y_BTD + self.down_bias[...] if biased else y_BTD

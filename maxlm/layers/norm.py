@@ -1,0 +1,50 @@
+"""RMSNorm (arXiv:1910.07467) and LayerNorm (arXiv:1607.06450), computed in fp32."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+from maxlm.config.schema import NormConfig
+from maxlm.sharding.mesh import FSDP_AXES
+from maxlm.sharding.parameters import Constant, weight
+
+
+class RMSNorm(nnx.Module):
+    """Divide by the root mean square of the last dimension, then scale."""
+
+    def __init__(self, dim: int, epsilon: float, spec: P = P(FSDP_AXES)):
+        self.scale = weight((dim,), spec, Constant(1.0))
+        self.epsilon = epsilon
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        wide *= lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
+        return (wide * self.scale[...].astype(jnp.float32)).astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Subtract the mean of the last dimension, divide by its standard deviation, then scale and shift."""
+
+    def __init__(self, dim: int, epsilon: float):
+        self.scale = weight((dim,), P(FSDP_AXES), Constant(1.0))
+        self.bias = weight((dim,), P(FSDP_AXES), Constant(0.0))
+        self.epsilon = epsilon
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        wide -= jnp.mean(wide, axis=-1, keepdims=True)
+        wide *= lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
+        scale, bias = self.scale[...].astype(jnp.float32), self.bias[...].astype(jnp.float32)
+        return (wide * scale + bias).astype(x.dtype)
+
+
+NORMS = {"rmsnorm": RMSNorm, "layernorm": LayerNorm}
+
+
+def build_norm(config: NormConfig, dim: int) -> RMSNorm | LayerNorm:
+    """Build the configured norm over vectors of `dim`."""
+    return NORMS[config.kind](dim, config.epsilon)

@@ -1,0 +1,74 @@
+"""A decoder-only language model: embedding, stack of blocks, norm, output projection."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+from flax import nnx
+
+from maxlm.config.schema import ModelConfig
+from maxlm.layers.attention import Cache
+from maxlm.layers.embedding import Embedding, Head
+from maxlm.layers.norm import build_norm
+from maxlm.layers.sequence import SequenceInfo
+from maxlm.layers.stack import Remat, build_stack, decode_stack, run_stack
+from maxlm.ops.rope import rotation
+from maxlm.sharding.fsdp import cast, gather
+
+
+class Decoder(nnx.Module):
+    """Declares every parameter of a model; inside the shard_map, the per-device program over this device's part.
+
+    Outside, the same object holds global arrays. Parameters are whole only between `whole_*` and their use.
+    """
+
+    def __init__(self, model: ModelConfig):
+        self.embedding = Embedding(model)
+        self.stack = build_stack(model)
+        self.norm = build_norm(model.norm, model.embed_dim)
+        if not model.tie_embeddings:
+            self.head = Head(model)
+        self.model = model
+
+    def sequence_info(self, positions_BT: jax.Array, segment_ids_BT: jax.Array, attention_kernel: str) -> SequenceInfo:
+        """Precompute what every block needs to know about the tokens' places."""
+        position = self.model.position
+        turned = rotation(position, self.model.head_dim, positions_BT) if position.kind == "rope" else None
+        return SequenceInfo(positions_BT, segment_ids_BT, turned, attention_kernel)
+
+    def hidden(
+        self, tokens_BT: jax.Array, info: SequenceInfo, *, gather_layers: bool, remat: Remat, compute_dtype: Any
+    ) -> jax.Array:
+        """Return normalised last hidden states, (B, T / tensor, D).
+
+        The embedding and the final norm are whole already. Where `gather_layers` is set the stack holds shards, cast
+        and gathered block by block; otherwise it is whole too.
+        """
+        with jax.named_scope("embedding"):
+            x_BTD = self.embedding(tokens_BT, info).astype(compute_dtype)
+        gather_group = (lambda group: gather(cast(group, compute_dtype))) if gather_layers else None
+        with jax.named_scope("stack"):
+            x_BTD = run_stack(self.stack, x_BTD, info, gather=gather_group, remat=remat)
+        return self.norm(x_BTD)
+
+    def decode(
+        self, tokens_BT: jax.Array, info: SequenceInfo, caches: list[Cache], start: jax.Array
+    ) -> tuple[jax.Array, list[Cache]]:
+        """Return normalised last hidden states of the newest tokens, (B, T, D), with whole parameters; see `Attention.decode`."""
+        x_BTD = self.embedding(tokens_BT, info)
+        x_BTD, caches = decode_stack(self.stack, x_BTD, info, caches, start)
+        return self.norm(x_BTD), caches
+
+    def whole_outside_stack(self, compute_dtype: Any) -> Decoder:
+        """Return the decoder with everything but the stack cast and gathered."""
+        copy: Decoder = jax.tree.map(lambda leaf: leaf, self)
+        copy.embedding = gather(cast(self.embedding, compute_dtype))
+        copy.norm = gather(cast(self.norm, compute_dtype))
+        if not self.model.tie_embeddings:
+            copy.head = gather(cast(self.head, compute_dtype))
+        return copy
+
+    def output_DV(self) -> jax.Array:
+        """Return this device's columns of the output projection."""
+        return self.embedding.tokens[...].T if self.model.tie_embeddings else self.head.output[...]

@@ -1,0 +1,1 @@
+"""Differentiable operations on the arrays that one device holds."""

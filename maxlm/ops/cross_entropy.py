@@ -1,0 +1,118 @@
+"""Cross entropy over a vocabulary split across devices, in chunks of tokens: full logits never exist.
+
+The loss is linear in its cotangent, so the forward pass of a training step computes the gradients too, chunk by chunk
+while the chunk's logits are there; the backward pass only scales them. Logits are thus computed once, and what is kept
+between the passes is one gradient of x and one of the output projection.
+
+For a token with logits z, lse = log sum exp z, target y, weight w, smoothing s over V tokens and z-loss coefficient c:
+
+  loss = w (lse - (1 - s) z_y - s mean(z) + c lse^2)
+  d loss / d z = w ((1 + 2 c lse) softmax(z) - (1 - s) onehot(y) - s / V)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from maxlm.jax_versions import vary_over, varying_axes
+
+
+@dataclasses.dataclass(frozen=True)
+class LossOptions:
+    """What the loss adds to plain cross entropy, and how many tokens have logits at once."""
+
+    z_loss: float = 0.0
+    label_smoothing: float = 0.0
+    chunk_tokens: int = 1024
+    axis: str = "tensor"
+
+
+def cross_entropy(
+    x_TD: jax.Array, output_DV: jax.Array, targets_T: jax.Array, weights_T: jax.Array, options: LossOptions
+) -> tuple[jax.Array, jax.Array]:
+    """Sum the weighted losses of all tokens, over a vocabulary split across `options.axis`.
+
+    Args:
+      x_TD: last hidden states, the same on every device of the axis.
+      output_DV: this device's columns of the output projection.
+      targets_T: int32 global token ids.
+      weights_T: fp32, 0 for tokens that do not count.
+
+    Returns:
+      objective: fp32 scalar to differentiate, with z-loss and smoothing; differentiable once, in x and output.
+      nats: fp32 scalar, plain cross entropy; not differentiable.
+    """
+    return _cross_entropy(x_TD, output_DV, targets_T, weights_T, options)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _cross_entropy(x, output, targets, weights, options):  # type: ignore[no-untyped-def]
+    chunks = _chunks(options.chunk_tokens, x, targets, weights)
+    losses = lax.map(lambda chunk: _chunk_loss(*chunk, output, options)[:2], chunks)
+    return losses[0].sum(), losses[1].sum()
+
+
+def _cross_entropy_forward(x, output, targets, weights, options):  # type: ignore[no-untyped-def]
+    def body(d_output, chunk):  # type: ignore[no-untyped-def]
+        x_chunk, targets_chunk, weights_chunk = chunk
+        objective, nats, d_logits = _chunk_loss(x_chunk, targets_chunk, weights_chunk, output, options)
+        d_logits = d_logits.astype(x.dtype)
+        d_output += jnp.einsum("TD,TV->DV", x_chunk, d_logits, preferred_element_type=jnp.float32)
+        return d_output, (objective, nats, jnp.einsum("TV,DV->TD", d_logits, output))
+
+    chunks = _chunks(options.chunk_tokens, x, targets, weights)
+    zeros = vary_over(jnp.zeros(output.shape, jnp.float32), varying_axes(x, output))
+    d_output, (objective, nats, d_x) = lax.scan(body, zeros, chunks)
+    d_x = d_x.reshape(-1, x.shape[1])[: x.shape[0]]
+    return (objective.sum(), nats.sum()), (d_x, d_output.astype(output.dtype))
+
+
+def _cross_entropy_backward(options, saved, cotangents):  # type: ignore[no-untyped-def]
+    del options
+    d_x, d_output = saved
+    d_objective, _ = cotangents
+    return d_x * d_objective.astype(d_x.dtype), d_output * d_objective.astype(d_output.dtype), None, None
+
+
+_cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
+
+
+def _chunk_loss(x, targets, weights, output, options):  # type: ignore[no-untyped-def]
+    """Return the chunk's (objective, nats) and the gradient of its logits, each device's own columns."""
+    axis = options.axis
+    logits = jnp.einsum("TD,DV->TV", x, output, preferred_element_type=jnp.float32)
+    num_columns = logits.shape[1]
+    vocab_size = num_columns * lax.axis_size(axis)
+    peak = lax.pmax(logits.max(axis=-1), axis)
+    exp = jnp.exp(logits - peak[:, None])
+    total = lax.psum(exp.sum(axis=-1), axis)
+    lse = jnp.log(total) + peak
+    column = targets - lax.axis_index(axis) * num_columns
+    hit = column[:, None] == jnp.arange(num_columns, dtype=jnp.int32)
+    target_logit = lax.psum(jnp.where(hit, logits, 0.0).sum(axis=-1), axis)
+    nats = weights * (lse - target_logit)
+    smoothing = options.label_smoothing
+    objective = nats + weights * options.z_loss * lse**2
+    d_logits = exp * ((1 + 2 * options.z_loss * lse) / total)[:, None] - (1 - smoothing) * hit
+    if smoothing:
+        mean_logit = lax.psum(logits.sum(axis=-1), axis) / vocab_size
+        objective += weights * smoothing * (target_logit - mean_logit)
+        d_logits -= smoothing / vocab_size
+    return objective.sum(), nats.sum(), d_logits * weights[:, None]
+
+
+def _chunks(size, x, *per_token):  # type: ignore[no-untyped-def]
+    """Cut tokens into chunks of a size, the last one filled with tokens of weight 0."""
+    size = min(size, x.shape[0])
+    missing = -x.shape[0] % size
+
+    def cut(array: jax.Array) -> jax.Array:
+        padded = jnp.pad(array, [(0, missing), *[(0, 0)] * (array.ndim - 1)])
+        return padded.reshape(-1, size, *array.shape[1:])
+
+    return tuple(cut(array) for array in (x, *per_token))

@@ -1,0 +1,62 @@
+"""Fully sharded parameters: gathered at use, gradients scattered back by the transpose of the gather.
+
+Nothing here reduces a gradient: `vary` and `gather` are linear, and autodiff turns them around. The transpose of the
+gather is a reduce-scatter over the fsdp axes; the transpose of `vary` is a psum over exactly the axes that hold copies.
+Because `vary` comes first on the way in, that psum comes last on the way out and moves only the shard.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from maxlm.jax_versions import vary_over, varying_axes
+from maxlm.sharding.mesh import AXES, FSDP_AXES
+from maxlm.sharding.parameters import map_parameters
+
+Module = TypeVar("Module")
+
+
+def vary(module: Module, axes: tuple[str, ...] = AXES) -> Module:
+    """Mark every parameter as varying over the mesh axes, so that its gradient is reduced once, here."""
+
+    return map_parameters(lambda parameter: parameter.replace(vary_over(parameter.get_value(), axes)), module)
+
+
+def cast(module: Module, dtype: Any) -> Module:
+    """Cast every parameter, before it is gathered: half the bytes on the wire in bfloat16."""
+    return map_parameters(lambda parameter: parameter.replace(parameter.get_value().astype(dtype)), module)
+
+
+def gather(module: Module) -> Module:
+    """All-gather every parameter along the dimension that the fsdp axes split.
+
+    Works on one block and on a stack of them: dimensions are counted from the end, as the spec's entries are.
+    """
+
+    def gathered(parameter: nnx.Param) -> nnx.Param:
+        value, spec = parameter.get_value(), parameter.get_metadata("spec")
+        for dimension, axes in enumerate(spec):
+            if axes == FSDP_AXES:
+                value = lax.all_gather(value, FSDP_AXES, axis=value.ndim - len(spec) + dimension, tiled=True)
+        return parameter.replace(value)
+
+    return map_parameters(gathered, module)
+
+
+def is_parameter_gather(primitive: Any, *_: Any, **parameters: Any) -> bool:
+    """Recognise the equation that `gather` writes (for rematerialisation policies)."""
+    return primitive is lax.all_gather_p and tuple(parameters["axis_name"]) == FSDP_AXES
+
+
+def zeros_like_fp32(module: Module) -> Module:
+    """Return fp32 zeros with the parameters' local shapes and varying axes, to accumulate gradients in."""
+
+    def zeros(parameter: nnx.Param) -> nnx.Param:
+        value = parameter.get_value()
+        return parameter.replace(vary_over(jnp.zeros(value.shape, jnp.float32), varying_axes(value)))
+
+    return map_parameters(zeros, module)

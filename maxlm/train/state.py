@@ -1,0 +1,62 @@
+"""Everything a run carries from step to step, and where it lies."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from maxlm.models.decoder import Decoder
+from maxlm.sharding.parameters import initialise, is_parameter, partition_spec
+
+
+class TrainState(NamedTuple):
+    """The state of training after `step` steps; together with the data's seed it determines all later steps.
+
+    Attributes:
+      step: int32, steps done, skipped ones included.
+      decoder: fp32 parameters.
+      optimizer: the optimizer's slots, laid out as the parameters.
+      token_hash: uint32[2], running hash of every token consumed.
+      skipped_in_row: int32, non-finite steps since the last finite one.
+      skipped: int32, non-finite steps in all.
+    """
+
+    step: jax.Array
+    decoder: Decoder
+    optimizer: Any
+    token_hash: jax.Array
+    skipped_in_row: jax.Array
+    skipped: jax.Array
+
+
+def _new_state(decoder: Decoder, optimizer: optax.GradientTransformation) -> TrainState:
+    def zero() -> jax.Array:
+        return jnp.zeros((), jnp.int32)
+
+    return TrainState(zero(), decoder, optimizer.init(decoder), jnp.zeros((2,), jnp.uint32), zero(), zero())
+
+
+def declare_state(declared: Decoder, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Return the state as `jax.ShapeDtypeStruct`s with shardings: what a checkpoint is restored into."""
+    shapes = jax.eval_shape(lambda decoder: _new_state(decoder, optimizer), declared)
+
+    def placed(leaf: Any) -> Any:
+        spec = partition_spec(leaf) if is_parameter(leaf) else P()
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec)), leaf)
+
+    result: TrainState = jax.tree.map(placed, shapes, is_leaf=is_parameter)
+    return result
+
+
+def create_state(declared: Decoder, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int) -> TrainState:
+    """Create the state of step 0, every array born on its devices."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, declare_state(declared, optimizer, mesh))
+    decoder = initialise(declared, seed, mesh)
+    create = jax.jit(lambda decoder: _new_state(decoder, optimizer), out_shardings=shardings, donate_argnums=0)
+    state: TrainState = create(decoder)
+    return state

@@ -1,0 +1,63 @@
+"""One training step: a pure function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from maxlm.data.token_hash import advance
+from maxlm.models.decoder import Decoder
+from maxlm.train.loss import Batch, Sums
+from maxlm.train.state import TrainState
+
+Metrics = dict[str, jax.Array]
+
+
+def make_train_step(
+    compute_gradients: Callable[[Decoder, Batch], tuple[Decoder, Sums]],
+    optimizer: optax.GradientTransformation,
+    learning_rate: Callable[[jax.Array], jax.Array],
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Return train_step(state, batch) -> (state, metrics), to be jitted.
+
+    A step whose loss or gradient is not finite leaves parameters and optimizer as they were and is counted.
+    """
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        gradients, sums = compute_gradients(state.decoder, batch)
+        gradient_norm = optax.global_norm(gradients)
+        finite = jnp.isfinite(gradient_norm) & jnp.isfinite(sums.objective)
+        rate = learning_rate(state.step)
+        directions, slots = optimizer.update(gradients, state.optimizer, state.decoder)
+        updates = jax.tree.map(lambda direction: -rate * direction, directions)
+        new = (optax.apply_updates(state.decoder, updates), slots)
+        decoder, slots = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, (state.decoder, state.optimizer))
+        skipped = 1 - finite.astype(jnp.int32)
+        new_state = TrainState(
+            step=state.step + 1,
+            decoder=decoder,
+            optimizer=slots,
+            token_hash=advance(state.token_hash, sums.token_hash),
+            skipped_in_row=(state.skipped_in_row + 1) * skipped,
+            skipped=state.skipped + skipped,
+        )
+        parameter_norm = optax.global_norm(state.decoder)
+        metrics = {
+            "nats": sums.nats,
+            "objective": sums.objective,
+            "weight": sums.weight,
+            "target_bytes": sums.target_bytes,
+            "learning_rate": rate,
+            "gradient_norm": gradient_norm,
+            "parameter_norm": parameter_norm,
+            "update_ratio": optax.global_norm(updates) / parameter_norm,
+            "token_hash": new_state.token_hash,
+            "skipped_in_row": new_state.skipped_in_row,
+            "skipped": new_state.skipped,
+        }
+        return new_state, metrics
+
+    return train_step
