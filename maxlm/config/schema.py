@@ -171,7 +171,7 @@ class DataConfig(Section):
 
 
 class OverrideConfig(Section):
-    """Other settings for parameters whose path (`stack/0/mixer/query`) matches a regular expression; last match wins."""
+    """Other settings for parameters whose path (`stack/0/mixer/query`) matches a regular expression; the last wins."""
 
     match: str
     learning_rate_scale: Annotated[float, Field(ge=0)] = 1.0

@@ -1,0 +1,104 @@
+"""The command line: `maxlm config | prepare | train | generate`.
+
+Exit codes: 0 done or stopped cleanly, 2 the user's mistake, 1 anything else. Only the command that was asked for is
+imported, so `maxlm config` answers without loading jax.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+
+import maxlm
+from maxlm.config.errors import UserError
+from maxlm.config.loader import load_run
+from maxlm.config.show import to_json_schema, to_yaml
+
+# Each module has `run(arguments) -> exit code`.
+COMMANDS = {
+    "prepare": "data_pipeline.prepare",
+    "train": "maxlm.train.command",
+    "generate": "maxlm.train.generate",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = _parse(sys.argv[1:] if argv is None else argv)
+    try:
+        if arguments.command == "config":
+            return _config(arguments)
+        return int(importlib.import_module(COMMANDS[arguments.command]).run(arguments))
+    except UserError as error:
+        print(f"maxlm: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("maxlm: interrupted", file=sys.stderr)
+        return 1
+    except Exception as error:  # noqa: BLE001 (the last resort: the traceback, and one line that says what it means)
+        traceback.print_exc()
+        print(
+            f"maxlm: {type(error).__name__} (not a mistake in your settings): the traceback is above", file=sys.stderr
+        )
+        return 1
+
+
+def _config(arguments: argparse.Namespace) -> int:
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    if arguments.action == "schema":
+        print(to_json_schema(), end="")
+        return 0
+    loaded = load_run(arguments.config, arguments.overrides)
+    print(to_yaml(loaded) if arguments.action == "show" else f"{arguments.config}: ok", end="\n")
+    return 0
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    # argparse does not take up a list again after an option: RUN.yaml --force key=value
+    if rest and "overrides" in arguments and all(re.match(r"[A-Za-z_][^=]*=", item) for item in rest):
+        arguments.overrides += rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return arguments
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="maxlm", description=maxlm.__doc__, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"maxlm {maxlm.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    config = commands.add_parser("config", help="check or show a config, or print its JSON Schema")
+    actions = config.add_subparsers(dest="action", required=True, metavar="ACTION")
+    _add_run(actions.add_parser("check", help="say everything that is wrong with a config"))
+    _add_run(actions.add_parser("show", help="print the resolved run, with where each value comes from"))
+    actions.add_parser("schema", help="print the JSON Schema, for editors that complete and check YAML")
+
+    prepare = commands.add_parser("prepare", help="turn raw text into token shards")
+    _add_run(prepare)
+    prepare.add_argument("--force", action="store_true", help="prepare again although it is done")
+
+    _add_run(commands.add_parser("train", help="train, or resume the run in its run_dir"))
+
+    generate = commands.add_parser("generate", help="continue a text with a trained model")
+    generate.add_argument("run_dir", metavar="RUN_DIR", help="the folder of a run")
+    generate.add_argument("--prompt", required=True, help="the text to continue")
+    generate.add_argument("--max-tokens", type=int, default=128, help="tokens to generate (default: %(default)s)")
+    generate.add_argument(
+        "--temperature", type=float, default=0.8, help="0: always the likeliest (default: %(default)s)"
+    )
+    generate.add_argument("--top-k", type=int, help="choose among the k likeliest tokens (default: all)")
+    generate.add_argument("--top-p", type=float, help="choose among the likeliest tokens of this total probability")
+    generate.add_argument("--seed", type=int, default=0, help="of the random choices (default: %(default)s)")
+    generate.add_argument("--step", type=int, help="checkpoint to load (default: the newest)")
+    return parser
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="RUN.yaml", help="the run's YAML file")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings that win over the file's")

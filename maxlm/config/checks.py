@@ -1,0 +1,302 @@
+"""Checks that need more than one setting: each names the settings, their values, and numbers that would work."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from maxlm.config.errors import ConfigError, Problem
+from maxlm.config.schema import LearnedPosition, MeshConfig, RopePosition, RunConfig
+
+# Lifted one by one as these kinds of parallelism arrive.
+_NOT_YET = {"stage": "pipeline parallelism", "expert": "expert parallelism", "context": "context parallelism"}
+
+
+def find_problems(valid: Mapping[str, Any]) -> list[Problem]:
+    """Return what is wrong between settings; `valid` holds the sections of a RunConfig that are valid by themselves.
+
+    A mesh axis of -1 counts as 1 here; `resolve_mesh` checks again once the device count is known.
+    """
+    config = RunConfig.model_construct(**valid)
+    return [problem for needed, check in _CHECKS if all(name in valid for name in needed) for problem in check(config)]
+
+
+def resolve_mesh(config: RunConfig, device_count: int) -> MeshConfig:
+    """Return the mesh with its -1 filled in, checked against the number of devices over all processes.
+
+    Raises:
+        ConfigError: the mesh does not fit the devices, or the model, data or batch do not fit the mesh.
+    """
+    sizes = config.mesh.model_dump()
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    problems = list(_mesh_axes(config))
+    if not problems:
+        filled = {axis: device_count // fixed if size == -1 else size for axis, size in sizes.items()}
+        mesh = MeshConfig(**filled)
+        if math.prod(filled.values()) != device_count:
+            problems.append(_wrong_product(sizes, device_count))
+        else:
+            resolved = config.model_copy(update={"mesh": mesh})
+            problems = find_problems({name: getattr(resolved, name) for name in RunConfig.model_fields})
+        if not problems:
+            return mesh
+    raise ConfigError(problems, f"the configuration on {device_count} device{'s' * (device_count > 1)}")
+
+
+def _wrong_product(sizes: Mapping[str, int], device_count: int) -> Problem:
+    """Explain a mesh whose sizes do not multiply to the device count, and give one near it that does."""
+    given = {f"mesh.{axis}": size for axis, size in sizes.items() if size > 1}
+    if -1 in sizes.values():
+        return replace(next(_divisible("the device count", device_count, given)), path="mesh")
+    fixed = math.prod(given.values())
+    fits = []
+    for axis, size in {"mesh.fsdp": 1, **given}.items():
+        if device_count % (fixed // size) == 0:
+            fits.append(f"{axis}={device_count // (fixed // size)}")
+    names = " * ".join(f"{axis}={size}" for axis, size in given.items()) or "all axes"
+    fits = fits or [f"for example {_near_mesh(given, device_count)}"]
+    text = f"mesh: {names}{f' = {fixed}' if len(given) != 1 else ''} must equal the device count, {device_count}"
+    fake = f"runtime.device_count={fixed} to try it on fake CPU devices"
+    return Problem("mesh", f"{text}; use {', or '.join(fits)}, or {fake}")
+
+
+def _near_mesh(given: Mapping[str, int], device_count: int) -> str:
+    """Return sizes at most those given that multiply to the device count, the rest on fsdp."""
+    left, near = device_count, {"mesh.fsdp": 1}
+    for axis, size in given.items():
+        near[axis] = _near_divisors(left, size)[0]
+        left //= near[axis]
+    near["mesh.fsdp"] *= left
+    return " ".join(f"{axis}={size}" for axis, size in near.items())
+
+
+# --- mesh ------------------------------------------------------------------------------------------------------------
+
+
+def _mesh_axes(config: RunConfig) -> Iterator[Problem]:
+    sizes = config.mesh.model_dump()
+    for axis, size in sizes.items():
+        if size < 1 and size != -1:
+            text = f"mesh.{axis}={size} must be at least 1, or -1 for the devices left over; use 1 to switch it off"
+            yield Problem(f"mesh.{axis}", text)
+        if axis in _NOT_YET and (size > 1 or size == -1):
+            text = f"mesh.{axis}={size}: {_NOT_YET[axis]} is not available yet; use mesh.{axis}=1"
+            yield Problem(f"mesh.{axis}", f"{text}, and mesh.fsdp or mesh.tensor to spread the model")
+    fills = [axis for axis, size in sizes.items() if size == -1]
+    if len(fills) > 1:
+        names = " and ".join(f"mesh.{axis}=-1" for axis in fills)
+        yield Problem(
+            f"mesh.{fills[0]}", f"{names}: only one axis can take the devices left over; use 1 for the others"
+        )
+
+
+def _mesh_on_fake_devices(config: RunConfig) -> Iterator[Problem]:
+    """A process has `device_count` devices, so a mesh without -1 needs a multiple of it."""
+    sizes = config.mesh.model_dump()
+    count = config.runtime.device_count
+    if count and min(sizes.values()) >= 1 and math.prod(sizes.values()) % count:
+        yield _wrong_product(sizes, count)
+
+
+def _heads_on_mesh(config: RunConfig) -> Iterator[Problem]:
+    tensor = {"mesh.tensor": config.mesh.tensor}
+    for name in ("num_heads", "num_kv_heads", "mlp_dim", "vocab_size"):
+        yield from _divisible(f"model.{name}", getattr(config.model, name), tensor)
+
+
+def _width_on_mesh(config: RunConfig) -> Iterator[Problem]:
+    mesh = config.mesh
+    axes = {"mesh.fsdp": mesh.fsdp, "mesh.expert": mesh.expert, "mesh.context": mesh.context}
+    yield from _divisible("model.embed_dim", config.model.embed_dim, axes)
+
+
+def _batch_on_mesh(config: RunConfig) -> Iterator[Problem]:
+    mesh = config.mesh
+    axes = {"mesh.data": mesh.data, "mesh.fsdp": mesh.fsdp, "mesh.expert": mesh.expert}
+    by = {**axes, "train.microbatches": config.train.microbatches}
+    yield from _divisible("train.batch_size", config.train.batch_size, by)
+
+
+def _sequence_on_mesh(config: RunConfig) -> Iterator[Problem]:
+    axes = {"mesh.context": config.mesh.context, "mesh.tensor": config.mesh.tensor}
+    yield from _divisible("data.sequence_length", config.data.sequence_length, axes)
+
+
+# --- model -----------------------------------------------------------------------------------------------------------
+
+
+def _pattern(config: RunConfig) -> Iterator[Problem]:
+    length = len(config.model.pattern)
+    yield from _divisible("model.num_layers", config.model.num_layers, {"the length of model.pattern": length})
+
+
+def _heads(config: RunConfig) -> Iterator[Problem]:
+    model = config.model
+    yield from _divisible("model.num_heads", model.num_heads, {"model.num_kv_heads": model.num_kv_heads})
+    if "head_dim" not in model.model_fields_set:
+        for problem in _divisible("model.embed_dim", model.embed_dim, {"model.num_heads": model.num_heads}):
+            text = problem.text.replace("; use", " when model.head_dim is not given; use")
+            yield Problem(problem.path, f"{text}, or give model.head_dim")
+    elif isinstance(model.position, RopePosition) and model.head_dim % 2:
+        near = f"{model.head_dim - 1} or {model.head_dim + 1}" if model.head_dim > 1 else "2"
+        text = f"model.head_dim={model.head_dim} must be even for model.position.kind=rope; use {near}"
+        yield Problem("model.head_dim", text)
+
+
+def _positions(config: RunConfig) -> Iterator[Problem]:
+    position, length = config.model.position, config.data.sequence_length
+    if isinstance(position, LearnedPosition) and position.max_length < length:
+        text = f"model.position.max_length={position.max_length} is less than data.sequence_length={length}"
+        cure = f"use model.position.max_length={length}, or data.sequence_length={position.max_length}"
+        yield Problem("model.position.max_length", f"{text}; {cure}")
+
+
+def _rope_scaling(config: RunConfig) -> Iterator[Problem]:
+    position = config.model.position
+    scaling = position.scaling if isinstance(position, RopePosition) else None
+    if scaling and scaling.low_frequency_factor >= scaling.high_frequency_factor:
+        path = "model.position.scaling"
+        low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+        text = f"{path}.low_frequency_factor={low} must be less than {path}.high_frequency_factor={high}"
+        yield Problem(f"{path}.low_frequency_factor", f"{text}; use 1.0 and 4.0")
+
+
+# --- data, optimizer, schedule ---------------------------------------------------------------------------------------
+
+
+def _data_paths(config: RunConfig) -> Iterator[Problem]:
+    seen: dict[str, str] = {}
+    for name, source in config.data.sources.items():
+        path = f"data.sources.{name}"
+        if source.path in seen:
+            text = f"{path}.path={source.path!r} is the folder of data.sources.{seen[source.path]} too; use another"
+            yield Problem(f"{path}.path", f"{text}, or one source with the sum of the weights")
+        seen[source.path] = name
+        if source.raw and source.raw.kind == "files" and not source.raw.paths:
+            text = f"{path}.raw.kind=files needs {path}.raw.paths; give a list such as [data/raw]"
+            yield Problem(f"{path}.raw", text)
+        if source.raw and source.raw.kind == "python_stdlib" and source.raw.paths:
+            text = f"{path}.raw.paths is not used by {path}.raw.kind=python_stdlib; remove it, or use kind: files"
+            yield Problem(f"{path}.raw.paths", text)
+
+
+def _empty_paths(config: RunConfig) -> Iterator[Problem]:
+    paths = {"run_dir": config.run_dir, "data.tokenizer": config.data.tokenizer}
+    paths |= {f"data.sources.{name}.path": source.path for name, source in config.data.sources.items()}
+    for path, value in paths.items():
+        if not value.strip():
+            example = {"run_dir": "runs/name", "data.tokenizer": "data/name/tokenizer.model"}.get(path, "data/name")
+            yield Problem(path, f'{path}="" is empty; give a path such as {example}')
+
+
+def _override_patterns(config: RunConfig) -> Iterator[Problem]:
+    for index, override in enumerate(config.optimizer.overrides):
+        path = f"optimizer.overrides.{index}.match"
+        try:
+            re.compile(override.match)
+        except re.error as error:
+            text = f"{path}={override.match!r} is not a regular expression: {error}"
+            yield Problem(path, f"{text}; put a backslash before a special sign that stands for itself")
+
+
+def _schedule(config: RunConfig) -> Iterator[Problem]:
+    schedule = config.schedule
+    total = schedule.total_steps or config.train.num_steps
+    total_name = f"{'schedule.total_steps' if schedule.total_steps else 'train.num_steps'}={total}"
+    if schedule.warmup_steps >= total:
+        text = f"schedule.warmup_steps={schedule.warmup_steps} must be less than {total_name}"
+        yield Problem("schedule.warmup_steps", f"{text}; use schedule.warmup_steps={total // 10}, or more steps")
+    elif schedule.warmup_steps + schedule.cooldown_steps > total:
+        both = f"schedule.warmup_steps={schedule.warmup_steps} + schedule.cooldown_steps={schedule.cooldown_steps}"
+        cure = f"use schedule.cooldown_steps={total - schedule.warmup_steps} or less"
+        yield Problem("schedule.cooldown_steps", f"{both} is more than {total_name}; {cure}")
+    if schedule.kind == "wsd" and not schedule.cooldown_steps:
+        text = "schedule.kind=wsd needs schedule.cooldown_steps, the steps of the final decay"
+        yield Problem("schedule.kind", f"{text}; use schedule.cooldown_steps={max(total // 5, 1)}, or kind: constant")
+    if schedule.kind != "wsd" and schedule.cooldown_steps:
+        text = f"schedule.cooldown_steps={schedule.cooldown_steps} is for schedule.kind=wsd, not {schedule.kind}"
+        yield Problem("schedule.cooldown_steps", f"{text}; use schedule.kind=wsd, or remove it")
+    if schedule.kind == "inverse_sqrt" and not schedule.warmup_steps:
+        text = "schedule.kind=inverse_sqrt falls from the end of the warm-up and needs schedule.warmup_steps"
+        yield Problem("schedule.kind", f"{text}; use schedule.warmup_steps={max(total // 10, 1)}")
+
+
+# --- checkpoint, runtime ---------------------------------------------------------------------------------------------
+
+
+def _keep_every(config: RunConfig) -> Iterator[Problem]:
+    every, keep = config.checkpoint.every, config.checkpoint.keep_every
+    if keep and not every:
+        text = f"checkpoint.keep_every={keep} has nothing to keep with checkpoint.every=0 (only at the end)"
+        yield Problem("checkpoint.keep_every", f"{text}; use checkpoint.every={keep}, or remove it")
+    elif keep:
+        yield from _divisible("checkpoint.keep_every", keep, {"checkpoint.every": every})
+
+
+def _fake_devices(config: RunConfig) -> Iterator[Problem]:
+    count, platform = config.runtime.device_count, config.runtime.platform
+    if count and platform not in ("auto", "cpu"):
+        text = f"runtime.device_count={count} makes fake CPU devices, but runtime.platform={platform}"
+        yield Problem("runtime.device_count", f"{text}; use runtime.device_count=null, or runtime.platform=cpu")
+
+
+def _profile(config: RunConfig) -> Iterator[Problem]:
+    profile, total = config.runtime.profile, config.train.num_steps
+    if profile and profile.start_step + profile.num_steps > total:
+        both = f"runtime.profile.start_step={profile.start_step} + num_steps={profile.num_steps}"
+        cure = f"use runtime.profile.start_step={max(total - profile.num_steps, 0)}"
+        if profile.num_steps > total:
+            cure = f"use runtime.profile.num_steps={total} and start_step=0"
+        yield Problem("runtime.profile.start_step", f"{both} is after the last step, train.num_steps={total}; {cure}")
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def _divisible(path: str, value: int, by: Mapping[str, int]) -> Iterator[Problem]:
+    """Yield a problem if `value` is not a multiple of the product of `by`; name values of each that would work."""
+    factors = {name: size for name, size in by.items() if size > 1}
+    product = math.prod(factors.values())
+    if value % product == 0:
+        return
+    names = " * ".join(f"{name}={size}" for name, size in factors.items())
+    down = value // product * product
+    cures = [f"{path}={f'{down} or ' if down else ''}{down + product}"]
+    for name, size in factors.items():
+        rest = product // size
+        if value % rest == 0:
+            near = _near_divisors(value // rest, size)
+            cures.append(f"{name}={' or '.join(str(divisor) for divisor in near)}")
+    names += f" = {product}" if len(factors) > 1 else ""
+    yield Problem(path, f"{path}={value} must be divisible by {names}; use {', or '.join(cures)}")
+
+
+def _near_divisors(value: int, size: int) -> list[int]:
+    """Return the divisors of `value` next to `size`: the one below, and the one above if it is not far."""
+    below = next(n for n in range(min(size, value), 0, -1) if value % n == 0)
+    above = next((n for n in range(size + 1, min(2 * size, value) + 1) if value % n == 0), None)
+    return [below] if above is None else [below, above]
+
+
+_CHECKS: tuple[tuple[tuple[str, ...], Callable[[RunConfig], Iterator[Problem]]], ...] = (
+    (("run_dir", "data"), _empty_paths),
+    (("model",), _pattern),
+    (("model",), _heads),
+    (("model",), _rope_scaling),
+    (("model", "data"), _positions),
+    (("mesh",), _mesh_axes),
+    (("mesh", "runtime"), _mesh_on_fake_devices),
+    (("model", "mesh"), _heads_on_mesh),
+    (("model", "mesh"), _width_on_mesh),
+    (("train", "mesh"), _batch_on_mesh),
+    (("data", "mesh"), _sequence_on_mesh),
+    (("data",), _data_paths),
+    (("optimizer",), _override_patterns),
+    (("schedule", "train"), _schedule),
+    (("checkpoint",), _keep_every),
+    (("runtime",), _fake_devices),
+    (("runtime", "train"), _profile),
+)
