@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Sequence
 
 import maxlm
-from maxlm.config.errors import UserError
+from maxlm.config.errors import RunFailedError, UserError
 from maxlm.config.loader import load_run
 from maxlm.config.show import to_json_schema, to_yaml
 
@@ -36,14 +36,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"maxlm: {error}", file=sys.stderr)
         return 2
+    except RunFailedError as error:
+        print(f"maxlm: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("maxlm: interrupted", file=sys.stderr)
         return 1
     except Exception as error:  # noqa: BLE001 (the last resort: the traceback, and one line that says what it means)
         traceback.print_exc()
-        print(
-            f"maxlm: {type(error).__name__} (not a mistake in your settings): the traceback is above", file=sys.stderr
-        )
+        print(f"maxlm: unexpected {type(error).__name__}; the traceback is above", file=sys.stderr)
         return 1
 
 
@@ -53,7 +54,7 @@ def _config(arguments: argparse.Namespace) -> int:
         print(to_json_schema(), end="")
         return 0
     loaded = load_run(arguments.config, arguments.overrides)
-    print(to_yaml(loaded) if arguments.action == "show" else f"{arguments.config}: ok", end="\n")
+    print(to_yaml(loaded) if arguments.action == "show" else f"{arguments.config}: ok\n", end="")
     return 0
 
 

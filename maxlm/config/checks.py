@@ -85,12 +85,11 @@ def _mesh_axes(config: RunConfig) -> Iterator[Problem]:
         if axis in _NOT_YET and (size > 1 or size == -1):
             text = f"mesh.{axis}={size}: {_NOT_YET[axis]} is not available yet; use mesh.{axis}=1"
             yield Problem(f"mesh.{axis}", f"{text}, and mesh.fsdp or mesh.tensor to spread the model")
-    fills = [axis for axis, size in sizes.items() if size == -1]
+    fills = [f"mesh.{axis}" for axis, size in sizes.items() if size == -1]
     if len(fills) > 1:
-        names = " and ".join(f"mesh.{axis}=-1" for axis in fills)
-        yield Problem(
-            f"mesh.{fills[0]}", f"{names}: only one axis can take the devices left over; use 1 for the others"
-        )
+        names = " and ".join(f"{axis}=-1" for axis in fills)
+        cure = " ".join(f"{axis}=1" for axis in fills[1:])
+        yield Problem(fills[0], f"{names}: only one axis can take the devices left over; use {cure}")
 
 
 def _mesh_on_fake_devices(config: RunConfig) -> Iterator[Problem]:

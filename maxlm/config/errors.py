@@ -10,6 +10,10 @@ class UserError(ValueError):
     """A mistake that the user can cure; its text names the file or YAML path, the values and the cure."""
 
 
+class RunFailedError(RuntimeError):
+    """A run that cannot go on although nobody made a mistake; its text says what happened and what to try."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """One thing wrong with a configuration: `path` is the setting, `where` its file and line if they are known."""

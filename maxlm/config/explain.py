@@ -93,12 +93,12 @@ def _rule(detail: ErrorDetails, annotation: Any) -> str:
     kind = detail["type"]
     if kind in _BOUNDS:
         name, words = _BOUNDS[kind]
-        return f"must be {words} {detail['ctx'][name]}"
+        return f"must be {words} {_short(detail['ctx'][name])}"
     if kind == "finite_number":
         return "must be a finite number"
     if kind == "too_short":
         return "must not be empty"
-    if kind.endswith(("_type", "_error")) or kind == "int_from_float":
+    if kind.endswith(("_type", "_error", "_unicode")) or kind == "int_from_float":
         return f"must be {_describe(annotation)}"
     return detail["msg"][:1].lower() + detail["msg"][1:]
 
@@ -108,7 +108,10 @@ def _cure(detail: ErrorDetails, path: str, parent: Any, annotation: Any) -> str:
     kind, value = detail["type"], detail["input"]
     if kind in _BOUNDS:
         name, words = _BOUNDS[kind]
-        return f"use {detail['ctx'][name]}" if name in ("ge", "le") else f"use a value {words} {detail['ctx'][name]}"
+        if name in ("ge", "le"):
+            return f"use {_short(detail['ctx'][name])}"
+        default = _default(path, parent)
+        return f"for example {default}" if default else f"use a value {words} {_short(detail['ctx'][name])}"
     if kind == "too_short":
         return "give at least one entry"
     better = _converted(value, annotation)
@@ -116,8 +119,14 @@ def _cure(detail: ErrorDetails, path: str, parent: Any, annotation: Any) -> str:
         return f"write {better}"
     default = _default(path, parent)
     if value is None:
-        return "give it a value" + (f", or remove the line for its default {default}" if default else "")
+        return (
+            f"remove the line for its default {default}" if default else f"give it one, such as {_example(annotation)}"
+        )
     return f"for example {default or _example(annotation)}"
+
+
+def _short(bound: Any) -> str:
+    return f"{bound:g}" if isinstance(bound, float) else str(bound)
 
 
 def _converted(value: Any, annotation: Any) -> str | None:
@@ -201,7 +210,7 @@ def _default(path: str, parent: Any) -> str | None:
         field = owner.model_fields.get(name)
         if field and not field.is_required() and field.default_factory is None and field.default is not None:
             default = field.default
-            return "(all defaults)" if isinstance(default, BaseModel) else show_value(default)
+            return "{}" if isinstance(default, BaseModel) else show_value(default)
     return None
 
 

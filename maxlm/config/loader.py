@@ -84,7 +84,9 @@ def _read_with_includes(path: Path, name: str) -> Node:
 def _read_included(path: Path, origin: str, includer: str) -> Node:
     name = _display(path)
     if not path.is_file():
-        near = did_you_mean(path.name, [item.name for item in path.parent.glob("*.yaml")])
+        near = did_you_mean(
+            path.name, [item.name for item in path.parent.glob("*.yaml") if item.name != Path(includer).name]
+        )
         cure = f"did you mean {near}?" if near else "give a path relative to the including file"
         raise ConfigError([Problem("include", f"include: {name} is not a file; {cure}", origin)], includer)
     node = _mapping(read_yaml(path, name), name)

@@ -1,0 +1,389 @@
+"""Every mistake in a YAML file gets a message with the setting, its value and the cure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from maxlm.config import ConfigError, load_run
+
+# name: (replaced text, appended text, overrides, what the message must contain)
+CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
+    # keys
+    "misspelt key": (
+        {"num_layers": "num_layer"},
+        "",
+        [],
+        ["run.yaml:4: model.num_layer is not a known key; did you mean model.num_layers?"],
+    ),
+    "key of another section": (
+        {"num_steps: 100": "num_steps: 100\n  learning_rate: 0.1"},
+        "",
+        [],
+        ["run.yaml:15: train.learning_rate is not a known key; did you mean optimizer.learning_rate?"],
+    ),
+    "section key at the top": ({}, "num_heads: 3\n", [], ["run.yaml:16: num_heads", "did you mean model.num_heads?"]),
+    "nonsense key": ({}, "zzz: 3\n", [], ["run.yaml:16: zzz is not a known key", "use one of run_dir, model, mesh"]),
+    "misspelt section": ({"train:": "trian:"}, "", [], ["trian is not a known key; did you mean train?"]),
+    "missing setting": (
+        {"  num_layers: 2\n": ""},
+        "",
+        [],
+        ["run.yaml:2: model.num_layers is missing", "blocks in the stack", "`num_layers: 1`"],
+    ),
+    "missing section": (
+        {"run_dir: runs/test\n": ""},
+        "",
+        [],
+        ["run.yaml: run_dir is missing; add it: for example `run_dir: name`"],
+    ),
+    "duplicate key": (
+        {"num_heads: 4": "num_heads: 4\n  num_heads: 8"},
+        "",
+        [],
+        ["run.yaml:7: the key 'num_heads' is here twice, first at run.yaml:6; remove one"],
+    ),
+    # values
+    "text for a number": (
+        {"num_heads: 4": 'num_heads: "4"'},
+        "",
+        [],
+        ['run.yaml:6: model.num_heads="4" must be a whole number; write 4'],
+    ),
+    "words for a number": (
+        {"num_heads: 4": "num_heads: four"},
+        "",
+        [],
+        ['model.num_heads="four" must be a whole number; for example 1'],
+    ),
+    "octal-looking number": (
+        {"num_heads: 4": "num_heads: 010"},
+        "",
+        [],
+        ['model.num_heads="010" must be a whole number; write 10'],
+    ),
+    "underscores": ({"num_steps: 100": "num_steps: 1_000"}, "", [], ['train.num_steps="1_000"', "write 1000"]),
+    "float for a count": ({"num_steps: 100": "num_steps: 1e3"}, "", [], ["train.num_steps=1000.0", "write 1000"]),
+    "fraction for a count": ({"num_steps: 100": "num_steps: 99.6"}, "", [], ["train.num_steps=99.6", "write 100"]),
+    "empty value": (
+        {"num_heads: 4": "num_heads:"},
+        "",
+        [],
+        ["model.num_heads=null must be a whole number; give it one"],
+    ),
+    "empty section": ({}, "optimizer:\n", [], ["run.yaml:16: optimizer=null", "remove the line for its default"]),
+    "section is a list": ({}, "mesh: [2, 4]\n", [], ["run.yaml:16: mesh=[2, 4] must be a mapping with data, stage"]),
+    "yes for true": (
+        {},
+        "metrics: {tensorboard: yes}\n",
+        [],
+        ['run.yaml:16: metrics.tensorboard="yes" must be true or false; write true'],
+    ),
+    "off for false": ({}, "metrics: {tensorboard: off}\n", [], ['tensorboard="off"', "write false"]),
+    "number for text": ({"runs/test": "12"}, "", [], ['run.yaml:1: run_dir=12 must be text; write "12"']),
+    "zero": ({"num_layers: 2": "num_layers: 0"}, "", [], ["run.yaml:4: model.num_layers=0 must be at least 1; use 1"]),
+    "negative": ({}, "optimizer: {weight_decay: -1}\n", [], ["optimizer.weight_decay=-1 must be at least 0; use 0"]),
+    "too large": ({}, "optimizer: {beta2: 1.0}\n", [], ["optimizer.beta2=1.0 must be less than 1; for example 0.95"]),
+    "nan": ({}, "optimizer: {learning_rate: .nan}\n", [], ["learning_rate=NaN must be a finite number; for example"]),
+    "infinite": ({}, "optimizer: {learning_rate: 1e999}\n", [], ["learning_rate=Infinity must be a finite number"]),
+    "misspelt choice": (
+        {},
+        "schedule: {kind: cosin}\n",
+        [],
+        ['schedule.kind="cosin" is not one of cosine, linear, wsd, constant, inverse_sqrt; did you mean cosine?'],
+    ),
+    "unknown choice": (
+        {},
+        "schedule: {kind: step}\n",
+        [],
+        ['schedule.kind="step" is not one of', "for example cosine"],
+    ),
+    "only choice": ({}, "optimizer: {kind: sgd}\n", [], ['optimizer.kind="sgd" is not known here; use adamw']),
+    "union kind": (
+        {"mlp_dim: 128": "mlp_dim: 128\n  position: {kind: alibi}"},
+        "",
+        [],
+        ['run.yaml:8: model.position.kind="alibi" is not one of rope, learned, none'],
+    ),
+    "union without kind": (
+        {"mlp_dim: 128": "mlp_dim: 128\n  position: {theta: 1.0}"},
+        "",
+        [],
+        ["run.yaml:8: model.position.kind is missing; add one of rope, learned, none"],
+    ),
+    "key of another kind": (
+        {"mlp_dim: 128": "mlp_dim: 128\n  position: {kind: learned, theta: 1.0}"},
+        "",
+        [],
+        ["run.yaml:8: model.position.theta is not a known key; did you mean", "model.position.theta"],
+    ),
+    "remat word": (
+        {},
+        "",
+        ["train.remat=ful"],
+        ['command line: train.remat="ful" is not one of none, full, a mapping with names; did you mean full?'],
+    ),
+    "remat name": (
+        {},
+        "",
+        ["train.remat={names: [query, keys]}"],
+        ['train.remat.names.1="keys" is not one of query, key', "did you mean key?"],
+    ),
+    "remat list": (
+        {},
+        "",
+        ["train.remat=[query]"],
+        ['train.remat=["query"] must be none, full or a mapping with names'],
+    ),
+    "value for a list": (
+        {"{path: data/text}": "{path: data/text, raw: {kind: files, paths: data/raw}}"},
+        "",
+        [],
+        ['data.sources.text.raw.paths="data/raw" must be a list; write [data/raw]'],
+    ),
+    "source name": (
+        {"text: {path": "my text: {path"},
+        "",
+        [],
+        ["run.yaml:10: data.sources.my text has a name with other signs", "call it 'my_text'"],
+    ),
+    "no sources": (
+        {"\n    text: {path: data/text}": " {}"},
+        "",
+        [],
+        ["data.sources={} must not be empty; give at least"],
+    ),
+    # several settings
+    "heads on tensor": (
+        {"num_heads: 4": "num_heads: 30\n  num_kv_heads: 6\n  head_dim: 2"},
+        "mesh: {tensor: 4}\n",
+        [],
+        [
+            "run.yaml:6: model.num_heads=30 must be divisible by mesh.tensor=4; "
+            "use model.num_heads=28 or 32, or mesh.tensor=3 or 5",
+            "run.yaml:7: model.num_kv_heads=6 must be divisible by mesh.tensor=4; "
+            "use model.num_kv_heads=4 or 8, or mesh.tensor=3 or 6",
+        ],
+    ),
+    "hidden units on tensor": (
+        {"mlp_dim: 128": "mlp_dim: 129"},
+        "mesh: {tensor: 2}\n",
+        [],
+        ["model.mlp_dim=129 must be divisible by mesh.tensor=2; use model.mlp_dim=128 or 130, or mesh.tensor=1 or 3"],
+    ),
+    "vocabulary on tensor": (
+        {"vocab_size: 512": "vocab_size: 50257"},
+        "mesh: {tensor: 4}\n",
+        [],
+        ["model.vocab_size=50257 must be divisible by mesh.tensor=4; use model.vocab_size=50256 or 50260"],
+    ),
+    "width on fsdp": (
+        {"embed_dim: 64": "embed_dim: 60"},
+        "mesh: {fsdp: 8}\n",
+        [],
+        ["model.embed_dim=60 must be divisible by mesh.fsdp=8; use model.embed_dim=56 or 64, or mesh.fsdp=6 or 10"],
+    ),
+    "batch on the mesh": (
+        {"batch_size: 8": "batch_size: 12\n  microbatches: 2"},
+        "mesh: {data: 2, fsdp: 2}\n",
+        [],
+        [
+            "train.batch_size=12 must be divisible by mesh.data=2 * mesh.fsdp=2 * train.microbatches=2 = 8; "
+            "use train.batch_size=8 or 16, or mesh.data=1 or 3, or mesh.fsdp=1 or 3, or train.microbatches=1 or 3"
+        ],
+    ),
+    "sequence on tensor": (
+        {"sequence_length: 32": "sequence_length: 30"},
+        "mesh: {tensor: 4}\n",
+        [],
+        ["data.sequence_length=30 must be divisible by mesh.tensor=4; use data.sequence_length=28 or 32"],
+    ),
+    "stage": (
+        {},
+        "mesh: {stage: 2}\n",
+        [],
+        ["mesh.stage=2: pipeline parallelism is not available yet; use mesh.stage=1"],
+    ),
+    "context": ({}, "mesh: {context: 2}\n", [], ["mesh.context=2: context parallelism is not available yet"]),
+    "expert": ({}, "mesh: {expert: 2}\n", [], ["mesh.expert=2: expert parallelism is not available yet"]),
+    "axis of zero": (
+        {},
+        "mesh: {tensor: 0}\n",
+        [],
+        ["mesh.tensor=0 must be at least 1, or -1 for the devices left over"],
+    ),
+    "two fills": ({}, "mesh: {data: -1}\n", [], ["mesh.data=-1 and mesh.fsdp=-1: only one axis", "use mesh.fsdp=1"]),
+    "mesh on fake devices": (
+        {},
+        "mesh: {data: 2, fsdp: 1, tensor: 3}\nruntime: {device_count: 8}\n",
+        [],
+        ["mesh: mesh.data=2 * mesh.tensor=3 = 6 must equal the device count, 8", "runtime.device_count=6"],
+    ),
+    "fake devices on a tpu": (
+        {},
+        "runtime: {device_count: 8, platform: tpu}\n",
+        [],
+        ["runtime.device_count=8 makes fake CPU devices, but runtime.platform=tpu; use runtime.device_count=null"],
+    ),
+    "pattern": (
+        {"num_layers: 2": "num_layers: 3\n  pattern: [{}, {}]"},
+        "",
+        [],
+        ["model.num_layers=3 must be divisible by the length of model.pattern=2; use model.num_layers=2 or 4"],
+    ),
+    "kv heads": (
+        {"num_heads: 4": "num_heads: 4\n  num_kv_heads: 3"},
+        "",
+        [],
+        ["model.num_heads=4 must be divisible by model.num_kv_heads=3; use model.num_heads=3 or 6"],
+    ),
+    "odd rope": (
+        {"num_heads: 4": "num_heads: 4\n  head_dim: 15"},
+        "",
+        [],
+        ["model.head_dim=15 must be even for model.position.kind=rope; use 14 or 16"],
+    ),
+    "width on heads": (
+        {"num_heads: 4": "num_heads: 6"},
+        "",
+        [],
+        ["model.embed_dim=64 must be divisible by model.num_heads=6 when model.head_dim is not given", "60 or 66"],
+    ),
+    "learned positions": (
+        {"mlp_dim: 128": "mlp_dim: 128\n  position: {kind: learned, max_length: 16}"},
+        "",
+        [],
+        [
+            "run.yaml:8: model.position.max_length=16 is less than data.sequence_length=32; "
+            "use model.position.max_length=32, or data.sequence_length=16"
+        ],
+    ),
+    "rope scaling": (
+        {"mlp_dim: 128": "mlp_dim: 128\n  position: {kind: rope, scaling: {low_frequency_factor: 4.0}}"},
+        "",
+        [],
+        ["low_frequency_factor=4.0 must be less than", "high_frequency_factor=4.0; use 1.0 and 4.0"],
+    ),
+    "warm-up": (
+        {},
+        "schedule: {warmup_steps: 100}\n",
+        [],
+        ["schedule.warmup_steps=100 must be less than train.num_steps=100; use schedule.warmup_steps=10"],
+    ),
+    "cooldown": (
+        {},
+        "schedule: {kind: wsd, warmup_steps: 60, cooldown_steps: 50, total_steps: 90}\n",
+        [],
+        ["schedule.cooldown_steps=50 is more than schedule.total_steps=90; use schedule.cooldown_steps=30 or less"],
+    ),
+    "wsd without cooldown": ({}, "schedule: {kind: wsd}\n", [], ["use schedule.cooldown_steps=20, or kind: constant"]),
+    "cooldown without wsd": (
+        {},
+        "schedule: {cooldown_steps: 5}\n",
+        [],
+        ["schedule.cooldown_steps=5 is for schedule.kind=wsd, not cosine; use schedule.kind=wsd, or remove it"],
+    ),
+    "inverse root": ({}, "schedule: {kind: inverse_sqrt}\n", [], ["schedule.kind=inverse_sqrt", "warmup_steps=10"]),
+    "override pattern": (
+        {},
+        "optimizer: {overrides: [{match: norm}, {match: '*['}]}\n",
+        [],
+        ["optimizer.overrides.1.match='*[' is not a regular expression: nothing to repeat at position 0"],
+    ),
+    "keep every": (
+        {},
+        "checkpoint: {every: 100, keep_every: 250}\n",
+        [],
+        ["checkpoint.keep_every=250 must be divisible by checkpoint.every=100; use checkpoint.keep_every=200 or 300"],
+    ),
+    "keep nothing": ({}, "checkpoint: {every: 0, keep_every: 250}\n", [], ["use checkpoint.every=250, or remove it"]),
+    "late profile": (
+        {},
+        "runtime: {profile: {start_step: 99}}\n",
+        [],
+        ["start_step=99 + num_steps=3 is after the last step, train.num_steps=100; use runtime.profile.start_step=97"],
+    ),
+    "files without paths": (
+        {"{path: data/text}": "{path: data/text, raw: {kind: files}}"},
+        "",
+        [],
+        ["data.sources.text.raw.kind=files needs data.sources.text.raw.paths; give a list such as [data/raw]"],
+    ),
+    "paths without files": (
+        {"{path: data/text}": "{path: data/text, raw: {kind: python_stdlib, paths: [x]}}"},
+        "",
+        [],
+        ["data.sources.text.raw.paths is not used by data.sources.text.raw.kind=python_stdlib; remove it"],
+    ),
+    "one folder twice": (
+        {"text: {path: data/text}": "text: {path: data/text}\n    more: {path: data/text}"},
+        "",
+        [],
+        ["run.yaml:11: data.sources.more.path='data/text' is the folder of data.sources.text too"],
+    ),
+    "empty path": ({"runs/test": "''"}, "", [], ['run.yaml:1: run_dir="" is empty; give a path such as runs/name']),
+    # overrides
+    "override without value": ({}, "", ["mesh.tensor"], ["'mesh.tensor' is not an override; write key.path=value"]),
+    "override with nothing": ({}, "", ["mesh.tensor="], ["'mesh.tensor=' has no value; write mesh.tensor=null"]),
+    "override of include": ({}, "", ["include=x.yaml"], ["include cannot be overridden"]),
+    "override of a misspelt key": ({}, "", ["mesh.tenor=2"], ["command line: mesh.tenor", "did you mean mesh.tensor?"]),
+    "override below a value": (
+        {},
+        "",
+        ["train.num_steps.x=2"],
+        ["train.num_steps.x: train.num_steps is 100 (run.yaml:14) and has no keys; set train.num_steps={x: ...}"],
+    ),
+    "override beyond a list": (
+        {"mlp_dim: 128": "mlp_dim: 128\n  pattern: [{}]"},
+        "",
+        ["model.pattern.1.ffn.bias=all"],
+        ["model.pattern.1.ffn.bias: model.pattern is a list of 1 (run.yaml:8); use model.pattern.0 to model.pattern.0"],
+    ),
+    "override in an absent list": (
+        {},
+        "",
+        ["optimizer.overrides.0.match=x"],
+        ["optimizer.overrides is not in the file; set the whole list, optimizer.overrides=[...]"],
+    ),
+    "override that is no YAML": ({}, "", ["run_dir=[x"], ["command line (run_dir): not valid YAML", "check quotes"]),
+    "override of two lines": ({}, "", ["run_dir=a: b"], ["command line (run_dir): 'a: b' is not a single value"]),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_message_names_setting_value_and_cure(
+    case: tuple[dict[str, str], str, list[str], list[str]], write_run: Callable[..., str]
+) -> None:
+    replace, append, overrides, expected = case
+    with pytest.raises(ConfigError) as caught:
+        load_run(write_run(replace, append), overrides)
+    for text in expected:
+        assert text in str(caught.value)
+
+
+def test_small_run_is_valid(write_run: Callable[..., str]) -> None:
+    assert load_run(write_run()).config.model.head_dim == 16
+
+
+def test_all_problems_at_once_each_once(write_run: Callable[..., str]) -> None:
+    replace = {"num_heads: 4": "num_head: 4", "batch_size: 8": "batch_size: 9", "runs/test": "3"}
+    with pytest.raises(ConfigError) as caught:
+        load_run(write_run(replace, "mesh: {data: 2, fsdp: 1, stage: 2}\n"), ["runtime.seed=-1"])
+    assert [problem.path for problem in caught.value.problems] == [
+        "run_dir",
+        "model.num_heads",
+        "model.num_head",
+        "runtime.seed",
+        "mesh.stage",
+        "train.batch_size",
+    ]
+    assert str(caught.value).startswith("6 problems in run.yaml:\n")
+
+
+def test_no_message_shows_the_machinery(write_run: Callable[..., str]) -> None:
+    for replace, append, overrides, _ in CASES.values():
+        with pytest.raises(ConfigError) as caught:
+            load_run(write_run(replace, append), overrides)
+        for word in ("pydantic", "Input should", "literal[", "RematNames", "RopePosition", "default_factory"):
+            assert word not in str(caught.value)

@@ -1,0 +1,78 @@
+"""The mesh on a number of devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from maxlm.config import ConfigError, load_run
+from maxlm.config.checks import resolve_mesh
+from maxlm.config.schema import MeshConfig
+
+
+@pytest.mark.parametrize(
+    ("overrides", "device_count", "expected"),
+    [
+        ([], 1, {"fsdp": 1}),
+        ([], 8, {"fsdp": 8}),
+        (["mesh.tensor=2"], 8, {"fsdp": 4, "tensor": 2}),
+        (["mesh.data=-1", "mesh.fsdp=2"], 8, {"data": 4, "fsdp": 2}),
+        (["mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2"], 8, {"data": 2, "fsdp": 2, "tensor": 2}),
+    ],
+)
+def test_fills_the_devices_left_over(
+    write_run: Callable[..., str], overrides: list[str], device_count: int, expected: dict[str, int]
+) -> None:
+    config = load_run(write_run(), overrides).config
+    assert resolve_mesh(config, device_count) == MeshConfig(**{"fsdp": 1, **expected})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "device_count", "expected"),
+    [
+        (
+            ["mesh.data=2", "mesh.fsdp=1", "mesh.tensor=2"],
+            8,
+            "mesh: mesh.data=2 * mesh.tensor=2 = 4 must equal the device count, 8; use mesh.fsdp=2, or mesh.data=4, "
+            "or mesh.tensor=4, or runtime.device_count=4 to try it on fake CPU devices",
+        ),
+        (
+            ["mesh.data=2", "mesh.fsdp=2", "mesh.tensor=4"],
+            6,
+            "must equal the device count, 6; use for example mesh.fsdp=1 mesh.data=2 mesh.tensor=3, or runtime",
+        ),
+        (["mesh.fsdp=4"], 1, "mesh: mesh.fsdp=4 must equal the device count, 1; use mesh.fsdp=1, or runtime"),
+        (["mesh.fsdp=1"], 8, "mesh: all axes = 1 must equal the device count, 8; use mesh.fsdp=8, or runtime"),
+        (
+            ["mesh.tensor=4"],
+            6,
+            "the device count=6 must be divisible by mesh.tensor=4; use the device count=4 or 8, or mesh.tensor=3 or 6",
+        ),
+        (
+            ["train.batch_size=12"],
+            8,
+            "train.batch_size=12 must be divisible by mesh.fsdp=8; use train.batch_size=8 or 16, or mesh.fsdp=6 or 12",
+        ),
+        (
+            ["model.embed_dim=60", "train.batch_size=16"],
+            8,
+            "model.embed_dim=60 must be divisible by mesh.fsdp=8; use model.embed_dim=56 or 64",
+        ),
+    ],
+)
+def test_tells_what_does_not_fit(
+    write_run: Callable[..., str], overrides: list[str], device_count: int, expected: str
+) -> None:
+    config = load_run(write_run(), overrides).config
+    with pytest.raises(ConfigError) as caught:
+        resolve_mesh(config, device_count)
+    assert expected in str(caught.value)
+
+
+def test_tells_all_that_does_not_fit(write_run: Callable[..., str]) -> None:
+    config = load_run(write_run(), ["model.embed_dim=60", "train.batch_size=12"]).config
+    with pytest.raises(ConfigError) as caught:
+        resolve_mesh(config, 8)
+    assert [problem.path for problem in caught.value.problems] == ["model.embed_dim", "train.batch_size"]
+    assert "2 problems in the configuration on 8 devices" in str(caught.value)

@@ -1,0 +1,56 @@
+"""Every file under configs/ says what it is for, and loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from maxlm.config import load_run
+from maxlm.config.checks import resolve_mesh
+
+ROOT = Path(__file__).parents[2]
+PRESETS = sorted((ROOT / "configs").rglob("*.yaml"))
+# A run that any other preset can be included in.
+BASE = """\
+run_dir: runs/preset
+model: {vocab_size: 512, num_layers: 2, embed_dim: 64, num_heads: 4, mlp_dim: 128}
+data: {sources: {text: {path: data/text}}, tokenizer: data/tokenizer.model, sequence_length: 64}
+train: {num_steps: 100000, batch_size: 64}
+"""
+DEVICES = {"quickstart": 1, "gpt2_124m": 8, "llama3_1b_h100x8": 8, "llama3_8b_v5p64": 64}
+
+
+def names(paths: list[Path]) -> list[str]:
+    return [str(path.relative_to(ROOT / "configs")) for path in paths]
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=names(PRESETS))
+def test_header_and_schema(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    assert lines[0] == "# yaml-language-server: $schema=../schema.json"
+    assert lines[1].startswith("# ")
+    assert len(lines[1]) > 20
+    if path.parent.name == "run":
+        header = "\n".join(line for line in lines if line.startswith("#"))
+        assert all(f"# {word}:" in header for word in ("Command", "Hardware", "Result"))
+
+
+@pytest.mark.parametrize("path", [path for path in PRESETS if path.parent.name != "run"])
+def test_part_loads_in_a_run(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(BASE)
+    (tmp_path / "run.yaml").write_text(f"include: [base.yaml, {path}]\n")
+    loaded = load_run(tmp_path / "run.yaml")
+    assert any(path.name in origin for origin in loaded.origins.values())
+
+
+@pytest.mark.parametrize("path", [path for path in PRESETS if path.parent.name == "run"], ids=lambda path: path.stem)
+def test_run_loads_on_its_devices(path: Path) -> None:
+    resolve_mesh(load_run(path).config, DEVICES[path.stem])
+
+
+def test_names_that_others_rely_on() -> None:
+    config = load_run(ROOT / "configs/run/quickstart.yaml").config
+    assert config.run_dir == "runs/quickstart"
+    assert list(config.data.sources) == ["python_stdlib"]
+    assert config.data.tokenizer.startswith("data/quickstart/")
