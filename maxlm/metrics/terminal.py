@@ -9,7 +9,7 @@ import dataclasses
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 from rich import box
@@ -100,16 +100,17 @@ class RunTerminal:
 
     def show_start(self, summary: Summary) -> None:
         """Print the summary and start the progress line."""
-        self._section(summary.run_dir, _start_rows(summary))
-        self._progress = _Progress(summary)
+        mesh: str | Table = ", ".join(f"{axis} {size}" for axis, size in summary.mesh.items())
         if self.console.is_interactive:
-            self.console.print(Padding(_mesh_table(summary.mesh), (0, 0, 1, 1)))
+            mesh = _mesh_table(summary.mesh)
+        self._progress = _Progress(summary)
+        self._title(summary.run_dir)
+        self._rows([*_start_rows(summary), ("mesh", mesh)])
+        if self.console.is_interactive:
             self._live = Live(
                 self._progress, console=self.console, refresh_per_second=2, redirect_stderr=sys.stderr.isatty()
             )
             self._live.start()
-        else:
-            self.note("mesh: " + ", ".join(f"{axis} {size}" for axis, size in summary.mesh.items()))
 
     def update(self, step: int, values: Mapping[str, float | str]) -> None:
         """Show a step's metrics; without any, only move the bar.
@@ -133,32 +134,32 @@ class RunTerminal:
         """End the progress line and print what came out."""
         self._stop()
         state = "done" if outcome.step >= outcome.num_steps else "stopped"
-        self._section(f"{state} after step {outcome.step} of {outcome.num_steps}", _end_rows(outcome))
+        self._title(f"{state} after step {outcome.step} of {outcome.num_steps}")
+        self._rows(_end_rows(outcome))
         if sources := _sources(outcome.values):
             if self.console.is_interactive:
-                self.console.print(Padding(_validation_table(sources, outcome), (1, 0, 1, 1)))
+                self.console.print(Padding(_validation_table(sources, outcome), (1, 0, 1, 2)))
             else:
                 for source in sources:
                     self.note(_validation_line(source, outcome))
-        self._rows(list(outcome.places.items()))
+        self._rows(tuple(outcome.places.items()))
 
-    def _section(self, title: str, rows: list[tuple[str, str]]) -> None:
+    def _title(self, text: str) -> None:
         if self.console.is_interactive:
-            self.console.print(Rule(Text(title, style="bold"), align="left", style="dim"))
+            self.console.print(Rule(Text(text, style="bold"), align="left", style="dim"))
         else:
-            self.note(title)
-        self._rows(rows)
+            self.note(text)
 
-    def _rows(self, rows: list[tuple[str, str]]) -> None:
+    def _rows(self, rows: Sequence[tuple[str, str | Table]]) -> None:
         if not self.console.is_interactive:
-            for label, text in rows:
-                self.note(f"{label}: {text}")
+            for label, content in rows:
+                self.note(f"{label}: {content}")
             return
         table = Table.grid(padding=(0, 2, 0, 0))
         table.add_column(style="dim", no_wrap=True, min_width=11)
         table.add_column(overflow="fold")
-        for label, text in rows:
-            table.add_row(label, Text(text))
+        for label, content in rows:
+            table.add_row(label, Text(content) if isinstance(content, str) else content)
         self.console.print(Padding(table, (0, 0, 0, 2)))
 
     def _stop(self) -> None:
@@ -256,7 +257,7 @@ def _end_rows(outcome: Outcome) -> list[tuple[str, str]]:
 
 def _mesh_table(mesh: Mapping[str, int]) -> Table:
     """Draw one column per axis, those that split nothing dimmed."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False)
+    table = Table(box=None, pad_edge=False)
     for axis, size in mesh.items():
         style = "bold" if size > 1 else "dim"
         table.add_column(axis, justify="right", style=style, header_style=style)
@@ -267,8 +268,8 @@ def _mesh_table(mesh: Mapping[str, int]) -> Table:
 def _validation_table(sources: list[str], outcome: Outcome) -> Table:
     """Draw one row per source: the model, then the baselines, green where the model is below."""
     names = list(dict.fromkeys(name for source in sources for name in outcome.baselines.get(source, {})))
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, header_style="dim")
-    table.add_column("validation")
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
+    table.add_column("validation", min_width=11)
     for heading in ("loss", "bits per byte", *names):
         table.add_column(heading, justify="right")
     for source in sources:

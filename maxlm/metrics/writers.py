@@ -22,6 +22,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from maxlm.config.errors import UserError
+from maxlm.config.paths import flatten
 from maxlm.metrics import catalog
 
 _log = logging.getLogger(__name__)
@@ -190,7 +191,11 @@ class _Curves:
         self._by_step.write(step, [_value(tag, text)])
 
     def hparams(self, config: Mapping[str, Any], metrics: Iterable[str]) -> None:
-        experiment, session_start, session_end = summary.hparams(_flat(config), dict.fromkeys(metrics))
+        settings = {
+            path: value if isinstance(value, bool | int | float | str) else json.dumps(value)
+            for path, value in flatten(config).items()
+        }
+        experiment, session_start, session_end = summary.hparams(settings, dict.fromkeys(metrics))
         self._by_step.write(0, [experiment, session_start])
         self._session_end = [session_end]
 
@@ -233,17 +238,6 @@ def _verbatim(text: str) -> str:
     """Make text a Markdown code block by indenting it, which unlike a fence no content can end."""
     text = text.encode("utf-8", errors="replace").decode()
     return "\n".join("    " + line for line in text.split("\n"))
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
-    """Flatten nested settings to {"section.key": value}; what is no plain value is shown as JSON."""
-    flat: dict[str, bool | int | float | str] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value if isinstance(value, bool | int | float | str) else json.dumps(value)
-    return flat
 
 
 def _gflop(flops: float) -> int:

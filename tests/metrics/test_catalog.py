@@ -1,0 +1,49 @@
+"""The catalogue, and the tables in the documentation that are made from it."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from maxlm.metrics import catalog
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_names_are_unique_and_every_metric_is_explained():
+    names = [metric.name for metric in catalog.METRICS]
+    assert len(set(names)) == len(names)
+    assert all(metric.meaning and "|" not in metric.meaning for metric in catalog.METRICS)
+
+
+@pytest.mark.parametrize(
+    ("name", "entry"),
+    [
+        ("train/loss", "train/loss"),
+        ("val/python/loss", "val/<source>/loss"),
+        ("val/wiki.en-2/bits_per_byte", "val/<source>/bits_per_byte"),
+        ("data/epoch/python", "data/epoch/<source>"),
+        ("flops/val_python_loss", "flops/val_<source>_loss"),
+    ],
+)
+def test_find(name, entry):
+    assert catalog.find(name).name == entry
+
+
+@pytest.mark.parametrize("name", ["train/los", "train/loss/x", "val/loss", "val/a/b/loss", "loss", "trainXloss", ""])
+def test_unknown_names_are_refused(name):
+    with pytest.raises(KeyError, match=r"catalog\.py"):
+        catalog.find(name)
+
+
+def test_flops_curves_are_in_the_catalogue():
+    assert catalog.find(catalog.flops_curve("train/loss")).name == "flops/train_loss"
+    assert catalog.find(catalog.flops_curve("val/books/loss")).name == "flops/val_<source>_loss"
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/metrics.md"])
+def test_tables_in_the_documentation_are_up_to_date(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    block = re.search(r"<!-- metrics -->\n(.*?)\n<!-- /metrics -->", text, re.DOTALL)
+    assert block, f"{page} needs a table between <!-- metrics --> and <!-- /metrics -->"
+    assert block[1].strip() == catalog.markdown_table(), "paste maxlm.metrics.catalog.markdown_table()"
