@@ -1,0 +1,197 @@
+"""`maxlm prepare`: raw text to token shards, a tokenizer and baselines, for every source that says what to read.
+
+Done already: it says so. Killed in the middle: the next one starts afresh. Same texts and settings: same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.dedupe import deduplicate
+from data_pipeline.documents import Document, Reading, read_documents
+from data_pipeline.manifest import differences, read_manifest, write_manifest
+from data_pipeline.measure_baselines import measure_baselines
+from data_pipeline.report import Report
+from data_pipeline.split import split_documents
+from data_pipeline.staging import SPLITS, disk_errors, publish, staging
+from data_pipeline.train_tokenizer import train_tokenizer
+from data_pipeline.write_shards import write_shards
+from maxlm.config import RunConfig, UserError, load_run
+from maxlm.config.schema import RawTextConfig
+from maxlm.data.baselines import MANIFEST_NAME
+from maxlm.data.shards import TokenShards
+from maxlm.data.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Texts:
+    """A source's documents, clean and split, and how reading went."""
+
+    splits: Mapping[str, list[Document]]
+    inputs: str
+    reading: Mapping[str, Any]
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Carry out the command; return its exit code."""
+    prepare(load_run(arguments.config, arguments.overrides).config, force=arguments.force, report=Report())
+    return 0
+
+
+def prepare(config: RunConfig, *, force: bool, report: Report) -> None:
+    """Prepare every source that has `raw`, and train the tokenizer if there is none.
+
+    Raises:
+      UserError: nothing to prepare, texts that cannot be read, settings that changed since, a disk that refuses.
+    """
+    raws = {name: source.raw for name, source in config.data.sources.items() if source.raw}
+    if not raws:
+        raise UserError("data.sources: none has `raw`, so there is nothing to prepare; say what to read with `raw`")
+    tokenizer_path = Path(config.data.tokenizer)
+    retrain = not tokenizer_path.exists() or (force and _was_trained_here(tokenizer_path))
+    manifests = {} if force or retrain else _finished(config, raws)
+    pending = {name: raw for name, raw in raws.items() if name not in manifests}
+    if not pending:
+        _say_done(config, manifests, raws, report)
+        return
+    texts = {name: _read(name, raw, report) for name, raw in pending.items()}
+    if retrain:
+        _train_tokenizer(config, texts, report)
+    tokenizer = _open_tokenizer(config)
+    for name, text in texts.items():
+        folder = Path(config.data.sources[name].path)
+        manifests[name] = _write(name, folder, text, pending[name], tokenizer=tokenizer, force=force, report=report)
+    report.summary({name: manifests[name] for name in raws})
+
+
+def _finished(config: RunConfig, raws: Mapping[str, RawTextConfig]) -> dict[str, dict[str, Any]]:
+    """Return the manifests of the sources that are prepared.
+
+    Raises:
+      UserError: one of them was prepared with other settings, or its shards are damaged.
+    """
+    tokenizer = _open_tokenizer(config)
+    manifests = {}
+    for name, raw in raws.items():
+        folder = Path(config.data.sources[name].path)
+        manifest = read_manifest(folder)
+        if manifest is None:
+            continue
+        changes = list(differences(manifest["settings"], _settings(raw, tokenizer)))
+        if changes:
+            raise UserError(
+                f"{folder}: prepared with other settings: {'; '.join(changes)}; "
+                f"use another data.sources.{name}.path, or replace it with: maxlm prepare RUN.yaml --force"
+            )
+        for split in SPLITS:
+            TokenShards(folder / split)
+        manifests[name] = manifest
+    return manifests
+
+
+def _say_done(
+    config: RunConfig, manifests: Mapping[str, Mapping[str, Any]], raws: Mapping[str, RawTextConfig], report: Report
+) -> None:
+    report.summary(manifests)
+    for name, manifest in manifests.items():
+        report.line(f"{config.data.sources[name].path}: already prepared")
+        try:
+            changed = read_documents(raws[name]).fingerprint != manifest["inputs"]
+        except UserError:
+            report.line("  its raw text is not there any more")
+            continue
+        if changed:
+            report.line("  its raw text has changed since; to prepare it again: maxlm prepare RUN.yaml --force")
+
+
+def _settings(raw: RawTextConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    return {"raw": raw.model_dump(mode="json"), "tokenizer": tokenizer.fingerprint}
+
+
+def _read(name: str, raw: RawTextConfig, report: Report) -> Texts:
+    with report.stage(f"{name}: read"):
+        try:
+            reading = read_documents(raw)
+        except UserError as error:
+            raise UserError(f"data.sources.{name}.{error}") from None
+    characters = sum(len(document.text) for document in reading.documents)
+    with report.stage(f"{name}: find duplicates", characters) as advance:
+        left = deduplicate(reading.documents, advance)
+    try:
+        train, validation = split_documents(left.documents, raw.validation_fraction)
+    except UserError as error:
+        raise UserError(f"data.sources.{name}.{error}") from None
+    counts = {"exact_duplicates": left.exact_duplicates, "near_duplicates": left.near_duplicates}
+    return Texts({"train": train, "validation": validation}, reading.fingerprint, _counts(reading) | counts)
+
+
+def _counts(reading: Reading) -> dict[str, Any]:
+    return {"documents": len(reading.documents), "skipped": dict(sorted(reading.skipped.items()))}
+
+
+def _train_tokenizer(config: RunConfig, texts: Mapping[str, Texts], report: Report) -> None:
+    path = Path(config.data.tokenizer)
+    with report.stage("train the tokenizer"):
+        model = train_tokenizer(
+            {name: text.splits["train"] for name, text in texts.items()},
+            {name: config.data.sources[name].weight for name in texts},
+            config.model.vocab_size,
+        )
+    with disk_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _trained_mark(path).write_text(json.dumps({"trained_by": "maxlm prepare"}) + "\n", encoding="utf-8")
+        unfinished = path.with_name(path.name + ".unfinished")
+        unfinished.write_bytes(model)
+        unfinished.replace(path)
+
+
+def _trained_mark(path: Path) -> Path:
+    """Return the file that marks a tokenizer as ours to train again; one that was brought along has none."""
+    return path.with_name(path.name + ".json")
+
+
+def _was_trained_here(path: Path) -> bool:
+    return _trained_mark(path).exists()
+
+
+def _open_tokenizer(config: RunConfig) -> Tokenizer:
+    tokenizer = Tokenizer(config.data.tokenizer)
+    size = config.model.vocab_size
+    if tokenizer.vocab_size > size:
+        raise UserError(
+            f"data.tokenizer={config.data.tokenizer} has {tokenizer.vocab_size} pieces, more than model.vocab_size="
+            f"{size}; use model.vocab_size={tokenizer.vocab_size}, another data.tokenizer, or, if "
+            "`maxlm prepare` trained it, train it again with: maxlm prepare RUN.yaml --force"
+        )
+    return tokenizer
+
+
+def _write(
+    name: str, folder: Path, texts: Texts, raw: RawTextConfig, *, tokenizer: Tokenizer, force: bool, report: Report
+) -> dict[str, Any]:
+    with staging(folder, replace=force or (folder / MANIFEST_NAME).exists()) as stage:
+        splits = {}
+        for split, documents in texts.splits.items():
+            characters = sum(len(document.text) for document in documents)
+            with report.stage(f"{name}: tokenize {split}", characters) as advance:
+                splits[split] = dataclasses.asdict(write_shards(stage / split, documents, tokenizer, advance))
+        with report.stage(f"{name}: measure baselines"):
+            opened = {split: TokenShards(stage / split) for split in SPLITS}
+            baselines = measure_baselines(opened["train"], opened["validation"], texts.splits["validation"])
+        manifest = {
+            "settings": _settings(raw, tokenizer),
+            "inputs": texts.inputs,
+            "reading": texts.reading,
+            "splits": splits,
+            "fingerprints": {split: shards.fingerprint for split, shards in opened.items()},
+            "baselines": baselines,
+        }
+        publish(stage, folder)
+        write_manifest(folder, manifest)
+    return manifest

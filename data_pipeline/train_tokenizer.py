@@ -1,0 +1,73 @@
+"""Train a SentencePiece tokenizer that loses nothing: BPE with byte fallback, no normalisation, no dummy prefix."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+import sentencepiece
+
+from data_pipeline.documents import Document
+from maxlm.config.errors import UserError
+
+SAMPLE_BYTES = 16_000_000
+PIECE_CHARACTERS = 4096
+THREADS = 4  # fixed: the number is stored in the model, whose bytes must not depend on the machine
+
+_RESERVED = re.compile("[\0\t\u2581\u2585]")  # SentencePiece's own marks: no piece holds them, bytes encode them
+
+
+def train_tokenizer(sources: Mapping[str, Sequence[Document]], weights: Mapping[str, float], vocab_size: int) -> bytes:
+    """Return the model file of a tokenizer with at most `vocab_size` pieces.
+
+    Args:
+      sources: training documents of each source; a sample of them, shared out by `weights`, is learned from.
+
+    Raises:
+      UserError: the vocabulary is too small for the bytes and characters it must hold.
+    """
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=_sample(sources, weights),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            hard_vocab_limit=False,  # a small text has fewer pieces than asked for
+            byte_fallback=True,
+            character_coverage=0.9995,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            split_digits=True,
+            allow_whitespace_only_pieces=True,  # indentation is one piece, not many
+            max_sentence_length=8 * PIECE_CHARACTERS,
+            shuffle_input_sentence=False,
+            num_threads=THREADS,
+            unk_id=0,
+            bos_id=1,
+            eos_id=2,
+            pad_id=-1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        reason = str(error).rpartition("] ")[2] or "no text to learn from"
+        raise UserError(
+            f"model.vocab_size={vocab_size}: no tokenizer can be trained on this text: {reason.strip()}; "
+            "a vocabulary holds 256 bytes, 3 special pieces and the common characters: take a larger one, or more text"
+        ) from None
+    return model.getvalue()
+
+
+def _sample(sources: Mapping[str, Sequence[Document]], weights: Mapping[str, float]) -> Iterator[str]:
+    total = sum(weights[name] for name in sources)
+    for name, documents in sources.items():
+        budget = SAMPLE_BYTES * weights[name] / total
+        for document in documents:
+            if budget <= 0:
+                break
+            for start in range(0, len(document.text), PIECE_CHARACTERS):
+                piece = document.text[start : start + PIECE_CHARACTERS]
+                budget -= len(piece.encode())
+                yield from filter(None, _RESERVED.split(piece))
