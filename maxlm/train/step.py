@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,20 +14,32 @@ from maxlm.models.decoder import Decoder
 from maxlm.train.loss import Batch, Sums
 from maxlm.train.state import TrainState
 
-Metrics = dict[str, jax.Array]
+
+
+class StepMetrics(NamedTuple):
+    """What a step reports: scalars, the same on every device."""
+
+    sums: Sums
+    learning_rate: jax.Array
+    gradient_norm: jax.Array
+    parameter_norm: jax.Array
+    update_ratio: jax.Array
+    token_hash: jax.Array
+    skipped_in_row: jax.Array
+    skipped: jax.Array
 
 
 def make_train_step(
     compute_gradients: Callable[[Decoder, Batch], tuple[Decoder, Sums]],
     optimizer: optax.GradientTransformation,
     learning_rate: Callable[[jax.Array], jax.Array],
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
     """Return train_step(state, batch) -> (state, metrics), to be jitted.
 
     A step whose loss or gradient is not finite leaves parameters and optimizer as they were and is counted.
     """
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         gradients, sums = compute_gradients(state.decoder, batch)
         gradient_norm = optax.global_norm(gradients)
         finite = jnp.isfinite(gradient_norm) & jnp.isfinite(sums.objective)
@@ -45,19 +58,16 @@ def make_train_step(
             skipped=state.skipped + skipped,
         )
         parameter_norm = optax.global_norm(state.decoder)
-        metrics = {
-            "nats": sums.nats,
-            "objective": sums.objective,
-            "weight": sums.weight,
-            "target_bytes": sums.target_bytes,
-            "learning_rate": rate,
-            "gradient_norm": gradient_norm,
-            "parameter_norm": parameter_norm,
-            "update_ratio": optax.global_norm(updates) / parameter_norm,
-            "token_hash": new_state.token_hash,
-            "skipped_in_row": new_state.skipped_in_row,
-            "skipped": new_state.skipped,
-        }
+        metrics = StepMetrics(
+            sums=sums,
+            learning_rate=rate,
+            gradient_norm=gradient_norm,
+            parameter_norm=parameter_norm,
+            update_ratio=optax.global_norm(updates) / parameter_norm,
+            token_hash=new_state.token_hash,
+            skipped_in_row=new_state.skipped_in_row,
+            skipped=new_state.skipped,
+        )
         return new_state, metrics
 
     return train_step

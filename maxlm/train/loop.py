@@ -1,0 +1,205 @@
+"""The training loop, as it happens: restore or create, step, report, evaluate, save, stop."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import platform
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import jax
+
+from maxlm.checkpoint import Checkpointer, RunDirectory
+from maxlm.config.errors import RunFailedError, UserError
+from maxlm.config.resume import changes_that_matter
+from maxlm.config.schema import RunConfig
+from maxlm.data.loader import DeviceLoader
+from maxlm.data.token_hash import hexdigest
+from maxlm.runtime import ProfileWindow, StopSignal, Watchdog
+from maxlm.sharding.mesh import batch_sharding
+from maxlm.train.evaluate import evaluate
+from maxlm.train.report import Reporter
+from maxlm.train.setup import CompiledStep, Datasets, Program, build_program, compile_losses, compile_step, open_datasets
+from maxlm.train.state import TrainState, create_state
+from maxlm.train.step import StepMetrics
+
+log = logging.getLogger(__name__)
+
+_VERSIONED = ("maxlm", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def train(config: RunConfig, *, command: str) -> None:
+    """Train a run to its end, or until a signal stops it; resume it if its directory has checkpoints.
+
+    Args:
+      config: the run.
+      command: how to start it again, for messages.
+
+    Raises:
+      UserError: a setting, the data, the directory or a checkpoint is not as it must be.
+      RunFailedError: too many steps in a row were not finite.
+    """
+    datasets = open_datasets(config)
+    program = build_program(config)
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(StopSignal())
+        run_dir = stack.enter_context(RunDirectory.open(config.run_dir))
+        checkpointer = stack.enter_context(Checkpointer(run_dir.checkpoints, config.checkpoint))
+        _refuse_changes(checkpointer.latest_record(), config, datasets)
+        restored = checkpointer.restore(program.state)
+        state = restored.state if restored else create_state(
+            program.declared, program.optimizer, program.mesh, config.runtime.seed
+        )
+        start = restored.step if restored else 0
+        reporter = stack.enter_context(
+            Reporter(config, program, datasets.train, run_dir=run_dir.path, resume_step=start)
+        )
+        compiled = compile_step(config, program)
+        reporter.start_clock(compiled.compile_seconds)
+        loop = _Loop(config, program, datasets, compiled, checkpointer, reporter)
+        stack.callback(loop.watchdog.disarm)
+        step = loop.run(state, start, stop.requested, ProfileWindow(config.runtime.profile, run_dir.path / "profile"))
+        checkpointer.wait()
+        reporter.end(step, _places(config, command, done=step >= config.train.num_steps))
+
+
+class _Loop:
+    """The parts that every step needs."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        program: Program,
+        datasets: Datasets,
+        compiled: CompiledStep,
+        checkpointer: Checkpointer,
+        reporter: Reporter,
+    ):
+        self.config, self.datasets, self.compiled = config, datasets, compiled
+        self.checkpointer, self.reporter = checkpointer, reporter
+        self.sharding = batch_sharding(program.mesh)
+        self.losses = compile_losses(program)
+        self.watchdog = Watchdog(config.runtime.step_timeout_seconds)
+
+    def run(self, state: TrainState, start: int, stop: Callable[[int], bool], profile: ProfileWindow) -> int:
+        """Run steps until the end or a stop; return the number of steps done."""
+        train = self.config.train
+        step = start
+        pending: StepMetrics | None = None
+        with self._loader(start) as loader:
+            for _, batch in loader:
+                self.watchdog.arm()
+                profile.update(step)
+                state, metrics = self.compiled.run(state, batch)
+                # Only now is the step before read: the device already has its next work.
+                self._read(step, pending, loader, last=False)
+                step, pending = step + 1, metrics
+                stopping = step < train.num_steps and stop(step)
+                ending = stopping or step == train.num_steps
+                evaluating = step == train.num_steps or _due(step, train.eval_every)
+                saving = ending or _due(step, self.config.checkpoint.every)
+                if evaluating or saving:
+                    self._read(step, pending, loader, last=ending)
+                    pending = None
+                if evaluating:
+                    self._evaluate(step, state)
+                if saving:
+                    self._save(step, state)
+                if stopping:
+                    break
+        profile.close()
+        return step
+
+    def _loader(self, start: int) -> DeviceLoader:
+        return DeviceLoader(
+            self.datasets.train,
+            self.sharding,
+            start_step=start,
+            stop_step=self.config.train.num_steps,
+            prefetch=self.config.data.prefetch_batches,
+        )
+
+    def _read(self, step: int, pending: StepMetrics | None, loader: DeviceLoader, *, last: bool) -> None:
+        """Wait for a step's metrics; stop a run that has diverged; log where it is due."""
+        if pending is None:
+            return
+        metrics: StepMetrics = jax.device_get(pending)
+        self.reporter.progress(step)
+        if metrics.skipped_in_row >= self.config.train.max_skipped_steps:
+            raise RunFailedError(
+                f"the last {metrics.skipped_in_row} steps, up to step {step}, had a loss or gradient that is not finite "
+                f"(loss {float(metrics.sums.objective)}, gradient norm {float(metrics.gradient_norm)}); the parameters "
+                "are those of the last finite step and no new checkpoint was written. Lower optimizer.learning_rate, "
+                "lengthen schedule.warmup_steps or lower optimizer.clip_norm, and start again from an earlier "
+                "checkpoint; train.max_skipped_steps="
+                f"{self.config.train.max_skipped_steps} sets how many such steps in a row are borne"
+            )
+        if last or _due(step, self.config.train.log_every):
+            self.reporter.step(
+                step, metrics, wait_seconds=loader.wait_seconds, stall_seconds=self.checkpointer.stall_seconds
+            )
+
+    def _evaluate(self, step: int, state: TrainState) -> None:
+        began = time.perf_counter()
+        values = evaluate(
+            state.decoder,
+            self.datasets.validation,
+            self.losses,
+            self.sharding,
+            max_batches=self.config.train.eval_batches,
+        )
+        self.reporter.values(step, values)
+        self.reporter.pause(time.perf_counter() - began)
+        self.watchdog.arm()
+
+    def _save(self, step: int, state: TrainState) -> None:
+        record = {
+            "token_hash": hexdigest(jax.device_get(state.token_hash)),
+            "config": self.config.model_dump(mode="json"),
+            "data": self.datasets.train.fingerprint,
+            "versions": {name: version(name) for name in _VERSIONED} | {"python": platform.python_version()},
+        }
+        self.checkpointer.save(step, state, record)
+        self.watchdog.arm()
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _refuse_changes(record: dict[str, Any] | None, config: RunConfig, datasets: Datasets) -> None:
+    """Refuse to resume as another run than the one that was saved.
+
+    Raises:
+      UserError: settings that matter, or the data, have changed; names each.
+    """
+    if record is None:
+        return
+    changes = [str(change) for change in changes_that_matter(record["config"], config)]
+    if record["data"] != datasets.train.fingerprint:
+        changes.append(f"data.sources (the tokens): {record['data'][:12]} -> {datasets.train.fingerprint[:12]}")
+    if not changes:
+        return
+    listed = "\n  ".join(changes)
+    if config.checkpoint.allow_config_change:
+        log.warning("resuming with changed settings (checkpoint.allow_config_change=true):\n  %s", listed)
+        return
+    raise UserError(
+        f"run_dir={config.run_dir} holds a run at step {record['step']} with other settings (saved -> now):\n  {listed}\n"
+        "set them back, choose another run_dir, or resume all the same with checkpoint.allow_config_change=true"
+    )
+
+
+def _places(config: RunConfig, command: str, *, done: bool) -> dict[str, str]:
+    """Say where things are and what to do next."""
+    places = {"checkpoints": f"{config.run_dir}/checkpoints", "metrics": f"{config.run_dir}/metrics.jsonl"}
+    if config.metrics.tensorboard:
+        places["curves"] = f"tensorboard --logdir {config.run_dir}/tensorboard"
+    if done:
+        places["sample"] = f'maxlm generate {config.run_dir} --prompt "..."'
+    else:
+        places["resume with"] = command
+    return places

@@ -1,0 +1,133 @@
+"""From a config to everything the loop needs, in a straight line."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from maxlm.config.checks import resolve_mesh
+from maxlm.config.schema import MeshConfig, RunConfig
+from maxlm.data.dataset import Dataset, build_dataset, validation_sources
+from maxlm.models.decoder import Decoder
+from maxlm.ops.attention import choose_implementation
+from maxlm.optim.adamw import build_optimizer
+from maxlm.optim.schedule import make_schedule
+from maxlm.sharding.mesh import batch_sharding, build_mesh
+from maxlm.train.loss import Batch, Numerics, Sums, make_gradients, make_losses, numerics
+from maxlm.train.state import TrainState, declare_state
+from maxlm.train.step import StepMetrics, make_train_step
+
+log = logging.getLogger(__name__)
+
+BATCH_FIELDS = {
+    "tokens": jnp.int32,
+    "targets": jnp.int32,
+    "segment_ids": jnp.int32,
+    "positions": jnp.int32,
+    "target_bytes": jnp.int32,
+    "weights": jnp.float32,
+}
+
+
+class Program(NamedTuple):
+    """The model on its mesh, nothing allocated yet.
+
+    Attributes:
+      mesh_sizes: the mesh without -1.
+      mesh: the devices.
+      declared: the decoder without values.
+      optimizer: the gradient transformation.
+      state: the train state as `jax.ShapeDtypeStruct`s with shardings.
+      how: what decides how the loss is computed here.
+    """
+
+    mesh_sizes: MeshConfig
+    mesh: Mesh
+    declared: Decoder
+    optimizer: optax.GradientTransformation
+    state: TrainState
+    how: Numerics
+
+
+class CompiledStep(NamedTuple):
+    """The training step for this mesh, and what compiling it took."""
+
+    run: Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+    compile_seconds: float
+    peak_memory_bytes: int
+
+
+class Datasets(NamedTuple):
+    """Training data, and validation data by source."""
+
+    train: Dataset
+    validation: dict[str, Dataset]
+
+
+def open_datasets(config: RunConfig) -> Datasets:
+    """Open all token shards and check what is cheap to check, before any device work.
+
+    Raises:
+      UserError: something is missing, damaged or does not fit the tokenizer.
+    """
+    shared: dict[str, Any] = {
+        "seed": config.runtime.seed,
+        "batch_size": config.train.batch_size,
+        "vocab_size": config.model.vocab_size,
+    }
+    train = build_dataset(config.data, split="train", **shared)
+    sources = validation_sources(config.data)
+    return Datasets(
+        train, {name: build_dataset(config.data, split="validation", source=name, **shared) for name in sources}
+    )
+
+
+def build_program(config: RunConfig, devices: list[Any] | None = None) -> Program:
+    """Lay the model out on the mesh.
+
+    Raises:
+      ConfigError: the mesh does not fit the devices, or the model does not fit the mesh.
+    """
+    devices = jax.devices() if devices is None else devices
+    mesh_sizes = resolve_mesh(config, len(devices))
+    mesh = build_mesh(mesh_sizes, devices if len(devices) < jax.device_count() else None)
+    kernel, reason = choose_implementation(config.runtime.attention_kernel, devices[0].platform)
+    log.info("attention kernel: %s (%s)", kernel, reason)
+    declared = Decoder(config.model)
+    optimizer = build_optimizer(config.optimizer, declared)
+    how = numerics(config, kernel, devices[0].platform)
+    return Program(mesh_sizes, mesh, declared, optimizer, declare_state(declared, optimizer, mesh), how)
+
+
+def compile_step(config: RunConfig, program: Program) -> CompiledStep:
+    """Compile the training step ahead of its first use."""
+    began = time.perf_counter()
+    peak_rate = config.optimizer.learning_rate
+    learning_rate = make_schedule(config.schedule, peak=peak_rate, num_steps=config.train.num_steps)
+    gradients = make_gradients(program.declared, program.mesh, program.how)
+    step = make_train_step(gradients, program.optimizer, learning_rate)
+    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, program.state)
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, None))
+    compiled = jitted.lower(program.state, batch_shapes(config, program.mesh)).compile()
+    memory = compiled.memory_analysis()
+    peak = int(memory.peak_memory_in_bytes) if memory is not None else 0
+    return CompiledStep(compiled, time.perf_counter() - began, peak)
+
+
+def compile_losses(program: Program) -> Callable[[Decoder, Batch], Sums]:
+    """Return the forward pass alone, compiled at its first use."""
+    compiled: Callable[[Decoder, Batch], Sums] = jax.jit(make_losses(program.declared, program.mesh, program.how))
+    return compiled
+
+
+def batch_shapes(config: RunConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the global batch as `jax.ShapeDtypeStruct`s."""
+    shape, sharding = (config.train.batch_size, config.data.sequence_length), batch_sharding(mesh)
+    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, dtype in BATCH_FIELDS.items()}

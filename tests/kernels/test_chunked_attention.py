@@ -1,0 +1,127 @@
+"""The plain attention against softmax written out in fp64, over every combination of what a mask can say."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from maxlm.kernels import chunked_attention
+from maxlm.kernels.mask import Mask
+from maxlm.ops.attention import attention
+
+
+def oracle(q, k, v, mask):
+    """fp64 out and its gradient for d_out = out, by autodiff-free formulas."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    groups = q.shape[2] // k.shape[2]
+    k, v = np.repeat(k, groups, axis=2), np.repeat(v, groups, axis=2)
+    scores = np.einsum("btnh,bsnh->bnts", q, k) / np.sqrt(q.shape[3])
+    q_index = int(mask.q_start) + np.arange(q.shape[1])
+    kv_index = int(mask.kv_start) + np.arange(k.shape[1])
+    distance = q_index[:, None] - kv_index[None, :]
+    seen = np.ones(distance.shape, bool)
+    if mask.causal:
+        seen &= distance >= 0
+    if mask.window is not None:
+        seen &= distance < mask.window
+    q_segments, kv_segments = np.asarray(mask.q_segments_BT), np.asarray(mask.kv_segments_BS)
+    seen = seen & (q_segments[:, :, None] == kv_segments[:, None, :]) & (kv_segments > 0)[:, None, :]
+    seen = seen[:, None]
+    with np.errstate(all="ignore"):
+        peak = np.where(seen, scores, -np.inf).max(-1, keepdims=True)
+        exp = np.where(seen, np.exp(scores - peak), 0.0)
+        total = exp.sum(-1, keepdims=True)
+        p = np.where(total > 0, exp / total, 0.0)
+        lse = (peak + np.log(total))[..., 0]
+    return np.einsum("bnts,bsnh->btnh", p, v), lse, p
+
+
+def make(seed, *, batch=2, length=16, kv_length=None, heads=4, kv_heads=2, head_dim=8, v_dim=8, dtype=jnp.float32, **mask):
+    rng = np.random.default_rng(seed)
+    kv_length = kv_length or length
+    q = jnp.asarray(rng.normal(size=(batch, length, heads, head_dim)), dtype)
+    k = jnp.asarray(rng.normal(size=(batch, kv_length, kv_heads, head_dim)), dtype)
+    v = jnp.asarray(rng.normal(size=(batch, kv_length, kv_heads, v_dim)), dtype)
+    q_segments = np.sort(rng.integers(1, 4, (batch, length)), axis=1)
+    kv_segments = q_segments if kv_length == length else np.sort(rng.integers(1, 4, (batch, kv_length)), axis=1)
+    q_start, kv_start = mask.pop("q_start", 0), mask.pop("kv_start", 0)
+    to_int = lambda x: jnp.asarray(x, jnp.int32)  # noqa: E731
+    return q, k, v, Mask(to_int(q_segments), to_int(kv_segments), to_int(q_start), to_int(kv_start), **mask)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    seed=st.integers(0, 2**20),
+    length=st.sampled_from([1, 5, 16, 23]),
+    block=st.sampled_from([4, 8, 512]),
+    heads=st.sampled_from([(4, 4), (4, 2), (4, 1)]),
+    v_dim=st.sampled_from([8, 12]),
+    window=st.sampled_from([None, 1, 3, 9]),
+    causal=st.booleans(),
+)
+def test_equals_fp64_softmax(seed, length, block, heads, v_dim, window, causal):
+    q, k, v, mask = make(
+        seed, length=length, heads=heads[0], kv_heads=heads[1], v_dim=v_dim, window=window, causal=causal
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunked_attention, "BLOCK", block)
+        out, lse = jax.jit(chunked_attention.forward)(q, k, v, mask)
+        want_out, want_lse, p = oracle(q, k, v, mask)
+        np.testing.assert_allclose(out, want_out, rtol=2e-5, atol=2e-6)
+        np.testing.assert_allclose(lse, want_lse, rtol=2e-5, atol=2e-6)
+        d_q, d_k, d_v = jax.jit(chunked_attention.backward)(q, k, v, out, lse, out, mask)
+    groups = heads[0] // heads[1]
+    q64, k64, v64 = (np.asarray(x, np.float64) for x in (q, np.repeat(k, groups, 2), np.repeat(v, groups, 2)))
+    d_p = np.einsum("btnh,bsnh->bnts", want_out, v64)
+    d_s = p * (d_p - (want_out * want_out).sum(-1).transpose(0, 2, 1)[..., None]) / np.sqrt(q.shape[3])
+
+    def per_kv_head(x):
+        return x.reshape(*x.shape[:2], heads[1], groups, -1).sum(3)
+
+    np.testing.assert_allclose(d_q, np.einsum("bnts,bsnh->btnh", d_s, k64), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(d_k, per_kv_head(np.einsum("bnts,btnh->bsnh", d_s, q64)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(d_v, per_kv_head(np.einsum("bnts,btnh->bsnh", p, want_out)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("q_start", "kv_start"), [(8, 0), (0, 8), (16, 16), (3, 0)])
+def test_offsets_place_queries_and_keys_in_a_longer_sequence(monkeypatch, q_start, kv_start):
+    monkeypatch.setattr(chunked_attention, "BLOCK", 4)
+    q, k, v, mask = make(0, length=8, kv_length=12, window=6, q_start=q_start, kv_start=kv_start)
+    out, lse = jax.jit(chunked_attention.forward)(q, k, v, mask)
+    want_out, want_lse, _ = oracle(q, k, v, mask)
+    np.testing.assert_allclose(out, want_out, rtol=2e-5, atol=2e-6)
+    np.testing.assert_array_equal(np.asarray(lse) < -1e29, ~np.isfinite(want_lse))
+
+
+def test_rows_that_see_nothing_give_zeros_and_no_nan():
+    q, k, v, mask = make(1, length=8, q_start=0, kv_start=100)
+    out, pullback = jax.vjp(lambda q, k, v: attention(q, k, v, mask), q, k, v)
+    assert not np.any(out)
+    assert all(not np.any(np.asarray(gradient)) for gradient in pullback(jnp.ones_like(out)))
+
+
+def test_bfloat16_inputs_are_summed_in_fp32():
+    q, k, v, mask = make(2, length=64, dtype=jnp.bfloat16)
+    out, _ = chunked_attention.forward(q, k, v, mask)
+    want, _, _ = oracle(q, k, v, mask)
+    assert out.dtype == jnp.bfloat16
+    # One rounding of the result, and of the probabilities, to 8 bits.
+    np.testing.assert_allclose(np.asarray(out, np.float64), want, rtol=2**-6, atol=2**-6)
+
+
+def test_memory_grows_linearly_with_length():
+    def temp_bytes(length):
+        q, k, v, mask = jax.eval_shape(lambda: make(0, batch=1, length=16, heads=1, kv_heads=1))
+        shape = lambda x: jax.ShapeDtypeStruct((1, length, *x.shape[2:]), x.dtype)  # noqa: E731
+        mask = Mask(shape(mask.q_segments_BT), shape(mask.kv_segments_BS), mask.q_start, mask.kv_start)
+
+        def gradients(q, k, v, mask):
+            return jax.grad(lambda *qkv: attention(*qkv, mask).sum(), argnums=(0, 1, 2))(q, k, v)
+
+        compiled = jax.jit(gradients).lower(shape(q), shape(k), shape(v), mask).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    short, long = temp_bytes(4096), temp_bytes(16384)
+    assert long < 5 * short  # quadratic would be 16 times

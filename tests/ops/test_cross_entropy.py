@@ -1,0 +1,75 @@
+"""The chunked, vocabulary-parallel loss against the plain formula in fp64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from maxlm.jax_versions import vary_over
+from maxlm.ops.cross_entropy import LossOptions, cross_entropy
+
+
+def plain(x, output, targets, weights, options):
+    with jax.enable_x64(True):
+        logits = jnp.asarray(np.asarray(x, np.float64)) @ jnp.asarray(np.asarray(output, np.float64))
+        lse = jax.nn.logsumexp(logits, axis=-1)
+        target = jnp.take_along_axis(logits, jnp.asarray(targets)[:, None], axis=1)[:, 0]
+        smoothing = options.label_smoothing
+        losses = lse - (1 - smoothing) * target - smoothing * logits.mean(-1) + options.z_loss * lse**2
+        return float((weights * losses).sum()), float((weights * (lse - target)).sum())
+
+
+def sharded(options, num_devices):
+    mesh = Mesh(np.asarray(jax.devices()[:num_devices]), ("tensor",))
+    specs = (P(), P(None, "tensor"), P(), P())
+
+    def program(x, output, targets, weights):
+        # As after `enter`: equal on all devices, but typed as varying, so that partial gradients are summed.
+        return cross_entropy(vary_over(x, ("tensor",)), output, targets, weights, options)
+
+    return jax.jit(jax.shard_map(program, mesh=mesh, in_specs=specs, out_specs=P()))
+
+
+@pytest.mark.parametrize("num_devices", [1, 4])
+@pytest.mark.parametrize("chunk_tokens", [7, 100])
+@pytest.mark.parametrize(("z_loss", "label_smoothing"), [(0.0, 0.0), (1e-2, 0.0), (1e-2, 0.1)])
+def test_loss_and_gradients(num_devices, chunk_tokens, z_loss, label_smoothing):
+    options = LossOptions(z_loss, label_smoothing, chunk_tokens)
+    rng = np.random.default_rng(0)
+    x, output = rng.normal(size=(17, 6)).astype(np.float32), rng.normal(size=(6, 24)).astype(np.float32)
+    targets, weights = rng.integers(0, 24, 17).astype(np.int32), (rng.random(17) > 0.3).astype(np.float32)
+    run = sharded(options, num_devices)
+    # Three times the objective: the gradients saved by the forward pass must be scaled by what comes back.
+    scaled = lambda x, output: tuple(3 * out for out in run(x, output, targets, weights))  # noqa: E731
+    (objective, nats), (d_x, d_output) = _value_and_gradients(scaled, x, output)
+    want_objective, want_nats = plain(x, output, targets, weights, options)
+    np.testing.assert_allclose(objective, 3 * want_objective, rtol=1e-5)
+    np.testing.assert_allclose(nats, 3 * want_nats, rtol=1e-5)
+    direction = rng.normal(size=x.shape).astype(np.float32)
+    slope = _slope(lambda h: plain(x.astype(np.float64) + h * direction, output, targets, weights, options)[0])
+    np.testing.assert_allclose(np.vdot(d_x, direction), 3 * slope, rtol=1e-4)
+    direction = rng.normal(size=output.shape).astype(np.float32)
+    slope = _slope(lambda h: plain(x, output.astype(np.float64) + h * direction, targets, weights, options)[0])
+    np.testing.assert_allclose(np.vdot(d_output, direction), 3 * slope, rtol=1e-4)
+
+
+def test_evaluation_gives_the_same_loss_as_training():
+    options = LossOptions(chunk_tokens=5)
+    rng = np.random.default_rng(1)
+    x, output = rng.normal(size=(12, 6)).astype(np.float32), rng.normal(size=(6, 8)).astype(np.float32)
+    targets, weights = rng.integers(0, 8, 12).astype(np.int32), np.ones(12, np.float32)
+    run = sharded(options, 2)
+    forward = run(x, output, targets, weights)[0]
+    trained = jax.value_and_grad(lambda x: run(x, output, targets, weights)[0])(jnp.asarray(x))[0]
+    assert float(forward) == float(trained)
+
+
+def _value_and_gradients(function, x, output):
+    (objective, nats), pullback = jax.vjp(function, jnp.asarray(x), jnp.asarray(output))
+    return (objective, nats), pullback((jnp.ones_like(objective), jnp.zeros_like(nats)))
+
+
+def _slope(function, h=1e-4):
+    return (function(h) - function(-h)) / (2 * h)
