@@ -48,7 +48,7 @@ class Worker:
             text=True,
             errors="replace",
             process_group=0,
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509: no threads yet
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - no threads yet
         )
         self._lines: deque[str] = deque(maxlen=LINES_KEPT)
         self._reader: threading.Thread | None = None
@@ -66,7 +66,7 @@ class Worker:
         if self._reader is not None:
             self._reader.join(timeout=1)
         lines = "".join(f"[process {self.index}] {line.rstrip()}\n" for line in list(self._lines))
-        return f"{lines}process {self.index} (pid {self.process.pid}) {how}"
+        return f"{lines}launch/local.py: process {self.index} (pid {self.process.pid}) {how}"
 
 
 class Signals:
@@ -143,7 +143,7 @@ def watch(workers: Sequence[Worker], signals: Signals) -> int:
     send(ended, signal.SIGKILL)
     ending = f"; ended the others ({', '.join(f'process {worker.index}' for worker in ended)})" if ended else ""
     for worker in first:
-        sys.stderr.write(f"launch/local.py: {worker.describe_end()}{ending}\n")
+        sys.stderr.write(f"{worker.describe_end()}{ending}\n")
     if signals.received:
         return 128 + signals.received[0]
     return 2 if first[0].process.returncode == 2 else 1

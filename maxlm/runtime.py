@@ -26,7 +26,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from maxlm.config.errors import UserError
+from maxlm.config.errors import RunFailedError, UserError
 from maxlm.config.schema import ProfileConfig, RuntimeConfig
 
 log = logging.getLogger(__name__)
@@ -64,12 +64,25 @@ def start(runtime: RuntimeConfig) -> None:
         jax.config.update("jax_platforms", _PLATFORMS[runtime.platform])
     if runtime.compile_cache is not None:
         jax.config.update("jax_compilation_cache_dir", str(Path(runtime.compile_cache).expanduser()))
-    # orbax logs every file it writes, and a traceback for every failure that `maxlm.checkpoint` explains.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    _hush_orbax()
     _connect(os.environ)
     _find_devices(runtime.platform)
     if jax.process_index() > 0:
         logging.getLogger().setLevel(logging.ERROR)
+
+
+def _hush_orbax() -> None:
+    """Keep quiet about what orbax does, and about failures of it that `maxlm.checkpoint` explains in a line."""
+    for noisy in ("absl", "asyncio"):
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
+    others = sys.unraisablehook
+
+    def hook(unraisable: sys.UnraisableHookArgs) -> None:
+        # Writes that fail after the first failed one report to a loop that has ended.
+        if str(unraisable.exc_value) != "Event loop is closed":
+            others(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def _connect(environment: Any) -> None:
@@ -182,7 +195,7 @@ def fail_together() -> Iterator[None]:
         if jax.process_count() == 1:
             raise
         here = f"process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()}"
-        if isinstance(error, UserError):
+        if isinstance(error, UserError | RunFailedError):
             sys.stderr.write(f"{error}\n" if jax.process_index() == 0 else f"{here}: {error}\n")
         else:
             traceback.print_exc()

@@ -82,13 +82,13 @@ def read_sealed(path: Path) -> dict[str, Any]:
     """
     file = path / RECORD / RECORD_FILE
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = dict(json.loads(file.read_text(encoding="utf-8")))
         checksum = content.pop("checksum")
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedError(f"{file} cannot be read: {type(error).__name__}: {error}") from error
     if checksum != _checksum(content):
         raise DamagedError(f"{file} does not fit its checksum")
-    return dict(content)
+    return content
 
 
 def _checksum(content: dict[str, Any]) -> str:

@@ -62,7 +62,7 @@ class Checkpointer:
         """
         self.wait()
         begin = time.perf_counter()
-        if step not in self._reader.steps():
+        if step not in on_first_process(self._sweep_and_list):
             arrays = leaves.flatten(state)
             content = layout.seal({"leaves": leaves.make_manifest(arrays), "record": {**record, "step": step}})
             arguments = ocp.args.Composite(
@@ -125,6 +125,11 @@ class Checkpointer:
             on_first_process(lambda: _set_aside(restored))
         return restored
 
+    def _sweep_and_list(self) -> list[int]:
+        # Parts of a failed save may have been written after it was known to have failed, and swept.
+        layout.sweep(self._directory)
+        return layout.saved_steps(self._directory)
+
     def _delete_old(self) -> None:
         steps = layout.saved_steps(self._directory)
         every = self._config.keep_every
@@ -158,7 +163,9 @@ def _make_saver() -> ocp.AsyncCheckpointer:
         ocp.CompositeCheckpointHandler(
             state=ocp.PyTreeCheckpointHandler(),
             record=ocp.JsonCheckpointHandler(filename=layout.RECORD_FILE),
-        )
+        ),
+        # Made in the background, folders that cannot be made leave threads that wait five minutes for them.
+        async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from maxlm.config.errors import UserError
 from maxlm.runtime import all_true, on_first_process
 
 log = logging.getLogger(__name__)
+
+_CAUSE_LENGTH = 300  # orbax appends its whole configuration to the cause
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,7 @@ def _read_arrays(path: Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[st
     except Exception as error:  # orbax raises nearly any kind for a damaged checkpoint
         if "RESOURCE_EXHAUSTED" in str(error):  # too little memory is no damage
             raise
-        cause = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no text'}"
+        cause = textwrap.shorten(f"{type(error).__name__}: {error}", _CAUSE_LENGTH)
     if not all_true(not cause):
         raise layout.DamagedError(cause or "another process could not read its part")
     return arrays

@@ -1,0 +1,77 @@
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from maxlm.checkpoint import RunDirectory
+from maxlm.config.errors import UserError
+
+
+def test_is_made_and_given_back(tmp_path):
+    for _ in range(2):
+        with RunDirectory.open(tmp_path / "a" / "run") as run:
+            assert run.path == tmp_path / "a" / "run"
+            assert run.checkpoints.is_dir()
+    assert sorted(p.name for p in run.path.iterdir()) == ["checkpoints", "lock"]
+
+
+def test_leftovers_are_swept_and_nothing_else(tmp_path, caplog):
+    checkpoints = tmp_path / "checkpoints"
+    kept = ["00000010", "00000030.damaged", "00000030.damaged-2", "notes"]
+    swept = ["00000020.orbax-checkpoint-tmp", "00000020.orbax-checkpoint-tmp-123", "00000005.deleting"]
+    for name in kept + swept:
+        (checkpoints / name / "state").mkdir(parents=True)
+    with RunDirectory.open(tmp_path):
+        assert sorted(p.name for p in checkpoints.iterdir()) == sorted(kept)
+    assert all(name in caplog.text for name in swept)
+
+
+def test_path_below_a_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(UserError, match=r"run_dir=.*/file/run cannot be written: Not a directory; choose"),
+        RunDirectory.open(tmp_path / "file" / "run"),
+    ):
+        pass
+
+
+def test_read_only(small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with (
+        pytest.raises(UserError, match="cannot be written: Read-only file system"),
+        RunDirectory.open(small_disk / "run"),
+    ):
+        pass
+
+
+def test_nearly_full(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20))
+    with (
+        pytest.raises(UserError, match=r"has 1.0 MiB left on its disk, .* at least 32 MiB"),
+        RunDirectory.open(tmp_path),
+    ):
+        pass
+
+
+FORKS = """
+import os, sys
+from maxlm.checkpoint import RunDirectory
+with RunDirectory.open(sys.argv[1]):
+    if os.fork() == 0:  # the worker: lives until the test closes its end of the pipe
+        os.close(1)
+        os.read(0, 1)
+    os._exit(0)
+"""
+
+
+def test_lock_is_not_inherited_by_forks(tmp_path):
+    """A data worker that outlives a killed trainer must not keep the run from resuming."""
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKS, tmp_path], cwd=Path(__file__).parents[2], stdin=subprocess.PIPE
+    ) as trainer:
+        assert trainer.wait(timeout=60) == 0
+        with RunDirectory.open(tmp_path):
+            pass
