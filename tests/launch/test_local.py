@@ -1,0 +1,167 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+LAUNCHER = Path(__file__).parents[2] / "launch" / "local.py"
+
+
+@pytest.fixture
+def launch():
+    """Return a function that starts the launcher with Python code as the command; the launcher is killed in the end."""
+    started = []
+
+    def start(count, code):
+        command = [sys.executable, LAUNCHER, "-n", str(count), "--", sys.executable, "-c", code]
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_until(condition, seconds=10):
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert condition()
+
+
+def test_each_process_knows_its_place_and_process_0_has_the_terminal(launch, tmp_path):
+    job = launch(
+        3,
+        f"""
+import os, pathlib
+e = os.environ
+place = e["MAXLM_NUM_PROCESSES"] + " " + e["MAXLM_COORDINATOR"]
+pathlib.Path({str(tmp_path)!r}, e["MAXLM_PROCESS_ID"]).write_text(place)
+print("hello from", e["MAXLM_PROCESS_ID"])
+""",
+    )
+    out, err = job.communicate(timeout=30)
+    assert (job.returncode, out, err) == (0, "hello from 0\n", "")
+    texts = [(tmp_path / str(index)).read_text() for index in range(3)]
+    assert len(set(texts)) == 1
+    assert texts[0].startswith("3 127.0.0.1:")
+
+
+@pytest.mark.parametrize(
+    ("death", "code", "words"),
+    [
+        ("os.kill(os.getpid(), 9)", 1, "was killed by SIGKILL"),
+        ("sys.exit(2)", 2, "exited with code 2"),
+        ("1 / 0", 1, "exited with code 1"),
+    ],
+)
+def test_one_dead_process_ends_the_others_and_is_named(death, code, words, launch, tmp_path):
+    job = launch(
+        3,
+        f"""
+import os, pathlib, sys, time
+me = os.environ["MAXLM_PROCESS_ID"]
+pathlib.Path({str(tmp_path)!r}, me).write_text(str(os.getpid()))
+if me == "1":
+    for line in range(100): print("line", line, flush=True)
+    {death}
+time.sleep(100)
+""",
+    )
+    begin = time.monotonic()
+    _, err = job.communicate(timeout=30)
+    assert time.monotonic() - begin < 10
+    assert job.returncode == code
+    pids = [int((tmp_path / str(index)).read_text()) for index in range(3)]
+    assert f"process 1 (pid {pids[1]}) {words}; ended the others (process 0, process 2)" in err
+    assert "[process 1] line 99" in err
+    assert "line 60" not in err
+    assert ("ZeroDivisionError" in err) == ("/" in death)
+    wait_until(lambda: not any(alive(pid) for pid in pids))
+
+
+def test_the_one_that_says_why_is_named_before_those_that_crash_in_its_wake(launch):
+    job = launch(
+        2,
+        """
+import os, signal, sys, time
+if os.environ["MAXLM_PROCESS_ID"] == "1":
+    sys.stderr.write("no such file: run.yaml\\n")
+    sys.exit(2)
+time.sleep(0.3)
+os.abort()
+""",
+    )
+    _, err = job.communicate(timeout=30)
+    assert job.returncode == 2
+    assert "[process 1] no such file: run.yaml" in err
+    assert "process 1" in err.splitlines()[-1]
+    assert "ended the others" not in err
+
+
+WAITS = """
+import os, pathlib, signal, sys, time
+stopped = []
+signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
+signal.signal(signal.SIGINT, lambda *_: stopped.append(2))
+pathlib.Path({path!r}, os.environ["MAXLM_PROCESS_ID"]).write_text(str(os.getpid()))
+while not (stopped and {polite}):
+    time.sleep(0.01)
+time.sleep(0.2)
+pathlib.Path({path!r}, os.environ["MAXLM_PROCESS_ID"]).write_text(repr(stopped))
+"""
+
+
+@pytest.mark.parametrize(("number", "told"), [(signal.SIGTERM, "[1]"), (signal.SIGINT, "[2]")])
+def test_first_signal_reaches_every_process_once(number, told, launch, tmp_path):
+    job = launch(2, WAITS.format(path=str(tmp_path), polite=True))
+    wait_until(lambda: len(list(tmp_path.iterdir())) == 2)
+    time.sleep(0.1)
+    job.send_signal(number)
+    _, err = job.communicate(timeout=30)
+    assert (job.returncode, err) == (0, "")
+    assert [(tmp_path / str(index)).read_text() for index in range(2)] == [told, told]
+
+
+def test_second_signal_kills(launch, tmp_path):
+    job = launch(2, WAITS.format(path=str(tmp_path), polite=False))
+    wait_until(lambda: len([p for p in tmp_path.iterdir() if p.read_text()]) == 2)
+    pids = [int((tmp_path / str(index)).read_text()) for index in range(2)]
+    job.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    assert all(alive(pid) for pid in pids)
+    job.send_signal(signal.SIGTERM)
+    _, err = job.communicate(timeout=30)
+    assert job.returncode == 128 + signal.SIGTERM
+    assert "second signal" in err
+    wait_until(lambda: not any(alive(pid) for pid in pids))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the Linux kernel")
+def test_killed_launcher_leaves_no_orphans(launch, tmp_path):
+    job = launch(2, WAITS.format(path=str(tmp_path), polite=False))
+    wait_until(lambda: len([p for p in tmp_path.iterdir() if p.read_text()]) == 2)
+    pids = [int((tmp_path / str(index)).read_text()) for index in range(2)]
+    os.kill(job.pid, signal.SIGKILL)
+    wait_until(lambda: not any(alive(pid) for pid in pids))
+
+
+@pytest.mark.parametrize("arguments", [["-n", "0", "--", "true"], ["-n", "2"], ["-n", "1", "--", "no-such-command"]])
+def test_mistakes_of_the_user(arguments):
+    job = subprocess.run(
+        [sys.executable, LAUNCHER, *arguments], capture_output=True, text=True, check=False, timeout=30
+    )
+    assert job.returncode == 2
+    assert "local.py" in job.stderr
+    assert "Traceback" not in job.stderr
