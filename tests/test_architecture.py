@@ -1,0 +1,150 @@
+"""What keeps the code base easy to read: floors, names, folders, and the file list in the README."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("maxlm", "data_pipeline", "launch")
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+# Data flows down this list; a floor imports only from the floors above it in the list, and within its own folder.
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("config",),
+    ("jax_versions",),
+    ("runtime", "sharding", "kernels"),
+    ("ops", "optim", "data", "checkpoint", "metrics"),
+    ("layers",),
+    ("models",),
+    ("train", "plan"),
+    ("cli",),
+    ("__main__",),
+)
+FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
+# What the folders beside maxlm may import from it.
+OUTSIDE = {"data_pipeline": {"maxlm.config", "maxlm.data"}, "launch": {"maxlm.config"}}
+
+VAGUE_NAMES = {"utils", "util", "common", "misc", "helpers", "helper", "base", "core", "stuff"}
+# Where a family's name may stand: the name tables of checkpoint import, and a published formula called after it.
+MODEL_NAMES = re.compile(r"llama|qwen|gemma|mistral|mixtral|deepseek|gpt|olmo|falcon|bloom|phi-?\d", re.IGNORECASE)
+MODEL_NAMES_ALLOWED = {("maxlm/config/schema.py", "llama3"), ("maxlm/ops/rope.py", "_llama3_scaled")}
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imports(path: Path) -> Iterator[tuple[ast.stmt, str]]:
+    """Yield (statement, dotted name of what it imports)."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((node, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{relative(path)}:{node.lineno}: import from the package's full name"
+            yield from ((node, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def part_of(module: str) -> str:
+    """Return the floor's name of a dotted module: maxlm.config.schema -> config."""
+    return [*module.split("."), ""][1]
+
+
+def test_every_part_has_a_floor() -> None:
+    parts = {path.relative_to(ROOT / "maxlm").parts[0].removesuffix(".py") for path in (ROOT / "maxlm").rglob("*.py")}
+    assert parts - {"__init__"} <= set(FLOOR_OF)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_imports_point_strictly_down(path: Path) -> None:
+    package, *rest = path.relative_to(ROOT).with_suffix("").parts
+    wrong = []
+    for node, name in imports(path):
+        target = part_of(name)
+        if not name.startswith("maxlm."):
+            assert package == "data_pipeline" or not name.startswith("data_pipeline"), f"{relative(path)}: {name}"
+            continue
+        if package != "maxlm":
+            allowed = any(f"{name}.".startswith(f"{prefix}.") for prefix in OUTSIDE[package])
+        else:
+            allowed = target == rest[0] or FLOOR_OF.get(target, -1) < FLOOR_OF.get(rest[0], -1)
+        if not allowed:
+            wrong.append(f"{relative(path)}:{node.lineno}: {name}")
+    assert not wrong, "imports must point down the list in FLOORS: " + ", ".join(wrong)
+
+
+def test_config_and_launch_load_no_array_library() -> None:
+    heavy = {"jax", "jaxlib", "flax", "optax", "orbax", "grain", "numpy", "tensorboardX", "rich"}
+    for path in SOURCES:
+        if relative(path).startswith(("maxlm/config/", "launch/", "maxlm/cli", "maxlm/__")):
+            found = {name.split(".")[0] for _, name in imports(path)} & heavy
+            assert not found, f"{relative(path)} imports {found}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_no_imports_inside_functions(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    functions = [
+        node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+    ]
+    inner = [node for function in functions for node in ast.walk(function)]
+    lines = sorted({node.lineno for node in inner if isinstance(node, ast.Import | ast.ImportFrom)})
+    assert not lines, f"{relative(path)}: imports inside functions at lines {lines}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_no_private_jax(path: Path) -> None:
+    private = [name for _, name in imports(path) if re.match(r"(jax|jaxlib|flax|optax|orbax|grain)\b.*\._", name)]
+    assert not private, f"{relative(path)} imports {private}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_names_say_what_is_inside(path: Path) -> None:
+    assert not VAGUE_NAMES & set(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def strings_and_names(path: Path) -> Iterator[str]:
+    """Yield identifiers and string literals of a file, without docstrings (strings that stand alone)."""
+    tree = ast.parse(path.read_text())
+    docstrings = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in docstrings:
+            yield node.value
+        elif isinstance(node, ast.Name | ast.FunctionDef | ast.ClassDef | ast.Attribute | ast.arg):
+            yield getattr(node, "id", None) or getattr(node, "name", None) or getattr(node, "attr", "") or node.arg  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_models_are_data(path: Path) -> None:
+    if path.name.startswith("hf") and path.parent.name == "checkpoint":
+        return
+    found = {text for text in strings_and_names(path) if MODEL_NAMES.search(text)}
+    found = {text for text in {path.name, *found} if MODEL_NAMES.search(text)}
+    assert not {text for text in found if (relative(path), text) not in MODEL_NAMES_ALLOWED}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_files_are_ascii_and_say_what_they_are(path: Path) -> None:
+    text = path.read_text()
+    assert text.isascii()
+    assert ast.get_docstring(ast.parse(text))
+
+
+def test_folders_have_one_noun_and_two_to_nine_files() -> None:
+    for folder in sorted({path.parent for path in SOURCES} - {ROOT / package for package in PACKAGES}):
+        count = len([path for path in folder.glob("*.py") if path.name != "__init__.py"])
+        assert 2 <= count <= 9, f"{relative(folder)} has {count} files"
+
+
+def test_readme_lists_every_file_in_one_line() -> None:
+    readme = (ROOT / "README.md").read_text()
+    match = re.search(r"<!-- files -->(.*)<!-- /files -->", readme, re.DOTALL)
+    assert match, "README.md needs a list between <!-- files --> and <!-- /files -->"
+    listed = re.findall(r"^\s*[-|*] `([^`]+)`", match[1], re.MULTILINE)
+    files = [relative(path) for path in SOURCES if path.name != "__init__.py"]
+    assert sorted(listed) == sorted(files)
+    assert len(listed) == len(set(listed))
