@@ -36,7 +36,7 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Write a folder's manifest; it is there in full or not at all."""
     unfinished = folder / (MANIFEST_NAME + ".unfinished")
     with unfinished.open("w", encoding="utf-8") as file:
-        file.write(json.dumps({"format": FORMAT} | manifest, indent=1, sort_keys=True) + "\n")
+        file.write(json.dumps({"format": FORMAT} | manifest, indent=1) + "\n")
         file.flush()
         os.fsync(file.fileno())
     unfinished.replace(folder / MANIFEST_NAME)

@@ -59,6 +59,7 @@ def prepare(config: RunConfig, *, force: bool, report: Report) -> None:
     pending = {name: raw for name, raw in raws.items() if name not in manifests}
     if not pending:
         _say_done(config, manifests, raws, report)
+        _say_smaller(config, _open_tokenizer(config), report)
         return
     texts = {name: _read(name, raw, report) for name, raw in pending.items()}
     if retrain:
@@ -68,6 +69,7 @@ def prepare(config: RunConfig, *, force: bool, report: Report) -> None:
         folder = Path(config.data.sources[name].path)
         manifests[name] = _write(name, folder, text, pending[name], tokenizer=tokenizer, force=force, report=report)
     report.summary({name: manifests[name] for name in raws})
+    _say_smaller(config, tokenizer, report)
 
 
 def _finished(config: RunConfig, raws: Mapping[str, RawTextConfig]) -> dict[str, dict[str, Any]]:
@@ -108,6 +110,14 @@ def _say_done(
             continue
         if changed:
             report.line("  its raw text has changed since; to prepare it again: maxlm prepare RUN.yaml --force")
+
+
+def _say_smaller(config: RunConfig, tokenizer: Tokenizer, report: Report) -> None:
+    if tokenizer.vocab_size < config.model.vocab_size:
+        report.line(
+            f"{tokenizer.path}: {tokenizer.vocab_size} pieces, fewer than model.vocab_size={config.model.vocab_size}; "
+            "the rest is never used (to train it again, with more text or another size: maxlm prepare RUN.yaml --force)"
+        )
 
 
 def _settings(raw: RawTextConfig, tokenizer: Tokenizer) -> dict[str, Any]:

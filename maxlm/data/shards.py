@@ -91,7 +91,7 @@ class ShardWriter:
         self._folder = Path(folder)
         self._folder.mkdir(parents=True, exist_ok=True)
         self._vocab_size, self._bos_id, self._eos_id, self._tokenizer = vocab_size, bos_id, eos_id, tokenizer
-        self._dtype: Literal["uint16", "uint32"] = "uint16" if vocab_size <= 2**16 else "uint32"
+        self._dtype = smallest_dtype(vocab_size)
         self._tokens_per_page = PAYLOAD_BYTES // np.dtype(self._dtype).itemsize
         self._shard_tokens = shard_tokens
         self._entries: list[ShardEntry] = []
@@ -308,6 +308,11 @@ class TokenShards:
         )
 
 
+def smallest_dtype(vocab_size: int) -> Literal["uint16", "uint32"]:
+    """Return the type that tokens of a vocabulary are stored in."""
+    return "uint16" if vocab_size <= 2**16 else "uint32"
+
+
 @contextmanager
 def _index_mistakes(path: Path) -> Iterator[None]:
     cure = "copy the folder again from where it is whole, or run: maxlm prepare RUN.yaml --force"
@@ -329,12 +334,13 @@ def _read_index(folder: Path) -> ShardIndex:
         raise UserError(f"{folder}: {what}; run: maxlm prepare RUN.yaml")
     with _index_mistakes(path):
         index = ShardIndex.model_validate_json(path.read_bytes())
+    same = index.dtype == smallest_dtype(index.vocab_size) and max(index.bos_id, index.eos_id) < index.vocab_size
     totals = (sum(shard.documents for shard in index.shards), sum(shard.tokens for shard in index.shards))
-    if totals != (index.documents, index.tokens) or max(index.bos_id, index.eos_id) >= index.vocab_size:
+    if not same or totals != (index.documents, index.tokens):
         raise UserError(
             f"{path}: its numbers contradict each other (documents={index.documents} and tokens={index.tokens}, "
             f"summed over shards {totals[0]} and {totals[1]}; bos_id={index.bos_id}, eos_id={index.eos_id}, "
-            f"vocab_size={index.vocab_size}); restore it, or run: maxlm prepare RUN.yaml --force"
+            f"vocab_size={index.vocab_size}, dtype={index.dtype}); restore it, or run: maxlm prepare RUN.yaml --force"
         )
     return index
 

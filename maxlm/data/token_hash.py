@@ -35,7 +35,7 @@ def batch_hash(tokens: Any, segment_ids: Any, *, rows: Any, columns: Any) -> Any
     lanes = [
         _mix((_mix(key + stream) ^ _unsigned(tokens)) * stream + _GOLDEN).sum(dtype="uint32") for stream in _STREAMS
     ]
-    return place.__array_namespace__().stack(lanes)
+    return lanes[0].__array_namespace__().stack(lanes)
 
 
 def advance(running: Any, batch: Any) -> Any:

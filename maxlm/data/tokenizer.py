@@ -33,8 +33,8 @@ class Tokenizer:
         self.vocab_size: int = self._model.vocab_size()
         self.bos_id: int = self._model.bos_id()
         self.eos_id: int = self._model.eos_id()
-        self._check()
         self.token_bytes = self._measure_pieces()
+        self._check()
         self._space_ids = [self._model.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
 
     def encode(self, text: str) -> list[int]:
@@ -66,7 +66,8 @@ class Tokenizer:
         probe = "  if x:\n\treturn '\u00e9\U0001f600\\n'  \r\n\n"
         if not any(self._model.is_byte(piece) for piece in range(self.vocab_size)):
             raise UserError(f"{self.path}: the tokenizer has no byte fallback, so it loses characters; {cure}")
-        if self._model.decode(self._model.encode(probe)) != probe:
+        ids = self._model.encode(probe)
+        if self._model.decode(ids) != probe or self.token_bytes[ids].sum() != len(probe.encode()):
             raise UserError(f"{self.path}: the tokenizer changes text (normalisation or a dummy prefix); {cure}")
 
     def _measure_pieces(self) -> np.ndarray:
