@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,20 +55,33 @@ def prepare(config: RunConfig, *, force: bool, report: Report) -> None:
     if not raws:
         raise UserError("data.sources: none has `raw`, so there is nothing to prepare; say what to read with `raw`")
     tokenizer_path = Path(config.data.tokenizer)
-    retrain = not tokenizer_path.exists() or (force and _was_trained_here(tokenizer_path))
+    retrain = not tokenizer_path.exists() or (force and _trained_mark(tokenizer_path).exists())
     manifests = {} if force or retrain else _finished(config, raws)
     pending = {name: raw for name, raw in raws.items() if name not in manifests}
     if not pending:
         _say_done(config, manifests, raws, report)
-        _say_smaller(config, _open_tokenizer(config), report)
+        _say_smaller(config, _check_size(config, Tokenizer(config.data.tokenizer)), report)
         return
     texts = {name: _read(name, raw, report) for name, raw in pending.items()}
-    if retrain:
-        _train_tokenizer(config, texts, report)
-    tokenizer = _open_tokenizer(config)
-    for name, text in texts.items():
-        folder = Path(config.data.sources[name].path)
-        manifests[name] = _write(name, folder, text, pending[name], tokenizer=tokenizer, force=force, report=report)
+    model = _train_tokenizer(config, texts, report) if retrain else tokenizer_path.read_bytes()
+    with ExitStack() as stack:
+        tokenizer = _check_size(config, stack.enter_context(_staged_tokenizer(tokenizer_path, model)))
+        stages = {}
+        for name, text in texts.items():
+            folder = Path(config.data.sources[name].path)
+            replace = force or (folder / MANIFEST_NAME).exists()
+            stages[folder] = stack.enter_context(staging(folder, replace=replace))
+            written = _write(name, stages[folder], text, tokenizer, report)
+            manifests[name] = {"settings": _settings(pending[name], tokenizer), "inputs": text.inputs} | written
+        # Without its manifest a folder counts as unfinished; so until the new ones are there, a stop starts afresh.
+        for folder in stages:
+            (folder / MANIFEST_NAME).unlink(missing_ok=True)
+        if retrain:
+            _publish_tokenizer(tokenizer_path)
+        for name in texts:
+            folder = Path(config.data.sources[name].path)
+            publish(stages[folder], folder)
+            write_manifest(folder, manifests[name])
     report.summary({name: manifests[name] for name in raws})
     _say_smaller(config, tokenizer, report)
 
@@ -78,7 +92,7 @@ def _finished(config: RunConfig, raws: Mapping[str, RawTextConfig]) -> dict[str,
     Raises:
       UserError: one of them was prepared with other settings, or its shards are damaged.
     """
-    tokenizer = _open_tokenizer(config)
+    tokenizer = _check_size(config, Tokenizer(config.data.tokenizer))
     manifests = {}
     for name, raw in raws.items():
         folder = Path(config.data.sources[name].path)
@@ -145,20 +159,35 @@ def _counts(reading: Reading) -> dict[str, Any]:
     return {"documents": len(reading.documents), "skipped": dict(sorted(reading.skipped.items()))}
 
 
-def _train_tokenizer(config: RunConfig, texts: Mapping[str, Texts], report: Report) -> None:
-    path = Path(config.data.tokenizer)
+def _train_tokenizer(config: RunConfig, texts: Mapping[str, Texts], report: Report) -> bytes:
     with report.stage("train the tokenizer"):
-        model = train_tokenizer(
+        return train_tokenizer(
             {name: text.splits["train"] for name, text in texts.items()},
             {name: config.data.sources[name].weight for name in texts},
             config.model.vocab_size,
         )
+
+
+@contextmanager
+def _staged_tokenizer(path: Path, model: bytes) -> Iterator[Tokenizer]:
+    """Yield the tokenizer, read from a file beside the one that it may replace; that file goes in the end."""
+    staged = _staged(path)
     with disk_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _trained_mark(path).write_text(json.dumps({"trained_by": "maxlm prepare"}) + "\n", encoding="utf-8")
-        unfinished = path.with_name(path.name + ".unfinished")
-        unfinished.write_bytes(model)
-        unfinished.replace(path)
+        try:
+            staged.write_bytes(model)
+            yield Tokenizer(staged)
+        finally:
+            staged.unlink(missing_ok=True)
+
+
+def _publish_tokenizer(path: Path) -> None:
+    _trained_mark(path).write_text(json.dumps({"trained_by": "maxlm prepare"}) + "\n", encoding="utf-8")
+    _staged(path).replace(path)
+
+
+def _staged(path: Path) -> Path:
+    return path.with_name(path.name + ".unfinished")
 
 
 def _trained_mark(path: Path) -> Path:
@@ -166,12 +195,7 @@ def _trained_mark(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
-def _was_trained_here(path: Path) -> bool:
-    return _trained_mark(path).exists()
-
-
-def _open_tokenizer(config: RunConfig) -> Tokenizer:
-    tokenizer = Tokenizer(config.data.tokenizer)
+def _check_size(config: RunConfig, tokenizer: Tokenizer) -> Tokenizer:
     size = config.model.vocab_size
     if tokenizer.vocab_size > size:
         raise UserError(
@@ -182,26 +206,15 @@ def _open_tokenizer(config: RunConfig) -> Tokenizer:
     return tokenizer
 
 
-def _write(
-    name: str, folder: Path, texts: Texts, raw: RawTextConfig, *, tokenizer: Tokenizer, force: bool, report: Report
-) -> dict[str, Any]:
-    with staging(folder, replace=force or (folder / MANIFEST_NAME).exists()) as stage:
-        splits = {}
-        for split, documents in texts.splits.items():
-            characters = sum(len(document.text) for document in documents)
-            with report.stage(f"{name}: tokenize {split}", characters) as advance:
-                splits[split] = dataclasses.asdict(write_shards(stage / split, documents, tokenizer, advance))
-        with report.stage(f"{name}: measure baselines"):
-            opened = {split: TokenShards(stage / split) for split in SPLITS}
-            baselines = measure_baselines(opened["train"], opened["validation"], texts.splits["validation"])
-        manifest = {
-            "settings": _settings(raw, tokenizer),
-            "inputs": texts.inputs,
-            "reading": texts.reading,
-            "splits": splits,
-            "fingerprints": {split: shards.fingerprint for split, shards in opened.items()},
-            "baselines": baselines,
-        }
-        publish(stage, folder)
-        write_manifest(folder, manifest)
-    return manifest
+def _write(name: str, stage: Path, texts: Texts, tokenizer: Tokenizer, report: Report) -> dict[str, Any]:
+    """Write both splits into the stage and return what is worth knowing about them."""
+    splits = {}
+    for split, documents in texts.splits.items():
+        characters = sum(len(document.text) for document in documents)
+        with report.stage(f"{name}: tokenize {split}", characters) as advance:
+            splits[split] = dataclasses.asdict(write_shards(stage / split, documents, tokenizer, advance))
+    with report.stage(f"{name}: measure baselines"):
+        opened = {split: TokenShards(stage / split) for split in SPLITS}
+        baselines = measure_baselines(opened["train"], opened["validation"], texts.splits["validation"])
+    fingerprints = {split: shards.fingerprint for split, shards in opened.items()}
+    return {"reading": texts.reading, "splits": splits, "fingerprints": fingerprints, "baselines": baselines}

@@ -45,8 +45,7 @@ def staging(folder: Path, *, replace: bool) -> Iterator[Path]:
 
 
 def publish(stage: Path, folder: Path) -> None:
-    """Rename the splits into place. The old manifest goes first: a folder without one is not whole."""
-    (folder / MANIFEST_NAME).unlink(missing_ok=True)
+    """Rename the splits into place."""
     for split in SPLITS:
         if (folder / split).exists():
             (folder / split).rename(stage / f"old-{split}")

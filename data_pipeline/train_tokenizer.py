@@ -37,6 +37,7 @@ def train_tokenizer(sources: Mapping[str, Sequence[Document]], weights: Mapping[
             hard_vocab_limit=False,  # a small text has fewer pieces than asked for
             byte_fallback=True,
             character_coverage=0.9995,
+            required_chars="\u2581",  # the space: if it were no piece, it would come back as this character
             normalization_rule_name="identity",
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
@@ -64,10 +65,14 @@ def _sample(sources: Mapping[str, Sequence[Document]], weights: Mapping[str, flo
     total = sum(weights[name] for name in sources)
     for name, documents in sources.items():
         budget = SAMPLE_BYTES * weights[name] / total
-        for document in documents:
+        for piece in _pieces(documents):
+            yield from filter(None, _RESERVED.split(piece))
+            budget -= len(piece.encode())
             if budget <= 0:
                 break
-            for start in range(0, len(document.text), PIECE_CHARACTERS):
-                piece = document.text[start : start + PIECE_CHARACTERS]
-                budget -= len(piece.encode())
-                yield from filter(None, _RESERVED.split(piece))
+
+
+def _pieces(documents: Sequence[Document]) -> Iterator[str]:
+    for document in documents:
+        for start in range(0, len(document.text), PIECE_CHARACTERS):
+            yield document.text[start : start + PIECE_CHARACTERS]

@@ -1,0 +1,80 @@
+"""A folder of small texts, a run that prepares them, and a way to do it."""
+
+import hashlib
+import io
+import random
+
+import pytest
+from rich.console import Console
+
+from data_pipeline.prepare import prepare
+from data_pipeline.report import Report
+from maxlm.config.schema import RunConfig
+
+WORDS = ["alpha", "beta", "gamma", "delta", "return", "class", "def", "import", "value", "token", "page", "model"]
+
+
+def text(seed, words=120):
+    """Return lines of random words."""
+    generator = random.Random(seed)
+    return "".join(generator.choice(WORDS) + generator.choice([" ", " ", "\n", "\n    "]) for _ in range(words))
+
+
+@pytest.fixture
+def make_text():
+    return text
+
+
+@pytest.fixture
+def raw(tmp_path):
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    for number in range(40):
+        (folder / f"text{number:02}.txt").write_text(text(number))
+    return folder
+
+
+@pytest.fixture
+def run_config(raw, tmp_path):
+    """Return a function that makes the run, with settings of its sources' `raw` replaced."""
+
+    def make(*, vocab_size=400, source="text", out=None, **settings):
+        out = out or tmp_path / "out"
+        raw_settings = {"kind": "files", "paths": [str(raw)], "validation_fraction": 0.2} | settings
+        return RunConfig.model_validate(
+            {
+                "run_dir": str(tmp_path / "run"),
+                "model": {"vocab_size": vocab_size, "num_layers": 1, "embed_dim": 8, "num_heads": 1, "mlp_dim": 8},
+                "data": {
+                    "sources": {source: {"path": str(out / source), "raw": raw_settings}},
+                    "tokenizer": str(out / "tokenizer.model"),
+                    "sequence_length": 16,
+                },
+                "train": {"num_steps": 1, "batch_size": 1},
+            }
+        )
+
+    return make
+
+
+@pytest.fixture
+def do():
+    """Return a function that prepares a run and returns what it printed."""
+
+    def prepared(config, *, force=False):
+        out = io.StringIO()
+        prepare(config, force=force, report=Report(Console(file=out, width=100, soft_wrap=True)))
+        return out.getvalue()
+
+    return prepared
+
+
+@pytest.fixture
+def hashes():
+    """Return a function from a folder to {file: hash of its bytes}."""
+
+    def of(folder):
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+    return of

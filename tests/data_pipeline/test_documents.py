@@ -1,0 +1,151 @@
+import json
+import os
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from data_pipeline import documents
+from data_pipeline.documents import read_documents
+from maxlm.config.errors import UserError
+from maxlm.config.schema import RawTextConfig
+
+
+def read(*paths, **settings):
+    return read_documents(RawTextConfig(kind="files", paths=tuple(map(str, paths)), **settings))
+
+
+def texts(reading):
+    return [document.text for document in reading.documents]
+
+
+def test_folders_are_searched_for_text_in_a_fixed_order(tmp_path):
+    for name in ("b.txt", "a/z.md", "a/x.py", "c.bin", "a.txt", "d.TXT~"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    reading = read(tmp_path)
+    assert texts(reading) == ["a/x.py", "a/z.md", "a.txt", "b.txt"]
+    assert [document.name for document in reading.documents] == [
+        (tmp_path / name).as_posix() for name in texts(reading)
+    ]
+
+
+def test_a_file_named_twice_is_read_once_and_links_are_not_followed_round(tmp_path):
+    (tmp_path / "a.txt").write_text("x")
+    (tmp_path / "again.txt").symlink_to(tmp_path / "a.txt")
+    (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "dangling.txt").symlink_to(tmp_path / "nothing")
+    assert texts(read(tmp_path, tmp_path / "a.txt")) == ["x"]
+
+
+def test_a_named_file_is_text_whatever_its_suffix(tmp_path):
+    (tmp_path / "LICENSE").write_text("x")
+    assert texts(read(tmp_path / "LICENSE")) == ["x"]
+
+
+def test_text_that_is_hard_to_read(tmp_path):
+    (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbfbom")
+    (tmp_path / "crlf.txt").write_bytes(b"a\r\nb\rc\n")
+    (tmp_path / "empty.txt").write_bytes(b"")
+    (tmp_path / "latin.txt").write_bytes(b"\xe9t\xe9")
+    (tmp_path / "nul.txt").write_bytes(b"a\0b")
+    (tmp_path / "spaces.txt").write_bytes(b" \n\t ")
+    (tmp_path / "surrogate.txt").write_bytes(b"\xed\xa0\x80")
+    (tmp_path / "utf16.txt").write_bytes("text".encode("utf-16"))
+    reading = read(tmp_path)
+    assert texts(reading) == ["bom", "a\nb\nc\n", "a\0b"]
+    assert reading.skipped == {"empty document": 2, "undecodable file": 3}
+
+
+def test_python_files_declare_their_encoding(tmp_path):
+    (tmp_path / "latin.py").write_bytes(b"# -*- coding: latin-1 -*-\n# \xe9\n")
+    (tmp_path / "unknown.py").write_bytes(b"# -*- coding: klingon -*-\n")
+    (tmp_path / "undeclared.py").write_bytes(b"# \xe9\n")
+    (tmp_path / "two.py").write_bytes(b"\xef\xbb\xbf# -*- coding: latin-1 -*-\n")
+    reading = read(tmp_path)
+    assert texts(reading) == ["# -*- coding: latin-1 -*-\n# \u00e9\n"]
+    assert reading.skipped == {"undecodable file": 3}
+
+
+def test_json_lines(tmp_path):
+    lines = [
+        json.dumps({"text": "one", "id": 1}),
+        "",
+        json.dumps({"text": "lone \ud800 surrogate"}),
+        '{"text": "pair \\ud83d\\ude00"}',
+        json.dumps({"text": ""}),
+        json.dumps({"text": 5}),
+        json.dumps({"body": "x"}),
+        json.dumps(["text"]),
+        "not json",
+        "[" * 100_000,
+        "1" * 5000,
+        '{"text": "cut off',
+    ]
+    path = tmp_path / "lines.jsonl"
+    path.write_bytes("\n".join(lines).encode() + b'\n{"text": "\xff"}\n{"text": "last"}')
+    reading = read(path)
+    assert texts(reading) == ["one", "lone \ufffd surrogate", "pair \U0001f600", "last"]
+    assert reading.documents[0].name == f"{path.as_posix()}:1"
+    assert reading.skipped == {"empty document": 1, "line without a `text`": 8}
+
+
+def test_line_that_is_too_long_is_skipped(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "MAX_LINE_BYTES", 64)
+    lines = [json.dumps({"text": "x" * size}) for size in (10, 200, 51, 52, 20)]
+    (tmp_path / "lines.jsonl").write_text("\n".join(lines) + "\n")
+    reading = read(tmp_path)
+    assert [len(text) for text in texts(reading)] == [10, 51, 20]
+    assert reading.skipped == {"line too long": 2}
+
+
+@pytest.mark.parametrize("max_bytes", [1, 2, 5, 10, 64, 1000])
+def test_long_documents_are_cut_without_loss(tmp_path, max_bytes):
+    text = "line one\nl\u00efne tw\u00f6\n\U0001f600\U0001f600\U0001f600\n" * 5 + "x" * 40
+    (tmp_path / "long.txt").write_text(text)
+    reading = read(tmp_path, max_document_bytes=max_bytes)
+    assert "".join(texts(reading)).replace("\n", "") == text.replace("\n", "")
+    assert all(len(text.encode()) <= max(max_bytes, 4) for text in texts(reading))
+    if max_bytes == 64:
+        assert all(text.endswith("\n") for text in texts(reading)[:-1])
+        assert reading.documents[1].name.endswith("long.txt#2")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_unreadable_file_is_counted(tmp_path):
+    (tmp_path / "a.txt").write_text("x")
+    (tmp_path / "b.txt").write_text("x")
+    (tmp_path / "b.txt").chmod(0)
+    assert read(tmp_path).skipped == {"unreadable file": 1}
+
+
+def test_nothing_to_read(tmp_path):
+    with pytest.raises(UserError, match=r"no such file or folder"):
+        read(tmp_path / "nothing")
+    with pytest.raises(UserError, match=r"no readable text in .*skipped: {}"):
+        read(tmp_path)
+    with pytest.raises(UserError, match=r"raw\.paths is empty"):
+        read()
+
+
+def test_fingerprint_is_of_names_and_texts(tmp_path):
+    (tmp_path / "a.txt").write_text("x")
+    before = read(tmp_path).fingerprint
+    os.utime(tmp_path / "a.txt", (0, 0))
+    assert read(tmp_path).fingerprint == before
+    (tmp_path / "a.txt").write_text("y")
+    changed = read(tmp_path).fingerprint
+    (tmp_path / "a.txt").rename(tmp_path / "b.txt")
+    assert len({before, changed, read(tmp_path).fingerprint}) == 3
+
+
+def test_standard_library_is_read_without_what_was_installed_or_tests():
+    reading = read_documents(RawTextConfig(kind="python_stdlib"))
+    names = [document.name for document in reading.documents]
+    assert {"argparse.py", "asyncio/events.py", "json/decoder.py"} <= set(names)
+    assert not [name for name in names if {"site-packages", "test", "tests"} & set(Path(name).parts)]
+    assert len(names) == len(set(names))
+    root = Path(sysconfig.get_paths()["stdlib"])
+    by_name = {document.name: document.text for document in reading.documents}
+    assert by_name["argparse.py"] == (root / "argparse.py").read_text(encoding="utf-8")
+    assert 5e6 < sum(map(len, by_name.values())) < 40e6

@@ -1,0 +1,261 @@
+import argparse
+import errno
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from data_pipeline import prepare as prepare_module
+from data_pipeline import staging
+from maxlm.config.errors import UserError
+from maxlm.config.schema import RunConfig
+from maxlm.data.baselines import read_baselines
+from maxlm.data.dataset import build_dataset
+from maxlm.data.shards import TokenShards
+from maxlm.data.tokenizer import Tokenizer
+
+
+def test_what_is_prepared_can_be_read_and_says_what_was_put_in(run_config, do, raw, tmp_path):
+    (raw / "copy.txt").write_text((raw / "text00.txt").read_text())
+    (raw / "empty.txt").write_text("")
+    config = run_config()
+    out = do(config)
+    tokenizer = Tokenizer(config.data.tokenizer)
+    texts = []
+    for split in ("train", "validation"):
+        shards = TokenShards(tmp_path / "out/text" / split)
+        shards.verify()
+        tokens = shards.read(0, shards.num_tokens).tolist()
+        cuts = [place for place, token in enumerate(tokens) if token == tokenizer.bos_id]
+        documents = [tokens[start:stop] for start, stop in zip(cuts, [*cuts[1:], len(tokens)], strict=True)]
+        assert all(document[-1] == tokenizer.eos_id for document in documents)
+        texts += [tokenizer.decode(document) for document in documents]
+        assert len(documents) == shards.num_documents > 1
+    expected = {path.read_text() for path in raw.iterdir()} - {""}
+    assert len(texts) == 40
+    assert set(texts) == expected
+    manifest = json.loads((tmp_path / "out/text/manifest.json").read_text())
+    assert manifest["reading"] == {
+        "documents": 41,
+        "skipped": {"empty document": 1},
+        "exact_duplicates": 1,
+        "near_duplicates": 0,
+    }
+    counted = sum(counts["bytes"] for counts in manifest["splits"].values())
+    assert counted == sum(len(text.encode()) for text in expected)
+    for name, figure in {"documents read": "41", "exact duplicates dropped": "1", "gzip -9": ""}.items():
+        assert any(name in line and figure in line for line in out.splitlines())
+    assert read_baselines(tmp_path / "out/text").keys() == {"uniform", "unigram", "bigram", "gzip -9"}
+    dataset = build_dataset(config.data, seed=0, batch_size=2, split="train", vocab_size=400)
+    assert dataset.rows(0, 0, 2)["tokens"].shape == (2, 16)
+    assert not (tmp_path / "out/text/.preparing").exists()
+
+
+def test_same_texts_give_the_same_bytes(run_config, do, hashes, tmp_path):
+    do(run_config(out=tmp_path / "one"))
+    do(run_config(out=tmp_path / "two"))
+    assert hashes(tmp_path / "one") == hashes(tmp_path / "two")
+    assert len(hashes(tmp_path / "one")) == 7
+
+
+def test_a_second_time_says_so_and_changes_nothing(run_config, do, hashes, tmp_path, raw):
+    do(run_config())
+    before = hashes(tmp_path / "out")
+    times = [path.stat().st_mtime_ns for path in sorted((tmp_path / "out").rglob("*"))]
+    out = do(run_config())
+    assert "already prepared" in out
+    assert "changed" not in out
+    assert [path.stat().st_mtime_ns for path in sorted((tmp_path / "out").rglob("*"))] == times
+    (raw / "more.txt").write_text("something else")
+    assert "raw text has changed since" in do(run_config())
+    for path in raw.iterdir():
+        path.unlink()
+    assert "not there any more" in do(run_config())
+    assert hashes(tmp_path / "out") == before
+
+
+def test_other_settings_are_refused_unless_forced(run_config, do, hashes, tmp_path):
+    do(run_config())
+    before = hashes(tmp_path / "out")
+    with pytest.raises(UserError, match=r"raw\.validation_fraction: 0\.2 -> 0\.5.*--force"):
+        do(run_config(validation_fraction=0.5))
+    with pytest.raises(UserError, match=r"400 pieces, more than model\.vocab_size=300.*--force"):
+        do(run_config(vocab_size=300))
+    assert "400 pieces, fewer than model.vocab_size=500" in do(run_config(vocab_size=500))
+    assert hashes(tmp_path / "out") == before
+    do(run_config(validation_fraction=0.5, vocab_size=300), force=True)
+    assert Tokenizer(tmp_path / "out/tokenizer.model").vocab_size == 300
+    do(run_config(), force=True)
+    assert hashes(tmp_path / "out") == before
+
+
+def test_tokenizer_that_was_brought_along_is_used_and_never_replaced(run_config, do, tmp_path):
+    do(run_config())
+    model = (tmp_path / "out/tokenizer.model").read_bytes()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/tokenizer.model").write_bytes(model)
+    config = run_config(out=tmp_path / "other", vocab_size=500)
+    do(config)
+    do(config, force=True)
+    assert (tmp_path / "other/tokenizer.model").read_bytes() == model
+    assert TokenShards(tmp_path / "other/text/train").index.vocab_size == 400
+
+
+def test_lost_tokenizer_is_trained_again(run_config, do, hashes, tmp_path):
+    do(run_config())
+    before = hashes(tmp_path / "out")
+    (tmp_path / "out/tokenizer.model").unlink()
+    do(run_config())
+    assert hashes(tmp_path / "out") == before
+
+
+def test_sources_without_raw_are_left_alone(run_config, do, tmp_path):
+    settings = run_config().model_dump()
+    settings["data"]["sources"]["given"] = {"path": str(tmp_path / "given")}
+    do(RunConfig.model_validate(settings))
+    assert not (tmp_path / "given").exists()
+    settings["data"]["sources"].pop("text")
+    with pytest.raises(UserError, match="nothing to prepare"):
+        do(RunConfig.model_validate(settings))
+
+
+def test_two_sources_share_a_tokenizer_and_one_is_added_later(run_config, do, hashes, tmp_path):
+    settings = run_config().model_dump()
+    do(RunConfig.model_validate(settings))
+    before = hashes(tmp_path / "out/text")
+    settings["data"]["sources"]["more"] = settings["data"]["sources"]["text"] | {"path": str(tmp_path / "out/more")}
+    config = RunConfig.model_validate(settings)
+    out = do(config)
+    assert "more: tokenize train" in out
+    assert "text: tokenize train" not in out
+    assert hashes(tmp_path / "out/text") == before
+    build_dataset(config.data, seed=0, batch_size=2, split="train").rows(0, 0, 2)
+
+
+def test_damage_is_named_and_force_repairs_it(run_config, do, hashes, tmp_path):
+    do(run_config())
+    before = hashes(tmp_path / "out")
+    os.truncate(tmp_path / "out/text/train/shard-00000.tokens", 100)
+    with pytest.raises(UserError, match=r"shard-00000\.tokens.*--force"):
+        do(run_config())
+    (tmp_path / "out/text/manifest.json").write_text("{")
+    with pytest.raises(UserError, match=r"manifest\.json.*--force"):
+        do(run_config())
+    do(run_config(), force=True)
+    assert hashes(tmp_path / "out") == before
+
+
+def test_other_people_s_files_are_never_replaced(run_config, do, tmp_path):
+    (tmp_path / "out/text/train").mkdir(parents=True)
+    (tmp_path / "out/text/train/thesis.txt").write_text("x")
+    for force in (False, True):
+        with pytest.raises(UserError, match="something other than token shards is there"):
+            do(run_config(), force=force)
+    assert (tmp_path / "out/text/train/thesis.txt").read_text() == "x"
+
+
+def test_shards_without_a_manifest_are_replaced_only_by_force(run_config, do, tmp_path):
+    do(run_config())
+    (tmp_path / "out/text/manifest.json").unlink()
+    with pytest.raises(UserError, match=r"without manifest\.json.*--force"):
+        do(run_config())
+    do(run_config(), force=True)
+
+
+def test_two_at_once_are_refused(run_config, do, tmp_path):
+    stage = tmp_path / "out/text/.preparing"
+    stage.mkdir(parents=True)
+    lock = os.open(stage, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    with pytest.raises(UserError, match="another `maxlm prepare` is writing here"):
+        do(run_config())
+    os.close(lock)
+    do(run_config())
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_disk_that_refuses(run_config, do, hashes, tmp_path, monkeypatch, number):
+    do(run_config())
+    before = hashes(tmp_path / "out")
+
+    def refuse(descriptor):
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", refuse)
+        with pytest.raises(UserError, match=r"out/text: .*(free some space|use another path)"):
+            do(run_config(validation_fraction=0.5), force=True)
+    assert hashes(tmp_path / "out") == before
+    do(run_config())
+
+
+def test_path_below_a_file(run_config, do, tmp_path):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(UserError, match="out"):
+        do(run_config())
+
+
+@pytest.mark.parametrize("call", range(5))
+def test_stop_at_any_rename_starts_again_cleanly(run_config, do, hashes, tmp_path, monkeypatch, call):
+    do(run_config(out=tmp_path / "expected", validation_fraction=0.5))
+    do(run_config())
+    calls = iter(range(100))
+    rename = staging.Path.rename
+
+    def stopped(self, target):
+        if next(calls) == call:
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(staging.Path, "rename", stopped)
+        if call < 4:
+            with pytest.raises(KeyboardInterrupt):
+                do(run_config(validation_fraction=0.5), force=True)
+            assert not (tmp_path / "out/text/manifest.json").exists()
+    do(run_config(validation_fraction=0.5), force=call == 4)
+    assert hashes(tmp_path / "out/text") == hashes(tmp_path / "expected/text")
+
+
+def test_killed_at_random_moments_starts_again_cleanly(run_config, hashes, tmp_path, do):
+    do(run_config(out=tmp_path / "expected"))
+    run_file = tmp_path / "run.json"
+    run_file.write_text(run_config().model_dump_json())
+    program = (
+        "import sys; from data_pipeline.prepare import prepare; from data_pipeline.report import Report;"
+        "from maxlm.config.schema import RunConfig;"
+        "config = RunConfig.model_validate_json(open(sys.argv[1]).read()); print('ready', flush=True);"
+        "prepare(config, force=True, report=Report())"
+    )
+    for delay in (0.0, 0.03, 0.06, 0.1, 0.2, 0.4):
+        process = subprocess.Popen([sys.executable, "-c", program, str(run_file)], stdout=subprocess.PIPE)
+        process.stdout.readline()
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    do(run_config())
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "expected")
+
+
+def test_the_command(tmp_path, raw, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text(
+        "run_dir: runs/x\n"
+        "model: {vocab_size: 300, num_layers: 1, embed_dim: 8, num_heads: 1, mlp_dim: 8}\n"
+        "data:\n  sources: {text: {path: data/text, raw: {kind: files, paths: [raw]}}}\n"
+        "  tokenizer: data/tokenizer.model\n  sequence_length: 16\n"
+        "train: {num_steps: 1, batch_size: 8}\n"
+    )
+    arguments = argparse.Namespace(config="run.yaml", overrides=["model.vocab_size=310"], force=False)
+    assert prepare_module.run(arguments) == 0
+    assert Tokenizer("data/tokenizer.model").vocab_size == 310
+    assert "train tokens" in capsys.readouterr().out
+    arguments.overrides += ["data.sources.text.raw.paths=[nothing]"]
+    arguments.force = True
+    with pytest.raises(UserError, match=r"data\.sources\.text\.raw\.paths: nothing: there is no such"):
+        prepare_module.run(arguments)
