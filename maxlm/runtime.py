@@ -196,7 +196,7 @@ def fail_together() -> Iterator[None]:
             raise
         here = f"process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()}"
         if isinstance(error, UserError | RunFailedError):
-            sys.stderr.write(f"{error}\n" if jax.process_index() == 0 else f"{here}: {error}\n")
+            sys.stderr.write(f"maxlm: {error}\n" if jax.process_index() == 0 else f"maxlm: {here}: {error}\n")
         else:
             traceback.print_exc()
             sys.stderr.write(f"{here} failed: {type(error).__name__}: {error}\n")

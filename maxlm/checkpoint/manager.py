@@ -49,7 +49,9 @@ class Checkpointer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        # After an error in one of several processes, waiting for the others would keep it from being seen.
+        if error is None or jax.process_count() == 1:
+            self.close()
 
     def save(self, step: int, state: Any, record: dict[str, Any], *, wait: bool = False) -> None:
         """Save `state` (a tree of jax.Array) and `record` (anything JSON can hold) as the checkpoint of `step`.
@@ -96,7 +98,8 @@ class Checkpointer:
         step, _ = self._in_flight
         self._in_flight = None
         log.info("checkpoint of step %d is in %s", step, layout.step_path(self._directory, step))
-        on_first_process(self._delete_old)
+        if jax.process_index() == 0:
+            self._delete_old()
 
     def close(self) -> None:
         """Wait for the save and the deletions in the background."""
