@@ -36,8 +36,6 @@ HEARTBEAT_SECONDS = 10
 # How long a process that is done waits for the others to be done; process 0 may still be writing its summary.
 SHUTDOWN_SECONDS = 60
 
-_PLATFORMS = {"cpu": "cpu", "gpu": "cuda,rocm", "tpu": "tpu"}
-
 
 # --- start-up --------------------------------------------------------------------------------------------------------
 
@@ -60,8 +58,8 @@ def start(runtime: RuntimeConfig) -> None:
             )
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", runtime.device_count)
-    elif runtime.platform != "auto":
-        jax.config.update("jax_platforms", _PLATFORMS[runtime.platform])
+    elif runtime.platform == "cpu":
+        jax.config.update("jax_platforms", "cpu")
     if runtime.compile_cache is not None:
         jax.config.update("jax_compilation_cache_dir", str(Path(runtime.compile_cache).expanduser()))
     _hush_orbax()
@@ -139,12 +137,16 @@ def _launcher(environment: Any) -> str | None:
 def _find_devices(platform: str) -> None:
     """Start the backend now, so that a missing accelerator is one clear message."""
     try:
-        jax.devices()
+        found = jax.default_backend()
     except RuntimeError as error:
         raise UserError(
-            f"runtime.platform={platform}: JAX finds no such device ({str(error).splitlines()[0]}); "
-            "install maxlm's extra for it (cuda or tpu), or set runtime.platform=auto"
+            f"runtime.platform={platform}: JAX cannot start: {error}; mend the driver, or set runtime.platform=cpu"
         ) from error
+    if platform not in ("auto", found):
+        raise UserError(
+            f"runtime.platform={platform}: JAX finds no such device, only {found} ({jax.devices()[0].device_kind}); "
+            "install maxlm's extra for it (cuda or tpu), unset JAX_PLATFORMS, or set runtime.platform=auto"
+        )
 
 
 # --- agreement between processes -------------------------------------------------------------------------------------
