@@ -73,6 +73,8 @@ def _hush_orbax() -> None:
     """Keep quiet about what orbax does, and about failures of it that `maxlm.checkpoint` explains in a line."""
     for noisy in ("absl", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
+    # jax tells of every platform that it looks for and does not find.
+    logging.getLogger("jax").setLevel(logging.WARNING)
     others = sys.unraisablehook
 
     def hook(unraisable: sys.UnraisableHookArgs) -> None:

@@ -60,7 +60,7 @@ def backward(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Compute the gradients of q, k and v from the forward pass's `out` and `lse`.
 
-    With p = exp(s - lse): dv = p^T do, ds = p * (do v^T - rowsum(do * out)), dq = ds k / sqrt(H), dk = ds^T q / sqrt(H).
+    With p = exp(s - lse): dv = p^T do, ds = p * (do v^T - rowsum(do * out)) / sqrt(H), dq = ds k, dk = ds^T q.
     `lse` may come from a larger softmax than this call's keys (ring attention): p is then this part of it.
     """
     q_length, kv_length = q_BTNH.shape[1], k_BSKH.shape[1]
@@ -79,7 +79,9 @@ def backward(
             scores = _scores(q_rows, k_block, padded_mask, row * q_block, index * kv_block)
             lse_rows, delta_rows = _rows(lse, row, q_block, axis=2), _rows(delta, row, q_block, axis=2)
             p = jnp.where(scores > _HIDDEN, jnp.exp(scores - _grouped(lse_rows, k.shape[2])), 0.0)
-            d_v += jnp.einsum("BKGTS,BTKGH->BSKH", p.astype(v.dtype), _heads(d_rows, k), preferred_element_type=jnp.float32)
+            d_v += jnp.einsum(
+                "BKGTS,BTKGH->BSKH", p.astype(v.dtype), _heads(d_rows, k), preferred_element_type=jnp.float32
+            )
             d_p = jnp.einsum("BTKGH,BSKH->BKGTS", _heads(d_rows, k), v_block, preferred_element_type=jnp.float32)
             d_s = (p * (d_p - _grouped(delta_rows, k.shape[2])) / math.sqrt(q.shape[3])).astype(q.dtype)
             d_k += jnp.einsum("BKGTS,BTKGH->BSKH", d_s, _heads(q_rows, k), preferred_element_type=jnp.float32)

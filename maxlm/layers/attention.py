@@ -58,7 +58,7 @@ class Attention(nnx.Module):
         return self._project_out(attention(q_BTNH, k_BTKH, v_BTKH, mask, info.attention_kernel))
 
     def decode(self, x_BTD: jax.Array, info: SequenceInfo, cache: Cache, start: jax.Array) -> tuple[jax.Array, Cache]:
-        """Attend from the T newest tokens, the first of them at index `start`, to all tokens in the cache and to them."""
+        """Attend from the T newest tokens, the first at index `start`, to all in the cache and to themselves."""
         q_BTNH, k_BTKH, v_BTKH = self._project(enter(x_BTD), info)
         keys = lax.dynamic_update_slice_in_dim(cache.keys, k_BTKH.astype(cache.keys.dtype), start, axis=1)
         values = lax.dynamic_update_slice_in_dim(cache.values, v_BTKH.astype(cache.values.dtype), start, axis=1)

@@ -27,6 +27,7 @@ class Block(nnx.Module):
         self.ffn = FFNS[config.ffn.kind](model, config.ffn)
 
     def __call__(self, x_BTD: jax.Array, info: SequenceInfo) -> jax.Array:
+        """(B, T / tensor, D) -> (B, T / tensor, D)."""
         with jax.named_scope("mixer"):
             x_BTD += self.mixer(self.mixer_norm(x_BTD), info)
         with jax.named_scope("ffn"):

@@ -26,7 +26,7 @@ class Embedding(nnx.Module):
             self.positions = weight(shape, P(None, FSDP_AXES), Normal(model.init_std))
 
     def __call__(self, tokens_BT: jax.Array, info: SequenceInfo) -> jax.Array:
-        """Look tokens up; int32 (B, T) -> (B, T / tensor, D). Each device adds the rows of its part of the vocabulary."""
+        """Look tokens up, (B, T) -> (B, T / tensor, D); each device adds the rows of its part of the vocabulary."""
         table_VD = self.tokens[...]
         row = tokens_BT - lax.axis_index("tensor") * table_VD.shape[0]
         own = (row >= 0) & (row < table_VD.shape[0])

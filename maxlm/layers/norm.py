@@ -12,15 +12,18 @@ from maxlm.config.schema import NormConfig
 from maxlm.sharding.mesh import FSDP_AXES
 from maxlm.sharding.parameters import Constant, weight
 
+SPLIT = P(FSDP_AXES)
+
 
 class RMSNorm(nnx.Module):
     """Divide by the root mean square of the last dimension, then scale."""
 
-    def __init__(self, dim: int, epsilon: float, spec: P = P(FSDP_AXES)):
+    def __init__(self, dim: int, epsilon: float, spec: P = SPLIT):
         self.scale = weight((dim,), spec, Constant(1.0))
         self.epsilon = epsilon
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalise the last dimension, in fp32; the result has x's dtype."""
         wide = x.astype(jnp.float32)
         wide *= lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
         return (wide * self.scale[...].astype(jnp.float32)).astype(x.dtype)
@@ -30,11 +33,12 @@ class LayerNorm(nnx.Module):
     """Subtract the mean of the last dimension, divide by its standard deviation, then scale and shift."""
 
     def __init__(self, dim: int, epsilon: float):
-        self.scale = weight((dim,), P(FSDP_AXES), Constant(1.0))
-        self.bias = weight((dim,), P(FSDP_AXES), Constant(0.0))
+        self.scale = weight((dim,), SPLIT, Constant(1.0))
+        self.bias = weight((dim,), SPLIT, Constant(0.0))
         self.epsilon = epsilon
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalise the last dimension, in fp32; the result has x's dtype."""
         wide = x.astype(jnp.float32)
         wide -= jnp.mean(wide, axis=-1, keepdims=True)
         wide *= lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)

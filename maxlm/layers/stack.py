@@ -51,11 +51,9 @@ def run_stack(
 def decode_stack(
     stack: nnx.List[Block], x_BTD: jax.Array, info: SequenceInfo, caches: list[Cache], start: jax.Array
 ) -> tuple[jax.Array, list[Cache]]:
-    """Run all blocks on the newest tokens; one stacked cache for each block of the pattern, leading dimension layers."""
+    """Run all blocks on the newest tokens; a stacked cache for each block of the pattern, layers first."""
 
-    def group(
-        x_BTD: jax.Array, layer: tuple[nnx.List[Block], list[Cache]]
-    ) -> tuple[jax.Array, list[Cache]]:
+    def group(x_BTD: jax.Array, layer: tuple[nnx.List[Block], list[Cache]]) -> tuple[jax.Array, list[Cache]]:
         new_caches = []
         for block, cache in zip(*layer, strict=True):
             x_BTD, new_cache = block.decode(x_BTD, info, cache, start)

@@ -55,7 +55,7 @@ class Decoder(nnx.Module):
     def decode(
         self, tokens_BT: jax.Array, info: SequenceInfo, caches: list[Cache], start: jax.Array
     ) -> tuple[jax.Array, list[Cache]]:
-        """Return normalised last hidden states of the newest tokens, (B, T, D), with whole parameters; see `Attention.decode`."""
+        """Return normalised last hidden states of the newest tokens, (B, T, D); see `Attention.decode`."""
         x_BTD = self.embedding(tokens_BT, info)
         x_BTD, caches = decode_stack(self.stack, x_BTD, info, caches, start)
         return self.norm(x_BTD), caches

@@ -14,7 +14,7 @@ from maxlm.kernels.mask import Mask
 
 
 class Implementation(NamedTuple):
-    """Two functions: `forward(q, k, v, mask) -> (out, lse)`, `backward(q, k, v, out, lse, d_out, mask) -> (dq, dk, dv)`."""
+    """`forward(q, k, v, mask) -> (out, lse)` and `backward(q, k, v, out, lse, d_out, mask) -> (dq, dk, dv)`."""
 
     forward: Callable[..., tuple[jax.Array, jax.Array]]
     backward: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]

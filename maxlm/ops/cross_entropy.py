@@ -53,8 +53,13 @@ def cross_entropy(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _cross_entropy(x, output, targets, weights, options):  # type: ignore[no-untyped-def]
     chunks = _chunks(options.chunk_tokens, x, targets, weights)
-    losses = lax.map(lambda chunk: _chunk_loss(*chunk, output, options)[:2], chunks)
-    return losses[0].sum(), losses[1].sum()
+
+    def loss(chunk):  # type: ignore[no-untyped-def]
+        x_chunk, targets_chunk, weights_chunk = chunk
+        return _chunk_loss(x_chunk, targets_chunk, weights_chunk, output, options)[:2]
+
+    objective, nats = lax.map(loss, chunks)
+    return objective.sum(), nats.sum()
 
 
 def _cross_entropy_forward(x, output, targets, weights, options):  # type: ignore[no-untyped-def]

@@ -15,7 +15,7 @@ from jax import lax
 
 from maxlm.jax_versions import vary_over, varying_axes
 from maxlm.sharding.mesh import AXES, FSDP_AXES
-from maxlm.sharding.parameters import map_parameters
+from maxlm.sharding.parameters import map_parameters, with_value
 
 Module = TypeVar("Module")
 
@@ -23,12 +23,12 @@ Module = TypeVar("Module")
 def vary(module: Module, axes: tuple[str, ...] = AXES) -> Module:
     """Mark every parameter as varying over the mesh axes, so that its gradient is reduced once, here."""
 
-    return map_parameters(lambda parameter: parameter.replace(vary_over(parameter.get_value(), axes)), module)
+    return map_parameters(lambda parameter: with_value(parameter, vary_over(parameter.get_value(), axes)), module)
 
 
 def cast(module: Module, dtype: Any) -> Module:
     """Cast every parameter, before it is gathered: half the bytes on the wire in bfloat16."""
-    return map_parameters(lambda parameter: parameter.replace(parameter.get_value().astype(dtype)), module)
+    return map_parameters(lambda parameter: with_value(parameter, parameter.get_value().astype(dtype)), module)
 
 
 def gather(module: Module) -> Module:
@@ -42,7 +42,7 @@ def gather(module: Module) -> Module:
         for dimension, axes in enumerate(spec):
             if axes == FSDP_AXES:
                 value = lax.all_gather(value, FSDP_AXES, axis=value.ndim - len(spec) + dimension, tiled=True)
-        return parameter.replace(value)
+        return with_value(parameter, value)
 
     return map_parameters(gathered, module)
 
@@ -57,6 +57,6 @@ def zeros_like_fp32(module: Module) -> Module:
 
     def zeros(parameter: nnx.Param) -> nnx.Param:
         value = parameter.get_value()
-        return parameter.replace(vary_over(jnp.zeros(value.shape, jnp.float32), varying_axes(value)))
+        return with_value(parameter, vary_over(jnp.zeros(value.shape, jnp.float32), varying_axes(value)))
 
     return map_parameters(zeros, module)

@@ -11,7 +11,7 @@ import dataclasses
 import math
 import zlib
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ class Normal:
     std: float
 
     def __call__(self, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        """Return fresh values."""
         return self.std * jax.random.normal(key, shape, dtype)
 
 
@@ -39,11 +40,17 @@ class Constant:
     value: float
 
     def __call__(self, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        """Return the value everywhere."""
         del key
         return jnp.full(shape, self.value, dtype)
 
 
 Initializer = Normal | Constant
+
+
+def with_value(parameter: nnx.Param, value: Any) -> nnx.Param:
+    """Return the parameter around another value."""
+    return cast(nnx.Param, parameter.replace(value))
 
 
 def weight(shape: tuple[int, ...], spec: P, init: Initializer) -> nnx.Param:
@@ -57,7 +64,7 @@ def is_parameter(node: Any) -> bool:
     return isinstance(node, nnx.Param)
 
 
-def map_parameters(function: Callable[[nnx.Param], Any], *modules: Module) -> Module:
+def map_parameters(function: Callable[..., Any], *modules: Module) -> Module:
     """Apply a function to every parameter of a module; give back the same module around the results."""
     result: Module = jax.tree.map(function, *modules, is_leaf=is_parameter)
     return result
@@ -91,7 +98,7 @@ def stack_layers(module: Module, num_layers: int) -> Module:
 
     def stacked(parameter: nnx.Param) -> nnx.Param:
         value = parameter.get_value()
-        return parameter.replace(jax.ShapeDtypeStruct((num_layers, *value.shape), value.dtype))
+        return with_value(parameter, jax.ShapeDtypeStruct((num_layers, *value.shape), value.dtype))
 
     return map_parameters(stacked, module)
 
@@ -113,7 +120,8 @@ def initialise(module: Module, seed: int, mesh: Mesh) -> Module:
 
         def value(parameter: nnx.Param) -> nnx.Param:
             path, _ = next(named)
-            return parameter.replace(_initial_value(jax.random.fold_in(seed_key, zlib.crc32(path.encode())), parameter))
+            key = jax.random.fold_in(seed_key, zlib.crc32(path.encode()))
+            return with_value(parameter, _initial_value(key, parameter))
 
         return map_parameters(value, module)
 

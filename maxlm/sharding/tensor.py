@@ -1,7 +1,7 @@
 """Tensor parallelism with sequence parallelism (arXiv:2205.05198): two functions, each the transpose of the other.
 
-Between blocks a device holds 1/tensor of its sequence; inside a mixer or ffn it holds the whole sequence and 1/tensor of
-the heads or hidden units.
+Between blocks a device holds 1/tensor of its sequence; inside a mixer or ffn it holds the whole sequence and 1/tensor
+of the heads or hidden units.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ def enter(x_BTD: jax.Array) -> jax.Array:
 
 
 def leave(x_BTD: jax.Array) -> jax.Array:
-    """Sum partial results over `tensor` and keep this device's part of the sequence: (B, T, D) -> (B, T / tensor, D)."""
+    """Sum partial results over `tensor`, keep this device's part of the sequence: (B, T, D) -> (B, T / tensor, D)."""
     return lax.psum_scatter(x_BTD, "tensor", scatter_dimension=1, tiled=True)
 
 

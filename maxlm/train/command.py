@@ -6,15 +6,27 @@ import argparse
 import logging
 import shlex
 import sys
+from typing import TextIO
 
 from maxlm import runtime
 from maxlm.config import load_run
 from maxlm.train.loop import train
 
 
+class TerminalHandler(logging.StreamHandler[TextIO]):
+    """Log to what sys.stderr is now: while the progress line is shown, that prints above the line."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one message."""
+        self.setStream(sys.stderr)
+        super().emit(record)
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Train, or resume, the run of a YAML file; return the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    logging.basicConfig(
+        level=logging.INFO, format="%(levelname)s %(message)s", handlers=[TerminalHandler()], force=True
+    )
     config = load_run(arguments.config, arguments.overrides).config
     runtime.start(config.runtime)
     command = shlex.join(["maxlm", "train", arguments.config, *arguments.overrides])

@@ -33,10 +33,9 @@ def evaluate(
     """
     values: dict[str, float] = {}
     for source, dataset in datasets.items():
-        sums = []
-        for index in range(min(max_batches, dataset.num_batches)):
-            # Dispatched without waiting: the device works on one batch while the host reads the next.
-            sums.append(losses(decoder, device_batch(dataset, index, sharding)))
+        steps = range(min(max_batches, dataset.num_batches))
+        # Dispatched without waiting: the device works on one batch while the host reads the next.
+        sums = [losses(decoder, device_batch(dataset, step, sharding)) for step in steps]
         host: list[Sums] = jax.device_get(sums)
         values |= {f"val/{source}/{name}": value for name, value in loss_metrics(host).items()}
     return values

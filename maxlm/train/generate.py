@@ -20,7 +20,7 @@ from maxlm.train.setup import build_program
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the prompt and what follows it; return the exit code."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr, force=True)
     sampling = _sampling(arguments)
     reader = CheckpointReader(Path(arguments.run_dir) / "checkpoints")
     runtime.start(RuntimeConfig())
@@ -32,7 +32,9 @@ def run(arguments: argparse.Namespace) -> int:
     prompt = [tokenizer.bos_id, *tokenizer.encode(arguments.prompt)]
     _check_length(saved, len(prompt), arguments.max_tokens)
     # One device, whatever the run was trained on: the mesh and what depends on it go back to their defaults.
-    config = saved.model_copy(update={"mesh": MeshConfig(), "train": saved.train.model_copy(update={"microbatches": 1})})
+    config = saved.model_copy(
+        update={"mesh": MeshConfig(), "train": saved.train.model_copy(update={"microbatches": 1})}
+    )
     program = build_program(config, jax.local_devices()[:1])
     restored = reader.restore({"decoder": program.state.decoder}, step=arguments.step, partial=True)
     assert restored is not None, "latest_record found one"

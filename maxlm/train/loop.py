@@ -22,7 +22,15 @@ from maxlm.runtime import ProfileWindow, StopSignal, Watchdog
 from maxlm.sharding.mesh import batch_sharding
 from maxlm.train.evaluate import evaluate
 from maxlm.train.report import Reporter
-from maxlm.train.setup import CompiledStep, Datasets, Program, build_program, compile_losses, compile_step, open_datasets
+from maxlm.train.setup import (
+    CompiledStep,
+    Datasets,
+    Program,
+    build_program,
+    compile_losses,
+    compile_step,
+    open_datasets,
+)
 from maxlm.train.state import TrainState, create_state
 from maxlm.train.step import StepMetrics
 
@@ -50,13 +58,13 @@ def train(config: RunConfig, *, command: str) -> None:
         checkpointer = stack.enter_context(Checkpointer(run_dir.checkpoints, config.checkpoint))
         _refuse_changes(checkpointer.latest_record(), config, datasets)
         restored = checkpointer.restore(program.state)
-        state = restored.state if restored else create_state(
-            program.declared, program.optimizer, program.mesh, config.runtime.seed
+        state = (
+            restored.state
+            if restored
+            else create_state(program.declared, program.optimizer, program.mesh, config.runtime.seed)
         )
         start = restored.step if restored else 0
-        reporter = stack.enter_context(
-            Reporter(config, program, datasets.train, run_dir=run_dir.path, resume_step=start)
-        )
+        reporter = stack.enter_context(Reporter(config, program, datasets, run_dir=run_dir.path, resume_step=start))
         compiled = compile_step(config, program)
         reporter.start_clock(compiled.compile_seconds)
         loop = _Loop(config, program, datasets, compiled, checkpointer, reporter)
@@ -131,11 +139,10 @@ class _Loop:
         if metrics.skipped_in_row >= self.config.train.max_skipped_steps:
             raise RunFailedError(
                 f"the last {metrics.skipped_in_row} steps, up to step {step}, had a loss or gradient that is not finite "
-                f"(loss {float(metrics.sums.objective)}, gradient norm {float(metrics.gradient_norm)}); the parameters "
-                "are those of the last finite step and no new checkpoint was written. Lower optimizer.learning_rate, "
-                "lengthen schedule.warmup_steps or lower optimizer.clip_norm, and start again from an earlier "
-                "checkpoint; train.max_skipped_steps="
-                f"{self.config.train.max_skipped_steps} sets how many such steps in a row are borne"
+                f"(loss {float(metrics.sums.objective)}, gradient norm {float(metrics.gradient_norm)}) and were skipped; "
+                f"train.max_skipped_steps={self.config.train.max_skipped_steps}. Nothing was saved since. Lower "
+                "optimizer.learning_rate or optimizer.clip_norm, or lengthen schedule.warmup_steps, and start again: "
+                "from the newest checkpoint with checkpoint.allow_config_change=true, or in another run_dir"
             )
         if last or _due(step, self.config.train.log_every):
             self.reporter.step(
@@ -151,7 +158,7 @@ class _Loop:
             self.sharding,
             max_batches=self.config.train.eval_batches,
         )
-        self.reporter.values(step, values)
+        self.reporter.evaluation(step, values)
         self.reporter.pause(time.perf_counter() - began)
         self.watchdog.arm()
 
@@ -188,8 +195,9 @@ def _refuse_changes(record: dict[str, Any] | None, config: RunConfig, datasets: 
         log.warning("resuming with changed settings (checkpoint.allow_config_change=true):\n  %s", listed)
         return
     raise UserError(
-        f"run_dir={config.run_dir} holds a run at step {record['step']} with other settings (saved -> now):\n  {listed}\n"
-        "set them back, choose another run_dir, or resume all the same with checkpoint.allow_config_change=true"
+        f"run_dir={config.run_dir} holds a run at step {record['step']} with other settings (saved -> now):\n  "
+        f"{listed}\nset them back, choose another run_dir, or resume all the same with "
+        "checkpoint.allow_config_change=true"
     )
 
 

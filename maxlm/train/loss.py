@@ -110,7 +110,7 @@ def _at_step(decoder: Decoder, how: Numerics) -> Decoder:
 
 
 def _at_microbatch(held: Decoder, how: Numerics) -> Decoder:
-    """Do once a microbatch: `microbatch` makes all parameters whole (ZeRO-2), `layer` those outside the stack (ZeRO-3)."""
+    """Make parameters whole once a microbatch: all of them (ZeRO-2), or those outside the stack (ZeRO-3)."""
     if how.gather == "step":
         return held
     if how.gather == "microbatch":

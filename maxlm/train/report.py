@@ -13,22 +13,21 @@ import yaml
 
 from maxlm.config.schema import RunConfig
 from maxlm.data.baselines import read_baselines
-from maxlm.data.dataset import Dataset
 from maxlm.data.token_hash import hexdigest
 from maxlm.metrics.terminal import Outcome, RunTerminal, Summary
 from maxlm.metrics.throughput import peak_flops, rates
 from maxlm.metrics.writers import MetricsWriter
 from maxlm.models import cost
 from maxlm.train.evaluate import loss_metrics
-from maxlm.train.setup import Program
+from maxlm.train.setup import Datasets, Program
 from maxlm.train.step import StepMetrics
 
 
 class Reporter:
     """Turn a step's numbers into the catalogue's metrics and show them. A context manager."""
 
-    def __init__(self, config: RunConfig, program: Program, dataset: Dataset, *, run_dir: Path, resume_step: int):
-        self._config, self._dataset, self._run_dir = config, dataset, run_dir
+    def __init__(self, config: RunConfig, program: Program, datasets: Datasets, *, run_dir: Path, resume_step: int):
+        self._config, self._dataset, self._run_dir = config, datasets.train, run_dir
         self._tokens_per_step = config.train.batch_size * config.data.sequence_length
         self._flops_per_token = cost.flops_per_token(config.model, config.data.sequence_length)
         device = program.mesh.devices.flat[0]
@@ -46,7 +45,7 @@ class Reporter:
             self._writer = MetricsWriter(run_dir, tensorboard=config.metrics.tensorboard, resume_step=resume_step)
             settings = config.model_dump(mode="json")
             self._writer.text("config", yaml.safe_dump(settings, sort_keys=False), resume_step)
-            self._writer.hparams(settings, ["train/loss"])
+            self._writer.hparams(settings, ["train/loss", *(f"val/{name}/loss" for name in datasets.validation)])
 
     def __enter__(self) -> Reporter:
         return self
@@ -100,10 +99,13 @@ class Reporter:
         if "time/compile_seconds" in self._last:
             values["time/compile_seconds"] = self._last.pop("time/compile_seconds")
         self._mark, self._logged_step, self._logged_wait = now, step, wait_seconds
-        self.values(step, values)
+        self._values(step, values)
 
-    def values(self, step: int, values: Mapping[str, float | str]) -> None:
-        """Log metrics by their names in the catalogue."""
+    def evaluation(self, step: int, values: Mapping[str, float]) -> None:
+        """Log validation metrics, and the FLOPs that they were reached with."""
+        self._values(step, {**values, "train/flops": step * self._tokens_per_step * self._flops_per_token})
+
+    def _values(self, step: int, values: Mapping[str, float | str]) -> None:
         self._last |= values
         if self._writer is not None and self._terminal is not None:
             self._writer.write(step, values)

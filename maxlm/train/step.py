@@ -15,7 +15,6 @@ from maxlm.train.loss import Batch, Sums
 from maxlm.train.state import TrainState
 
 
-
 class StepMetrics(NamedTuple):
     """What a step reports: scalars, the same on every device."""
 
@@ -47,7 +46,9 @@ def make_train_step(
         directions, slots = optimizer.update(gradients, state.optimizer, state.decoder)
         updates = jax.tree.map(lambda direction: -rate * direction, directions)
         new = (optax.apply_updates(state.decoder, updates), slots)
-        decoder, slots = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, (state.decoder, state.optimizer))
+        decoder, slots = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), new, (state.decoder, state.optimizer)
+        )
         skipped = 1 - finite.astype(jnp.int32)
         new_state = TrainState(
             step=state.step + 1,

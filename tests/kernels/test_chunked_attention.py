@@ -38,7 +38,9 @@ def oracle(q, k, v, mask):
     return np.einsum("bnts,bsnh->btnh", p, v), lse, p
 
 
-def make(seed, *, batch=2, length=16, kv_length=None, heads=4, kv_heads=2, head_dim=8, v_dim=8, dtype=jnp.float32, **mask):
+def make(
+    seed, *, batch=2, length=16, kv_length=None, heads=4, kv_heads=2, head_dim=8, v_dim=8, dtype=jnp.float32, **mask
+):
     rng = np.random.default_rng(seed)
     kv_length = kv_length or length
     q = jnp.asarray(rng.normal(size=(batch, length, heads, head_dim)), dtype)

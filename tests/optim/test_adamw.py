@@ -13,7 +13,9 @@ from maxlm.sharding.parameters import map_parameters, named_parameters
 
 @pytest.fixture(scope="module")
 def model():
-    blocks = [{"mixer": {"kind": "attention", "bias": "all", "qk_norm": "rmsnorm"}, "ffn": {"kind": "mlp", "bias": "all"}}]
+    blocks = [
+        {"mixer": {"kind": "attention", "bias": "all", "qk_norm": "rmsnorm"}, "ffn": {"kind": "mlp", "bias": "all"}}
+    ]
     config = ModelConfig(vocab_size=16, num_layers=2, embed_dim=8, num_heads=2, mlp_dim=8, pattern=blocks)
     return Decoder(config)
 
