@@ -62,15 +62,15 @@ def start(runtime: RuntimeConfig) -> None:
         jax.config.update("jax_platforms", "cpu")
     if runtime.compile_cache is not None:
         jax.config.update("jax_compilation_cache_dir", str(Path(runtime.compile_cache).expanduser()))
-    _hush_orbax()
+    _hush_libraries()
     _connect(os.environ)
     _find_devices(runtime.platform)
     if jax.process_index() > 0:
         logging.getLogger().setLevel(logging.ERROR)
 
 
-def _hush_orbax() -> None:
-    """Keep quiet about what orbax does, and about failures of it that `maxlm.checkpoint` explains in a line."""
+def _hush_libraries() -> None:
+    """Keep quiet about what libraries do, and about failures of it that `maxlm.checkpoint` explains in a line."""
     for noisy in ("absl", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
     # jax tells of every platform that it looks for and does not find.

@@ -50,7 +50,7 @@ class Checkpointer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # After an error in one of several processes, waiting for the others would keep it from being seen.
-        if True:
+        if error is None or jax.process_count() == 1:
             self.close()
 
     def save(self, step: int, state: Any, record: dict[str, Any], *, wait: bool = False) -> None:

@@ -138,9 +138,9 @@ class _Loop:
         self.reporter.progress(step)
         if metrics.skipped_in_row >= self.config.train.max_skipped_steps:
             raise RunFailedError(
-                f"the last {metrics.skipped_in_row} steps, up to step {step}, had a loss or gradient that is not finite "
-                f"(loss {float(metrics.sums.objective)}, gradient norm {float(metrics.gradient_norm)}) and were skipped; "
-                f"train.max_skipped_steps={self.config.train.max_skipped_steps}. Nothing was saved since. Lower "
+                f"the last {metrics.skipped_in_row} steps, up to step {step}, had a loss or gradient that is not "
+                f"finite (loss {float(metrics.sums.objective)}, gradient norm {float(metrics.gradient_norm)}) and were "
+                f"skipped; train.max_skipped_steps={self.config.train.max_skipped_steps}. Nothing was saved since. Lower "
                 "optimizer.learning_rate or optimizer.clip_norm, or lengthen schedule.warmup_steps, and start again: "
                 "from the newest checkpoint with checkpoint.allow_config_change=true, or in another run_dir"
             )
