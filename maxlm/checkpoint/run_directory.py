@@ -70,7 +70,7 @@ class RunDirectory:
                 f"run_dir={self.path} has {free / 2**20:.1f} MiB left on its disk, a run needs at least "
                 f"{MINIMUM_FREE_BYTES / 2**20:.0f} MiB; make room or choose another run_dir"
             )
-        for leftover in layout.sweep(self.checkpoints):
+        for leftover in layout.sweep(self.checkpoints, deletions=True):
             log.warning("removed %s: an unfinished save or deletion of a job that was killed", leftover)
 
     def _lock(self, file: IO[str]) -> None:
