@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,6 +36,8 @@ log = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 10
 # How long a process that is done waits for the others to be done; process 0 may still be writing its summary.
 SHUTDOWN_SECONDS = 60
+# A collective that fails is mostly the echo of another process that ended: that one is to be seen first, and named.
+ECHO_SECONDS = 1.0
 
 
 # --- start-up --------------------------------------------------------------------------------------------------------
@@ -206,6 +209,8 @@ def fail_together() -> Iterator[None]:
             sys.stderr.write(f"{here} failed: {type(error).__name__}: {error}\n")
         sys.stdout.flush()
         sys.stderr.flush()
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            time.sleep(ECHO_SECONDS)
         os._exit(2 if isinstance(error, UserError) else 1)
 
 
