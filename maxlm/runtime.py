@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,7 @@ from maxlm.config.errors import RunFailedError, UserError
 from maxlm.config.schema import ProfileConfig, RuntimeConfig
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 # With JAX's default of 100 s, the survivors of a killed process sit in a collective for that long.
 HEARTBEAT_SECONDS = 10
@@ -189,6 +190,17 @@ def all_true(mine: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.asarray(mine))))
 
 
+def settle(results: T) -> T:
+    """Wait for the results of a program with collectives, on the CPUs of several processes only.
+
+    There (gloo) nothing orders the collectives of two programs in flight: they can meet the wrong partner and wait for
+    ever. Accelerators run programs in the order of their dispatch.
+    """
+    if jax.process_count() > 1 and jax.default_backend() == "cpu":
+        jax.block_until_ready(results)
+    return results
+
+
 @contextmanager
 def fail_together() -> Iterator[None]:
     """End this process at once when the body raises and there are others.
@@ -287,7 +299,7 @@ def _any_process(mine: bool) -> jax.Array:
     flags = jax.make_array_from_callback(
         (mesh.size,), NamedSharding(mesh, PartitionSpec("device")), lambda _: np.full(1, mine, np.int32)
     )
-    largest: jax.Array = _largest(flags)
+    largest: jax.Array = settle(_largest(flags))
     return largest
 
 

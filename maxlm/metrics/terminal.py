@@ -121,7 +121,7 @@ class RunTerminal:
         """
         assert self._progress is not None, "show_start comes first"
         self._progress.update(step, values)
-        if self._live is None and any(not name.startswith("val/") for name in values):
+        if self._live is None and "train/loss" in values:
             self.note("  ".join(self._progress.words()))
         for source in _sources(values):
             self.note(f"step {step}  validation on {source}: {_validation_words(source, values)}")
