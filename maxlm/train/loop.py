@@ -136,6 +136,13 @@ class _Loop:
             return
         metrics: StepMetrics = jax.device_get(pending)
         self.reporter.progress(step)
+        if metrics.skipped_in_row:
+            log.warning(
+                "step %d was skipped: its loss (%s) or gradient (norm %s) is not finite",
+                step,
+                float(metrics.sums.objective),
+                float(metrics.gradient_norm),
+            )
         if metrics.skipped_in_row >= self.config.train.max_skipped_steps:
             raise RunFailedError(
                 f"the last {metrics.skipped_in_row} steps, up to step {step}, had a loss or gradient that is not "

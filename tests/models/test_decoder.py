@@ -68,7 +68,7 @@ def decoder(model, mesh):
 def test_loss_equals_the_plain_implementation(model, mesh, decoder):
     config = make_config(model=model.model_dump(), train={"batch_size": 4})
     batch = make_batch(config, 0)
-    sums = jax.jit(make_losses(Decoder(model), mesh, numerics(config, "chunked", "cpu")))(decoder, batch)
+    sums = jax.jit(make_losses(Decoder(model), mesh, numerics(config, config.mesh, "chunked", "cpu")))(decoder, batch)
     logits = reference.logits(decoder, batch["tokens"], batch["segment_ids"], batch["positions"])
     log_z = np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1)) + logits.max(-1)
     nats = log_z - np.take_along_axis(logits, batch["targets"][..., None], axis=-1)[..., 0]
