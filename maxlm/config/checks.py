@@ -12,7 +12,7 @@ from maxlm.config.errors import ConfigError, Problem
 from maxlm.config.schema import LearnedPosition, MeshConfig, RopePosition, RunConfig
 
 # Lifted one by one as these kinds of parallelism arrive.
-_NOT_YET = {"stage": "pipeline parallelism", "expert": "expert parallelism", "context": "context parallelism"}
+_NOT_YET = {"stage": "pipeline parallelism", "expert": "expert parallelism"}
 
 
 def find_problems(valid: Mapping[str, Any]) -> list[Problem]:
@@ -30,12 +30,12 @@ def resolve_mesh(config: RunConfig, device_count: int) -> MeshConfig:
     Raises:
         ConfigError: the mesh does not fit the devices, or the model, data or batch do not fit the mesh.
     """
-    sizes = config.mesh.model_dump()
+    sizes = config.mesh.sizes
     fixed = math.prod(size for size in sizes.values() if size != -1)
     problems = list(_mesh_axes(config))
     if not problems:
         filled = {axis: device_count // fixed if size == -1 else size for axis, size in sizes.items()}
-        mesh = MeshConfig(**filled)
+        mesh = config.mesh.model_copy(update=filled)
         if math.prod(filled.values()) != device_count:
             problems.append(_wrong_product(sizes, device_count))
         else:
@@ -77,7 +77,7 @@ def _near_mesh(given: Mapping[str, int], device_count: int) -> str:
 
 
 def _mesh_axes(config: RunConfig) -> Iterator[Problem]:
-    sizes = config.mesh.model_dump()
+    sizes = config.mesh.sizes
     for axis, size in sizes.items():
         if size < 1 and size != -1:
             text = f"mesh.{axis}={size} must be at least 1, or -1 for the devices left over; use 1 to switch it off"
@@ -94,7 +94,7 @@ def _mesh_axes(config: RunConfig) -> Iterator[Problem]:
 
 def _mesh_on_fake_devices(config: RunConfig) -> Iterator[Problem]:
     """A process has `device_count` devices, so a mesh without -1 needs a multiple of it."""
-    sizes = config.mesh.model_dump()
+    sizes = config.mesh.sizes
     count = config.runtime.device_count
     if count and min(sizes.values()) >= 1 and math.prod(sizes.values()) % count:
         yield _wrong_product(sizes, count)

@@ -123,6 +123,9 @@ class ModelConfig(Section):
 # --- mesh, data ------------------------------------------------------------------------------------------------------
 
 
+MESH_AXES = ("data", "stage", "fsdp", "expert", "context", "tensor")
+
+
 class MeshConfig(Section):
     """Devices along each axis; their product is the device count. One axis may be -1: the devices left over."""
 
@@ -132,6 +135,16 @@ class MeshConfig(Section):
     expert: int = Field(1, description="batch and experts of MoE layers")
     context: int = Field(1, description="sequence")
     tensor: int = Field(1, description="heads, hidden units, vocabulary")
+    context_kind: Literal["ring", "all_gather", "ulysses"] = Field(
+        "ring",
+        description="attention over `context`: pass keys and values around (arXiv:2310.01889), gather them, or exchange "
+        "sequence for heads (arXiv:2309.14509)",
+    )
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Devices along each axis, outermost first."""
+        return {axis: getattr(self, axis) for axis in MESH_AXES}
 
 
 class RawTextConfig(Section):

@@ -14,10 +14,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from maxlm.jax_versions import vary_over, varying_axes
-from maxlm.kernels.mask import Mask, visible
+from maxlm.kernels.mask import NOTHING_SEEN, Mask, visible
 
 BLOCK = 512
-_HIDDEN = -1e30  # finite: a row that sees nothing must not become nan
 
 
 def forward(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask) -> tuple[jax.Array, jax.Array]:
@@ -78,7 +77,7 @@ def backward(
             q_rows, d_rows = _rows(q, row, q_block), _rows(d_out, row, q_block)
             scores = _scores(q_rows, k_block, padded_mask, row * q_block, index * kv_block)
             lse_rows, delta_rows = _rows(lse, row, q_block, axis=2), _rows(delta, row, q_block, axis=2)
-            p = jnp.where(scores > _HIDDEN, jnp.exp(scores - _grouped(lse_rows, k.shape[2])), 0.0)
+            p = jnp.where(scores > NOTHING_SEEN, jnp.exp(scores - _grouped(lse_rows, k.shape[2])), 0.0)
             d_v += jnp.einsum(
                 "BKGTS,BTKGH->BSKH", p.astype(v.dtype), _heads(d_rows, k), preferred_element_type=jnp.float32
             )
@@ -120,7 +119,7 @@ def _forward_row(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, row: jax.
         k_block, v_block = _rows(k, column, kv_block), _rows(v, column, kv_block)
         scores = _scores(q, k_block, mask, row * q_block, column * kv_block)
         new_peak = jnp.maximum(peak, scores.max(axis=-1))
-        p = jnp.where(scores > _HIDDEN, jnp.exp(scores - new_peak[..., None]), 0.0)
+        p = jnp.where(scores > NOTHING_SEEN, jnp.exp(scores - new_peak[..., None]), 0.0)
         shrink = jnp.exp(peak - new_peak)
         part = jnp.einsum("BKGTS,BSKH->BKGTH", p.astype(v.dtype), v_block, preferred_element_type=jnp.float32)
         return out * shrink[..., None] + part, new_peak, total * shrink + p.sum(axis=-1)
@@ -128,20 +127,20 @@ def _forward_row(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, row: jax.
     stats = (batch, k.shape[2], num_groups, q_block)
     start = (
         _zeros((*stats, v.shape[3]), q, k),
-        _zeros(stats, q, k) + _HIDDEN,
+        _zeros(stats, q, k) + NOTHING_SEEN,
         _zeros(stats, q, k),
     )
     first, last = _columns_seen(row, mask, q_block, kv_block, k.shape[1] // kv_block)
     out, peak, total = _loop(first, last, body, start, k.shape[1] // kv_block)
     seen = total > 0
     out = out / jnp.where(seen, total, 1.0)[..., None]
-    lse = jnp.where(seen, peak + jnp.log(jnp.where(seen, total, 1.0)), _HIDDEN)
+    lse = jnp.where(seen, peak + jnp.log(jnp.where(seen, total, 1.0)), NOTHING_SEEN)
     out = jnp.moveaxis(out, 3, 1).reshape(batch, q_block, num_heads, v.shape[3])
     return out.astype(q.dtype), lse.reshape(batch, num_heads, q_block)
 
 
 def _scores(q: jax.Array, k: jax.Array, mask: Mask, q_offset: jax.Array, kv_offset: jax.Array) -> jax.Array:
-    """Return fp32 scores (B, K, G, T, S) of one block pair, `_HIDDEN` where the mask hides them."""
+    """Return fp32 scores (B, K, G, T, S) of one block pair, `NOTHING_SEEN` where the mask hides them."""
     scores = jnp.einsum("BTKGH,BSKH->BKGTS", _heads(q, k), k, preferred_element_type=jnp.float32)
     q_segments = lax.dynamic_slice_in_dim(mask.q_segments_BT, q_offset, q.shape[1], axis=1)
     kv_segments = lax.dynamic_slice_in_dim(mask.kv_segments_BS, kv_offset, k.shape[1], axis=1)
@@ -149,7 +148,7 @@ def _scores(q: jax.Array, k: jax.Array, mask: Mask, q_offset: jax.Array, kv_offs
     kv_index = mask.kv_start + kv_offset + jnp.arange(k.shape[1], dtype=jnp.int32)
     seen = visible(q_index, kv_index, causal=mask.causal, window=mask.window)
     seen = seen & (q_segments[:, :, None] == kv_segments[:, None, :]) & (kv_segments > 0)[:, None, :]
-    return jnp.where(seen[:, None, None], scores / math.sqrt(q.shape[3]), _HIDDEN)
+    return jnp.where(seen[:, None, None], scores / math.sqrt(q.shape[3]), NOTHING_SEEN)
 
 
 def _columns_seen(

@@ -16,6 +16,7 @@ from maxlm.data.token_hash import batch_hash
 from maxlm.layers.stack import Remat
 from maxlm.models.decoder import Decoder
 from maxlm.ops.cross_entropy import LossOptions, cross_entropy
+from maxlm.sharding.context import zigzag
 from maxlm.sharding.fsdp import cast, gather, vary, zeros_like_fp32
 from maxlm.sharding.mesh import BATCH_AXES, BATCH_SPEC
 from maxlm.sharding.parameters import map_parameters, partition_specs
@@ -34,6 +35,7 @@ class Numerics(NamedTuple):
     microbatches: int
     compute_dtype: Any
     attention_kernel: str
+    context_kind: str
     loss: LossOptions
 
 
@@ -59,8 +61,15 @@ def numerics(config: RunConfig, attention_kernel: str, platform: str) -> Numeric
     """Resolve the settings that depend on the platform: bfloat16 on accelerators, float32 on the CPU."""
     train = config.train
     dtype = {"auto": "float32" if platform == "cpu" else "bfloat16"}.get(train.compute_dtype, train.compute_dtype)
-    options = LossOptions(train.z_loss, train.label_smoothing, train.loss_chunk_tokens)
-    return Numerics(train.gather, train.remat, train.microbatches, jnp.dtype(dtype), attention_kernel, options)
+    return Numerics(
+        gather=train.gather,
+        remat=train.remat,
+        microbatches=train.microbatches,
+        compute_dtype=jnp.dtype(dtype),
+        attention_kernel=attention_kernel,
+        context_kind=config.mesh.context_kind,
+        loss=LossOptions(train.z_loss, train.label_smoothing, train.loss_chunk_tokens),
+    )
 
 
 def make_gradients(declared: Decoder, mesh: Mesh, how: Numerics) -> Callable[[Decoder, Batch], tuple[Decoder, Sums]]:
@@ -131,7 +140,7 @@ def _transpose_at_step(decoder: Decoder, gradients: Decoder, how: Numerics) -> D
 
 def _token_losses(decoder: Decoder, batch: Batch, how: Numerics) -> tuple[jax.Array, jax.Array]:
     """Return (objective, nats) summed over this device's tokens."""
-    info = decoder.sequence_info(batch["positions"], batch["segment_ids"], how.attention_kernel)
+    info = decoder.sequence_info(batch["positions"], batch["segment_ids"], how.attention_kernel, how.context_kind)
     x_BTD = decoder.hidden(
         batch["tokens"], info, gather_layers=how.gather == "layer", remat=how.remat, compute_dtype=how.compute_dtype
     )
@@ -142,8 +151,8 @@ def _token_losses(decoder: Decoder, batch: Batch, how: Numerics) -> tuple[jax.Ar
 
 
 def _pieces(batch: Batch, microbatches: int) -> Batch:
-    """Split this device's sequences into microbatches: (B, T) -> (M, B / M, T)."""
-    return {name: array.reshape(microbatches, -1, array.shape[1]) for name, array in batch.items()}
+    """Split this device's sequences into microbatches, tokens as `context` wants them: (B, T) -> (M, B / M, T)."""
+    return {name: zigzag(array).reshape(microbatches, -1, array.shape[1]) for name, array in batch.items()}
 
 
 def _sums(batch: Batch, objective: jax.Array, nats: jax.Array, weight: jax.Array) -> Sums:

@@ -64,8 +64,7 @@ def make_batch(config, step):
 
 def run(config):
     """Train STEPS steps on as many fake devices as the mesh needs."""
-    sizes = config.mesh.model_dump()
-    program = build_program(config, jax.devices()[: math.prod(sizes.values())])
+    program = build_program(config, jax.devices()[: math.prod(config.mesh.sizes.values())])
     compute = make_gradients(program.declared, program.mesh, program.how)
     kept = {}
 
