@@ -102,7 +102,13 @@ def _mesh_on_fake_devices(config: RunConfig) -> Iterator[Problem]:
 
 def _heads_on_mesh(config: RunConfig) -> Iterator[Problem]:
     tensor = {"mesh.tensor": config.mesh.tensor}
-    for name in ("num_heads", "num_kv_heads", "mlp_dim", "vocab_size"):
+    exchanged = config.mesh.context_kind == "ulysses" and config.mesh.context > 1
+    heads = {**tensor, "mesh.context": config.mesh.context} if exchanged else tensor
+    for name in ("num_heads", "num_kv_heads"):
+        for problem in _divisible(f"model.{name}", getattr(config.model, name), heads):
+            other_kind = ", or mesh.context_kind=ring, which does not split heads" if exchanged else ""
+            yield replace(problem, text=problem.text + other_kind)
+    for name in ("mlp_dim", "vocab_size"):
         yield from _divisible(f"model.{name}", getattr(config.model, name), tensor)
 
 
@@ -120,8 +126,11 @@ def _batch_on_mesh(config: RunConfig) -> Iterator[Problem]:
 
 
 def _sequence_on_mesh(config: RunConfig) -> Iterator[Problem]:
-    axes = {"mesh.context": config.mesh.context, "mesh.tensor": config.mesh.tensor}
-    yield from _divisible("data.sequence_length", config.data.sequence_length, axes)
+    """Every context device holds two chunks of the sequence (zigzag), and tensor devices equal parts of them."""
+    context, tensor = config.mesh.context, config.mesh.tensor
+    axes = {"mesh.context": context, "mesh.tensor": tensor}
+    chunks = 2 if context > 1 and tensor % 2 else 1
+    yield from _divisible("data.sequence_length", config.data.sequence_length, axes, times=chunks)
 
 
 # --- model -----------------------------------------------------------------------------------------------------------
@@ -255,13 +264,16 @@ def _profile(config: RunConfig) -> Iterator[Problem]:
 # --- numbers ---------------------------------------------------------------------------------------------------------
 
 
-def _divisible(path: str, value: int, by: Mapping[str, int]) -> Iterator[Problem]:
-    """Yield a problem if `value` is not a multiple of the product of `by`; name values of each that would work."""
+def _divisible(path: str, value: int, by: Mapping[str, int], *, times: int = 1) -> Iterator[Problem]:
+    """Yield a problem if `value` is not a multiple of the product of `by`; name values of each that would work.
+
+    `times` is one more factor, which is not a setting.
+    """
     factors = {name: size for name, size in by.items() if size > 1}
-    product = math.prod(factors.values())
+    product = times * math.prod(factors.values())
     if value % product == 0:
         return
-    names = " * ".join(f"{name}={size}" for name, size in factors.items())
+    names = " * ".join([str(times)] * (times > 1) + [f"{name}={size}" for name, size in factors.items()])
     down = value // product * product
     cures = [f"{path}={f'{down} or ' if down else ''}{down + product}"]
     for name, size in factors.items():
@@ -269,7 +281,7 @@ def _divisible(path: str, value: int, by: Mapping[str, int]) -> Iterator[Problem
         if value % rest == 0:
             near = _near_divisors(value // rest, size)
             cures.append(f"{name}={' or '.join(str(divisor) for divisor in near)}")
-    names += f" = {product}" if len(factors) > 1 else ""
+    names += f" = {product}" if len(factors) + (times > 1) > 1 else ""
     yield Problem(path, f"{path}={value} must be divisible by {names}; use {', or '.join(cures)}")
 
 

@@ -38,6 +38,10 @@ class AttentionConfig(Section):
     window: PositiveInt | None = Field(None, description="attend to the last `window` tokens only (null: all)")
     qk_norm: Literal["none", "rmsnorm"] = Field("none", description="normalise each head's query and key")
     bias: Literal["none", "qkv", "all"] = Field("none", description="projections with a bias")
+    softcap: PositiveFloat | None = Field(
+        None, description="squash scores s to softcap * tanh(s / softcap) (arXiv:2408.00118; null: leave them)"
+    )
+    sinks: bool = Field(False, description="a learned score per head for attention to nothing (arXiv:2309.17453)")
 
 
 class MlpConfig(Section):
@@ -137,8 +141,8 @@ class MeshConfig(Section):
     tensor: int = Field(1, description="heads, hidden units, vocabulary")
     context_kind: Literal["ring", "all_gather", "ulysses"] = Field(
         "ring",
-        description="attention over `context`: pass keys and values around (arXiv:2310.01889), gather them, or exchange "
-        "sequence for heads (arXiv:2309.14509)",
+        description="attention over context: keys and values go round (arXiv:2310.01889), are gathered, or all heads' "
+        "parts of the sequence are exchanged for whole sequences of some heads (arXiv:2309.14509)",
     )
 
     @property

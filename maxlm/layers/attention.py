@@ -15,7 +15,7 @@ from maxlm.config.schema import AttentionConfig, ModelConfig
 from maxlm.kernels.mask import Mask
 from maxlm.layers.norm import RMSNorm
 from maxlm.layers.sequence import SequenceInfo
-from maxlm.ops.attention import IMPLEMENTATIONS, attention
+from maxlm.ops.attention import IMPLEMENTATIONS, Kernel, attention
 from maxlm.ops.context_attention import context_attention
 from maxlm.ops.rope import rotate
 from maxlm.sharding.mesh import FSDP_AXES
@@ -49,6 +49,8 @@ class Attention(nnx.Module):
         if config.qk_norm == "rmsnorm":
             self.query_norm = RMSNorm(head_dim, model.norm.epsilon, P(None))
             self.key_norm = RMSNorm(head_dim, model.norm.epsilon, P(None))
+        if config.sinks:
+            self.sink_bias = weight((heads,), P("tensor"), Constant(0.0))
         self.config = config
 
     def __call__(self, x_BTD: jax.Array, info: SequenceInfo) -> jax.Array:
@@ -56,8 +58,9 @@ class Attention(nnx.Module):
         q_BTNH, k_BTKH, v_BTKH = self._project(enter(x_BTD), info)
         start = jnp.int32(0)
         mask = Mask(info.segment_ids_BT, info.segment_ids_BT, start, start, window=self.config.window)
-        kernel = IMPLEMENTATIONS[info.attention_kernel]
-        return self._project_out(context_attention(q_BTNH, k_BTKH, v_BTKH, mask, kernel, info.context_kind))
+        kernel, kind = self._kernel(info), info.context_kind
+        out = context_attention(q_BTNH, k_BTKH, v_BTKH, mask, self._sink_N(), kernel=kernel, kind=kind)
+        return self._project_out(out)
 
     def decode(self, x_BTD: jax.Array, info: SequenceInfo, cache: Cache, start: jax.Array) -> tuple[jax.Array, Cache]:
         """Attend from the T newest tokens, the first at index `start`, to all in the cache and to themselves."""
@@ -67,8 +70,14 @@ class Attention(nnx.Module):
         # The causal mask hides the room for tokens to come: it lies behind every query.
         written = jnp.ones(keys.shape[:2], jnp.int32)
         mask = Mask(info.segment_ids_BT, written, start, jnp.int32(0), window=self.config.window)
-        out = attention(q_BTNH, keys, values, mask, IMPLEMENTATIONS[info.attention_kernel])
+        out = attention(q_BTNH, keys, values, mask, self._sink_N(), self._kernel(info))
         return self._project_out(out), Cache(keys, values)
+
+    def _kernel(self, info: SequenceInfo) -> Kernel:
+        return IMPLEMENTATIONS[info.attention_kernel].with_softcap(self.config.softcap)
+
+    def _sink_N(self) -> jax.Array | None:
+        return self.sink_bias[...] if self.config.sinks else None
 
     def _project(self, x_BTD: jax.Array, info: SequenceInfo) -> tuple[jax.Array, jax.Array, jax.Array]:
         q_BTNH = jnp.einsum("BTD,DNH->BTNH", x_BTD, self.query[...])

@@ -26,19 +26,27 @@ from maxlm.sharding.context import chunk_numbers, halves, in_order, zigzag_order
 
 
 def context_attention(
-    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, mask: Mask, kernel: Implementation, kind: str
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    mask: Mask,
+    sink_N: jax.Array | None,
+    *,
+    kernel: Implementation,
+    kind: str,
 ) -> jax.Array:
     """Compute attention among all tokens of the sequence, of which each `context` device holds two chunks.
 
     Args:
       q_BTNH, k_BTKH, v_BTKH: of this device's tokens.
       mask: who sees whom; `q_start` and `kv_start` are 0, where the sequence starts.
+      sink_N: score of attention to nothing, or None; see `attention`.
       kernel: attention to a sequence that one device holds.
       kind: `mesh.context_kind`.
     """
     if lax.axis_size("context") == 1:
-        return attention(q_BTNH, k_BTKH, v_BTKH, mask, kernel)
-    return KINDS[kind](q_BTNH, k_BTKH, v_BTKH, mask, kernel)
+        return attention(q_BTNH, k_BTKH, v_BTKH, mask, sink_N, kernel)
+    return KINDS[kind](q_BTNH, k_BTKH, v_BTKH, mask, sink_N, kernel)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,35 +83,27 @@ class GatheredAttention:
         return jnp.concatenate(d_queries, axis=1), d_k, d_v
 
 
-def _ring(
-    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, mask: Mask, kernel: Implementation
-) -> jax.Array:
-    return attention(q_BTNH, k_BTKH, v_BTKH, mask, RingAttention(kernel))
+def _ring(q, k, v, mask, sink_N, kernel):  # type: ignore[no-untyped-def]
+    return attention(q, k, v, mask, sink_N, RingAttention(kernel))
 
 
-def _all_gather(
-    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, mask: Mask, kernel: Implementation
-) -> jax.Array:
-    return attention(q_BTNH, k_BTKH, v_BTKH, mask, GatheredAttention(kernel))
+def _all_gather(q, k, v, mask, sink_N, kernel):  # type: ignore[no-untyped-def]
+    return attention(q, k, v, mask, sink_N, GatheredAttention(kernel))
 
 
-def _ulysses(
-    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, mask: Mask, kernel: Implementation
-) -> jax.Array:
+def _ulysses(q, k, v, mask, sink_N, kernel):  # type: ignore[no-untyped-def]
     """Exchange sequence for heads, attend, and exchange back; autodiff turns the exchanges around."""
     exchange = functools.partial(lax.all_to_all, axis_name="context", tiled=True)
-    q, k, v = (in_order(exchange(x, split_axis=2, concat_axis=1)) for x in (q_BTNH, k_BTKH, v_BTKH))
+    q, k, v = (in_order(exchange(x, split_axis=2, concat_axis=1)) for x in (q, k, v))
+    if sink_N is not None:
+        sink_N = lax.dynamic_slice_in_dim(sink_N, lax.axis_index("context") * q.shape[2], q.shape[2])
     segments = _gather(mask.kv_segments_BS)
     whole = dataclasses.replace(mask, q_segments_BT=segments, kv_segments_BS=segments)
-    out = attention(q, k, v, whole, kernel)
+    out = attention(q, k, v, whole, sink_N, kernel)
     return exchange(zigzag_order(out), split_axis=1, concat_axis=2)
 
 
-KINDS: dict[str, Callable[[jax.Array, jax.Array, jax.Array, Mask, Implementation], jax.Array]] = {
-    "ring": _ring,
-    "all_gather": _all_gather,
-    "ulysses": _ulysses,
-}
+KINDS: dict[str, Callable[..., jax.Array]] = {"ring": _ring, "all_gather": _all_gather, "ulysses": _ulysses}
 """What `mesh.context_kind` names."""
 
 

@@ -65,7 +65,7 @@ class RingAttention:
         home = _Block(k_BSKH, v_BSKH, mask.kv_segments_BS)
         queries = halves(q_BTNH)
 
-        def visit(hops: jax.Array | int, block: _Block, results: list[Any]) -> tuple[list[Any], list[Any]]:
+        def visit(hops: jax.Array | int, block: _Block, results: list[Any]) -> tuple[list[Any], Any]:
             keys, values = halves(block.k_BSKH), halves(block.v_BSKH)
             for query, key, pair_mask, meet in _pairs(hops, block, mask):
 
@@ -74,7 +74,7 @@ class RingAttention:
 
                 operands = (queries[query], keys[key], values[key], pair_mask)
                 results[query] = lax.cond(meet, attend, _unchanged, results[query], operands)
-            return results, []
+            return results, ()
 
         batch, length, num_heads, _ = queries[0].shape
         out = _zeros((batch, length, num_heads, v_BSKH.shape[3]), q_BTNH, *home)
@@ -100,7 +100,7 @@ class RingAttention:
         home = _Block(k_BSKH, v_BSKH, mask.kv_segments_BS)
         given = list(zip(*map(halves, (q_BTNH, out_BTNH)), halves(lse_BNT, axis=2), halves(d_out_BTNH), strict=True))
 
-        def visit(hops: jax.Array | int, block: _Block, d_queries: list[Any]) -> tuple[list[Any], list[Any]]:
+        def visit(hops: jax.Array | int, block: _Block, d_queries: list[Any]) -> tuple[list[Any], Any]:
             blocks = list(zip(halves(block.k_BSKH), halves(block.v_BSKH), strict=True))
             d_blocks = [tuple(_zeros(x.shape, q_BTNH, *home) for x in half) for half in blocks]
             for query, key, pair_mask, meet in _pairs(hops, block, mask):
@@ -114,14 +114,12 @@ class RingAttention:
                 operands = (given[query], blocks[key], pair_mask)
                 d_queries[query], *d_block = lax.cond(meet, add, _unchanged, sums, operands)
                 d_blocks[key] = tuple(d_block)
-            return d_queries, d_blocks
+            return d_queries, tuple(jnp.concatenate(chunks, axis=1) for chunks in zip(*d_blocks, strict=True))
 
         d_query = _zeros(given[0][0].shape, q_BTNH, *home)
-        d_queries, d_home = _visit_all(home, mask, visit, [d_query, d_query])
-        d_keys, d_values = zip(*d_home, strict=True)
-        gradients = [jnp.concatenate(chunks, axis=1) for chunks in (d_queries, d_keys, d_values)]
-        d_q, d_k, d_v = (d.astype(x.dtype) for d, x in zip(gradients, (q_BTNH, k_BSKH, v_BSKH), strict=True))
-        return d_q, d_k, d_v
+        d_queries, (d_k, d_v) = _visit_all(home, mask, visit, [d_query, d_query])
+        d_q = jnp.concatenate(d_queries, axis=1)
+        return d_q.astype(q_BTNH.dtype), d_k.astype(k_BSKH.dtype), d_v.astype(v_BSKH.dtype)
 
 
 def _visit_all(home: _Block, mask: Mask, visit: _Visit, carry: Any) -> tuple[Any, Any]:
@@ -132,9 +130,7 @@ def _visit_all(home: _Block, mask: Mask, visit: _Visit, carry: Any) -> tuple[Any
     return carry, d_home
 
 
-def _travel(
-    home: _Block, d_home: Any, visit: _Visit, carry: Any, *, direction: int, length: int
-) -> tuple[Any, Any]:
+def _travel(home: _Block, d_home: Any, visit: _Visit, carry: Any, *, direction: int, length: int) -> tuple[Any, Any]:
     """Send every block to the `length` devices next to it, one after the other; its gradients go along and return."""
 
     def work(hops: jax.Array | int, block: _Block, d_block: Any, carry: Any) -> tuple[Any, Any]:
@@ -163,7 +159,7 @@ def _journeys(mask: Mask, chunk: int) -> list[tuple[int, int]]:
 
 
 def _reach(mask: Mask, chunk: int) -> int | None:
-    """Return how many chunks back a query can see, None for all: j chunks back, the last key is (j - 1) chunk + 1 away."""
+    """Return how many chunks back a query can see, None for all; the nearest key j back is (j - 1) chunk + 1 away."""
     return -(-(mask.window - 1) // chunk) if mask.causal and mask.window is not None else None
 
 
@@ -179,9 +175,14 @@ def _pairs(hops: jax.Array | int, block: _Block, mask: Mask) -> Iterator[_Pair]:
             meet = _share_documents(q_segments[query], kv_segments[key])
             meet &= kv_number <= q_number if mask.causal else True
             meet &= q_number - kv_number <= reach if reach is not None else True
-            places = {"q_start": q_number * chunk, "kv_start": kv_number * chunk}
-            segments = {"q_segments_BT": q_segments[query], "kv_segments_BS": kv_segments[key]}
-            yield _Pair(query, key, dataclasses.replace(mask, **segments, **places), meet)
+            pair_mask = dataclasses.replace(
+                mask,
+                q_segments_BT=q_segments[query],
+                kv_segments_BS=kv_segments[key],
+                q_start=q_number * chunk,
+                kv_start=kv_number * chunk,
+            )
+            yield _Pair(query, key, pair_mask, meet)
 
 
 def _share_documents(q_segments_BT: jax.Array, kv_segments_BS: jax.Array) -> jax.Array:
