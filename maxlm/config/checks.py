@@ -12,7 +12,7 @@ from maxlm.config.errors import ConfigError, Problem
 from maxlm.config.schema import LearnedPosition, MeshConfig, RopePosition, RunConfig
 
 # Lifted one by one as these kinds of parallelism arrive.
-_NOT_YET = {"expert": "expert parallelism", "context": "context parallelism"}
+_NOT_YET = {"expert": "expert parallelism"}
 
 
 def find_problems(valid: Mapping[str, Any]) -> list[Problem]:
@@ -30,12 +30,12 @@ def resolve_mesh(config: RunConfig, device_count: int) -> MeshConfig:
     Raises:
         ConfigError: the mesh does not fit the devices, or the model, data or batch do not fit the mesh.
     """
-    sizes = config.mesh.model_dump()
+    sizes = config.mesh.sizes
     fixed = math.prod(size for size in sizes.values() if size != -1)
     problems = list(_mesh_axes(config))
     if not problems:
         filled = {axis: device_count // fixed if size == -1 else size for axis, size in sizes.items()}
-        mesh = MeshConfig(**filled)
+        mesh = config.mesh.model_copy(update=filled)
         if math.prod(filled.values()) != device_count:
             problems.append(_wrong_product(sizes, device_count))
         else:
@@ -77,7 +77,7 @@ def _near_mesh(given: Mapping[str, int], device_count: int) -> str:
 
 
 def _mesh_axes(config: RunConfig) -> Iterator[Problem]:
-    sizes = config.mesh.model_dump()
+    sizes = config.mesh.sizes
     for axis, size in sizes.items():
         if size < 1 and size != -1:
             text = f"mesh.{axis}={size} must be at least 1, or -1 for the devices left over; use 1 to switch it off"
@@ -94,7 +94,7 @@ def _mesh_axes(config: RunConfig) -> Iterator[Problem]:
 
 def _mesh_on_fake_devices(config: RunConfig) -> Iterator[Problem]:
     """A process has `device_count` devices, so a mesh without -1 needs a multiple of it."""
-    sizes = config.mesh.model_dump()
+    sizes = config.mesh.sizes
     count = config.runtime.device_count
     if count and min(sizes.values()) >= 1 and math.prod(sizes.values()) % count:
         yield _wrong_product(sizes, count)
@@ -102,7 +102,13 @@ def _mesh_on_fake_devices(config: RunConfig) -> Iterator[Problem]:
 
 def _heads_on_mesh(config: RunConfig) -> Iterator[Problem]:
     tensor = {"mesh.tensor": config.mesh.tensor}
-    for name in ("num_heads", "num_kv_heads", "mlp_dim", "vocab_size"):
+    exchanged = config.mesh.context_kind == "ulysses" and config.mesh.context > 1
+    heads = {**tensor, "mesh.context": config.mesh.context} if exchanged else tensor
+    for name in ("num_heads", "num_kv_heads"):
+        for problem in _divisible(f"model.{name}", getattr(config.model, name), heads):
+            other_kind = ", or mesh.context_kind=ring, which does not split heads" if exchanged else ""
+            yield replace(problem, text=problem.text + other_kind)
+    for name in ("mlp_dim", "vocab_size"):
         yield from _divisible(f"model.{name}", getattr(config.model, name), tensor)
 
 
@@ -119,9 +125,40 @@ def _batch_on_mesh(config: RunConfig) -> Iterator[Problem]:
     yield from _divisible("train.batch_size", config.train.batch_size, by)
 
 
+def _stages(config: RunConfig) -> Iterator[Problem]:
+    """Every stage runs as many layers, as often, and computes its share of every microbatch's loss."""
+    mesh, train = config.mesh, config.train
+    stages = {"mesh.stage": mesh.stage}
+    repeats = {"mesh.stage_repeats": mesh.stage_repeats} if mesh.stage_repeats > 1 else {}
+    if mesh.stage <= 1:
+        if repeats:
+            text = f"mesh.stage_repeats={mesh.stage_repeats} needs mesh.stage of at least 2; use mesh.stage_repeats=1"
+            yield Problem("mesh.stage_repeats", text)
+        return
+    pattern = {"the length of model.pattern": len(config.model.pattern)} if len(config.model.pattern) > 1 else {}
+    for problem in _divisible("model.num_layers", config.model.num_layers, {**stages, **repeats, **pattern}):
+        yield replace(problem, text=problem.text + _fitting_stages(config))
+    if repeats:
+        yield from _divisible("train.microbatches", train.microbatches, stages)
+    split = {"mesh.data": mesh.data, "mesh.fsdp": mesh.fsdp, "mesh.expert": mesh.expert}
+    split |= {"mesh.context": mesh.context, "mesh.tensor": mesh.tensor, "train.microbatches": train.microbatches}
+    tokens = train.batch_size * config.data.sequence_length
+    yield from _divisible("train.batch_size * data.sequence_length", tokens, {**split, **stages})
+
+
+def _fitting_stages(config: RunConfig) -> str:
+    """List the stage counts, with repeats where they fit, that divide the layers as they are."""
+    groups = config.model.num_layers // len(config.model.pattern)
+    fits = [str(stages) for stages in range(2, groups + 1) if groups % (stages * config.mesh.stage_repeats) == 0]
+    return f"; with these layers mesh.stage may be {', '.join(fits)}" if fits else ""
+
+
 def _sequence_on_mesh(config: RunConfig) -> Iterator[Problem]:
-    axes = {"mesh.context": config.mesh.context, "mesh.tensor": config.mesh.tensor}
-    yield from _divisible("data.sequence_length", config.data.sequence_length, axes)
+    """Every context device holds two chunks of the sequence (zigzag), and tensor devices equal parts of them."""
+    context, tensor = config.mesh.context, config.mesh.tensor
+    axes = {"mesh.context": context, "mesh.tensor": tensor}
+    chunks = 2 if context > 1 and tensor % 2 else 1
+    yield from _divisible("data.sequence_length", config.data.sequence_length, axes, times=chunks)
 
 
 # --- model -----------------------------------------------------------------------------------------------------------
@@ -255,13 +292,16 @@ def _profile(config: RunConfig) -> Iterator[Problem]:
 # --- numbers ---------------------------------------------------------------------------------------------------------
 
 
-def _divisible(path: str, value: int, by: Mapping[str, int]) -> Iterator[Problem]:
-    """Yield a problem if `value` is not a multiple of the product of `by`; name values of each that would work."""
+def _divisible(path: str, value: int, by: Mapping[str, int], *, times: int = 1) -> Iterator[Problem]:
+    """Yield a problem if `value` is not a multiple of the product of `by`; name values of each that would work.
+
+    `times` is one more factor, which is not a setting.
+    """
     factors = {name: size for name, size in by.items() if size > 1}
-    product = math.prod(factors.values())
+    product = times * math.prod(factors.values())
     if value % product == 0:
         return
-    names = " * ".join(f"{name}={size}" for name, size in factors.items())
+    names = " * ".join([str(times)] * (times > 1) + [f"{name}={size}" for name, size in factors.items()])
     down = value // product * product
     cures = [f"{path}={f'{down} or ' if down else ''}{down + product}"]
     for name, size in factors.items():
@@ -269,7 +309,7 @@ def _divisible(path: str, value: int, by: Mapping[str, int]) -> Iterator[Problem
         if value % rest == 0:
             near = _near_divisors(value // rest, size)
             cures.append(f"{name}={' or '.join(str(divisor) for divisor in near)}")
-    names += f" = {product}" if len(factors) > 1 else ""
+    names += f" = {product}" if len(factors) + (times > 1) > 1 else ""
     yield Problem(path, f"{path}={value} must be divisible by {names}; use {', or '.join(cures)}")
 
 
@@ -292,6 +332,7 @@ _CHECKS: tuple[tuple[tuple[str, ...], Callable[[RunConfig], Iterator[Problem]]],
     (("model", "mesh"), _width_on_mesh),
     (("train", "mesh"), _batch_on_mesh),
     (("data", "mesh"), _sequence_on_mesh),
+    (("model", "data", "train", "mesh"), _stages),
     (("data",), _data_paths),
     (("optimizer",), _override_patterns),
     (("schedule", "train"), _schedule),

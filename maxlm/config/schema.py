@@ -38,6 +38,10 @@ class AttentionConfig(Section):
     window: PositiveInt | None = Field(None, description="attend to the last `window` tokens only (null: all)")
     qk_norm: Literal["none", "rmsnorm"] = Field("none", description="normalise each head's query and key")
     bias: Literal["none", "qkv", "all"] = Field("none", description="projections with a bias")
+    softcap: PositiveFloat | None = Field(
+        None, description="squash scores s to softcap * tanh(s / softcap) (arXiv:2408.00118; null: leave them)"
+    )
+    sinks: bool = Field(False, description="a learned score per head for attention to nothing (arXiv:2309.17453)")
 
 
 class MlpConfig(Section):
@@ -123,6 +127,9 @@ class ModelConfig(Section):
 # --- mesh, data ------------------------------------------------------------------------------------------------------
 
 
+MESH_AXES = ("data", "stage", "fsdp", "expert", "context", "tensor")
+
+
 class MeshConfig(Section):
     """Devices along each axis; their product is the device count. One axis may be -1: the devices left over."""
 
@@ -132,6 +139,19 @@ class MeshConfig(Section):
     expert: int = Field(1, description="batch and experts of MoE layers")
     context: int = Field(1, description="sequence")
     tensor: int = Field(1, description="heads, hidden units, vocabulary")
+    stage_repeats: PositiveInt = Field(
+        1, description="chunks of layers per stage (interleaved, arXiv:2104.04473): divides the pipeline's bubble"
+    )
+    context_kind: Literal["ring", "all_gather", "ulysses"] = Field(
+        "ring",
+        description="attention over context: keys and values go round (arXiv:2310.01889), are gathered, or all heads' "
+        "parts of the sequence are exchanged for whole sequences of some heads (arXiv:2309.14509)",
+    )
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Devices along each axis, outermost first."""
+        return {axis: getattr(self, axis) for axis in MESH_AXES}
 
 
 class RawTextConfig(Section):

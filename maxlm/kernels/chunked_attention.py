@@ -14,13 +14,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from maxlm.jax_versions import vary_over, varying_axes
-from maxlm.kernels.mask import Mask, visible
+from maxlm.kernels.mask import NOTHING_SEEN, Mask, visible
 
 BLOCK = 512
-_HIDDEN = -1e30  # finite: a row that sees nothing must not become nan
 
 
-def forward(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask) -> tuple[jax.Array, jax.Array]:
+def forward(
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask, *, softcap: float | None = None
+) -> tuple[jax.Array, jax.Array]:
     """Compute softmax(q k^T / sqrt(H)) v.
 
     Args:
@@ -28,6 +29,7 @@ def forward(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask)
       k_BSKH: keys.
       v_BSKH: values; their head size may differ from the keys'.
       mask: who sees whom.
+      softcap: c turns a score s into c tanh(s / c) (arXiv:2408.00118); None leaves it.
 
     Returns:
       out (B, T, N, H_v) in the queries' dtype and lse (B, N, T) fp32, the log-sum-exp of each row's scores; a row that
@@ -38,7 +40,7 @@ def forward(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask)
     num_blocks = q.shape[1] // _block(length)
 
     def row(index: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return _forward_row(_rows(q, index, _block(length)), k, v, mask, index)
+        return _forward_row(_rows(q, index, _block(length)), k, v, mask, index, softcap)
 
     if num_blocks == 1:
         out, lse = row(jnp.int32(0))
@@ -57,10 +59,13 @@ def backward(
     lse_BNT: jax.Array,
     d_out_BTNH: jax.Array,
     mask: Mask,
+    *,
+    softcap: float | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Compute the gradients of q, k and v from the forward pass's `out` and `lse`.
 
     With p = exp(s - lse): dv = p^T do, ds = p * (do v^T - rowsum(do * out)) / sqrt(H), dq = ds k, dk = ds^T q.
+    Where s is capped, ds is multiplied with the slope of the cap, 1 - tanh^2 = 1 - (s / c)^2.
     `lse` may come from a larger softmax than this call's keys (ring attention): p is then this part of it.
     """
     q_length, kv_length = q_BTNH.shape[1], k_BSKH.shape[1]
@@ -76,14 +81,17 @@ def backward(
         def body(row: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
             d_q, d_k, d_v = carry
             q_rows, d_rows = _rows(q, row, q_block), _rows(d_out, row, q_block)
-            scores = _scores(q_rows, k_block, padded_mask, row * q_block, index * kv_block)
+            scores = _scores(q_rows, k_block, padded_mask, row * q_block, index * kv_block, softcap)
             lse_rows, delta_rows = _rows(lse, row, q_block, axis=2), _rows(delta, row, q_block, axis=2)
-            p = jnp.where(scores > _HIDDEN, jnp.exp(scores - _grouped(lse_rows, k.shape[2])), 0.0)
+            p = jnp.where(scores > NOTHING_SEEN, jnp.exp(scores - _grouped(lse_rows, k.shape[2])), 0.0)
             d_v += jnp.einsum(
                 "BKGTS,BTKGH->BSKH", p.astype(v.dtype), _heads(d_rows, k), preferred_element_type=jnp.float32
             )
             d_p = jnp.einsum("BTKGH,BSKH->BKGTS", _heads(d_rows, k), v_block, preferred_element_type=jnp.float32)
-            d_s = (p * (d_p - _grouped(delta_rows, k.shape[2])) / math.sqrt(q.shape[3])).astype(q.dtype)
+            d_s = p * (d_p - _grouped(delta_rows, k.shape[2])) / math.sqrt(q.shape[3])
+            if softcap is not None:
+                d_s *= 1 - jnp.square(jnp.maximum(scores / softcap, -1))  # no more than 1, in hidden places too
+            d_s = d_s.astype(q.dtype)
             d_k += jnp.einsum("BKGTS,BTKGH->BSKH", d_s, _heads(q_rows, k), preferred_element_type=jnp.float32)
             d_rows_q = jnp.einsum("BKGTS,BSKH->BTKGH", d_s, k_block, preferred_element_type=jnp.float32)
             d_rows_q = d_rows_q.reshape(q_rows.shape) + _rows(d_q, row, q_block)
@@ -109,7 +117,9 @@ def backward(
     )
 
 
-def _forward_row(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, row: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _forward_row(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, row: jax.Array, softcap: float | None
+) -> tuple[jax.Array, jax.Array]:
     """Attend from one block of queries to all keys it can see."""
     batch, q_block, num_heads, _ = q.shape
     kv_block = _block(k.shape[1])
@@ -118,9 +128,9 @@ def _forward_row(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, row: jax.
     def body(column: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         out, peak, total = carry
         k_block, v_block = _rows(k, column, kv_block), _rows(v, column, kv_block)
-        scores = _scores(q, k_block, mask, row * q_block, column * kv_block)
+        scores = _scores(q, k_block, mask, row * q_block, column * kv_block, softcap)
         new_peak = jnp.maximum(peak, scores.max(axis=-1))
-        p = jnp.where(scores > _HIDDEN, jnp.exp(scores - new_peak[..., None]), 0.0)
+        p = jnp.where(scores > NOTHING_SEEN, jnp.exp(scores - new_peak[..., None]), 0.0)
         shrink = jnp.exp(peak - new_peak)
         part = jnp.einsum("BKGTS,BSKH->BKGTH", p.astype(v.dtype), v_block, preferred_element_type=jnp.float32)
         return out * shrink[..., None] + part, new_peak, total * shrink + p.sum(axis=-1)
@@ -128,28 +138,33 @@ def _forward_row(q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, row: jax.
     stats = (batch, k.shape[2], num_groups, q_block)
     start = (
         _zeros((*stats, v.shape[3]), q, k),
-        _zeros(stats, q, k) + _HIDDEN,
+        _zeros(stats, q, k) + NOTHING_SEEN,
         _zeros(stats, q, k),
     )
     first, last = _columns_seen(row, mask, q_block, kv_block, k.shape[1] // kv_block)
     out, peak, total = _loop(first, last, body, start, k.shape[1] // kv_block)
     seen = total > 0
     out = out / jnp.where(seen, total, 1.0)[..., None]
-    lse = jnp.where(seen, peak + jnp.log(jnp.where(seen, total, 1.0)), _HIDDEN)
+    lse = jnp.where(seen, peak + jnp.log(jnp.where(seen, total, 1.0)), NOTHING_SEEN)
     out = jnp.moveaxis(out, 3, 1).reshape(batch, q_block, num_heads, v.shape[3])
     return out.astype(q.dtype), lse.reshape(batch, num_heads, q_block)
 
 
-def _scores(q: jax.Array, k: jax.Array, mask: Mask, q_offset: jax.Array, kv_offset: jax.Array) -> jax.Array:
-    """Return fp32 scores (B, K, G, T, S) of one block pair, `_HIDDEN` where the mask hides them."""
+def _scores(
+    q: jax.Array, k: jax.Array, mask: Mask, q_offset: jax.Array, kv_offset: jax.Array, softcap: float | None
+) -> jax.Array:
+    """Return fp32 scores (B, K, G, T, S) of one block pair, `NOTHING_SEEN` where the mask hides them."""
     scores = jnp.einsum("BTKGH,BSKH->BKGTS", _heads(q, k), k, preferred_element_type=jnp.float32)
+    scores /= math.sqrt(q.shape[3])
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
     q_segments = lax.dynamic_slice_in_dim(mask.q_segments_BT, q_offset, q.shape[1], axis=1)
     kv_segments = lax.dynamic_slice_in_dim(mask.kv_segments_BS, kv_offset, k.shape[1], axis=1)
     q_index = mask.q_start + q_offset + jnp.arange(q.shape[1], dtype=jnp.int32)
     kv_index = mask.kv_start + kv_offset + jnp.arange(k.shape[1], dtype=jnp.int32)
     seen = visible(q_index, kv_index, causal=mask.causal, window=mask.window)
     seen = seen & (q_segments[:, :, None] == kv_segments[:, None, :]) & (kv_segments > 0)[:, None, :]
-    return jnp.where(seen[:, None, None], scores / math.sqrt(q.shape[3]), _HIDDEN)
+    return jnp.where(seen[:, None, None], scores, NOTHING_SEEN)
 
 
 def _columns_seen(

@@ -8,6 +8,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
+NOTHING_SEEN = -1e30
+"""Log-sum-exp of a row that sees no key; finite, so that it must not become nan."""
+
 
 @functools.partial(
     jax.tree_util.register_dataclass,

@@ -15,7 +15,8 @@ from maxlm.config.schema import AttentionConfig, ModelConfig
 from maxlm.kernels.mask import Mask
 from maxlm.layers.norm import RMSNorm
 from maxlm.layers.sequence import SequenceInfo
-from maxlm.ops.attention import attention
+from maxlm.ops.attention import IMPLEMENTATIONS, Kernel, attention
+from maxlm.ops.context_attention import context_attention
 from maxlm.ops.rope import rotate
 from maxlm.sharding.mesh import FSDP_AXES
 from maxlm.sharding.parameters import Constant, Normal, weight
@@ -30,7 +31,7 @@ class Cache(NamedTuple):
 
 
 class Attention(nnx.Module):
-    """Heads are split over `tensor`; the sequence is whole inside and split outside."""
+    """Heads are split over `tensor`; inside, the sequence is split over `context` alone."""
 
     def __init__(self, model: ModelConfig, config: AttentionConfig):
         dim, heads, kv_heads, head_dim = model.embed_dim, model.num_heads, model.num_kv_heads, model.head_dim
@@ -48,14 +49,18 @@ class Attention(nnx.Module):
         if config.qk_norm == "rmsnorm":
             self.query_norm = RMSNorm(head_dim, model.norm.epsilon, P(None))
             self.key_norm = RMSNorm(head_dim, model.norm.epsilon, P(None))
+        if config.sinks:
+            self.sink_bias = weight((heads,), P("tensor"), Constant(0.0))
         self.config = config
 
     def __call__(self, x_BTD: jax.Array, info: SequenceInfo) -> jax.Array:
-        """Attend within each document; (B, T / tensor, D) -> (B, T / tensor, D)."""
+        """Attend within each document, across `context`; (B, T / tensor, D) -> (B, T / tensor, D)."""
         q_BTNH, k_BTKH, v_BTKH = self._project(enter(x_BTD), info)
         start = jnp.int32(0)
         mask = Mask(info.segment_ids_BT, info.segment_ids_BT, start, start, window=self.config.window)
-        return self._project_out(attention(q_BTNH, k_BTKH, v_BTKH, mask, info.attention_kernel))
+        kernel, kind = self._kernel(info), info.context_kind
+        out = context_attention(q_BTNH, k_BTKH, v_BTKH, mask, self._sink_N(), kernel=kernel, kind=kind)
+        return self._project_out(out)
 
     def decode(self, x_BTD: jax.Array, info: SequenceInfo, cache: Cache, start: jax.Array) -> tuple[jax.Array, Cache]:
         """Attend from the T newest tokens, the first at index `start`, to all in the cache and to themselves."""
@@ -65,8 +70,14 @@ class Attention(nnx.Module):
         # The causal mask hides the room for tokens to come: it lies behind every query.
         written = jnp.ones(keys.shape[:2], jnp.int32)
         mask = Mask(info.segment_ids_BT, written, start, jnp.int32(0), window=self.config.window)
-        out = attention(q_BTNH, keys, values, mask, info.attention_kernel)
+        out = attention(q_BTNH, keys, values, mask, self._sink_N(), self._kernel(info))
         return self._project_out(out), Cache(keys, values)
+
+    def _kernel(self, info: SequenceInfo) -> Kernel:
+        return IMPLEMENTATIONS[info.attention_kernel].with_softcap(self.config.softcap)
+
+    def _sink_N(self) -> jax.Array | None:
+        return self.sink_bias[...] if self.config.sinks else None
 
     def _project(self, x_BTD: jax.Array, info: SequenceInfo) -> tuple[jax.Array, jax.Array, jax.Array]:
         q_BTNH = jnp.einsum("BTD,DNH->BTNH", x_BTD, self.query[...])

@@ -8,16 +8,18 @@ import jax
 
 
 class SequenceInfo(NamedTuple):
-    """Where each token stands; arrays of the whole local sequence, before `tensor` splits it.
+    """Where each token stands; arrays of this device's part of the sequence, before `tensor` splits it.
 
     Attributes:
       positions_BT: int32, counted from 0 in every document.
       segment_ids_BT: int32, the document's number in its row, from 1; 0 for filling.
       rotation: cosines and sines (B, T, 1, H / 2) of the positions, or None without rotary positions.
       attention_kernel: name in the table of attention implementations.
+      context_kind: how attention spans the devices of `context`, `mesh.context_kind`.
     """
 
     positions_BT: jax.Array
     segment_ids_BT: jax.Array
     rotation: tuple[jax.Array, jax.Array] | None
     attention_kernel: str
+    context_kind: str = "ring"

@@ -46,11 +46,12 @@ def parameter_parts(model: ModelConfig) -> dict[str, int]:
 
 
 def _attention_parameters(model: ModelConfig, mixer: AttentionConfig) -> int:
-    """Count four projections, their biases, and one scale of length head_dim each for queries and keys."""
+    """Count four projections, their biases, a scale of length head_dim each for queries and keys, and the sinks."""
     scales = 2 * model.head_dim if mixer.qk_norm == "rmsnorm" else 0
     input_bias = 0 if mixer.bias == "none" else _qkv_dim(model)
     output_bias = model.embed_dim if mixer.bias == "all" else 0
-    return _attention_weights(model) + scales + input_bias + output_bias
+    sinks = model.num_heads if mixer.sinks else 0
+    return _attention_weights(model) + scales + input_bias + output_bias + sinks
 
 
 def _mlp_parameters(model: ModelConfig, ffn: MlpConfig) -> int:

@@ -32,11 +32,13 @@ class Decoder(nnx.Module):
             self.head = Head(model)
         self.model = model
 
-    def sequence_info(self, positions_BT: jax.Array, segment_ids_BT: jax.Array, attention_kernel: str) -> SequenceInfo:
+    def sequence_info(
+        self, positions_BT: jax.Array, segment_ids_BT: jax.Array, attention_kernel: str, context_kind: str = "ring"
+    ) -> SequenceInfo:
         """Precompute what every block needs to know about the tokens' places."""
         position = self.model.position
         turned = rotation(position, self.model.head_dim, positions_BT) if position.kind == "rope" else None
-        return SequenceInfo(positions_BT, segment_ids_BT, turned, attention_kernel)
+        return SequenceInfo(positions_BT, segment_ids_BT, turned, attention_kernel, context_kind)
 
     def embed(self, tokens_BT: jax.Array, info: SequenceInfo) -> jax.Array:
         """Look tokens up in the whole embedding, (B, T / tensor, D)."""

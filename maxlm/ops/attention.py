@@ -4,24 +4,52 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from maxlm.kernels import chunked_attention
 from maxlm.kernels.mask import Mask
 
-
-class Implementation(NamedTuple):
-    """`forward(q, k, v, mask) -> (out, lse)` and `backward(q, k, v, out, lse, d_out, mask) -> (dq, dk, dv)`."""
-
-    forward: Callable[..., tuple[jax.Array, jax.Array]]
-    backward: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
+Partial = tuple[jax.Array, jax.Array]
+"""Attention to some of the keys: out (B, T, N, H_v) and fp32 lse (B, N, T)."""
+Gradients = tuple[jax.Array, jax.Array, jax.Array]
 
 
-IMPLEMENTATIONS: dict[str, Implementation] = {
-    "chunked": Implementation(chunked_attention.forward, chunked_attention.backward),
+class Implementation(Protocol):
+    """`forward(q, k, v, mask) -> (out, lse)` and `backward(q, k, v, out, lse, d_out, mask) -> (dq, dk, dv)`.
+
+    The out and lse given to `backward` may be of a larger softmax, of which these keys are a part.
+    """
+
+    @property
+    def forward(self) -> Callable[..., Partial]:
+        """Attend."""
+
+    @property
+    def backward(self) -> Callable[..., Gradients]:
+        """Take the gradient."""
+
+
+class Kernel(NamedTuple):
+    """An implementation for tokens that lie one after the other on one device; both take `softcap=` too."""
+
+    forward: Callable[..., Partial]
+    backward: Callable[..., Gradients]
+
+    def with_softcap(self, softcap: float | None) -> Kernel:
+        """Return the kernel for scores capped at +-softcap."""
+        if softcap is None:
+            return self
+        return Kernel(
+            functools.partial(self.forward, softcap=softcap), functools.partial(self.backward, softcap=softcap)
+        )
+
+
+IMPLEMENTATIONS: dict[str, Kernel] = {
+    "chunked": Kernel(chunked_attention.forward, chunked_attention.backward),
 }
 DEFAULT_ORDER: dict[str, tuple[str, ...]] = {"cpu": ("chunked",), "gpu": ("chunked",), "tpu": ("chunked",)}
 """Per platform, the implementations to try, best first."""
@@ -39,24 +67,55 @@ def choose_implementation(requested: str, platform: str) -> tuple[str, str]:
     return DEFAULT_ORDER[platform][0], f"first of {', '.join(DEFAULT_ORDER[platform])} for {platform}"
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def attention(
-    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask, implementation: str = "chunked"
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    mask: Mask,
+    sink_N: jax.Array | None,
+    implementation: Implementation,
 ) -> jax.Array:
-    """Compute softmax(q k^T / sqrt(H)) v over the keys that the mask lets each query see; (B, T, N, H_v)."""
-    return IMPLEMENTATIONS[implementation].forward(q_BTNH, k_BSKH, v_BSKH, mask)[0]
+    """Compute softmax(q k^T / sqrt(H)) v over the keys that the mask lets each query see; (B, T, N, H_v).
+
+    With `sink_N`, each head's softmax has one more key, of that score and of value zero: what it takes is attention to
+    nothing (arXiv:2309.17453).
+    """
+    return _attend(q_BTNH, k_BSKH, v_BSKH, mask, sink_N, implementation)[0]
 
 
-def _attention_forward(q, k, v, mask, implementation):  # type: ignore[no-untyped-def]
-    out, lse = IMPLEMENTATIONS[implementation].forward(q, k, v, mask)
+def _attend(q, k, v, mask, sink_N, implementation):  # type: ignore[no-untyped-def]
+    out, lse_BNT = implementation.forward(q, k, v, mask)
+    if sink_N is None:
+        return out, lse_BNT
+    nothing = jnp.zeros_like(out), jnp.broadcast_to(sink_N[:, None], lse_BNT.shape).astype(jnp.float32)
+    merged, lse_BNT = merge_partial((out, lse_BNT), nothing)
+    return merged.astype(out.dtype), lse_BNT
+
+
+def _attention_forward(q, k, v, mask, sink_N, implementation):  # type: ignore[no-untyped-def]
+    out, lse = _attend(q, k, v, mask, sink_N, implementation)
     # Named, so that remat can keep them: without lse the backward pass would run the forward kernel again.
     out, lse = checkpoint_name(out, "attention_out"), checkpoint_name(lse, "attention_lse")
-    return out, (q, k, v, out, lse, mask)
+    return out, (q, k, v, mask, sink_N, out, lse)
 
 
 def _attention_backward(implementation, saved, d_out):  # type: ignore[no-untyped-def]
-    q, k, v, out, lse, mask = saved
-    return *IMPLEMENTATIONS[implementation].backward(q, k, v, out, lse, d_out, mask), None
+    q, k, v, mask, sink_N, out, lse_BNT = saved
+    d_q, d_k, d_v = implementation.backward(q, k, v, out, lse_BNT, d_out, mask)
+    if sink_N is None:
+        return d_q, d_k, d_v, None, None
+    # ds = p (do v^T - rowsum(do * out)) as for every key, and this one's v is zero.
+    delta_BNT = jnp.einsum("BTNH,BTNH->BNT", d_out, out, preferred_element_type=jnp.float32)
+    d_sink_N = -jnp.sum(jnp.exp(sink_N[:, None] - lse_BNT) * delta_BNT, axis=(0, 2))
+    return d_q, d_k, d_v, None, d_sink_N.astype(sink_N.dtype)
 
 
 attention.defvjp(_attention_forward, _attention_backward)
+
+
+def merge_partial(one: Partial, other: Partial) -> Partial:
+    """Return attention, in fp32, to two disjoint sets of keys together, given attention to each."""
+    lse_BNT = jnp.logaddexp(one[1], other[1])
+    scaled = [jnp.exp(lse - lse_BNT).swapaxes(1, 2)[..., None] * out for out, lse in (one, other)]
+    return scaled[0] + scaled[1], lse_BNT

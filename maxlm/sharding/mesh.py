@@ -10,9 +10,9 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from maxlm.config.schema import MeshConfig
+from maxlm.config.schema import MESH_AXES, MeshConfig
 
-AXES = ("data", "stage", "fsdp", "expert", "context", "tensor")
+AXES = MESH_AXES
 BATCH_AXES = ("data", "fsdp", "expert")
 """Axes that split the sequences of a batch."""
 FSDP_AXES = ("fsdp", "expert", "context")
@@ -21,14 +21,14 @@ BATCH_SPEC = P(BATCH_AXES, "context")
 """Layout of every (B, T) array of a batch."""
 
 
-def build_mesh(sizes: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+def build_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """Lay devices out along the six axes, neighbours on the fast network innermost.
 
     Args:
-      sizes: devices along each axis, without -1 (see `maxlm.config.resolve_mesh`).
+      config: devices along each axis, without -1 (see `maxlm.config.resolve_mesh`).
       devices: as many devices as the product of the sizes; all of them by default.
     """
-    shape = tuple(getattr(sizes, axis) for axis in AXES)
+    shape = tuple(config.sizes.values())
     if devices is not None:
         # As given: tests and tools name the devices they want.
         return Mesh(np.asarray(devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
 import jax
@@ -108,8 +108,14 @@ def parameter_count(module: Any) -> int:
     return sum(math.prod(parameter.get_value().shape) for _, parameter in named_parameters(module))
 
 
-def initialise(module: Module, seed: int, mesh: Mesh) -> Module:
+def initialise(module: Module, seed: int, mesh: Mesh, layer_order: Sequence[int] | None = None) -> Module:
     """Fill declared parameters with values, each born on its devices.
+
+    Args:
+      module: declared parameters.
+      seed: of all values.
+      mesh: where they lie.
+      layer_order: which layer each row of a stacked parameter holds; row by row unless given.
 
     A value depends on the seed, the parameter's path and its layer, never on the mesh: threefry bits are the same
     however an array is split (jax_threefry_partitionable).
@@ -121,7 +127,7 @@ def initialise(module: Module, seed: int, mesh: Mesh) -> Module:
         def value(parameter: nnx.Param) -> nnx.Param:
             path, _ = next(named)
             key = jax.random.fold_in(seed_key, zlib.crc32(path.encode()))
-            return with_value(parameter, _initial_value(key, parameter))
+            return with_value(parameter, _initial_value(key, parameter, layer_order))
 
         return map_parameters(value, module)
 
@@ -129,9 +135,10 @@ def initialise(module: Module, seed: int, mesh: Mesh) -> Module:
     return filled
 
 
-def _initial_value(key: jax.Array, parameter: nnx.Param) -> jax.Array:
+def _initial_value(key: jax.Array, parameter: nnx.Param, layer_order: Sequence[int] | None) -> jax.Array:
     declared, init = parameter.get_value(), parameter.get_metadata("init")
     if declared.ndim == len(parameter.get_metadata("spec")):
         return init(key, declared.shape, declared.dtype)
-    keys = jax.vmap(lambda layer: jax.random.fold_in(key, layer))(jnp.arange(declared.shape[0]))
+    layers = jnp.arange(declared.shape[0]) if layer_order is None else jnp.asarray(layer_order)
+    keys = jax.vmap(lambda layer: jax.random.fold_in(key, layer))(layers)
     return jax.vmap(lambda layer_key: init(layer_key, declared.shape[1:], declared.dtype))(keys)

@@ -17,6 +17,7 @@ from maxlm.config.schema import MeshConfig, RunConfig, RuntimeConfig
 from maxlm.data.tokenizer import Tokenizer
 from maxlm.models.sampling import Sampling, generate
 from maxlm.train.setup import build_program
+from maxlm.train.state import reorder_layers
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -42,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     restored = reader.restore({"decoder": program.state.decoder}, step=arguments.step, partial=True)
     assert restored is not None, "latest_record found one"
     tokens = generate(
-        restored.state["decoder"],
+        reorder_layers(restored.state["decoder"], restored.record["layer_order"], program.layer_order),
         program.mesh,
         prompt,
         max_tokens=arguments.max_tokens,

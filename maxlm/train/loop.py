@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from maxlm.checkpoint import Checkpointer, RunDirectory
+from maxlm.checkpoint import Checkpointer, Restored, RunDirectory
 from maxlm.config.errors import RunFailedError, UserError
 from maxlm.config.resume import changes_that_matter
 from maxlm.config.schema import RunConfig
@@ -31,7 +31,7 @@ from maxlm.train.setup import (
     compile_step,
     open_datasets,
 )
-from maxlm.train.state import TrainState, create_state
+from maxlm.train.state import TrainState, create_state, reorder_layers
 from maxlm.train.step import StepMetrics
 
 log = logging.getLogger(__name__)
@@ -58,11 +58,7 @@ def train(config: RunConfig, *, command: str) -> None:
         checkpointer = stack.enter_context(Checkpointer(run_dir.checkpoints, config.checkpoint))
         _refuse_changes(checkpointer.latest_record(), config, datasets)
         restored = checkpointer.restore(program.state)
-        state = (
-            restored.state
-            if restored
-            else create_state(program.declared, program.optimizer, program.mesh, config.runtime.seed)
-        )
+        state = _state_to_start_from(restored, program, config)
         start = restored.step if restored else 0
         reporter = stack.enter_context(Reporter(config, program, datasets, run_dir=run_dir.path, resume_step=start))
         compiled = compile_step(config, program)
@@ -88,7 +84,7 @@ class _Loop:
     ):
         self.config, self.datasets, self.compiled = config, datasets, compiled
         self.checkpointer, self.reporter = checkpointer, reporter
-        self.sharding = batch_sharding(program.mesh)
+        self.sharding, self.layer_order = batch_sharding(program.mesh), program.layer_order
         self.losses = compile_losses(program)
         self.watchdog = Watchdog(config.runtime.step_timeout_seconds)
 
@@ -172,12 +168,22 @@ class _Loop:
     def _save(self, step: int, state: TrainState) -> None:
         record = {
             "token_hash": hexdigest(jax.device_get(state.token_hash)),
+            "layer_order": self.layer_order,
             "config": self.config.model_dump(mode="json"),
             "data": self.datasets.train.fingerprint,
             "versions": {name: version(name) for name in _VERSIONED} | {"python": platform.python_version()},
         }
         self.checkpointer.save(step, state, record)
         self.watchdog.arm()
+
+
+def _state_to_start_from(restored: Restored | None, program: Program, config: RunConfig) -> TrainState:
+    """Return the restored state, its layers in this mesh's order, or that of step 0."""
+    if restored is not None:
+        state: TrainState = reorder_layers(restored.state, restored.record["layer_order"], program.layer_order)
+        return state
+    seed = config.runtime.seed
+    return create_state(program.declared, program.optimizer, program.mesh, seed=seed, layer_order=program.layer_order)
 
 
 def _due(step: int, every: int) -> bool:

@@ -18,6 +18,7 @@ from maxlm.layers.sequence import SequenceInfo
 from maxlm.layers.stack import Remat
 from maxlm.models.decoder import Decoder
 from maxlm.ops.cross_entropy import LossOptions, cross_entropy
+from maxlm.sharding.context import zigzag
 from maxlm.sharding.fsdp import cast, gather, vary, zeros_like_fp32
 from maxlm.sharding.mesh import BATCH_AXES, BATCH_SPEC
 from maxlm.sharding.parameters import partition_specs
@@ -37,6 +38,7 @@ class Numerics(NamedTuple):
     schedule: Schedule
     compute_dtype: Any
     attention_kernel: str
+    context_kind: str
     loss: LossOptions
 
 
@@ -62,9 +64,15 @@ def numerics(config: RunConfig, mesh: MeshConfig, attention_kernel: str, platfor
     """Resolve the settings that depend on the platform: bfloat16 on accelerators, float32 on the CPU."""
     train = config.train
     dtype = {"auto": "float32" if platform == "cpu" else "bfloat16"}.get(train.compute_dtype, train.compute_dtype)
-    options = LossOptions(train.z_loss, train.label_smoothing, train.loss_chunk_tokens)
-    schedule = Schedule(mesh.stage, 1, train.microbatches)
-    return Numerics(train.gather, train.remat, schedule, jnp.dtype(dtype), attention_kernel, options)
+    return Numerics(
+        gather=train.gather,
+        remat=train.remat,
+        schedule=Schedule(mesh.stage, mesh.stage_repeats, train.microbatches),
+        compute_dtype=jnp.dtype(dtype),
+        attention_kernel=attention_kernel,
+        context_kind=mesh.context_kind,
+        loss=LossOptions(train.z_loss, train.label_smoothing, train.loss_chunk_tokens),
+    )
 
 
 def make_gradients(declared: Decoder, mesh: Mesh, how: Numerics) -> Callable[[Decoder, Batch], tuple[Decoder, Sums]]:
@@ -136,7 +144,7 @@ def _accumulated_gradients(
 def _token_losses(held: Decoder, batch: Batch, share: jax.Array, how: Numerics) -> tuple[jax.Array, jax.Array]:
     """Return this device's share of the objective, and its nats."""
     decoder = _at_microbatch(held, how)
-    info = decoder.sequence_info(batch["positions"], batch["segment_ids"], how.attention_kernel)
+    info = decoder.sequence_info(batch["positions"], batch["segment_ids"], how.attention_kernel, how.context_kind)
     x_BTD = _run_blocks(decoder, decoder.embed(batch["tokens"], info), info, how)
     with jax.named_scope("loss"):
         x_TD = enter(decoder.norm(x_BTD)).reshape(-1, x_BTD.shape[-1])
@@ -171,7 +179,7 @@ def _pipeline_parts(pieces: Batch, share: jax.Array, how: Numerics) -> Parts:
 
     def run_chunk(outer: Decoder, chunk: Any, x_BTD: jax.Array, microbatch: jax.Array, first: jax.Array) -> jax.Array:
         piece = {name: lax.dynamic_index_in_dim(array, microbatch, keepdims=False) for name, array in pieces.items()}
-        info = outer.sequence_info(piece["positions"], piece["segment_ids"], how.attention_kernel)
+        info = outer.sequence_info(piece["positions"], piece["segment_ids"], how.attention_kernel, how.context_kind)
         # Every stage looks tokens up and all but the first drop them: a lookup costs no multiplication.
         x_BTD = jnp.where(first, outer.embed(piece["tokens"], info), x_BTD)
         chunk = gather(cast(chunk, how.compute_dtype)) if how.gather == "microbatch" else chunk
@@ -203,8 +211,9 @@ def _activations(held: Decoder, pieces: Batch, how: Numerics) -> jax.ShapeDtypeS
 
 
 def _pieces(batch: Batch, how: Numerics) -> Batch:
-    """Split this device's sequences into microbatches: (B, T) -> (M, B / M, T)."""
-    return {name: array.reshape(how.schedule.microbatches, -1, array.shape[1]) for name, array in batch.items()}
+    """Split this device's sequences into microbatches, tokens as `context` wants them: (B, T) -> (M, B / M, T)."""
+    count = how.schedule.microbatches
+    return {name: zigzag(array).reshape(count, -1, array.shape[1]) for name, array in batch.items()}
 
 
 def _sums(batch: Batch, objective: jax.Array, nats: jax.Array, weight: jax.Array) -> Sums:

@@ -155,7 +155,7 @@ class Reporter:
             run_dir=str(self._run_dir),
             num_parameters=cost.parameter_count(self._config.model),
             memory_bytes=cost.memory_per_device(self._config, program.mesh_sizes, compute_bytes=itemsize),
-            mesh=program.mesh_sizes.model_dump(),
+            mesh=program.mesh_sizes.sizes,
             num_devices=self._num_devices,
             device_kind=device_kind,
             num_steps=num_steps,

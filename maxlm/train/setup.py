@@ -20,6 +20,7 @@ from maxlm.ops.attention import choose_implementation
 from maxlm.optim.adamw import build_optimizer
 from maxlm.optim.schedule import make_schedule
 from maxlm.sharding.mesh import batch_sharding, build_mesh
+from maxlm.sharding.pipeline import layer_order
 from maxlm.train.loss import Batch, Numerics, Sums, make_gradients, make_losses, numerics
 from maxlm.train.state import TrainState, declare_state
 from maxlm.train.step import StepMetrics, make_train_step
@@ -46,6 +47,7 @@ class Program(NamedTuple):
       optimizer: the gradient transformation.
       state: the train state as `jax.ShapeDtypeStruct`s with shardings.
       how: what decides how the loss is computed here.
+      layer_order: which group of layers each row of a stacked parameter holds (see `sharding.pipeline.layer_order`).
     """
 
     mesh_sizes: MeshConfig
@@ -54,6 +56,7 @@ class Program(NamedTuple):
     optimizer: optax.GradientTransformation
     state: TrainState
     how: Numerics
+    layer_order: list[int]
 
 
 class CompiledStep(NamedTuple):
@@ -103,7 +106,8 @@ def build_program(config: RunConfig, devices: list[Any] | None = None) -> Progra
     declared = Decoder(config.model)
     optimizer = build_optimizer(config.optimizer, declared)
     how = numerics(config, mesh_sizes, kernel, devices[0].platform)
-    return Program(mesh_sizes, mesh, declared, optimizer, declare_state(declared, optimizer, mesh), how)
+    order = layer_order(config.model.num_layers // len(config.model.pattern), how.schedule)
+    return Program(mesh_sizes, mesh, declared, optimizer, declare_state(declared, optimizer, mesh), how, order)
 
 
 def compile_step(config: RunConfig, program: Program) -> CompiledStep:

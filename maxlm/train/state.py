@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,9 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from maxlm.models.decoder import Decoder
-from maxlm.sharding.parameters import initialise, is_parameter, partition_spec
+from maxlm.sharding.parameters import initialise, is_parameter, partition_spec, with_value
+
+Tree = TypeVar("Tree")
 
 
 class TrainState(NamedTuple):
@@ -53,10 +56,42 @@ def declare_state(declared: Decoder, optimizer: optax.GradientTransformation, me
     return result
 
 
-def create_state(declared: Decoder, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int) -> TrainState:
-    """Create the state of step 0, every array born on its devices."""
+def create_state(
+    declared: Decoder,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    seed: int,
+    layer_order: Sequence[int] | None = None,
+) -> TrainState:
+    """Create the state of step 0, every array born on its devices; for `layer_order` see `initialise`."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, declare_state(declared, optimizer, mesh))
-    decoder = initialise(declared, seed, mesh)
+    decoder = initialise(declared, seed, mesh, layer_order)
     create = jax.jit(lambda decoder: _new_state(decoder, optimizer), out_shardings=shardings, donate_argnums=0)
     state: TrainState = create(decoder)
     return state
+
+
+def reorder_layers(tree: Tree, saved: Sequence[int], wanted: Sequence[int]) -> Tree:
+    """Bring the rows of every stacked parameter from one order of layers into another, where each array lies.
+
+    Args:
+      tree: any tree with parameters in it: a state, a decoder, gradients.
+      saved: the layer that each row holds now.
+      wanted: the layer that each row is to hold.
+    """
+    if list(saved) == list(wanted):
+        return tree
+    rows = jnp.asarray([list(saved).index(layer) for layer in wanted])
+
+    def moved(tree: Tree) -> Tree:
+        def move(leaf: Any) -> Any:
+            stacked = is_parameter(leaf) and leaf.get_value().ndim > len(leaf.get_metadata("spec"))
+            return with_value(leaf, leaf.get_value()[rows]) if stacked else leaf
+
+        result: Tree = jax.tree.map(move, tree, is_leaf=is_parameter)
+        return result
+
+    shardings = jax.tree.map(lambda array: array.sharding, tree)
+    reordered: Tree = jax.jit(moved, out_shardings=shardings, donate_argnums=0)(tree)
+    return reordered

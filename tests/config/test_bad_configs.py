@@ -205,7 +205,30 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
         [],
         ["mesh.stage=2: pipeline parallelism is not available yet; use mesh.stage=1"],
     ),
-    "context": ({}, "mesh: {context: 2}\n", [], ["mesh.context=2: context parallelism is not available yet"]),
+    "sequence in two chunks per device": (
+        {"sequence_length: 32": "sequence_length: 36"},
+        "mesh: {context: 4}\n",
+        [],
+        [
+            "data.sequence_length=36 must be divisible by 2 * mesh.context=4 = 8; "
+            "use data.sequence_length=32 or 40, or mesh.context=3 or 6"
+        ],
+    ),
+    "sequence on context and tensor": (
+        {"sequence_length: 32": "sequence_length: 36"},
+        "mesh: {context: 4, tensor: 2}\n",
+        [],
+        ["must be divisible by mesh.context=4 * mesh.tensor=2 = 8; use data.sequence_length=32 or 40"],
+    ),
+    "heads exchanged for sequence": (
+        {"num_heads: 4": "num_heads: 8\n  num_kv_heads: 2"},
+        "mesh: {context: 4, tensor: 2, context_kind: ulysses}\n",
+        [],
+        [
+            "model.num_kv_heads=2 must be divisible by mesh.tensor=2 * mesh.context=4 = 8; use model.num_kv_heads=8, "
+            "or mesh.context=1, or mesh.context_kind=ring, which does not split heads"
+        ],
+    ),
     "expert": ({}, "mesh: {expert: 2}\n", [], ["mesh.expert=2: expert parallelism is not available yet"]),
     "axis of zero": (
         {},

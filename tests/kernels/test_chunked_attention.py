@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from maxlm.kernels import chunked_attention
 from maxlm.kernels.mask import Mask
-from maxlm.ops.attention import attention
+from maxlm.ops.attention import IMPLEMENTATIONS, attention
+
+CHUNKED = IMPLEMENTATIONS["chunked"]
 
 
 def oracle(q, k, v, mask):
@@ -99,7 +101,7 @@ def test_offsets_place_queries_and_keys_in_a_longer_sequence(monkeypatch, q_star
 
 def test_rows_that_see_nothing_give_zeros_and_no_nan():
     q, k, v, mask = make(1, length=8, q_start=0, kv_start=100)
-    out, pullback = jax.vjp(lambda q, k, v: attention(q, k, v, mask), q, k, v)
+    out, pullback = jax.vjp(lambda q, k, v: attention(q, k, v, mask, None, CHUNKED), q, k, v)
     assert not np.any(out)
     assert all(not np.any(np.asarray(gradient)) for gradient in pullback(jnp.ones_like(out)))
 
@@ -120,7 +122,7 @@ def test_memory_grows_linearly_with_length():
         mask = Mask(shape(mask.q_segments_BT), shape(mask.kv_segments_BS), mask.q_start, mask.kv_start)
 
         def gradients(q, k, v, mask):
-            return jax.grad(lambda *qkv: attention(*qkv, mask).sum(), argnums=(0, 1, 2))(q, k, v)
+            return jax.grad(lambda *qkv: attention(*qkv, mask, None, CHUNKED).sum(), argnums=(0, 1, 2))(q, k, v)
 
         compiled = jax.jit(gradients).lower(shape(q), shape(k), shape(v), mask).compile()
         return compiled.memory_analysis().temp_size_in_bytes

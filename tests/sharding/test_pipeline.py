@@ -91,8 +91,12 @@ def one_device():
 
 @pytest.mark.parametrize(
     ("mesh", "gather"),
-    [({"stage": 4, "tensor": 2}, "layer"), ({"stage": 2, "fsdp": 2, "tensor": 2}, "microbatch")],
-    ids=["stage4_tensor2", "stage2_fsdp2_tensor2"],
+    [
+        ({"stage": 4, "tensor": 2}, "layer"),
+        ({"stage": 2, "fsdp": 2, "tensor": 2}, "microbatch"),
+        ({"stage": 2, "stage_repeats": 2, "data": 2, "context": 2}, "step"),
+    ],
+    ids=["stage4_tensor2", "stage2_fsdp2_tensor2", "stage2x2_data2_context2"],
 )
 def test_same_as_one_device(mesh, gather, one_device):
     config = make_config(model={"num_layers": 4}, mesh=mesh, train={"microbatches": 4, "gather": gather})

@@ -13,7 +13,7 @@ from maxlm.optim.schedule import make_schedule
 from maxlm.sharding.mesh import batch_sharding
 from maxlm.train.loss import make_gradients
 from maxlm.train.setup import build_program
-from maxlm.train.state import create_state
+from maxlm.train.state import create_state, reorder_layers
 from maxlm.train.step import make_train_step
 
 MODEL = {"vocab_size": 64, "num_layers": 2, "embed_dim": 32, "num_heads": 8, "head_dim": 4, "mlp_dim": 64}
@@ -64,8 +64,7 @@ def make_batch(config, step):
 
 def run(config):
     """Train STEPS steps on as many fake devices as the mesh needs."""
-    sizes = config.mesh.model_dump()
-    program = build_program(config, jax.devices()[: math.prod(sizes.values())])
+    program = build_program(config, jax.devices()[: math.prod(config.mesh.sizes.values())])
     compute = make_gradients(program.declared, program.mesh, program.how)
     kept = {}
 
@@ -80,14 +79,15 @@ def run(config):
     def step(state, batch):
         return *train_step(state, batch), kept["gradients"]
 
-    state = create_state(program.declared, program.optimizer, program.mesh, seed=0)
+    order = program.layer_order
+    state = create_state(program.declared, program.optimizer, program.mesh, seed=0, layer_order=order)
     losses, first = [], None
     for index in range(STEPS):
         place = functools.partial(jax.device_put, device=batch_sharding(program.mesh))
         state, metrics, gradients = step(state, {name: place(x) for name, x in make_batch(config, index).items()})
         losses.append(float(metrics.sums.objective))
         first = first or gradients
-    leaves = jax.tree_util.tree_leaves_with_path(first)
+    leaves = jax.tree_util.tree_leaves_with_path(reorder_layers(first, order, sorted(order)))
     named = {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
     return Result(losses, named, hexdigest(np.asarray(state.token_hash)))
 

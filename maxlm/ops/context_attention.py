@@ -1,0 +1,130 @@
+"""Attention to a sequence that is split over `context`: three ways, each made of a kernel for a whole sequence.
+
+Collectives of one layer, with c devices along `context`:
+
+* `ring`: see `maxlm.ops.ring_attention`; memory for 1 / c of the keys and values, whatever c is.
+* `all_gather`: 3 all-gathers forward (keys, values, segment ids), 3 again backward, where nothing gathered is kept,
+  and 2 reduce-scatters (their gradients, in fp32). Whole keys and values of one layer in memory; no waiting in turns.
+* `ulysses` (arXiv:2309.14509): 4 all-to-alls forward (queries, keys, values, result), 4 backward, and 1 all-gather of
+  segment ids. Each device attends to the whole sequence with 1 / c of its heads, of queries and of keys alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from maxlm.kernels.mask import Mask
+from maxlm.ops.attention import Implementation, Partial, attention
+from maxlm.ops.ring_attention import RingAttention
+from maxlm.sharding.context import chunk_numbers, halves, in_order, zigzag_order
+
+
+def context_attention(
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    mask: Mask,
+    sink_N: jax.Array | None,
+    *,
+    kernel: Implementation,
+    kind: str,
+) -> jax.Array:
+    """Compute attention among all tokens of the sequence, of which each `context` device holds two chunks.
+
+    Args:
+      q_BTNH, k_BTKH, v_BTKH: of this device's tokens.
+      mask: who sees whom; `q_start` and `kv_start` are 0, where the sequence starts.
+      sink_N: score of attention to nothing, or None; see `attention`.
+      kernel: attention to a sequence that one device holds.
+      kind: `mesh.context_kind`.
+    """
+    if lax.axis_size("context") == 1:
+        return attention(q_BTNH, k_BTKH, v_BTKH, mask, sink_N, kernel)
+    return KINDS[kind](q_BTNH, k_BTKH, v_BTKH, mask, sink_N, kernel)
+
+
+@dataclasses.dataclass(frozen=True)
+class GatheredAttention:
+    """An implementation that gathers all keys and values, and attends to them from each of this device's chunks."""
+
+    kernel: Implementation
+
+    def forward(self, q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask) -> Partial:
+        """Attend from this device's queries to the keys of all devices; return out and lse as a kernel does."""
+        keys, values = _gather(k_BSKH), _gather(v_BSKH)
+        chunks = zip(halves(q_BTNH), _chunk_masks(mask), strict=True)
+        parts = [self.kernel.forward(q, keys, values, chunk_mask) for q, chunk_mask in chunks]
+        return jnp.concatenate([out for out, _ in parts], axis=1), jnp.concatenate([lse for _, lse in parts], axis=2)
+
+    def backward(
+        self,
+        q_BTNH: jax.Array,
+        k_BSKH: jax.Array,
+        v_BSKH: jax.Array,
+        out_BTNH: jax.Array,
+        lse_BNT: jax.Array,
+        d_out_BTNH: jax.Array,
+        mask: Mask,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Return the gradients of this device's queries, keys and values."""
+        keys, values = _gather(k_BSKH), _gather(v_BSKH)
+        chunks = zip(
+            *map(halves, (q_BTNH, out_BTNH, d_out_BTNH)), halves(lse_BNT, axis=2), _chunk_masks(mask), strict=True
+        )
+        parts = [self.kernel.backward(q, keys, values, out, lse, d_out, m) for q, out, d_out, lse, m in chunks]
+        d_queries, d_keys, d_values = zip(*parts, strict=True)
+        d_k, d_v = _scatter(d_keys).astype(k_BSKH.dtype), _scatter(d_values).astype(v_BSKH.dtype)
+        return jnp.concatenate(d_queries, axis=1), d_k, d_v
+
+
+def _ring(q, k, v, mask, sink_N, kernel):  # type: ignore[no-untyped-def]
+    return attention(q, k, v, mask, sink_N, RingAttention(kernel))
+
+
+def _all_gather(q, k, v, mask, sink_N, kernel):  # type: ignore[no-untyped-def]
+    return attention(q, k, v, mask, sink_N, GatheredAttention(kernel))
+
+
+def _ulysses(q, k, v, mask, sink_N, kernel):  # type: ignore[no-untyped-def]
+    """Exchange sequence for heads, attend, and exchange back; autodiff turns the exchanges around."""
+    exchange = functools.partial(lax.all_to_all, axis_name="context", tiled=True)
+    q, k, v = (in_order(exchange(x, split_axis=2, concat_axis=1)) for x in (q, k, v))
+    if sink_N is not None:
+        sink_N = lax.dynamic_slice_in_dim(sink_N, lax.axis_index("context") * q.shape[2], q.shape[2])
+    segments = _gather(mask.kv_segments_BS)
+    whole = dataclasses.replace(mask, q_segments_BT=segments, kv_segments_BS=segments)
+    out = attention(q, k, v, whole, sink_N, kernel)
+    return exchange(zigzag_order(out), split_axis=1, concat_axis=2)
+
+
+KINDS: dict[str, Callable[..., jax.Array]] = {"ring": _ring, "all_gather": _all_gather, "ulysses": _ulysses}
+"""What `mesh.context_kind` names."""
+
+
+def _gather(x_BS: jax.Array) -> jax.Array:
+    """Gather the whole sequence, in its order."""
+    return in_order(lax.all_gather(x_BS, "context", axis=1, tiled=True))
+
+
+def _scatter(parts_BS: tuple[jax.Array, ...]) -> jax.Array:
+    """Sum parts of a gradient of the whole sequence, here and over devices, in fp32; keep this device's tokens."""
+    total = sum(part.astype(jnp.float32) for part in parts_BS)
+    return lax.psum_scatter(zigzag_order(jnp.asarray(total)), "context", scatter_dimension=1, tiled=True)
+
+
+def _chunk_masks(mask: Mask) -> list[Mask]:
+    """Return what each of this device's chunks sees of the whole sequence."""
+    kv_segments = _gather(mask.kv_segments_BS)
+    chunks = zip(halves(mask.q_segments_BT), chunk_numbers(lax.axis_index("context")), strict=True)
+    return [
+        dataclasses.replace(
+            mask, q_segments_BT=segments, kv_segments_BS=kv_segments, q_start=number * segments.shape[1]
+        )
+        for segments, number in chunks
+    ]

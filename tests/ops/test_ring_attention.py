@@ -1,0 +1,133 @@
+"""Attention over a split sequence against the same attention over the whole one: values and gradients."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from jax.sharding import PartitionSpec as P
+
+from maxlm.config.schema import MeshConfig
+from maxlm.jax_versions import vary_over
+from maxlm.kernels.mask import Mask
+from maxlm.ops.attention import IMPLEMENTATIONS, attention
+from maxlm.ops.context_attention import KINDS, context_attention
+from maxlm.sharding.context import chunk_numbers, halves, in_order, zigzag, zigzag_order
+from maxlm.sharding.mesh import build_mesh
+
+CHUNKED = IMPLEMENTATIONS["chunked"]
+SEQUENCE = P(None, "context")
+
+
+def on_devices(function, devices, in_specs, out_specs=SEQUENCE):
+    """Run a function of (B, T, ...) arrays on as many devices, each with its part of the sequence."""
+    mesh = build_mesh(MeshConfig(fsdp=1, context=devices), jax.devices()[:devices])
+    return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs))
+
+
+def from_zigzag(x):
+    """Undo `zigzag`: a permutation's inverse is its transpose."""
+    return jax.vjp(zigzag, x)[1](x)[0]
+
+
+def make_inputs(seed, *, batch=2, length=32, heads=4, kv_heads=4, head_dim=8, v_dim=8, documents=3):
+    """Return q, k, v, sinks, d_out, segments."""
+    rng = np.random.default_rng(seed)
+    shapes = [(heads, head_dim), (kv_heads, head_dim), (kv_heads, v_dim), (heads, v_dim)]
+    q, k, v, d_out = (rng.normal(size=(batch, length, *shape)).astype(np.float32) for shape in shapes)
+    segments = np.sort(rng.integers(1, documents + 1, (batch, length)), axis=1).astype(np.int32)
+    return q, k, v, rng.normal(size=heads).astype(np.float32), d_out, segments
+
+
+def compare(kind, devices, inputs, *, causal=True, window=None, softcap=None, sinks=False):
+    """Check out and all gradients on several devices against one device."""
+    kernel = CHUNKED.with_softcap(softcap)
+
+    def mask(segments):
+        return Mask(segments, segments, jnp.int32(0), jnp.int32(0), causal=causal, window=window)
+
+    def whole(q, k, v, sink, segments):
+        return attention(q, k, v, mask(segments), sink if sinks else None, kernel)
+
+    def spread(q, k, v, sink, segments):
+        q, k, v, segments = map(zigzag, (q, k, v, segments))
+        sink = vary_over(sink, ("context",)) if sinks else None
+        return from_zigzag(context_attention(q, k, v, mask(segments), sink, kernel=kernel, kind=kind))
+
+    def value_and_gradients(attend, q, k, v, sink, d_out, segments):
+        out, pullback = jax.vjp(lambda *primals: attend(*primals, segments), q, k, v, sink)
+        return out, *pullback(d_out)
+
+    spread = functools.partial(value_and_gradients, spread)
+    specs = (SEQUENCE,) * 3 + (P(),) + (SEQUENCE,) * 2
+    got = on_devices(spread, devices, specs, (SEQUENCE,) * 4 + (P(),))(*inputs)
+    want = jax.jit(functools.partial(value_and_gradients, whole))(*inputs)
+    for name, one, other in zip(["out", "d_q", "d_k", "d_v", "d_sink"], got, want, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * max(np.abs(other).max(), 0.1), err_msg=name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_equals_attention_over_the_whole_sequence(kind):
+    compare(kind, 4, make_inputs(0, v_dim=12), softcap=1.5, sinks=True)
+
+
+def test_grouped_heads_and_an_odd_number_of_devices():
+    compare("ring", 3, make_inputs(1, length=48, kv_heads=1, head_dim=4))
+
+
+def test_window_visits_neighbours_only():
+    # Chunks of 2 tokens: the window reaches 2 chunks back, so 2 neighbours on either side of 8 devices.
+    compare("ring", 8, make_inputs(2, documents=1), window=5)
+
+
+def test_without_causal_mask():
+    compare("ring", 4, make_inputs(3), causal=False, window=6)
+
+
+FEATURES = st.fixed_dictionaries(
+    {
+        "causal": st.booleans(),
+        "window": st.sampled_from([None, 1, 2, 3, 7, 16, 31]),
+        "softcap": st.sampled_from([None, 2.0]),
+        "sinks": st.booleans(),
+    }
+)
+
+
+@pytest.mark.slow
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    seed=st.integers(0, 2**20),
+    kind=st.sampled_from(list(KINDS)),
+    devices=st.sampled_from([2, 4, 8]),
+    chunk=st.sampled_from([1, 2, 3, 8]),
+    kv_heads=st.sampled_from([8, 2, 1]),
+    v_dim=st.sampled_from([8, 5]),
+    documents=st.sampled_from([1, 2, 9]),
+    features=FEATURES,
+)
+def test_equals_for_random_features(seed, kind, devices, chunk, kv_heads, v_dim, documents, features):
+    kv_heads = 8 if kind == "ulysses" else kv_heads
+    length = 2 * devices * chunk
+    inputs = make_inputs(seed, length=length, heads=8, kv_heads=kv_heads, v_dim=v_dim, documents=documents)
+    compare(kind, devices, inputs, **features)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3, 8])
+def test_zigzag_gives_each_device_an_early_and_a_late_chunk(devices):
+    index = np.broadcast_to(np.arange(4 * devices, dtype=np.int32), (1, 4 * devices))
+
+    def check(index):
+        mine = zigzag(index)
+        places = [2 * number + jnp.arange(2) for number in chunk_numbers(jax.lax.axis_index("context"))]
+        right = [jnp.all(half == place) for half, place in zip(halves(mine), places, strict=True)]
+        gathered = jax.lax.all_gather(mine, "context", axis=1, tiled=True)
+        right += [jnp.all(jnp.diff(in_order(gathered)) == 1), jnp.all(zigzag_order(in_order(gathered)) == gathered)]
+        return jnp.stack(right)[None]
+
+    assert np.all(on_devices(check, devices, SEQUENCE)(index)), "chunks"
+    back = on_devices(lambda x: from_zigzag(zigzag(x)), devices, SEQUENCE)(index.astype(np.float32))
+    np.testing.assert_array_equal(back, index)
