@@ -7,9 +7,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from maxlm.config.errors import UserError
 from maxlm.config.schema import MESH_AXES, MeshConfig
 
 AXES = MESH_AXES
@@ -22,17 +24,43 @@ BATCH_SPEC = P(BATCH_AXES, "context")
 
 
 def build_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """Lay devices out along the six axes, neighbours on the fast network innermost.
+    """Lay devices out along the six axes.
 
     Args:
-      config: devices along each axis, without -1 (see `maxlm.config.resolve_mesh`).
-      devices: as many devices as the product of the sizes; all of them by default.
+      config: devices along each axis, without -1 (see `maxlm.config.checks.resolve_mesh`).
+      devices: as many devices as the product of the sizes; all of them by default. A list is taken in its order.
+
+    Raises:
+      UserError: see `lay_out`.
+    """
+    types = (AxisType.Auto,) * len(AXES)
+    if devices is not None:
+        return Mesh(np.asarray(devices).reshape(tuple(config.sizes.values())), AXES, axis_types=types)
+    return Mesh(lay_out(config, jax.devices()), AXES, axis_types=types)
+
+
+def lay_out(config: MeshConfig, devices: Sequence[Any]) -> np.ndarray:
+    """Order devices so that neighbours along inner axes are neighbours in the network.
+
+    TPU slices are connected by the data centre's network alone: `data`, which carries one reduction of gradient
+    shards a step, is laid across them, and every other axis stays within a slice.
+
+    Raises:
+      UserError: `mesh.data` cannot be laid across the slices.
     """
     shape = tuple(config.sizes.values())
-    if devices is not None:
-        # As given: tests and tools name the devices they want.
-        return Mesh(np.asarray(devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1 or devices[0].platform != "tpu":
+        return np.asarray(mesh_utils.create_device_mesh(shape, list(devices), allow_split_physical_axes=True))
+    if config.data % slices:
+        raise UserError(
+            f"mesh.data={config.data} must be a multiple of {slices}, the number of TPU slices, because only `data` "
+            f"goes over the network between them; use mesh.data={-(-config.data // slices) * slices} and make another "
+            "axis smaller, or mesh.fsdp=-1 to take what is left"
+        )
+    within, across = (config.data // slices, *shape[1:]), (slices, *(1,) * (len(shape) - 1))
+    grid = mesh_utils.create_hybrid_device_mesh(within, across, list(devices), allow_split_physical_axes=True)
+    return np.asarray(grid)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
