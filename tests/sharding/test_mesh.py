@@ -19,6 +19,12 @@ class FakeDevice:
     platform: str = "tpu"
     device_kind: str = "fake"
     process_index: int = 0
+    core_on_chip: int = 0
+
+    @property
+    def coords(self):
+        """Place in a slice of 4 x 2 chips."""
+        return (self.id % 4, self.id % 8 // 4, 0)
 
 
 def fake_slices(slices, per_slice):
