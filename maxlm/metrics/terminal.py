@@ -41,6 +41,8 @@ class Summary:
       tokens_per_step: over the whole mesh.
       total_tokens: of the whole run.
       total_flops: of the whole run.
+      bubble: share of a step in which a pipeline's stages wait for each other; None without a pipeline.
+      stage_inputs: microbatches' activations that each stage of a pipeline keeps, and their bytes.
     """
 
     run_dir: str
@@ -54,6 +56,8 @@ class Summary:
     tokens_per_step: int
     total_tokens: int
     total_flops: float
+    bubble: float | None = None
+    stage_inputs: tuple[int, int] = (0, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,6 +246,9 @@ def _start_rows(summary: Summary) -> list[tuple[str, str]]:
         ("compute", f"{summary.total_flops:.3g} FLOPs"),
         ("devices", f"{summary.num_devices} x {summary.device_kind}"),
     ]
+    if summary.bubble is not None:
+        number, size = summary.stage_inputs
+        rows.append(("pipeline", f"bubble {summary.bubble:.1%} of a step, {number} stage inputs kept ({_bytes(size)})"))
     if summary.resume_step:
         rows.insert(0, ("resuming", f"after step {summary.resume_step}"))
     return rows

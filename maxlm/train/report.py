@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -151,6 +152,9 @@ class Reporter:
         num_steps = self._config.train.num_steps
         total_tokens = num_steps * self._tokens_per_step
         itemsize: Any = program.how.compute_dtype.itemsize
+        schedule = program.how.schedule
+        kept = schedule.repeats * schedule.slots
+        inputs = math.prod(program.activations(self._config)) * itemsize
         return Summary(
             run_dir=str(self._run_dir),
             num_parameters=cost.parameter_count(self._config.model),
@@ -163,4 +167,6 @@ class Reporter:
             tokens_per_step=self._tokens_per_step,
             total_tokens=total_tokens,
             total_flops=total_tokens * self._flops_per_token,
+            bubble=schedule.bubble if schedule.stages > 1 else None,
+            stage_inputs=(kept, kept * inputs),
         )

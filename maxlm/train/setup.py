@@ -58,6 +58,13 @@ class Program(NamedTuple):
     how: Numerics
     layer_order: list[int]
 
+    def activations(self, config: RunConfig) -> tuple[int, int, int]:
+        """Return the shape (B, T, D) of a microbatch's activations between blocks, on one device."""
+        mesh = self.mesh_sizes
+        sequences = config.train.batch_size // (mesh.data * mesh.fsdp * mesh.expert * config.train.microbatches)
+        length = config.data.sequence_length // (mesh.context * mesh.tensor)
+        return sequences, length, config.model.embed_dim
+
 
 class CompiledStep(NamedTuple):
     """The training step for this mesh, and what compiling it took."""
