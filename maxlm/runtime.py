@@ -27,7 +27,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from maxlm.config.errors import RunFailedError, UserError
+from maxlm.config.errors import RunFailedError, UserError, make_possible
 from maxlm.config.schema import ProfileConfig, RuntimeConfig
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,8 @@ def start(runtime: RuntimeConfig) -> None:
 
     Raises:
         UserError: the environment promises several processes but they do not find each other, or
-            `runtime.device_count` asks for fake devices on a platform that has real ones.
+            `runtime.device_count` asks for fake devices on a platform that has real ones, or `runtime.compile_cache`
+            cannot be made.
     """
     if runtime.device_count is not None:
         if runtime.platform not in ("auto", "cpu"):
@@ -65,12 +66,24 @@ def start(runtime: RuntimeConfig) -> None:
     elif runtime.platform == "cpu":
         jax.config.update("jax_platforms", "cpu")
     if runtime.compile_cache is not None:
-        jax.config.update("jax_compilation_cache_dir", str(Path(runtime.compile_cache).expanduser()))
+        jax.config.update("jax_compilation_cache_dir", _make_folder(Path(runtime.compile_cache).expanduser()))
     _hush_libraries()
     _connect(os.environ)
     _find_devices(runtime.platform)
     if jax.process_index() > 0:
         logging.getLogger().setLevel(logging.ERROR)
+
+
+def _make_folder(path: Path) -> str:
+    """Make the folder of compiled programs; without it JAX would warn at every program and keep none."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"runtime.compile_cache={path} cannot be made: {error.strerror or error}; {make_possible(error)}, "
+            "choose another, or set runtime.compile_cache=null"
+        ) from error
+    return str(path)
 
 
 def _hush_libraries() -> None:

@@ -5,6 +5,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,17 @@ def finish(process, code=0, seconds=120):
 def train(path, *overrides, code=0):
     """Run `maxlm train` and return what it printed."""
     return finish(start(path, *overrides), code)
+
+
+def wait_for_step(run_dir, step, process, seconds=60):
+    """Wait until metrics of a step are written."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and process.poll() is None:
+        path = run_dir / "metrics.jsonl"
+        if path.exists() and f'"step": {step},' in path.read_text():
+            return
+        time.sleep(0.01)
+    pytest.fail(f"step {step} was not reached: {process.stdout.read() if process.poll() is not None else 'timeout'}")
 
 
 def read_metrics(run_dir):

@@ -7,18 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from tests.train.conftest import curve, finish, read_metrics, start, train
-
-
-def wait_for_step(run_dir, step, process, seconds=60):
-    """Wait until metrics of a step are written."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and process.poll() is None:
-        path = run_dir / "metrics.jsonl"
-        if path.exists() and f'"step": {step},' in path.read_text():
-            return
-        time.sleep(0.01)
-    pytest.fail(f"step {step} was not reached: {process.stdout.read() if process.poll() is not None else 'timeout'}")
+from tests.train.conftest import curve, finish, read_metrics, start, train, wait_for_step
 
 
 def test_ten_kills_at_random_moments_change_no_bit(write_run, tmp_path):
