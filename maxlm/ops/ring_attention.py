@@ -62,6 +62,9 @@ class RingAttention:
         self, q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask
     ) -> tuple[jax.Array, jax.Array]:
         """Attend from this device's queries to the keys of all devices; return out and lse as a kernel does."""
+        # Ties the mask to data that depends on parameters: autodiff would otherwise compute all pairs' masks ahead, as
+        # these depend on nothing that is differentiated, and keep them, T^2 / c of them.
+        q_BTNH, mask = lax.optimization_barrier((q_BTNH, mask))
         home = _Block(k_BSKH, v_BSKH, mask.kv_segments_BS)
         queries = halves(q_BTNH)
 
