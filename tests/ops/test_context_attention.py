@@ -93,10 +93,10 @@ def test_memory_of_the_ring_depends_on_tokens_per_device_alone():
     assert temp_bytes[1] < 1.02 * temp_bytes[0]
 
 
-def compile_model(mesh, length, **model):
+def compile_model(mesh, length, *, remat="none", num_layers=2):
     """Compile the gradients of a whole model; return them and the mesh."""
-    size = {"batch_size": 1, "remat": "full", "loss_chunk_tokens": 64}
-    config = make_config(mesh=mesh, model=model, train=size, length=length)
+    size = {"batch_size": 1, "remat": remat, "loss_chunk_tokens": 64}
+    config = make_config(mesh=mesh, model={"num_layers": num_layers}, train=size, length=length)
     program = build_program(config, jax.devices()[: math.prod(config.mesh.sizes.values())])
     gradients = jax.jit(make_gradients(program.declared, program.mesh, program.how))
     return gradients.lower(program.state.decoder, batch_shapes(config, program.mesh)).compile(), program.mesh
@@ -106,21 +106,21 @@ def compile_model(mesh, length, **model):
 def test_ring_in_every_layer_of_a_model():
     layers, devices = 3, 4
     found = collectives(*compile_model({"context": devices, "tensor": 2}, 64, num_layers=layers))
-    # Full rematerialisation runs the forward pass twice; of the batch, only the weights are floats.
+    # Of the batch, only the weights are floats.
     forward, backward, zigzag = 2 * (devices - 1), 2 * (devices - 1) + 2 * devices, 2
     permutes = count(found, kind="collective-permute", axes=("context",), dtype="f32")
-    assert permutes == layers * (2 * forward + backward) + zigzag
+    assert permutes == layers * (forward + backward) + zigzag
     assert count(found, kind="collective-permute") == count(found, kind="collective-permute", axes=("context",))
 
 
 @pytest.mark.slow
 def test_memory_of_a_model_grows_with_tokens_per_device():
-    lengths = (4096, 16384, 65536)
-
     def temp_bytes(devices):
-        compiled = [compile_model({"context": devices}, length)[0] for length in lengths]
-        return np.asarray([c.memory_analysis().temp_size_in_bytes for c in compiled])
+        compiled = {length: compile_model({"context": devices}, length, remat="full")[0] for length in lengths}
+        return {length: c.memory_analysis().temp_size_in_bytes for length, c in compiled.items()}
 
-    one, eight = np.diff(temp_bytes(1)), np.diff(temp_bytes(8))
-    print("bytes more, from length to length:", dict(zip(lengths[1:], zip(one, eight, strict=True), strict=True)))
-    np.testing.assert_allclose(eight, one / 8, rtol=0.25)
+    lengths = (4096, 8192, 16384, 32768, 65536)
+    one, eight = temp_bytes(1), temp_bytes(8)
+    print(*(f"{length} tokens: {one[length]} bytes, on each of 8 devices {eight[length]}" for length in lengths), sep="\n")
+    # From there on, blocks of scores have their full size and are the constant part.
+    assert eight[65536] - eight[16384] < 1.1 * (one[65536] - one[16384]) / 8
