@@ -121,6 +121,7 @@ def test_memory_of_a_model_grows_with_tokens_per_device():
 
     lengths = (4096, 8192, 16384, 32768, 65536)
     one, eight = temp_bytes(1), temp_bytes(8)
-    print(*(f"{length} tokens: {one[length]} bytes, on each of 8 devices {eight[length]}" for length in lengths), sep="\n")
+    for length in lengths:
+        print(f"{length} tokens: {one[length]} bytes on one device, {eight[length]} on each of 8")
     # From there on, blocks of scores have their full size and are the constant part.
     assert eight[65536] - eight[16384] < 1.1 * (one[65536] - one[16384]) / 8
