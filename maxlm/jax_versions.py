@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 
@@ -17,3 +18,8 @@ def vary_over(array: jax.Array, axes: frozenset[str] | tuple[str, ...]) -> jax.A
     """Mark an array as varying over the axes over which it does not yet (the transpose sums over just these)."""
     missing = tuple(sorted(frozenset(axes) - varying_axes(array)))
     return lax.pcast(array, missing, to="varying") if missing else array
+
+
+def varying_zeros(shape: tuple[int, ...], *like: jax.Array) -> jax.Array:
+    """Return fp32 zeros that vary over the mesh axes that the given arrays vary over (a loop's carry must)."""
+    return vary_over(jnp.zeros(shape, jnp.float32), varying_axes(*like))

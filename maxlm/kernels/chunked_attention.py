@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from maxlm.jax_versions import vary_over, varying_axes
+from maxlm.jax_versions import varying_zeros
 from maxlm.kernels.mask import NOTHING_SEEN, Mask, visible
 
 BLOCK = 512
@@ -97,12 +97,12 @@ def backward(
             d_rows_q = d_rows_q.reshape(q_rows.shape) + _rows(d_q, row, q_block)
             return lax.dynamic_update_slice_in_dim(d_q, d_rows_q, row * q_block, axis=1), d_k, d_v
 
-        zeros = (_zeros(k_block.shape, q, k), _zeros(v_block.shape, q, v))
+        zeros = (varying_zeros(k_block.shape, q, k), varying_zeros(v_block.shape, q, v))
         first, last = _rows_that_see(index, padded_mask, q_block, kv_block, q.shape[1] // q_block)
         d_q, d_k, d_v = _loop(first, last, body, (d_q, *zeros), q.shape[1] // q_block)
         return d_q, (d_k, d_v)
 
-    d_q = _zeros(q.shape, q, k)
+    d_q = varying_zeros(q.shape, q, k)
     num_columns = k.shape[1] // kv_block
     if num_columns == 1:
         d_q, (d_k, d_v) = column(d_q, jnp.int32(0))
@@ -137,9 +137,9 @@ def _forward_row(
 
     stats = (batch, k.shape[2], num_groups, q_block)
     start = (
-        _zeros((*stats, v.shape[3]), q, k),
-        _zeros(stats, q, k) + NOTHING_SEEN,
-        _zeros(stats, q, k),
+        varying_zeros((*stats, v.shape[3]), q, k),
+        varying_zeros(stats, q, k) + NOTHING_SEEN,
+        varying_zeros(stats, q, k),
     )
     first, last = _columns_seen(row, mask, q_block, kv_block, k.shape[1] // kv_block)
     out, peak, total = _loop(first, last, body, start, k.shape[1] // kv_block)
@@ -242,8 +242,3 @@ def _grouped(x_BNT: jax.Array, num_kv_heads: int) -> jax.Array:
     """(B, N, T) -> (B, K, G, T, 1)."""
     batch, _, length = x_BNT.shape
     return x_BNT.reshape(batch, num_kv_heads, -1, length, 1)
-
-
-def _zeros(shape: tuple[int, ...], *like: jax.Array) -> jax.Array:
-    """Return fp32 zeros that vary over the mesh axes that the given arrays vary over (a loop's carry must)."""
-    return vary_over(jnp.zeros(shape, jnp.float32), varying_axes(*like))

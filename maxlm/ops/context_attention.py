@@ -14,15 +14,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from maxlm.jax_versions import varying_zeros
 from maxlm.kernels.mask import Mask
-from maxlm.ops.attention import Implementation, Partial, attention
+from maxlm.ops.attention import Gradients, Implementation, Partial, attention
 from maxlm.ops.ring_attention import RingAttention
-from maxlm.sharding.context import chunk_numbers, halves, in_order, zigzag_order
+from maxlm.sharding.context import chunk_numbers, in_order, join_chunks, split_chunks, zigzag_order
 
 
 def context_attention(
@@ -57,10 +59,14 @@ class GatheredAttention:
 
     def forward(self, q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask) -> Partial:
         """Attend from this device's queries to the keys of all devices; return out and lse as a kernel does."""
-        keys, values = _gather(k_BSKH), _gather(v_BSKH)
-        chunks = zip(halves(q_BTNH), _chunk_masks(mask), strict=True)
-        parts = [self.kernel.forward(q, keys, values, chunk_mask) for q, chunk_mask in chunks]
-        return jnp.concatenate([out for out, _ in parts], axis=1), jnp.concatenate([lse for _, lse in parts], axis=2)
+        keys, values, whole = _gather(k_BSKH), _gather(v_BSKH), _gather_keys_of(mask)
+
+        def attend(chunk: tuple[jax.Array, ...]) -> Partial:
+            q, segments, start = chunk
+            return self.kernel.forward(q, keys, values, _place(whole, segments, start))
+
+        outs, lses = lax.map(attend, (split_chunks(q_BTNH), *_places(mask)))
+        return join_chunks(outs), join_chunks(lses, axis=2)
 
     def backward(
         self,
@@ -71,16 +77,20 @@ class GatheredAttention:
         lse_BNT: jax.Array,
         d_out_BTNH: jax.Array,
         mask: Mask,
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    ) -> Gradients:
         """Return the gradients of this device's queries, keys and values."""
-        keys, values = _gather(k_BSKH), _gather(v_BSKH)
-        chunks = zip(
-            *map(halves, (q_BTNH, out_BTNH, d_out_BTNH)), halves(lse_BNT, axis=2), _chunk_masks(mask), strict=True
-        )
-        parts = [self.kernel.backward(q, keys, values, out, lse, d_out, m) for q, out, d_out, lse, m in chunks]
-        d_queries, d_keys, d_values = zip(*parts, strict=True)
-        d_k, d_v = _scatter(d_keys).astype(k_BSKH.dtype), _scatter(d_values).astype(v_BSKH.dtype)
-        return jnp.concatenate(d_queries, axis=1), d_k, d_v
+        keys, values, whole = _gather(k_BSKH), _gather(v_BSKH), _gather_keys_of(mask)
+
+        def add(sums: tuple[jax.Array, jax.Array], chunk: Any) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+            q, out, lse, d_out, segments, start = chunk
+            d_q, d_k, d_v = self.kernel.backward(q, keys, values, out, lse, d_out, _place(whole, segments, start))
+            return (sums[0] + d_k, sums[1] + d_v), d_q
+
+        zeros = varying_zeros(keys.shape, q_BTNH, keys, values), varying_zeros(values.shape, q_BTNH, keys, values)
+        chunks = split_chunks(q_BTNH), split_chunks(out_BTNH), split_chunks(lse_BNT, axis=2), split_chunks(d_out_BTNH)
+        d_whole, d_queries = lax.scan(add, zeros, (*chunks, *_places(mask)))
+        d_k, d_v = map(_scatter, d_whole)
+        return join_chunks(d_queries), d_k.astype(k_BSKH.dtype), d_v.astype(v_BSKH.dtype)
 
 
 def _ring(q, k, v, mask, sink_N, kernel):  # type: ignore[no-untyped-def]
@@ -112,19 +122,20 @@ def _gather(x_BS: jax.Array) -> jax.Array:
     return in_order(lax.all_gather(x_BS, "context", axis=1, tiled=True))
 
 
-def _scatter(parts_BS: tuple[jax.Array, ...]) -> jax.Array:
-    """Sum parts of a gradient of the whole sequence, here and over devices, in fp32; keep this device's tokens."""
-    total = sum(part.astype(jnp.float32) for part in parts_BS)
-    return lax.psum_scatter(zigzag_order(jnp.asarray(total)), "context", scatter_dimension=1, tiled=True)
+def _scatter(x_BS: jax.Array) -> jax.Array:
+    """Sum a gradient of the whole sequence over devices, keep this device's tokens."""
+    return lax.psum_scatter(zigzag_order(x_BS), "context", scatter_dimension=1, tiled=True)
 
 
-def _chunk_masks(mask: Mask) -> list[Mask]:
-    """Return what each of this device's chunks sees of the whole sequence."""
-    kv_segments = _gather(mask.kv_segments_BS)
-    chunks = zip(halves(mask.q_segments_BT), chunk_numbers(lax.axis_index("context")), strict=True)
-    return [
-        dataclasses.replace(
-            mask, q_segments_BT=segments, kv_segments_BS=kv_segments, q_start=number * segments.shape[1]
-        )
-        for segments, number in chunks
-    ]
+def _gather_keys_of(mask: Mask) -> Mask:
+    return dataclasses.replace(mask, kv_segments_BS=_gather(mask.kv_segments_BS))
+
+
+def _places(mask: Mask) -> tuple[jax.Array, jax.Array]:
+    """Return the segment ids of this device's two chunks, and the indices in the sequence at which they start."""
+    segments = split_chunks(mask.q_segments_BT)
+    return segments, jnp.stack(chunk_numbers(lax.axis_index("context"))) * segments.shape[2]
+
+
+def _place(mask: Mask, q_segments_BT: jax.Array, q_start: jax.Array) -> Mask:
+    return dataclasses.replace(mask, q_segments_BT=q_segments_BT, q_start=q_start)

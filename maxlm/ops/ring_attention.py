@@ -18,34 +18,25 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from maxlm.jax_versions import vary_over, varying_axes
+from maxlm.jax_versions import varying_zeros
 from maxlm.kernels.mask import NOTHING_SEEN, Mask
-from maxlm.ops.attention import Implementation, merge_partial
-from maxlm.sharding.context import chunk_numbers, halves
+from maxlm.ops.attention import Gradients, Implementation, Partial, merge_partial
+from maxlm.sharding.context import chunk_numbers, join_chunks, split_chunks
 
 
 class _Block(NamedTuple):
-    """What travels: keys and values of one device's two chunks, and their documents."""
+    """What travels: keys, values and documents of one device's chunks, which are the leading dimension of 2."""
 
-    k_BSKH: jax.Array
-    v_BSKH: jax.Array
-    segments_BS: jax.Array
-
-
-class _Pair(NamedTuple):
-    """A chunk of queries and a chunk of keys: which half of the device's tokens each is, who sees whom, if anyone."""
-
-    query: int
-    key: int
-    mask: Mask
-    meet: jax.Array
+    keys: jax.Array
+    values: jax.Array
+    segments: jax.Array
 
 
 # visit(hops, block, carry) -> (carry, gradients of the block): work on the block of the device so many hops back.
@@ -58,30 +49,26 @@ class RingAttention:
 
     kernel: Implementation
 
-    def forward(
-        self, q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask
-    ) -> tuple[jax.Array, jax.Array]:
+    def forward(self, q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask) -> Partial:
         """Attend from this device's queries to the keys of all devices; return out and lse as a kernel does."""
-        home = _Block(k_BSKH, v_BSKH, mask.kv_segments_BS)
-        queries = halves(q_BTNH)
+        # Ties the mask to data that depends on parameters: autodiff would otherwise compute all pairs' masks ahead, as
+        # these depend on nothing that is differentiated, and keep them, T^2 / c of them.
+        q_BTNH, mask = lax.optimization_barrier((q_BTNH, mask))
+        queries, home = split_chunks(q_BTNH), _home(k_BSKH, v_BSKH, mask)
 
-        def visit(hops: jax.Array | int, block: _Block, results: list[Any]) -> tuple[list[Any], Any]:
-            keys, values = halves(block.k_BSKH), halves(block.v_BSKH)
-            for query, key, pair_mask, meet in _pairs(hops, block, mask):
+        def visit(hops: jax.Array | int, block: _Block, results: Partial) -> tuple[Partial, tuple[()]]:
+            def attend(results: Partial, query: jax.Array, key: jax.Array, pair_mask: Mask) -> Partial:
+                part = self.kernel.forward(queries[query], block.keys[key], block.values[key], pair_mask)
+                out, lse = merge_partial((results[0][query], results[1][query]), part)
+                return results[0].at[query].set(out), results[1].at[query].set(lse)
 
-                def attend(result: Any, operands: tuple[Any, ...]) -> Any:
-                    return merge_partial(result, self.kernel.forward(*operands))
+            return _for_pairs_that_meet(attend, results, hops, block, mask), ()
 
-                operands = (queries[query], keys[key], values[key], pair_mask)
-                results[query] = lax.cond(meet, attend, _unchanged, results[query], operands)
-            return results, ()
-
-        batch, length, num_heads, _ = queries[0].shape
-        out = _zeros((batch, length, num_heads, v_BSKH.shape[3]), q_BTNH, *home)
-        lse = _zeros((batch, num_heads, length), q_BTNH, *home) + NOTHING_SEEN
-        results, _ = _visit_all(home, mask, visit, [(out, lse), (out, lse)])
-        outs, lses = zip(*results, strict=True)
-        return jnp.concatenate(outs, axis=1).astype(q_BTNH.dtype), jnp.concatenate(lses, axis=2)
+        _, batch, length, num_heads, _ = queries.shape
+        outs = varying_zeros((2, batch, length, num_heads, v_BSKH.shape[3]), q_BTNH, *home)
+        lses = varying_zeros((2, batch, num_heads, length), q_BTNH, *home) + NOTHING_SEEN
+        (outs, lses), _ = _visit_all(home, mask, visit, (outs, lses))
+        return join_chunks(outs).astype(q_BTNH.dtype), join_chunks(lses, axis=2)
 
     def backward(
         self,
@@ -92,40 +79,37 @@ class RingAttention:
         lse_BNT: jax.Array,
         d_out_BTNH: jax.Array,
         mask: Mask,
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    ) -> Gradients:
         """Return the gradients of this device's queries, keys and values.
 
         Given the lse of the whole softmax, a kernel's backward pass over some of the keys yields their part of it.
         """
-        home = _Block(k_BSKH, v_BSKH, mask.kv_segments_BS)
-        given = list(zip(*map(halves, (q_BTNH, out_BTNH)), halves(lse_BNT, axis=2), halves(d_out_BTNH), strict=True))
+        queries, home = split_chunks(q_BTNH), _home(k_BSKH, v_BSKH, mask)
+        outs, lses, d_outs = split_chunks(out_BTNH), split_chunks(lse_BNT, axis=2), split_chunks(d_out_BTNH)
 
-        def visit(hops: jax.Array | int, block: _Block, d_queries: list[Any]) -> tuple[list[Any], Any]:
-            blocks = list(zip(halves(block.k_BSKH), halves(block.v_BSKH), strict=True))
-            d_blocks = [tuple(_zeros(x.shape, q_BTNH, *home) for x in half) for half in blocks]
-            for query, key, pair_mask, meet in _pairs(hops, block, mask):
+        def visit(hops: jax.Array | int, block: _Block, d_queries: jax.Array) -> tuple[jax.Array, Any]:
+            def add(sums: Gradients, query: jax.Array, key: jax.Array, pair_mask: Mask) -> Gradients:
+                given = queries[query], block.keys[key], block.values[key], outs[query], lses[query], d_outs[query]
+                d_q, d_k, d_v = self.kernel.backward(*given, pair_mask)
+                return sums[0].at[query].add(d_q), sums[1].at[key].add(d_k), sums[2].at[key].add(d_v)
 
-                def add(sums: Any, operands: tuple[Any, ...]) -> Any:
-                    (q, out, lse, d_out), (k, v), pair_mask = operands
-                    parts = self.kernel.backward(q, k, v, out, lse, d_out, pair_mask)
-                    return jax.tree.map(lambda total, part: total + part.astype(total.dtype), sums, parts)
+            d_keys, d_values = (varying_zeros(x.shape, q_BTNH, *home) for x in (block.keys, block.values))
+            sums = _for_pairs_that_meet(add, (d_queries, d_keys, d_values), hops, block, mask)
+            return sums[0], sums[1:]
 
-                sums = (d_queries[query], *d_blocks[key])
-                operands = (given[query], blocks[key], pair_mask)
-                d_queries[query], *d_block = lax.cond(meet, add, _unchanged, sums, operands)
-                d_blocks[key] = tuple(d_block)
-            return d_queries, tuple(jnp.concatenate(chunks, axis=1) for chunks in zip(*d_blocks, strict=True))
-
-        d_query = _zeros(given[0][0].shape, q_BTNH, *home)
-        d_queries, (d_k, d_v) = _visit_all(home, mask, visit, [d_query, d_query])
-        d_q = jnp.concatenate(d_queries, axis=1)
+        d_queries, (d_keys, d_values) = _visit_all(home, mask, visit, varying_zeros(queries.shape, q_BTNH, *home))
+        d_q, d_k, d_v = map(join_chunks, (d_queries, d_keys, d_values))
         return d_q.astype(q_BTNH.dtype), d_k.astype(k_BSKH.dtype), d_v.astype(v_BSKH.dtype)
+
+
+def _home(k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask) -> _Block:
+    return _Block(split_chunks(k_BSKH), split_chunks(v_BSKH), split_chunks(mask.kv_segments_BS))
 
 
 def _visit_all(home: _Block, mask: Mask, visit: _Visit, carry: Any) -> tuple[Any, Any]:
     """Work on this device's block, then on the others; return the carry and the gradients of this device's block."""
     carry, d_home = visit(0, home, carry)
-    for direction, length in _journeys(mask, home.k_BSKH.shape[1] // 2):
+    for direction, length in _journeys(mask, home.segments.shape[2]):
         carry, d_home = _travel(home, d_home, visit, carry, direction=direction, length=length)
     return carry, d_home
 
@@ -163,26 +147,32 @@ def _reach(mask: Mask, chunk: int) -> int | None:
     return -(-(mask.window - 1) // chunk) if mask.causal and mask.window is not None else None
 
 
-def _pairs(hops: jax.Array | int, block: _Block, mask: Mask) -> Iterator[_Pair]:
-    """Yield the pairs of this device's queries and the keys that came so many hops."""
-    device = lax.axis_index("context")
-    q_segments, kv_segments = halves(mask.q_segments_BT), halves(block.segments_BS)
-    chunk, reach = kv_segments[0].shape[1], _reach(mask, kv_segments[0].shape[1])
-    for query, q_number in enumerate(chunk_numbers(device)):
-        for key, kv_number in enumerate(chunk_numbers((device - hops) % lax.axis_size("context"))):
-            if mask.causal and key > query:
-                continue  # every late chunk is after every early one
-            meet = _share_documents(q_segments[query], kv_segments[key])
-            meet &= kv_number <= q_number if mask.causal else True
-            meet &= q_number - kv_number <= reach if reach is not None else True
-            pair_mask = dataclasses.replace(
-                mask,
-                q_segments_BT=q_segments[query],
-                kv_segments_BS=kv_segments[key],
-                q_start=q_number * chunk,
-                kv_start=kv_number * chunk,
-            )
-            yield _Pair(query, key, pair_mask, meet)
+def _for_pairs_that_meet(work: Callable[..., Any], carry: Any, hops: jax.Array | int, block: _Block, mask: Mask) -> Any:
+    """Run carry = work(carry, query, key, mask) for each chunk of queries, 0 or 1, and of keys that it can see."""
+    device, chunk, reach = lax.axis_index("context"), block.segments.shape[2], _reach(mask, block.segments.shape[2])
+    q_segments = split_chunks(mask.q_segments_BT)
+    q_numbers = jnp.stack(chunk_numbers(device))
+    kv_numbers = jnp.stack(chunk_numbers((device - hops) % lax.axis_size("context")))
+
+    def step(carry: Any, pair: jax.Array) -> tuple[Any, None]:
+        query, key = pair
+        chunks_back = q_numbers[query] - kv_numbers[key]
+        meet = _share_documents(q_segments[query], block.segments[key])
+        meet &= chunks_back >= 0 if mask.causal else True
+        meet &= chunks_back <= reach if reach is not None else True
+        pair_mask = dataclasses.replace(
+            mask,
+            q_segments_BT=q_segments[query],
+            kv_segments_BS=block.segments[key],
+            q_start=q_numbers[query] * chunk,
+            kv_start=kv_numbers[key] * chunk,
+        )
+        return lax.cond(meet, work, lambda carry, *_: carry, carry, query, key, pair_mask), None
+
+    # No early queries with late keys if causal: every late chunk is after every early one. A loop, so that the program
+    # contains the kernel once.
+    pairs = [(0, 0), (1, 0), (1, 1)] if mask.causal else [(0, 0), (0, 1), (1, 0), (1, 1)]
+    return lax.scan(step, carry, jnp.asarray(pairs, jnp.int32))[0]
 
 
 def _share_documents(q_segments_BT: jax.Array, kv_segments_BS: jax.Array) -> jax.Array:
@@ -201,8 +191,3 @@ def _send(tree: Any, hops: int) -> Any:
 
 def _unchanged(state: Any, _: Any) -> Any:
     return state
-
-
-def _zeros(shape: tuple[int, ...], *like: jax.Array) -> jax.Array:
-    """Return fp32 zeros that vary over the mesh axes that the given arrays vary over (a loop's carry must)."""
-    return vary_over(jnp.zeros(shape, jnp.float32), varying_axes(*like))

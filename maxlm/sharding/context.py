@@ -21,7 +21,7 @@ def zigzag(x_BT: jax.Array) -> jax.Array:
     devices = lax.axis_size("context")
     if devices == 1:
         return x_BT
-    even, odd = halves(x_BT)
+    even, odd = split_chunks(x_BT)
     even = lax.ppermute(even, "context", [(i, _holder(2 * i, devices)) for i in range(devices)])
     odd = lax.ppermute(odd, "context", [(i, _holder(2 * i + 1, devices)) for i in range(devices)])
     # Of chunks i and 2c - 1 - i one is even and one is odd.
@@ -34,9 +34,14 @@ def chunk_numbers(device: jax.Array) -> tuple[jax.Array, jax.Array]:
     return device, 2 * lax.axis_size("context") - 1 - device
 
 
-def halves(x_BT: jax.Array, axis: int = 1) -> list[jax.Array]:
-    """Split an array of this device's tokens into its early and its late chunk."""
-    return jnp.split(x_BT, 2, axis=axis)
+def split_chunks(x_BT: jax.Array, axis: int = 1) -> jax.Array:
+    """Put this device's early and its late chunk side by side: (B, T, ...) -> (2, B, T / 2, ...)."""
+    return jnp.stack(jnp.split(x_BT, 2, axis=axis))
+
+
+def join_chunks(x_2BT: jax.Array, axis: int = 1) -> jax.Array:
+    """Undo `split_chunks`."""
+    return jnp.concatenate([x_2BT[0], x_2BT[1]], axis=axis)
 
 
 def in_order(x_BS: jax.Array) -> jax.Array:

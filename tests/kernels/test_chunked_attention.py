@@ -1,5 +1,7 @@
 """The plain attention against softmax written out in fp64, over every combination of what a mask can say."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,12 +16,13 @@ from maxlm.ops.attention import IMPLEMENTATIONS, attention
 CHUNKED = IMPLEMENTATIONS["chunked"]
 
 
-def oracle(q, k, v, mask):
+def oracle(q, k, v, mask, softcap=None):
     """fp64 out and its gradient for d_out = out, by autodiff-free formulas."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     groups = q.shape[2] // k.shape[2]
     k, v = np.repeat(k, groups, axis=2), np.repeat(v, groups, axis=2)
     scores = np.einsum("btnh,bsnh->bnts", q, k) / np.sqrt(q.shape[3])
+    scores = softcap * np.tanh(scores / softcap) if softcap else scores
     q_index = int(mask.q_start) + np.arange(q.shape[1])
     kv_index = int(mask.kv_start) + np.arange(k.shape[1])
     distance = q_index[:, None] - kv_index[None, :]
@@ -64,22 +67,26 @@ def make(
     v_dim=st.sampled_from([8, 12]),
     window=st.sampled_from([None, 1, 3, 9]),
     causal=st.booleans(),
+    softcap=st.sampled_from([None, 0.7]),
 )
-def test_equals_fp64_softmax(seed, length, block, heads, v_dim, window, causal):
+def test_equals_fp64_softmax(seed, length, block, heads, v_dim, window, causal, softcap):
     q, k, v, mask = make(
         seed, length=length, heads=heads[0], kv_heads=heads[1], v_dim=v_dim, window=window, causal=causal
     )
+    kernel = CHUNKED.with_softcap(softcap)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunked_attention, "BLOCK", block)
-        out, lse = jax.jit(chunked_attention.forward)(q, k, v, mask)
-        want_out, want_lse, p = oracle(q, k, v, mask)
+        out, lse = jax.jit(kernel.forward)(q, k, v, mask)
+        want_out, want_lse, p = oracle(q, k, v, mask, softcap)
         np.testing.assert_allclose(out, want_out, rtol=2e-5, atol=2e-6)
         np.testing.assert_allclose(lse, want_lse, rtol=2e-5, atol=2e-6)
-        d_q, d_k, d_v = jax.jit(chunked_attention.backward)(q, k, v, out, lse, out, mask)
+        d_q, d_k, d_v = jax.jit(kernel.backward)(q, k, v, out, lse, out, mask)
     groups = heads[0] // heads[1]
     q64, k64, v64 = (np.asarray(x, np.float64) for x in (q, np.repeat(k, groups, 2), np.repeat(v, groups, 2)))
     d_p = np.einsum("btnh,bsnh->bnts", want_out, v64)
     d_s = p * (d_p - (want_out * want_out).sum(-1).transpose(0, 2, 1)[..., None]) / np.sqrt(q.shape[3])
+    if softcap:
+        d_s /= np.cosh(np.einsum("btnh,bsnh->bnts", q64, k64) / np.sqrt(q.shape[3]) / softcap) ** 2
 
     def per_kv_head(x):
         return x.reshape(*x.shape[:2], heads[1], groups, -1).sum(3)
@@ -129,3 +136,22 @@ def test_memory_grows_linearly_with_length():
 
     short, long = temp_bytes(4096), temp_bytes(16384)
     assert long < 5 * short  # quadratic would be 16 times
+
+
+def test_a_sink_is_one_more_key_of_value_zero():
+    q, k, v, mask = make(3, batch=1, length=6, kv_heads=4)
+    ones = jnp.ones((1, 6), jnp.int32)
+    mask = dataclasses.replace(mask, q_segments_BT=ones, kv_segments_BS=ones)
+    sink = jnp.asarray([-1.0, 0.0, 1.0, 3.0])
+
+    def plain(q, k, v, sink):
+        scores = jnp.einsum("btnh,bsnh->bnts", q, k) / np.sqrt(q.shape[3])
+        scores = jnp.where(jnp.tril(jnp.ones((6, 6), bool)), scores, -jnp.inf)
+        with_sink = jnp.concatenate([scores, jnp.broadcast_to(sink[:, None, None], (1, 4, 6, 1))], axis=3)
+        return jnp.einsum("bnts,bsnh->btnh", jax.nn.softmax(with_sink)[..., :-1], v)
+
+    out, pullback = jax.vjp(lambda q, k, v, sink: attention(q, k, v, mask, sink, CHUNKED), q, k, v, sink)
+    want, want_pullback = jax.vjp(plain, q, k, v, sink)
+    np.testing.assert_allclose(out, want, rtol=1e-5, atol=1e-6)
+    for got, wanted in zip(pullback(out), want_pullback(want), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)

@@ -15,7 +15,7 @@ from maxlm.jax_versions import vary_over
 from maxlm.kernels.mask import Mask
 from maxlm.ops.attention import IMPLEMENTATIONS, attention
 from maxlm.ops.context_attention import KINDS, context_attention
-from maxlm.sharding.context import chunk_numbers, halves, in_order, zigzag, zigzag_order
+from maxlm.sharding.context import chunk_numbers, in_order, split_chunks, zigzag, zigzag_order
 from maxlm.sharding.mesh import build_mesh
 
 CHUNKED = IMPLEMENTATIONS["chunked"]
@@ -123,7 +123,7 @@ def test_zigzag_gives_each_device_an_early_and_a_late_chunk(devices):
     def check(index):
         mine = zigzag(index)
         places = [2 * number + jnp.arange(2) for number in chunk_numbers(jax.lax.axis_index("context"))]
-        right = [jnp.all(half == place) for half, place in zip(halves(mine), places, strict=True)]
+        right = [jnp.all(half == place) for half, place in zip(split_chunks(mine), places, strict=True)]
         gathered = jax.lax.all_gather(mine, "context", axis=1, tiled=True)
         right += [jnp.all(jnp.diff(in_order(gathered)) == 1), jnp.all(zigzag_order(in_order(gathered)) == gathered)]
         return jnp.stack(right)[None]

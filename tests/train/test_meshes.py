@@ -1,16 +1,26 @@
 """Losses, gradients and token hash do not depend on the mesh, on when parameters are gathered, or on microbatches."""
 
 import functools
+import itertools
 import math
 
+import jax
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from maxlm.config.schema import MESH_AXES
-from tests.train.program import assert_same, make_config, run
+from maxlm.sharding.mesh import batch_sharding
+from maxlm.train.setup import build_program, compile_losses
+from maxlm.train.state import create_state
+from tests.train.program import assert_same, make_batch, make_config, run
 
 MESHES = [{"data": 8}, {"fsdp": 8}, {"tensor": 8}, {"data": 2, "fsdp": 2, "tensor": 2}]
+
+
+def mesh_name(mesh):
+    return "_".join(f"{axis}{size}" for axis, size in mesh.items() if size != 1)
 
 
 @functools.cache
@@ -19,7 +29,7 @@ def one_device():
 
 
 @pytest.mark.parametrize("gather", ["layer", "microbatch", "step"])
-@pytest.mark.parametrize("mesh", MESHES, ids=lambda mesh: "_".join(f"{a}{n}" for a, n in mesh.items()))
+@pytest.mark.parametrize("mesh", MESHES, ids=mesh_name)
 def test_same_on_every_mesh(mesh, gather):
     # Two microbatches on the meshes, one on the single device: they must not matter either.
     assert_same(run(make_config(mesh=mesh, train={"gather": gather, "microbatches": 2})), one_device())
@@ -30,10 +40,74 @@ def test_same_with_rematerialisation(remat):
     assert_same(run(make_config(mesh={"fsdp": 2, "tensor": 2}, train={"remat": remat})), one_device())
 
 
+CONTEXT_MODEL = {
+    "pattern": [
+        {"mixer": {"kind": "attention", "window": 5, "sinks": True, "bias": "qkv"}},
+        {"mixer": {"kind": "attention", "softcap": 2.0, "qk_norm": "rmsnorm"}},
+    ],
+    "position": {"kind": "learned", "max_length": 32},
+}
+CONTEXT_MESHES = [
+    {"context": 8},
+    {"context": 4, "tensor": 2, "context_kind": "ulysses"},
+    {"data": 2, "fsdp": 2, "context": 2, "context_kind": "all_gather"},
+]
+WIDE_CONTEXT_MESHES = [
+    {**dict(zip(("data", "fsdp", "context", "tensor"), sizes, strict=True)), "context_kind": kind}
+    for sizes in itertools.product((1, 2, 4), (1, 2, 4), (2, 4, 8), (1, 2, 4))
+    if math.prod(sizes) in (2, 8)
+    for kind in ("ring", "all_gather", "ulysses")
+]
+
+
+@functools.cache
+def one_device_with_every_feature():
+    return run(make_config(model=CONTEXT_MODEL, length=32))
+
+
+def check_context(mesh, **train):
+    got = run(make_config(model=CONTEXT_MODEL, mesh=mesh, train=train, length=32))
+    assert_same(got, one_device_with_every_feature())
+
+
+@pytest.mark.parametrize("mesh", CONTEXT_MESHES, ids=mesh_name)
+def test_same_on_a_split_sequence(mesh):
+    check_context(mesh, microbatches=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", WIDE_CONTEXT_MESHES, ids=mesh_name)
+def test_same_on_every_split_sequence(mesh):
+    check_context(mesh)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["full", {"names": ["attention_out", "attention_lse"]}])
+@pytest.mark.parametrize("gather", ["layer", "microbatch", "step"])
+def test_same_on_a_split_sequence_with_rematerialisation(gather, remat):
+    check_context({"fsdp": 2, "context": 2, "tensor": 2}, gather=gather, remat=remat, microbatches=2)
+
+
+def test_same_evaluation_on_a_split_sequence():
+    def sums(mesh):
+        config = make_config(model=CONTEXT_MODEL, mesh=mesh, length=32)
+        program = build_program(config, jax.devices()[: math.prod(config.mesh.sizes.values())])
+        state = create_state(program.declared, program.optimizer, program.mesh, seed=0)
+        batch = jax.device_put(make_batch(config, 0), batch_sharding(program.mesh))
+        return jax.device_get(compile_losses(program)(state.decoder, batch))
+
+    got, want = sums({"context": 4, "tensor": 2}), sums({})
+    np.testing.assert_allclose([got.nats, got.weight], [want.nats, want.weight], rtol=1e-5)
+    assert got.target_bytes == want.target_bytes
+    np.testing.assert_array_equal(got.token_hash, want.token_hash)
+
+
 MIXERS = st.fixed_dictionaries(
     {
         "kind": st.just("attention"),
         "window": st.sampled_from([None, 5]),
+        "softcap": st.sampled_from([None, 2.0]),
+        "sinks": st.booleans(),
         "qk_norm": st.sampled_from(["none", "rmsnorm"]),
         "bias": st.sampled_from(["none", "qkv", "all"]),
     }
@@ -71,6 +145,8 @@ SMALL_MESHES = st.sampled_from(
             (4, 1, 1, 1, 1, 2),
             (2, 1, 4, 1, 1, 1),
             (1, 1, 1, 1, 1, 2),
+            (1, 1, 2, 1, 2, 2),
+            (1, 1, 1, 1, 4, 2),
         ]
     ]
 )
