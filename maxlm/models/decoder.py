@@ -9,12 +9,15 @@ from flax import nnx
 
 from maxlm.config.schema import ModelConfig
 from maxlm.layers.attention import Cache
+from maxlm.layers.block import Block
 from maxlm.layers.embedding import Embedding, Head
+from maxlm.layers.moe import balance_loss, rebalanced_bias
 from maxlm.layers.norm import build_norm
 from maxlm.layers.sequence import SequenceInfo
-from maxlm.layers.stack import Remat, build_stack, decode_stack, run_stack
+from maxlm.layers.stack import Remat, Stats, build_prefix, build_stack, decode_stack, run_stack
 from maxlm.ops.rope import rotation
 from maxlm.sharding.fsdp import cast, gather
+from maxlm.sharding.parameters import with_value
 
 
 class Decoder(nnx.Module):
@@ -25,6 +28,8 @@ class Decoder(nnx.Module):
 
     def __init__(self, model: ModelConfig):
         self.embedding = Embedding(model)
+        if model.prefix:
+            self.prefix = build_prefix(model)
         self.stack = build_stack(model)
         self.norm = build_norm(model.norm, model.embed_dim)
         if not model.tie_embeddings:
@@ -39,8 +44,8 @@ class Decoder(nnx.Module):
 
     def hidden(
         self, tokens_BT: jax.Array, info: SequenceInfo, *, gather_layers: bool, remat: Remat, compute_dtype: Any
-    ) -> jax.Array:
-        """Return normalised last hidden states, (B, T / tensor, D).
+    ) -> tuple[jax.Array, Stats]:
+        """Return normalised last hidden states, (B, T / tensor, D), and what the routers did.
 
         The embedding and the final norm are whole already. Where `gather_layers` is set the stack holds shards, cast
         and gathered block by block; otherwise it is whole too.
@@ -49,15 +54,32 @@ class Decoder(nnx.Module):
             x_BTD = self.embedding(tokens_BT, info).astype(compute_dtype)
         gather_group = (lambda group: gather(cast(group, compute_dtype))) if gather_layers else None
         with jax.named_scope("stack"):
-            x_BTD = run_stack(self.stack, x_BTD, info, gather=gather_group, remat=remat)
-        return self.norm(x_BTD)
+            x_BTD, stats = run_stack(self._prefix(), self.stack, x_BTD, info, gather=gather_group, remat=remat)
+        return self.norm(x_BTD), stats
+
+    def balance_loss(self, stats: Stats) -> jax.Array | float:
+        """Return this device's part of what the routers' imbalance costs; see `maxlm.layers.moe.balance_loss`."""
+        routers = zip(stats, self.model.pattern, strict=True)
+        return sum(balance_loss(router, block.ffn) for router, block in routers if router is not None)
+
+    def rebalanced(self, before: Decoder, stats: Stats) -> Decoder:
+        """Return the decoder with the router biases of `before`, moved against the loads of a step.
+
+        They are state, not weights: whatever an optimizer did to them is undone.
+        """
+        copy: Decoder = jax.tree.map(lambda leaf: leaf, self)
+        for new, old, router, block in zip(copy.stack, before.stack, stats, self.model.pattern, strict=True):
+            if router is not None and block.ffn.balance.bias_update:
+                bias_LE = rebalanced_bias(old.ffn.router_bias[...], router.load_E, block.ffn)
+                new.ffn.router_bias = with_value(new.ffn.router_bias, bias_LE)
+        return copy
 
     def decode(
         self, tokens_BT: jax.Array, info: SequenceInfo, caches: list[Cache], start: jax.Array
     ) -> tuple[jax.Array, list[Cache]]:
         """Return normalised last hidden states of the newest tokens, (B, T, D); see `Attention.decode`."""
         x_BTD = self.embedding(tokens_BT, info)
-        x_BTD, caches = decode_stack(self.stack, x_BTD, info, caches, start)
+        x_BTD, caches = decode_stack(self._prefix(), self.stack, x_BTD, info, caches, start)
         return self.norm(x_BTD), caches
 
     def whole_outside_stack(self, compute_dtype: Any) -> Decoder:
@@ -68,6 +90,9 @@ class Decoder(nnx.Module):
         if not self.model.tie_embeddings:
             copy.head = gather(cast(self.head, compute_dtype))
         return copy
+
+    def _prefix(self) -> nnx.List[Block]:
+        return self.prefix if self.model.prefix else nnx.List([])
 
     def output_DV(self) -> jax.Array:
         """Return this device's columns of the output projection."""

@@ -13,17 +13,16 @@ from jax.sharding import PartitionSpec as P
 
 from maxlm.config.schema import RunConfig
 from maxlm.data.token_hash import batch_hash
-from maxlm.layers.stack import Remat
+from maxlm.layers.moe import ROUTER_AXES
+from maxlm.layers.stack import Remat, Stats
 from maxlm.models.decoder import Decoder
 from maxlm.ops.cross_entropy import LossOptions, cross_entropy
 from maxlm.sharding.fsdp import cast, gather, vary, zeros_like_fp32
-from maxlm.sharding.mesh import BATCH_AXES, BATCH_SPEC
+from maxlm.sharding.mesh import BATCH_AXES, BATCH_SPEC, TOKEN_AXES
 from maxlm.sharding.parameters import map_parameters, partition_specs
 from maxlm.sharding.tensor import enter
 
 Batch = dict[str, jax.Array]
-TOKEN_AXES = (*BATCH_AXES, "context")
-"""Axes over which devices hold different tokens."""
 
 
 class Numerics(NamedTuple):
@@ -41,11 +40,12 @@ class Sums(NamedTuple):
     """Sums over the whole batch, the same on every device.
 
     Attributes:
-      objective: what is differentiated, per token that counts: cross entropy, z-loss, smoothing.
+      objective: what is differentiated, per token that counts: cross entropy, z-loss, smoothing; and balance losses.
       nats: plain cross entropy of all tokens that count.
       weight: number of tokens that count.
       target_bytes: bytes of text these tokens stand for.
       token_hash: uint32[2] of the tokens, independent of how they were split.
+      routers: what the routers of each block of the pattern did, layers first; empty after a mere forward pass.
     """
 
     objective: jax.Array
@@ -53,6 +53,10 @@ class Sums(NamedTuple):
     weight: jax.Array
     target_bytes: jax.Array
     token_hash: jax.Array
+    routers: Stats
+
+
+_SUMS_SPECS = Sums(P(), P(), P(), P(), P(), routers=P("stage"))  # type: ignore[arg-type]
 
 
 def numerics(config: RunConfig, attention_kernel: str, platform: str) -> Numerics:
@@ -71,20 +75,23 @@ def make_gradients(declared: Decoder, mesh: Mesh, how: Numerics) -> Callable[[De
         weight = lax.psum(batch["weights"].sum(), TOKEN_AXES)
         share = 1.0 / jnp.maximum(weight, 1.0)
 
-        def microbatch(gradients: Decoder, piece: Batch) -> tuple[Decoder, tuple[jax.Array, jax.Array]]:
-            def loss(held: Decoder) -> tuple[jax.Array, jax.Array]:
-                objective, nats = _token_losses(_at_microbatch(held, how), piece, how)
-                return objective * share, nats
+        def microbatch(gradients: Decoder, piece: Batch) -> tuple[Decoder, tuple[jax.Array, jax.Array, Stats]]:
+            def loss(held: Decoder) -> tuple[jax.Array, tuple[jax.Array, Stats]]:
+                objective, nats, routers = _token_losses(_at_microbatch(held, how), piece, how)
+                return objective * share + declared.balance_loss(routers) / how.microbatches, (nats, routers)
 
-            (objective, nats), piece_gradients = jax.value_and_grad(loss, has_aux=True)(held)
-            return jax.tree.map(jnp.add, gradients, piece_gradients), (objective, nats)
+            (objective, (nats, routers)), piece_gradients = jax.value_and_grad(loss, has_aux=True)(held)
+            return jax.tree.map(jnp.add, gradients, piece_gradients), (objective, nats, routers)
 
         held = _at_step(decoder, how)
-        gradients, (objectives, nats) = lax.scan(microbatch, zeros_like_fp32(held), _pieces(batch, how.microbatches))
+        gradients, (objectives, nats, routers) = lax.scan(
+            microbatch, zeros_like_fp32(held), _pieces(batch, how.microbatches)
+        )
         sums = _sums(batch, objectives.sum(), nats.sum(), weight)
-        return _transpose_at_step(decoder, gradients, how), sums
+        routers = jax.tree.map(lambda x: lax.psum(x.sum(axis=0), ROUTER_AXES), routers)
+        return _transpose_at_step(decoder, gradients, how), sums._replace(routers=routers)
 
-    return jax.shard_map(program, mesh=mesh, in_specs=(specs, BATCH_SPEC), out_specs=(specs, P()))
+    return jax.shard_map(program, mesh=mesh, in_specs=(specs, BATCH_SPEC), out_specs=(specs, _SUMS_SPECS))
 
 
 def make_losses(declared: Decoder, mesh: Mesh, how: Numerics) -> Callable[[Decoder, Batch], Sums]:
@@ -94,7 +101,7 @@ def make_losses(declared: Decoder, mesh: Mesh, how: Numerics) -> Callable[[Decod
         held = _at_step(decoder, how)
 
         def microbatch(_: None, piece: Batch) -> tuple[None, tuple[jax.Array, jax.Array]]:
-            return None, _token_losses(_at_microbatch(held, how), piece, how)
+            return None, _token_losses(_at_microbatch(held, how), piece, how)[:2]
 
         _, (objectives, nats) = lax.scan(microbatch, None, _pieces(batch, how.microbatches))
         weight = lax.psum(batch["weights"].sum(), TOKEN_AXES)
@@ -129,21 +136,24 @@ def _transpose_at_step(decoder: Decoder, gradients: Decoder, how: Numerics) -> D
     return map_parameters(lambda gradient: gradient, reduced)
 
 
-def _token_losses(decoder: Decoder, batch: Batch, how: Numerics) -> tuple[jax.Array, jax.Array]:
-    """Return (objective, nats) summed over this device's tokens."""
+def _token_losses(decoder: Decoder, batch: Batch, how: Numerics) -> tuple[jax.Array, jax.Array, Stats]:
+    """Return (objective, nats) summed over this device's tokens, and what its routers did with them."""
     info = decoder.sequence_info(batch["positions"], batch["segment_ids"], how.attention_kernel)
-    x_BTD = decoder.hidden(
+    x_BTD, routers = decoder.hidden(
         batch["tokens"], info, gather_layers=how.gather == "layer", remat=how.remat, compute_dtype=how.compute_dtype
     )
     with jax.named_scope("loss"):
         x_TD = enter(x_BTD).reshape(-1, x_BTD.shape[-1])
         targets_T, weights_T = batch["targets"].reshape(-1), batch["weights"].reshape(-1)
-        return cross_entropy(x_TD, decoder.output_DV(), targets_T, weights_T, how.loss)
+        return *cross_entropy(x_TD, decoder.output_DV(), targets_T, weights_T, how.loss), routers
 
 
 def _pieces(batch: Batch, microbatches: int) -> Batch:
-    """Split this device's sequences into microbatches: (B, T) -> (M, B / M, T)."""
-    return {name: array.reshape(microbatches, -1, array.shape[1]) for name, array in batch.items()}
+    """Split this device's sequences into microbatches: (B, T) -> (M, B / M, T).
+
+    Every M-th sequence, so that the microbatches of all devices together are the same ones on every mesh.
+    """
+    return {name: array.reshape(-1, microbatches, array.shape[1]).swapaxes(0, 1) for name, array in batch.items()}
 
 
 def _sums(batch: Batch, objective: jax.Array, nats: jax.Array, weight: jax.Array) -> Sums:
@@ -161,4 +171,5 @@ def _sums(batch: Batch, objective: jax.Array, nats: jax.Array, weight: jax.Array
         weight=weight,
         target_bytes=lax.psum(counted_bytes, TOKEN_AXES),
         token_hash=lax.psum(partial_hash, TOKEN_AXES),
+        routers=[],
     )

@@ -45,7 +45,8 @@ def make_train_step(
         rate = learning_rate(state.step)
         directions, slots = optimizer.update(gradients, state.optimizer, state.decoder)
         updates = jax.tree.map(lambda direction: -rate * direction, directions)
-        new = (optax.apply_updates(state.decoder, updates), slots)
+        moved: Decoder = optax.apply_updates(state.decoder, updates)
+        new = (moved.rebalanced(state.decoder, sums.routers), slots)
         decoder, slots = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old), new, (state.decoder, state.optimizer)
         )
