@@ -9,10 +9,10 @@ from dataclasses import replace
 from typing import Any
 
 from maxlm.config.errors import ConfigError, Problem
-from maxlm.config.schema import LearnedPosition, MeshConfig, RopePosition, RunConfig
+from maxlm.config.schema import LearnedPosition, MeshConfig, MoeConfig, RopePosition, RunConfig
 
 # Lifted one by one as these kinds of parallelism arrive.
-_NOT_YET = {"stage": "pipeline parallelism", "expert": "expert parallelism", "context": "context parallelism"}
+_NOT_YET = {"stage": "pipeline parallelism", "context": "context parallelism"}
 
 
 def find_problems(valid: Mapping[str, Any]) -> list[Problem]:
@@ -128,8 +128,66 @@ def _sequence_on_mesh(config: RunConfig) -> Iterator[Problem]:
 
 
 def _pattern(config: RunConfig) -> Iterator[Problem]:
-    length = len(config.model.pattern)
-    yield from _divisible("model.num_layers", config.model.num_layers, {"the length of model.pattern": length})
+    model = config.model
+    length, before = len(model.pattern), len(model.prefix)
+    if not before:
+        yield from _divisible("model.num_layers", model.num_layers, {"the length of model.pattern": length})
+    elif model.num_layers <= before or (model.num_layers - before) % length:
+        text = f"model.num_layers={model.num_layers} must be the {before} blocks of model.prefix and a multiple of "
+        near = before + max((model.num_layers - before) // length, 1) * length
+        text += f"the length of model.pattern, {length}"
+        yield Problem("model.num_layers", f"{text}; use model.num_layers={near} or {near + length}")
+    for index, block in enumerate(model.prefix):
+        if isinstance(block.ffn, MoeConfig):
+            path = f"model.prefix.{index}.ffn"
+            text = f"{path}.kind=moe: experts can only stand in model.pattern, whose routers are balanced"
+            yield Problem(f"{path}.kind", f"{text}; use kind: mlp, or put the block into model.pattern")
+
+
+# --- experts ---------------------------------------------------------------------------------------------------------
+
+
+def _moe(config: RunConfig) -> Iterator[tuple[str, MoeConfig]]:
+    """Yield the mixtures of experts, with their paths."""
+    for index, block in enumerate(config.model.pattern):
+        if isinstance(block.ffn, MoeConfig):
+            yield f"model.pattern.{index}.ffn", block.ffn
+
+
+def _experts(config: RunConfig) -> Iterator[Problem]:
+    for path, moe in _moe(config):
+        experts, choices = moe.num_experts, moe.experts_per_token
+        if choices > experts:
+            text = f"{path}.experts_per_token={choices} is more than {path}.num_experts={experts}"
+            yield Problem(f"{path}.experts_per_token", f"{text}; use {path}.experts_per_token={experts} or less")
+        if moe.capacity_factor and moe.capacity_factor * choices >= experts:
+            text = f"{path}.capacity_factor={moe.capacity_factor}: an expert would take every token of a sequence"
+            cure = f"use less than num_experts / experts_per_token = {experts / choices:g}, or null"
+            yield Problem(f"{path}.capacity_factor", f"{text}; {cure}, which drops nothing")
+
+
+def _expert_groups(config: RunConfig) -> Iterator[Problem]:
+    for path, moe in _moe(config):
+        router, experts, choices = moe.router, moe.num_experts, moe.experts_per_token
+        groups = {f"{path}.router.num_groups": router.num_groups}
+        uneven = list(_divisible(f"{path}.num_experts", experts, groups))
+        yield from uneven
+        if router.top_groups > router.num_groups:
+            text = f"{path}.router.top_groups={router.top_groups} is more than {path}.router.num_groups="
+            cure = f"use {path}.router.top_groups={router.num_groups} or less"
+            yield Problem(f"{path}.router.top_groups", f"{text}{router.num_groups}; {cure}")
+        elif not uneven and choices <= experts and choices > experts // router.num_groups * router.top_groups:
+            size = experts // router.num_groups
+            text = f"{path}.router.top_groups={router.top_groups} groups of {size} experts are fewer than "
+            cure = f"use {path}.router.top_groups={-(-choices // size)} or more"
+            yield Problem(f"{path}.router.top_groups", f"{text}{path}.experts_per_token={choices}; {cure}")
+
+
+def _experts_on_mesh(config: RunConfig) -> Iterator[Problem]:
+    for path, moe in _moe(config):
+        yield from _divisible(f"{path}.num_experts", moe.num_experts, {"mesh.expert": config.mesh.expert})
+        for name in ("expert_dim", "shared_dim"):
+            yield from _divisible(f"{path}.{name}", getattr(moe, name), {"mesh.tensor": config.mesh.tensor})
 
 
 def _heads(config: RunConfig) -> Iterator[Problem]:
@@ -283,6 +341,8 @@ def _near_divisors(value: int, size: int) -> list[int]:
 _CHECKS: tuple[tuple[tuple[str, ...], Callable[[RunConfig], Iterator[Problem]]], ...] = (
     (("run_dir", "data"), _empty_paths),
     (("model",), _pattern),
+    (("model",), _experts),
+    (("model",), _expert_groups),
     (("model",), _heads),
     (("model",), _rope_scaling),
     (("model", "data"), _positions),
@@ -290,6 +350,7 @@ _CHECKS: tuple[tuple[tuple[str, ...], Callable[[RunConfig], Iterator[Problem]]],
     (("mesh", "runtime"), _mesh_on_fake_devices),
     (("model", "mesh"), _heads_on_mesh),
     (("model", "mesh"), _width_on_mesh),
+    (("model", "mesh"), _experts_on_mesh),
     (("train", "mesh"), _batch_on_mesh),
     (("data", "mesh"), _sequence_on_mesh),
     (("data",), _data_paths),

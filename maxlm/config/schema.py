@@ -147,7 +147,9 @@ class ModelConfig(Section):
     """A decoder: first `prefix`, then `pattern` repeated until there are `num_layers` blocks."""
 
     vocab_size: PositiveInt = Field(description="rows of the embedding; at least the tokenizer's pieces")
-    num_layers: PositiveInt = Field(description="blocks in all; after the prefix, a multiple of the pattern's length")
+    num_layers: PositiveInt = Field(
+        description="blocks in the stack; after the prefix, a multiple of the pattern's length"
+    )
     embed_dim: PositiveInt = Field(description="width of the residual stream")
     num_heads: PositiveInt = Field(description="query heads")
     num_kv_heads: PositiveInt = Field(

@@ -162,7 +162,7 @@ def _statistics(logits_BTE: jax.Array, scores_BTE: jax.Array, experts_BTA: jax.A
 
 
 def balance_loss(stats_L: RouterStats, config: MoeConfig) -> jax.Array:
-    """Return this device's part of the balance losses of L layers: its sum over `TOKEN_AXES` is the loss, over all tokens.
+    """Return this device's part of the balance losses of L layers; the sum over `TOKEN_AXES` is the loss.
 
     With load fractions f_e (sum 1) and mean scores p_e over the N tokens of all devices, per layer
 
@@ -179,7 +179,21 @@ def balance_loss(stats_L: RouterStats, config: MoeConfig) -> jax.Array:
     return lax.psum((partial_L * config.experts_per_token / copies_L).sum(), "tensor")
 
 
+def router_metrics(stats_L: RouterStats, bias_LE: jax.Array | None, config: MoeConfig) -> dict[str, jax.Array]:
+    """Return what a step's statistics say of L layers, (L,) by name: the `moe/<layer>/...` of the catalogue."""
+    copies_L = stats_L.load_E.sum(axis=1)
+    tokens_L = copies_L / config.experts_per_token
+    score_LE = stats_L.score_E / tokens_L[:, None]
+    metrics = {
+        "load_max": stats_L.load_E.max(axis=1) * config.num_experts / copies_L,
+        "balance": config.num_experts * (stats_L.load_E * score_LE).sum(axis=1) / copies_L,
+        "entropy": stats_L.entropy / tokens_L,
+        "dropped": stats_L.dropped / copies_L,
+    }
+    return metrics if bias_LE is None else {**metrics, "bias_norm": jnp.linalg.norm(bias_LE, axis=1)}
+
+
 def rebalanced_bias(bias_LE: jax.Array, load_LE: jax.Array, config: MoeConfig) -> jax.Array:
-    """Move the bias of experts with more than their share of the step's load down, of the others up (arXiv:2408.15664)."""
+    """Move the bias of experts with more than their share of the load down, of the others up (arXiv:2408.15664)."""
     mean_L1 = load_LE.mean(axis=1, keepdims=True)
     return bias_LE + config.balance.bias_update * jnp.sign(mean_L1 - load_LE)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 from flax import nnx
 
-from maxlm.config.schema import ModelConfig
+from maxlm.config.schema import ModelConfig, MoeConfig
 from maxlm.layers.attention import Cache
 from maxlm.layers.block import Block
 from maxlm.layers.embedding import Embedding, Head
-from maxlm.layers.moe import balance_loss, rebalanced_bias
+from maxlm.layers.moe import RouterStats, balance_loss, rebalanced_bias, router_metrics
 from maxlm.layers.norm import build_norm
 from maxlm.layers.sequence import SequenceInfo
 from maxlm.layers.stack import Remat, Stats, build_prefix, build_stack, decode_stack, run_stack
@@ -59,8 +60,7 @@ class Decoder(nnx.Module):
 
     def balance_loss(self, stats: Stats) -> jax.Array | float:
         """Return this device's part of what the routers' imbalance costs; see `maxlm.layers.moe.balance_loss`."""
-        routers = zip(stats, self.model.pattern, strict=True)
-        return sum(balance_loss(router, block.ffn) for router, block in routers if router is not None)
+        return sum((balance_loss(router, moe) for _, router, moe in self._routers(stats)), 0.0)
 
     def rebalanced(self, before: Decoder, stats: Stats) -> Decoder:
         """Return the decoder with the router biases of `before`, moved against the loads of a step.
@@ -68,11 +68,26 @@ class Decoder(nnx.Module):
         They are state, not weights: whatever an optimizer did to them is undone.
         """
         copy: Decoder = jax.tree.map(lambda leaf: leaf, self)
-        for new, old, router, block in zip(copy.stack, before.stack, stats, self.model.pattern, strict=True):
-            if router is not None and block.ffn.balance.bias_update:
-                bias_LE = rebalanced_bias(old.ffn.router_bias[...], router.load_E, block.ffn)
-                new.ffn.router_bias = with_value(new.ffn.router_bias, bias_LE)
+        for place, router, moe in self._routers(stats):
+            if moe.balance.bias_update:
+                new, old = copy.stack[place].ffn, before.stack[place].ffn
+                bias_LE = rebalanced_bias(old.router_bias[...], router.load_E, moe)
+                new.router_bias = with_value(new.router_bias, bias_LE)
         return copy
+
+    def router_metrics(self, stats: Stats) -> dict[int, dict[str, jax.Array]]:
+        """Return the metrics of the routers by their block's place in the pattern, an entry per layer."""
+        metrics = {}
+        for place, router, moe in self._routers(stats):
+            bias_LE = self.stack[place].ffn.router_bias[...] if moe.balance.bias_update else None
+            metrics[place] = router_metrics(router, bias_LE, moe)
+        return metrics
+
+    def _routers(self, stats: Stats) -> Iterator[tuple[int, RouterStats, MoeConfig]]:
+        """Yield the blocks of the pattern that have a router: place, what it did, configuration."""
+        for place, (router, block) in enumerate(zip(stats, self.model.pattern, strict=True)):
+            if router is not None and isinstance(block.ffn, MoeConfig):
+                yield place, router, block.ffn
 
     def decode(
         self, tokens_BT: jax.Array, info: SequenceInfo, caches: list[Cache], start: jax.Array

@@ -6,8 +6,8 @@ For rows x_RD of which the first sizes_E[0] belong to group 0, the next sizes_E[
 
 Rows behind the last group belong to none; what comes out for them is undefined, and never read by the caller.
 The custom gradient keeps x and w and nothing else. `lax.ragged_dot` runs where it is one instruction (TPU, GPU). On the
-CPU that is E matmuls over all rows, masked, with E copies of x in memory; there a loop over tiles does only the work that
-is needed. Which of the two is picked when the program is lowered, so that a program compiled for another platform gets
+CPU that is E matmuls over all rows, masked, with E copies of x in memory; there a loop over tiles does only the work
+that is needed. Which of the two runs is decided when the program is lowered, so one compiled for another platform gets
 that platform's.
 """
 
@@ -67,13 +67,13 @@ def ragged_transpose(x_RD: jax.Array, g_RF: jax.Array, sizes_E: jax.Array) -> ja
 
 
 class _Visits(NamedTuple):
-    """The pairs of a group and a tile that have rows in common, in order; `count` of the entries are used."""
+    """The pairs of a group and a tile that have rows in common, in order; `total` of the entries are used."""
 
     group: jax.Array
     tile: jax.Array
     starts_E: jax.Array
     ends_E: jax.Array
-    count: jax.Array
+    total: jax.Array
 
 
 def tiled(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
@@ -87,7 +87,7 @@ def tiled(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
         before = lax.dynamic_slice_in_dim(y_RF, first, tile_rows)
         return lax.dynamic_update_slice_in_dim(y_RF, jnp.where(own, product, before), first, axis=0)
 
-    return _loop(visits.count, visit, (x_RD.shape[0], w_EDF.shape[2]), x_RD.dtype, x_RD, w_EDF, sizes_E)
+    return _loop(visits.total, visit, (x_RD.shape[0], w_EDF.shape[2]), x_RD.dtype, x_RD, w_EDF, sizes_E)
 
 
 def tiled_transpose(x_RD: jax.Array, g_RF: jax.Array, sizes_E: jax.Array) -> jax.Array:
@@ -104,7 +104,7 @@ def tiled_transpose(x_RD: jax.Array, g_RF: jax.Array, sizes_E: jax.Array) -> jax
         return lax.dynamic_update_index_in_dim(dw_EDF, before + product, group, 0)
 
     shape = (sizes_E.shape[0], x_RD.shape[1], g_RF.shape[1])
-    return _loop(visits.count, visit, shape, jnp.float32, x_RD, g_RF, sizes_E)
+    return _loop(visits.total, visit, shape, jnp.float32, x_RD, g_RF, sizes_E)
 
 
 def _visits(sizes_E: jax.Array, num_rows: int, tile_rows: int) -> _Visits:
@@ -125,8 +125,8 @@ def _visits(sizes_E: jax.Array, num_rows: int, tile_rows: int) -> _Visits:
 def _tile(visits: _Visits, index: jax.Array, tile_rows: int, num_rows: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return the visit's group, its first row, and which of the tile's rows are the group's, (tile_rows, 1)."""
     group = visits.group[index]
-    # The last tile is moved up where it would end behind the rows; it then meets some rows a second time, and `own` with
-    # the tile's true first row keeps them from being counted twice.
+    # The last tile is moved up where it would end behind the rows; it then meets some rows a second time, and
+    # `own` with the tile's true first row keeps them from being counted twice.
     true_first = visits.tile[index] * tile_rows
     first = jnp.minimum(true_first, num_rows - tile_rows)
     row = first + jnp.arange(tile_rows)

@@ -6,10 +6,11 @@ A device has N tokens, each with A experts: N A copies to send. Experts lie in o
   R = N min(A, E / P)             dropless: a token's experts are distinct, so no more copies can go to one device
   R = min(that, B C E / P)        with capacity C per expert and sequence: what does not fit is dropped here
 
-so buffers never overflow, whatever the router does, at the price of P R rows of memory where N A are in use when the load
-is even: min(P A, E) / A times as much, for the buffers here and the hidden units of the experts. Capacity is the cure.
+so buffers never overflow, whatever the router does, at the price of P R rows of memory where N A are in use when the
+load is even: min(P A, E) / A times as much, for the buffers here and the hidden units of the experts. Capacity is the
+cure.
 
-Collectives over `expert` per layer: 2 all_to_alls of rows in the forward pass, 2 in the backward pass, and one of P E / P
+Collectives over `expert` per layer: 2 all_to_alls of rows in the forward pass, 2 in the backward pass, and one of E
 counts in the forward pass. Bytes that a device sends in each of the four: `ragged_all_to_all` (TPU, GPU) moves only
 slots in use, (P - 1) / P N A D on average when the load is even; the padded `all_to_all` of the CPU (P - 1) R D. Both
 fill the same slots.
@@ -43,15 +44,15 @@ class Arrived(NamedTuple):
     """Rows at the device of their expert, sorted by expert.
 
     Attributes:
-      order_S: slot of each sorted row; None if they arrive sorted.
-      place_S: sorted place of each slot; None if they arrive sorted.
+      order_S: slot of each sorted row.
+      place_S: sorted place of each slot.
       sent_P: rows for each device.
       received_P: rows from each device.
       sizes_E: rows of each expert of this device.
     """
 
-    order_S: jax.Array | None
-    place_S: jax.Array | None
+    order_S: jax.Array
+    place_S: jax.Array
     sent_P: jax.Array
     received_P: jax.Array
     sizes_E: jax.Array
@@ -109,8 +110,9 @@ def _counts(experts_M: jax.Array, num_experts: int) -> jax.Array:
 def dispatch(rows_SD: jax.Array, plan: Plan) -> tuple[jax.Array, Arrived]:
     """Send each block of the buffer to its device; return the rows for this device's experts, sorted by expert."""
     sent_P = plan.counts_PE.sum(axis=1)
-    if lax.axis_size("expert") == 1:
-        return rows_SD, Arrived(None, None, sent_P, sent_P, plan.counts_PE[0])
+    if lax.axis_size("expert") == 1:  # they lie sorted already
+        own = jnp.arange(rows_SD.shape[0], dtype=jnp.int32)
+        return rows_SD, Arrived(own, own, sent_P, sent_P, plan.counts_PE[0])
     counts_PE = lax.all_to_all(plan.counts_PE, "expert", split_axis=0, concat_axis=0, tiled=True)
     slots = rows_SD.shape[0] // counts_PE.shape[0]
     # A slot's expert is the number of experts whose rows end at or before it; E / P in slots without a row.
@@ -124,7 +126,7 @@ def dispatch(rows_SD: jax.Array, plan: Plan) -> tuple[jax.Array, Arrived]:
 
 def combine(rows_SD: jax.Array, arrived: Arrived) -> jax.Array:
     """Send what the experts made of the rows back to the slots they came from."""
-    if arrived.order_S is None or arrived.place_S is None:
+    if lax.axis_size("expert") == 1:
         return rows_SD
     rows_SD = take(rows_SD, arrived.place_S, arrived.order_S[:, None])
     return exchange(rows_SD, arrived.received_P, arrived.sent_P)

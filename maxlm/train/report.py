@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import yaml
 
-from maxlm.config.schema import RunConfig
+from maxlm.config.schema import ModelConfig, RunConfig
 from maxlm.data.baselines import read_baselines
 from maxlm.data.token_hash import hexdigest
 from maxlm.metrics.terminal import Outcome, RunTerminal, Summary
@@ -88,6 +88,7 @@ class Reporter:
             "optim/parameter_norm": float(metrics.parameter_norm),
             "optim/update_ratio": float(metrics.update_ratio),
             "optim/skipped_steps": int(metrics.skipped),
+            **router_values(self._config.model, metrics.routers),
             **self._rates(steps, seconds),
             "time/step_seconds": seconds / steps,
             "time/input_wait_fraction": min((wait_seconds - self._logged_wait) / seconds, 1.0),
@@ -164,3 +165,14 @@ class Reporter:
             total_tokens=total_tokens,
             total_flops=total_tokens * self._flops_per_token,
         )
+
+
+def router_values(model: ModelConfig, routers: dict[int, dict[str, Any]]) -> dict[str, float]:
+    """Name the metrics of every router by its layer's number in the whole model."""
+    values = {}
+    for place, metrics in routers.items():
+        for name, of_layers in metrics.items():
+            for repeat, value in enumerate(of_layers):
+                layer = len(model.prefix) + repeat * len(model.pattern) + place
+                values[f"moe/{layer}/{name}"] = float(value)
+    return values

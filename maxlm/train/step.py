@@ -16,9 +16,10 @@ from maxlm.train.state import TrainState
 
 
 class StepMetrics(NamedTuple):
-    """What a step reports: scalars, the same on every device."""
+    """What a step reports: scalars, the same on every device; and `routers`, see `Decoder.router_metrics`."""
 
     sums: Sums
+    routers: dict[int, dict[str, jax.Array]]
     learning_rate: jax.Array
     gradient_norm: jax.Array
     parameter_norm: jax.Array
@@ -61,7 +62,8 @@ def make_train_step(
         )
         parameter_norm = optax.global_norm(state.decoder)
         metrics = StepMetrics(
-            sums=sums,
+            sums=sums._replace(routers=[]),
+            routers=state.decoder.router_metrics(sums.routers),
             learning_rate=rate,
             gradient_norm=gradient_norm,
             parameter_norm=parameter_norm,
