@@ -248,7 +248,7 @@ def _block_bytes(model: ModelConfig, block: BlockConfig, mesh: MeshConfig, compu
     if block.mixer.qk_norm == "rmsnorm":
         norms += 2 * (model.num_heads + model.num_kv_heads) * model.head_dim * _FP32_BYTES
     hidden = _KEPT_HIDDEN[block.ffn.activation] * _hidden_units(model, block.ffn, mesh) * compute_bytes
-    inputs = 2 * model.embed_dim * compute_bytes
+    inputs: float = 2 * model.embed_dim * compute_bytes
     if isinstance(block.ffn, MoeConfig):
         inputs += (_slots(block.ffn, mesh) + block.ffn.experts_per_token) * model.embed_dim * compute_bytes
         norms += 3 * block.ffn.num_experts * _FP32_BYTES

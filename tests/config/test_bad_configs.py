@@ -212,8 +212,8 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
         "mesh: {expert: 4}\n",
         [MOE % "num_experts: 6, experts_per_token: 2, expert_dim: 30, shared_dim: 30", "mesh.tensor=4"],
         [
-            "model.pattern.0.ffn.num_experts=6 must be divisible by mesh.expert=4; use model.pattern.0.ffn.num_experts=4 "
-            "or 8, or mesh.expert=3 or 6",
+            "model.pattern.0.ffn.num_experts=6 must be divisible by mesh.expert=4; use "
+            "model.pattern.0.ffn.num_experts=4 or 8, or mesh.expert=3 or 6",
             "model.pattern.0.ffn.expert_dim=30 must be divisible by mesh.tensor=4",
             "model.pattern.0.ffn.shared_dim=30 must be divisible by mesh.tensor=4",
         ],
@@ -256,7 +256,8 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
         "",
         ["model.prefix=[{}, {}]"],
         [
-            "model.num_layers=2 must be the 2 blocks of model.prefix and a multiple of the length of model.pattern, 1; use"
+            "model.num_layers=2 must be the 2 blocks of model.prefix and a multiple of the length of model.pattern, "
+            "1; use model.num_layers=3 or 4"
         ],
     ),
     "axis of zero": (
