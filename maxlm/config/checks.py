@@ -9,10 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from maxlm.config.errors import ConfigError, Problem
-from maxlm.config.schema import LearnedPosition, MeshConfig, RopePosition, RunConfig
-
-# Lifted one by one as these kinds of parallelism arrive.
-_NOT_YET = {"expert": "expert parallelism"}
+from maxlm.config.schema import LearnedPosition, MeshConfig, MoeConfig, RopePosition, RunConfig
 
 
 def find_problems(valid: Mapping[str, Any]) -> list[Problem]:
@@ -82,9 +79,6 @@ def _mesh_axes(config: RunConfig) -> Iterator[Problem]:
         if size < 1 and size != -1:
             text = f"mesh.{axis}={size} must be at least 1, or -1 for the devices left over; use 1 to switch it off"
             yield Problem(f"mesh.{axis}", text)
-        if axis in _NOT_YET and (size > 1 or size == -1):
-            text = f"mesh.{axis}={size}: {_NOT_YET[axis]} is not available yet; use mesh.{axis}=1"
-            yield Problem(f"mesh.{axis}", f"{text}, and mesh.fsdp or mesh.tensor to spread the model")
     fills = [f"mesh.{axis}" for axis, size in sizes.items() if size == -1]
     if len(fills) > 1:
         names = " and ".join(f"{axis}=-1" for axis in fills)
@@ -135,6 +129,10 @@ def _stages(config: RunConfig) -> Iterator[Problem]:
             text = f"mesh.stage_repeats={mesh.stage_repeats} needs mesh.stage of at least 2; use mesh.stage_repeats=1"
             yield Problem("mesh.stage_repeats", text)
         return
+    if config.model.prefix:
+        text = f"model.prefix has {len(config.model.prefix)} blocks, which mesh.stage={mesh.stage} stages cannot share"
+        yield Problem("model.prefix", f"{text}; use mesh.stage=1, or put its blocks into model.pattern")
+        return
     pattern = {"the length of model.pattern": len(config.model.pattern)} if len(config.model.pattern) > 1 else {}
     for problem in _divisible("model.num_layers", config.model.num_layers, {**stages, **repeats, **pattern}):
         yield replace(problem, text=problem.text + _fitting_stages(config))
@@ -165,8 +163,66 @@ def _sequence_on_mesh(config: RunConfig) -> Iterator[Problem]:
 
 
 def _pattern(config: RunConfig) -> Iterator[Problem]:
-    length = len(config.model.pattern)
-    yield from _divisible("model.num_layers", config.model.num_layers, {"the length of model.pattern": length})
+    model = config.model
+    length, before = len(model.pattern), len(model.prefix)
+    if not before:
+        yield from _divisible("model.num_layers", model.num_layers, {"the length of model.pattern": length})
+    elif model.num_layers <= before or (model.num_layers - before) % length:
+        text = f"model.num_layers={model.num_layers} must be the {before} blocks of model.prefix and a multiple of "
+        near = before + max((model.num_layers - before) // length, 1) * length
+        text += f"the length of model.pattern, {length}"
+        yield Problem("model.num_layers", f"{text}; use model.num_layers={near} or {near + length}")
+    for index, block in enumerate(model.prefix):
+        if isinstance(block.ffn, MoeConfig):
+            path = f"model.prefix.{index}.ffn"
+            text = f"{path}.kind=moe: experts can only stand in model.pattern, whose routers are balanced"
+            yield Problem(f"{path}.kind", f"{text}; use kind: mlp, or put the block into model.pattern")
+
+
+# --- experts ---------------------------------------------------------------------------------------------------------
+
+
+def _moe(config: RunConfig) -> Iterator[tuple[str, MoeConfig]]:
+    """Yield the mixtures of experts, with their paths."""
+    for index, block in enumerate(config.model.pattern):
+        if isinstance(block.ffn, MoeConfig):
+            yield f"model.pattern.{index}.ffn", block.ffn
+
+
+def _experts(config: RunConfig) -> Iterator[Problem]:
+    for path, moe in _moe(config):
+        experts, choices = moe.num_experts, moe.experts_per_token
+        if choices > experts:
+            text = f"{path}.experts_per_token={choices} is more than {path}.num_experts={experts}"
+            yield Problem(f"{path}.experts_per_token", f"{text}; use {path}.experts_per_token={experts} or less")
+        if moe.capacity_factor and moe.capacity_factor * choices >= experts:
+            text = f"{path}.capacity_factor={moe.capacity_factor}: an expert would take every token of a sequence"
+            cure = f"use less than num_experts / experts_per_token = {experts / choices:g}, or null"
+            yield Problem(f"{path}.capacity_factor", f"{text}; {cure}, which drops nothing")
+
+
+def _expert_groups(config: RunConfig) -> Iterator[Problem]:
+    for path, moe in _moe(config):
+        router, experts, choices = moe.router, moe.num_experts, moe.experts_per_token
+        groups = {f"{path}.router.num_groups": router.num_groups}
+        uneven = list(_divisible(f"{path}.num_experts", experts, groups))
+        yield from uneven
+        if router.top_groups > router.num_groups:
+            text = f"{path}.router.top_groups={router.top_groups} is more than {path}.router.num_groups="
+            cure = f"use {path}.router.top_groups={router.num_groups} or less"
+            yield Problem(f"{path}.router.top_groups", f"{text}{router.num_groups}; {cure}")
+        elif not uneven and choices <= experts and choices > experts // router.num_groups * router.top_groups:
+            size = experts // router.num_groups
+            text = f"{path}.router.top_groups={router.top_groups} groups of {size} experts are fewer than "
+            cure = f"use {path}.router.top_groups={-(-choices // size)} or more"
+            yield Problem(f"{path}.router.top_groups", f"{text}{path}.experts_per_token={choices}; {cure}")
+
+
+def _experts_on_mesh(config: RunConfig) -> Iterator[Problem]:
+    for path, moe in _moe(config):
+        yield from _divisible(f"{path}.num_experts", moe.num_experts, {"mesh.expert": config.mesh.expert})
+        for name in ("expert_dim", "shared_dim"):
+            yield from _divisible(f"{path}.{name}", getattr(moe, name), {"mesh.tensor": config.mesh.tensor})
 
 
 def _heads(config: RunConfig) -> Iterator[Problem]:
@@ -323,6 +379,8 @@ def _near_divisors(value: int, size: int) -> list[int]:
 _CHECKS: tuple[tuple[tuple[str, ...], Callable[[RunConfig], Iterator[Problem]]], ...] = (
     (("run_dir", "data"), _empty_paths),
     (("model",), _pattern),
+    (("model",), _experts),
+    (("model",), _expert_groups),
     (("model",), _heads),
     (("model",), _rope_scaling),
     (("model", "data"), _positions),
@@ -330,6 +388,7 @@ _CHECKS: tuple[tuple[tuple[str, ...], Callable[[RunConfig], Iterator[Problem]]],
     (("mesh", "runtime"), _mesh_on_fake_devices),
     (("model", "mesh"), _heads_on_mesh),
     (("model", "mesh"), _width_on_mesh),
+    (("model", "mesh"), _experts_on_mesh),
     (("train", "mesh"), _batch_on_mesh),
     (("data", "mesh"), _sequence_on_mesh),
     (("model", "data", "train", "mesh"), _stages),

@@ -52,11 +52,58 @@ class MlpConfig(Section):
     bias: Literal["none", "all"] = "none"
 
 
+class RouterConfig(Section):
+    """How a token scores and picks its experts, in fp32."""
+
+    kind: Literal["softmax", "sigmoid"] = Field(
+        "softmax", description="scores over all experts (arXiv:2101.03961), or each by itself (arXiv:2412.19437)"
+    )
+    weights: Literal["normalised", "as_scored"] = Field(
+        "normalised", description="weights of the picked experts: their scores divided by the sum, or the scores"
+    )
+    scale: PositiveFloat = Field(1.0, description="factor on the weights")
+    num_groups: PositiveInt = Field(1, description="groups of neighbouring experts")
+    top_groups: PositiveInt = Field(
+        1, description="groups a token may pick from: those with the largest sum of their two best (arXiv:2412.19437)"
+    )
+    apply_to: Literal["output", "input"] = Field("output", description="what of an expert the weight multiplies")
+
+
+class BalanceConfig(Section):
+    """What keeps experts equally busy; each at 0 is off. Loads are those of all devices together."""
+
+    auxiliary_loss: Annotated[float, Field(ge=0)] = Field(
+        0.01, description="weight of E sum(load x mean score) per layer and microbatch (arXiv:2101.03961, eq. 4)"
+    )
+    z_loss: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="weight of the router's log(Z)^2 per layer (arXiv:2202.08906)"
+    )
+    bias_update: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="step by which a bias on the picking moves against the load, no gradient (arXiv:2408.15664)"
+    )
+
+
+class MoeConfig(Section):
+    """A mixture of experts: each token goes through `experts_per_token` of them, and all through a shared one."""
+
+    kind: Literal["moe"] = "moe"
+    num_experts: PositiveInt
+    experts_per_token: PositiveInt
+    expert_dim: PositiveInt = Field(description="hidden units of one expert")
+    shared_dim: Count = Field(0, description="hidden units of the experts that see every token, summed (0: none)")
+    activation: Literal["swiglu", "geglu", "relu", "gelu"] = "swiglu"
+    router: RouterConfig = RouterConfig()
+    balance: BalanceConfig = BalanceConfig()
+    capacity_factor: PositiveFloat | None = Field(
+        None, description="an expert takes this times its fair share of a sequence's tokens, no more (null: dropless)"
+    )
+
+
 class BlockConfig(Section):
     """One block: x + mixer(norm(x)), then x + ffn(norm(x))."""
 
     mixer: AttentionConfig = AttentionConfig()
-    ffn: MlpConfig = MlpConfig()
+    ffn: Annotated[MlpConfig | MoeConfig, Field(discriminator="kind")] = MlpConfig()
 
 
 class NormConfig(Section):
@@ -101,10 +148,12 @@ Position = Annotated[RopePosition | LearnedPosition | NoPosition, Field(discrimi
 
 
 class ModelConfig(Section):
-    """A decoder: `pattern` is repeated until there are `num_layers` blocks."""
+    """A decoder: first `prefix`, then `pattern` repeated until there are `num_layers` blocks."""
 
     vocab_size: PositiveInt = Field(description="rows of the embedding; at least the tokenizer's pieces")
-    num_layers: PositiveInt = Field(description="blocks in the stack; a multiple of the pattern's length")
+    num_layers: PositiveInt = Field(
+        description="blocks in the stack; after the prefix, a multiple of the pattern's length"
+    )
     embed_dim: PositiveInt = Field(description="width of the residual stream")
     num_heads: PositiveInt = Field(description="query heads")
     num_kv_heads: PositiveInt = Field(
@@ -115,6 +164,9 @@ class ModelConfig(Section):
         description="width of one head (default: embed_dim / num_heads)",
     )
     mlp_dim: PositiveInt = Field(description="hidden units of the feed-forward layers")
+    prefix: Annotated[tuple[BlockConfig, ...], BeforeValidator(_as_tuple)] = Field(
+        (), description="blocks before the repeated ones, once, such as the dense layers that precede experts"
+    )
     pattern: Annotated[tuple[BlockConfig, ...], BeforeValidator(_as_tuple), Field(min_length=1)] = (BlockConfig(),)
     norm: NormConfig = NormConfig()
     position: Position = RopePosition()

@@ -17,14 +17,16 @@ from maxlm.sharding.tensor import enter, leave
 ACTIVATIONS = {"swiglu": jax.nn.silu, "geglu": jax.nn.gelu, "relu": jax.nn.relu, "gelu": jax.nn.gelu}
 """GELU by its tanh approximation, as GPT-2 does."""
 
+GATED = ("swiglu", "geglu")
+
 
 class Mlp(nnx.Module):
     """Hidden units are split over `tensor`; the sequence is whole inside and split outside."""
 
-    def __init__(self, model: ModelConfig, config: MlpConfig):
-        dim, hidden = model.embed_dim, model.mlp_dim
+    def __init__(self, model: ModelConfig, config: MlpConfig, hidden: int | None = None):
+        dim, hidden = model.embed_dim, hidden or model.mlp_dim
         init, init_out = Normal(model.init_std), Normal(model.init_std / (2 * model.num_layers) ** 0.5)
-        self.gated = config.activation in ("swiglu", "geglu")
+        self.gated = config.activation in GATED
         self.up = weight((dim, hidden), P(FSDP_AXES, "tensor"), init)
         if self.gated:
             self.gate = weight((dim, hidden), P(FSDP_AXES, "tensor"), init)
@@ -36,19 +38,26 @@ class Mlp(nnx.Module):
             self.down_bias = weight((dim,), P(FSDP_AXES), Constant(0.0))
         self.config = config
 
-    def __call__(self, x_BTD: jax.Array, info: SequenceInfo) -> jax.Array:
-        """Map each token on its own; (B, T / tensor, D) -> (B, T / tensor, D)."""
+    def __call__(self, x_BTD: jax.Array, info: SequenceInfo) -> tuple[jax.Array, None]:
+        """Map each token on its own; (B, T / tensor, D) -> (B, T / tensor, D), and nothing to report."""
         del info
+        y_BTD = leave(self.partial_sum(enter(x_BTD)))
+        # After `leave`: every device would add the bias before its partial sum otherwise.
+        return (y_BTD + self.down_bias[...] if self.config.bias == "all" else y_BTD), None
+
+    def partial_sum(self, x_BTD: jax.Array) -> jax.Array:
+        """Return what this device's hidden units contribute to whole sequences, (B, T, D) -> (B, T, D)."""
         biased = self.config.bias == "all"
-        activate = ACTIVATIONS[self.config.activation]
-        x_BTD = enter(x_BTD)
         hidden_BTF = jnp.einsum("BTD,DF->BTF", x_BTD, self.up[...])
         hidden_BTF = checkpoint_name(hidden_BTF + self.up_bias[...] if biased else hidden_BTF, "mlp_hidden")
+        gate_BTF = None
         if self.gated:
             gate_BTF = jnp.einsum("BTD,DF->BTF", x_BTD, self.gate[...])
             gate_BTF = checkpoint_name(gate_BTF + self.gate_bias[...] if biased else gate_BTF, "mlp_gate")
-            hidden_BTF = activate(gate_BTF) * hidden_BTF
-        else:
-            hidden_BTF = activate(hidden_BTF)
-        y_BTD = leave(jnp.einsum("BTF,FD->BTD", hidden_BTF, self.down[...]))
-        return y_BTD + self.down_bias[...] if biased else y_BTD
+        return jnp.einsum("BTF,FD->BTD", activate(self.config.activation, hidden_BTF, gate_BTF), self.down[...])
+
+
+def activate(activation: str, hidden: jax.Array, gate: jax.Array | None) -> jax.Array:
+    """Apply a nonlinearity to the hidden units, or to the gate that multiplies them."""
+    function = ACTIVATIONS[activation]
+    return function(hidden) if gate is None else function(gate) * hidden

@@ -1,8 +1,9 @@
-"""The layer stack: a scan over groups of blocks. FSDP lives here, and nowhere else in the model."""
+"""The layer stack: single blocks, then a scan over groups of blocks. FSDP lives here, and nowhere else in the model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from flax import nnx
@@ -11,26 +12,41 @@ from jax import lax
 from maxlm.config.schema import ModelConfig, RematNames
 from maxlm.layers.attention import Cache
 from maxlm.layers.block import Block
+from maxlm.layers.moe import RouterStats
 from maxlm.layers.sequence import SequenceInfo
 from maxlm.sharding.fsdp import is_parameter_gather
 from maxlm.sharding.parameters import stack_layers
 
 Remat = str | RematNames
 Gather = Callable[[nnx.List[Block]], nnx.List[Block]]
+Stats = list[RouterStats | None]
+"""What routers did, for each block of the pattern, stacked over its layers; None for a block without router."""
+
+
+def build_prefix(model: ModelConfig) -> nnx.List[Block]:
+    """Declare the blocks that stand once, before the pattern."""
+    return nnx.List([Block(model, block) for block in model.prefix])
 
 
 def build_stack(model: ModelConfig) -> nnx.List[Block]:
     """Declare the blocks of the pattern, each stacked over the pattern's repetitions."""
-    repeats = model.num_layers // len(model.pattern)
+    repeats = (model.num_layers - len(model.prefix)) // len(model.pattern)
     return nnx.List([stack_layers(Block(model, block), repeats) for block in model.pattern])
 
 
 def run_stack(
-    stack: nnx.List[Block], x_BTD: jax.Array, info: SequenceInfo, *, gather: Gather | None, remat: Remat
-) -> jax.Array:
-    """Run all blocks; (B, T / tensor, D) -> (B, T / tensor, D).
+    prefix: nnx.List[Block],
+    stack: nnx.List[Block],
+    x_BTD: jax.Array,
+    info: SequenceInfo,
+    *,
+    gather: Gather | None,
+    remat: Remat,
+) -> tuple[jax.Array, Stats]:
+    """Run all blocks; (B, T / tensor, D) -> (B, T / tensor, D), and what the stack's routers did.
 
     Args:
+      prefix: this device's part of the blocks before the pattern.
       stack: this device's part of the stacked blocks.
       x_BTD: embedded tokens.
       info: where the tokens stand.
@@ -38,20 +54,31 @@ def run_stack(
       remat: what the backward pass computes again.
     """
 
-    def group(x_BTD: jax.Array, shard: nnx.List[Block]) -> jax.Array:
+    def group(x_BTD: jax.Array, shard: nnx.List[Block]) -> tuple[jax.Array, Stats]:
+        group_stats = []
         for block in gather(shard) if gather else shard:
-            x_BTD = block(x_BTD, info)
-        return x_BTD
+            x_BTD, stats = block(x_BTD, info)
+            group_stats.append(stats)
+        return x_BTD, group_stats
 
     run = _rematerialised(group, remat, gathers=gather is not None)
-    x_BTD, _ = lax.scan(lambda x, shard: (run(x, shard), None), x_BTD, stack)
-    return x_BTD
+    for block in prefix:
+        x_BTD, _ = run(x_BTD, nnx.List([block]))
+    return lax.scan(run, x_BTD, stack)
 
 
 def decode_stack(
-    stack: nnx.List[Block], x_BTD: jax.Array, info: SequenceInfo, caches: list[Cache], start: jax.Array
+    prefix: nnx.List[Block],
+    stack: nnx.List[Block],
+    x_BTD: jax.Array,
+    info: SequenceInfo,
+    caches: list[Cache],
+    start: jax.Array,
 ) -> tuple[jax.Array, list[Cache]]:
-    """Run all blocks on the newest tokens; a stacked cache for each block of the pattern, layers first."""
+    """Run all blocks on the newest tokens; a cache for each block of the prefix, then one for each of the pattern.
+
+    Those of the pattern are stacked, layers first.
+    """
 
     def group(x_BTD: jax.Array, layer: tuple[nnx.List[Block], list[Cache]]) -> tuple[jax.Array, list[Cache]]:
         new_caches = []
@@ -60,10 +87,15 @@ def decode_stack(
             new_caches.append(new_cache)
         return x_BTD, new_caches
 
-    return lax.scan(group, x_BTD, (stack, caches))
+    prefix_caches = []
+    for block, cache in zip(prefix, caches, strict=False):
+        x_BTD, new_cache = block.decode(x_BTD, info, cache, start)
+        prefix_caches.append(new_cache)
+    x_BTD, stack_caches = lax.scan(group, x_BTD, (stack, caches[len(prefix) :]))
+    return x_BTD, prefix_caches + stack_caches
 
 
-def _rematerialised(function: Callable[..., jax.Array], remat: Remat, *, gathers: bool) -> Callable[..., jax.Array]:
+def _rematerialised(function: Callable[..., Any], remat: Remat, *, gathers: bool) -> Callable[..., Any]:
     """Wrap a group of blocks so that the backward pass recomputes what `remat` does not keep.
 
     Whole parameters are never kept where they are gathered layer by layer: they would be all parameters, unsharded.

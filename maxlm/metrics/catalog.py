@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 
 class Metric(NamedTuple):
-    """One metric; `<source>` in a name stands for the name of a data source."""
+    """One metric; `<source>` in a name stands for the name of a data source, `<layer>` for a layer's number from 0."""
 
     name: str
     unit: str
@@ -32,6 +32,15 @@ METRICS = (
     Metric("optim/parameter_norm", "", "global norm of the parameters"),
     Metric("optim/update_ratio", "", "norm of the update / norm of the parameters"),
     Metric("optim/skipped_steps", "steps", "steps skipped so far because loss or gradient was not finite"),
+    Metric("moe/<layer>/load_max", "", "copies sent to the busiest expert of the layer / mean over its experts"),
+    Metric(
+        "moe/<layer>/balance",
+        "",
+        "E sum(load x mean score), which `auxiliary_loss` weighs; 1 is even",
+    ),
+    Metric("moe/<layer>/entropy", "nats", "entropy of a token's scores, mean over tokens; at most log(experts)"),
+    Metric("moe/<layer>/dropped", "fraction", "copies of tokens that found no room in their expert (0 when dropless)"),
+    Metric("moe/<layer>/bias_norm", "", "l2 norm of the router's bias, where it has one"),
     Metric("throughput/tokens_per_second", "tokens/s", "over the whole mesh, since the last logged step"),
     Metric("throughput/tokens_per_second_per_device", "tokens/s", "the same for one device"),
     Metric("throughput/tflops_per_device", "TFLOP/s", "model FLOPs: recomputation does not count"),
@@ -56,7 +65,7 @@ def find(name: str) -> Metric:
       KeyError: the catalogue has no such metric.
     """
     for metric in METRICS:
-        pattern = re.escape(metric.name).replace("<source>", "[A-Za-z0-9_.-]+")
+        pattern = re.escape(metric.name).replace("<source>", "[A-Za-z0-9_.-]+").replace("<layer>", "[0-9]+")
         if re.fullmatch(pattern, name):
             return metric
     raise KeyError(f"{name} is not in maxlm/metrics/catalog.py")

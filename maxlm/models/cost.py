@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 from maxlm.config.schema import (
     AttentionConfig,
@@ -11,6 +12,7 @@ from maxlm.config.schema import (
     MeshConfig,
     MlpConfig,
     ModelConfig,
+    MoeConfig,
     RunConfig,
 )
 
@@ -29,10 +31,16 @@ def parameter_count(model: ModelConfig) -> int:
     return sum(parameter_parts(model).values())
 
 
+def active_parameter_count(model: ModelConfig) -> int:
+    """Count the parameters that one token uses: of the experts, those it is sent to."""
+    moes = ((block.ffn, count) for block, count in _blocks(model) if isinstance(block.ffn, MoeConfig))
+    return parameter_count(model) - sum(count * _idle_weights(model, moe) for moe, count in moes)
+
+
 def parameter_parts(model: ModelConfig) -> dict[str, int]:
     """Count parameters by part: embedding, positions, attention, feed-forward, norms, head."""
-    attention = _repeats(model) * sum(_attention_parameters(model, block.mixer) for block in model.pattern)
-    feed_forward = _repeats(model) * sum(_mlp_parameters(model, block.ffn) for block in model.pattern)
+    attention = sum(count * _attention_parameters(model, block.mixer) for block, count in _blocks(model))
+    feed_forward = sum(count * _ffn_parameters(model, block.ffn) for block, count in _blocks(model))
     norm = model.embed_dim * (2 if model.norm.kind == "layernorm" else 1)  # scale, and layernorm's bias
     positions = model.position.max_length if isinstance(model.position, LearnedPosition) else 0
     return {
@@ -54,10 +62,13 @@ def _attention_parameters(model: ModelConfig, mixer: AttentionConfig) -> int:
     return _attention_weights(model) + scales + input_bias + output_bias + sinks
 
 
-def _mlp_parameters(model: ModelConfig, ffn: MlpConfig) -> int:
-    """Count up (and gate) and down, and their biases."""
+def _ffn_parameters(model: ModelConfig, ffn: MlpConfig | MoeConfig) -> int:
+    """Count up (and gate) and down, and their biases; of all experts, with the router and its bias."""
+    if isinstance(ffn, MoeConfig):
+        bias = ffn.num_experts if ffn.balance.bias_update else 0
+        return _ffn_weights(model, ffn) + _idle_weights(model, ffn) + bias
     bias = _input_matrices(ffn) * model.mlp_dim + model.embed_dim if ffn.bias == "all" else 0
-    return _mlp_weights(model, ffn) + bias
+    return _ffn_weights(model, ffn) + bias
 
 
 def _attention_weights(model: ModelConfig) -> int:
@@ -65,21 +76,40 @@ def _attention_weights(model: ModelConfig) -> int:
     return model.embed_dim * _qkv_dim(model) + model.num_heads * model.head_dim * model.embed_dim
 
 
-def _mlp_weights(model: ModelConfig, ffn: MlpConfig) -> int:
-    """Count the weights of up and down, D x F each, and of a gated layer's third matrix."""
-    return (_input_matrices(ffn) + 1) * model.embed_dim * model.mlp_dim
+def _ffn_weights(model: ModelConfig, ffn: MlpConfig | MoeConfig) -> int:
+    """Count the weights that a token meets: up and down, D x F each, and a gated layer's third matrix.
+
+    With experts, those of the router, D x E, of the shared expert, and of the experts it is sent to.
+    """
+    matrices = (_input_matrices(ffn) + 1) * model.embed_dim
+    if isinstance(ffn, MoeConfig):
+        hidden = ffn.experts_per_token * ffn.expert_dim + ffn.shared_dim
+        return matrices * hidden + model.embed_dim * ffn.num_experts
+    return matrices * model.mlp_dim
+
+
+def _expert_weights(model: ModelConfig, moe: MoeConfig) -> int:
+    """Count the weights of one expert."""
+    return (_input_matrices(moe) + 1) * model.embed_dim * moe.expert_dim
+
+
+def _idle_weights(model: ModelConfig, moe: MoeConfig) -> int:
+    """Count the weights of the experts that a token is not sent to."""
+    return (moe.num_experts - moe.experts_per_token) * _expert_weights(model, moe)
 
 
 def _qkv_dim(model: ModelConfig) -> int:
     return (model.num_heads + 2 * model.num_kv_heads) * model.head_dim
 
 
-def _input_matrices(ffn: MlpConfig) -> int:
+def _input_matrices(ffn: MlpConfig | MoeConfig) -> int:
     return 2 if ffn.activation in _GATED else 1
 
 
-def _repeats(model: ModelConfig) -> int:
-    return model.num_layers // len(model.pattern)
+def _blocks(model: ModelConfig) -> Iterator[tuple[BlockConfig, int]]:
+    """Yield each block of the prefix and of the pattern, and how often it stands in the model."""
+    yield from ((block, 1) for block in model.prefix)
+    yield from ((block, (model.num_layers - len(model.prefix)) // len(model.pattern)) for block in model.pattern)
 
 
 # --- FLOPs -----------------------------------------------------------------------------------------------------------
@@ -93,8 +123,9 @@ def flops_per_token(model: ModelConfig, sequence_length: int) -> float:
 
         weights = 6 (N_layers + D V)     per token
 
-    N_layers are the weights of the attention projections and feed-forward layers. D V is the projection to the
-    vocabulary, also when it shares the embedding's table; the embedding itself is a lookup and counts nothing.
+    N_layers are the weights of the attention projections and feed-forward layers; with experts, of the router and of
+    those experts that the token is sent to (copies dropped by a capacity count all the same). D V is the projection to
+    the vocabulary, also when it shares the embedding's table; the embedding itself is a lookup and counts nothing.
 
     Attention multiplies each query with each key it sees (2 H FLOPs per head) and each weight with a value (2 H): with
     N heads 4 N H per pair, and 12 N H with the backward pass. Pairs hidden by the causal mask or by a sliding window W
@@ -118,12 +149,12 @@ def flops_per_token(model: ModelConfig, sequence_length: int) -> float:
 def flops_parts(model: ModelConfig, sequence_length: int) -> dict[str, float]:
     """Split `flops_per_token` by part: attention projections, attention scores, feed-forward, head."""
     pair = 12 * model.num_heads * model.head_dim
-    scores = sum(pair * _mean_keys(sequence_length, block.mixer.window) for block in model.pattern)
-    feed_forward = sum(_mlp_weights(model, block.ffn) for block in model.pattern)
+    scores = sum(count * pair * _mean_keys(sequence_length, block.mixer.window) for block, count in _blocks(model))
+    feed_forward = sum(count * _ffn_weights(model, block.ffn) for block, count in _blocks(model))
     return {
         "attention projections": 6.0 * model.num_layers * _attention_weights(model),
-        "attention scores": _repeats(model) * scores,
-        "feed-forward": 6.0 * _repeats(model) * feed_forward,
+        "attention scores": scores,
+        "feed-forward": 6.0 * feed_forward,
         "head": 6.0 * model.embed_dim * model.vocab_size,
     }
 
@@ -155,9 +186,12 @@ def memory_per_device(config: RunConfig, mesh: MeshConfig, *, compute_bytes: int
     parts = parameter_parts(config.model)
     in_stack = parts["attention"] + parts["feed-forward"] + parts["norms"]
     outside = sum(parts.values()) - in_stack
-    block = in_stack / config.model.num_layers / mesh.tensor
-    whole = in_stack / (mesh.stage * mesh.tensor) + outside / mesh.tensor
-    shard = whole / (mesh.fsdp * mesh.expert * mesh.context)
+    split = mesh.fsdp * mesh.expert * mesh.context
+    shard = (in_stack / (mesh.stage * mesh.tensor) + outside / mesh.tensor) / split
+    # Gathering does not bring the experts of other devices.
+    held = in_stack - _experts_elsewhere(config.model, mesh)
+    block = held / config.model.num_layers / mesh.tensor
+    whole = held / (mesh.stage * mesh.tensor) + outside / mesh.tensor
     # Besides fp32 shards of the gradient, the sum so far and this microbatch's, a device holds the gradient of what was
     # gathered: of one block in the compute dtype, of everything, or, summed in fp32, of everything.
     gathered, unreduced_bytes = {
@@ -176,41 +210,71 @@ def memory_per_device(config: RunConfig, mesh: MeshConfig, *, compute_bytes: int
     return {part: math.ceil(size) for part, size in memory.items()}
 
 
+def _experts_elsewhere(model: ModelConfig, mesh: MeshConfig) -> int:
+    """Count the parameters of experts that lie on other devices of `expert`."""
+    moes = ((block.ffn, count) for block, count in _blocks(model) if isinstance(block.ffn, MoeConfig))
+    return sum(
+        count * (moe.num_experts - moe.num_experts // mesh.expert) * _expert_weights(model, moe) for moe, count in moes
+    )
+
+
 def _activation_bytes(config: RunConfig, mesh: MeshConfig, compute_bytes: int) -> float:
     """Estimate what the forward pass keeps of every block, and the block that the backward pass is in.
 
     The latter is there whole, recomputed if need be, and half as much again for the gradients flowing through it.
     """
     model, remat = config.model, config.train.remat
-    whole = [_block_bytes(model, block, mesh.tensor, compute_bytes) for block in model.pattern]
-    if remat == "none":
-        kept = sum(whole)
-    else:
-        names = () if remat == "full" else remat.names
-        named = _named_bytes(model, compute_bytes)
-        at_start = model.embed_dim * compute_bytes
-        kept = len(model.pattern) * (at_start + sum(named[name] for name in names)) / mesh.tensor
-    return _tokens_per_device(config, mesh) * (_repeats(model) / mesh.stage * kept + 1.5 * max(whole))
+    kept, largest = 0.0, 0.0
+    for block, count in _blocks(model):
+        whole: float = _block_bytes(model, block, mesh, compute_bytes)
+        largest = max(largest, whole)
+        if remat != "none":
+            names = () if remat == "full" else remat.names
+            named = _named_bytes(model, block, mesh, compute_bytes)
+            at_start = model.embed_dim * compute_bytes
+            whole = (at_start + sum(named[name] for name in names)) / mesh.tensor
+        kept += count * whole
+    return _tokens_per_device(config, mesh) * (kept / mesh.stage + 1.5 * largest)
 
 
-def _block_bytes(model: ModelConfig, block: BlockConfig, tensor: int, compute_bytes: int) -> float:
+def _block_bytes(model: ModelConfig, block: BlockConfig, mesh: MeshConfig, compute_bytes: int) -> float:
     """Count what automatic differentiation keeps of one block, per token.
 
-    Norms keep two fp32 vectors each; their results are gathered over `tensor`, all else is split over it.
+    Norms keep two fp32 vectors each; their results are gathered over `tensor`, all else is split over it. Experts keep
+    their rows, with room for the worst case, and what came back of each token's copies.
     """
+    tensor = mesh.tensor
     heads = (2 * model.num_heads + 2 * model.num_kv_heads) * model.head_dim * compute_bytes
     norms = 2 * 2 * model.embed_dim * _FP32_BYTES
     if block.mixer.qk_norm == "rmsnorm":
         norms += 2 * (model.num_heads + model.num_kv_heads) * model.head_dim * _FP32_BYTES
-    hidden = _KEPT_HIDDEN[block.ffn.activation] * model.mlp_dim * compute_bytes
-    return (norms + heads + model.num_heads * _FP32_BYTES + hidden) / tensor + 2 * model.embed_dim * compute_bytes
+    hidden = _KEPT_HIDDEN[block.ffn.activation] * _hidden_units(model, block.ffn, mesh) * compute_bytes
+    inputs: float = 2 * model.embed_dim * compute_bytes
+    if isinstance(block.ffn, MoeConfig):
+        inputs += (_slots(block.ffn, mesh) + block.ffn.experts_per_token) * model.embed_dim * compute_bytes
+        norms += 3 * block.ffn.num_experts * _FP32_BYTES
+    return (norms + heads + model.num_heads * _FP32_BYTES + hidden) / tensor + inputs
 
 
-def _named_bytes(model: ModelConfig, compute_bytes: int) -> dict[str, int]:
+def _hidden_units(model: ModelConfig, ffn: MlpConfig | MoeConfig, mesh: MeshConfig) -> float:
+    """Count the hidden units of a token, with those of empty rows that experts make room for."""
+    if isinstance(ffn, MoeConfig):
+        return _slots(ffn, mesh) * ffn.expert_dim + ffn.shared_dim
+    return model.mlp_dim
+
+
+def _slots(moe: MoeConfig, mesh: MeshConfig) -> float:
+    """Count the rows for experts that a device holds room for, per token of its own (`maxlm/sharding/experts.py`)."""
+    dropless = float(mesh.expert) * min(moe.experts_per_token, moe.num_experts // mesh.expert)
+    return dropless if moe.capacity_factor is None else min(dropless, moe.capacity_factor * moe.experts_per_token)
+
+
+def _named_bytes(model: ModelConfig, block: BlockConfig, mesh: MeshConfig, compute_bytes: int) -> dict[str, float]:
     """Count the activations that `train.remat.names` can keep, per token, before `tensor` splits them."""
     queries, keys = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
-    hidden = {"mlp_hidden": model.mlp_dim, "mlp_gate": model.mlp_dim}
-    widths = {"query": queries, "key": keys, "value": keys, "attention_out": queries, **hidden}
+    units = _hidden_units(model, block.ffn, mesh)
+    hidden = {"mlp_hidden": units, "mlp_gate": units}
+    widths: dict[str, float] = {"query": queries, "key": keys, "value": keys, "attention_out": queries, **hidden}
     sizes = {name: width * compute_bytes for name, width in widths.items()}
     return {**sizes, "attention_lse": model.num_heads * _FP32_BYTES}
 

@@ -125,7 +125,12 @@ def make_advance(
 
 
 def empty_caches(decoder: Decoder, length: int, dtype: Any) -> list[Cache]:
-    """Return zeroed caches for one sequence of up to `length` tokens, (L, 1, S, K, H) for each block of the pattern."""
+    """Return zeroed caches for one sequence of up to `length` tokens.
+
+    (1, S, K, H) for each block of the prefix, (L, 1, S, K, H) for each of the pattern.
+    """
     model = decoder.model
-    shape = (model.num_layers // len(model.pattern), 1, length, model.num_kv_heads, model.head_dim)
-    return [Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in model.pattern]
+    one = (1, length, model.num_kv_heads, model.head_dim)
+    stacked = ((model.num_layers - len(model.prefix)) // len(model.pattern), *one)
+    shapes = [*[one] * len(model.prefix), *[stacked] * len(model.pattern)]
+    return [Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for shape in shapes]

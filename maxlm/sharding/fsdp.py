@@ -14,10 +14,13 @@ from flax import nnx
 from jax import lax
 
 from maxlm.jax_versions import vary_over, varying_axes
-from maxlm.sharding.mesh import AXES, FSDP_AXES
-from maxlm.sharding.parameters import map_parameters, with_value
+from maxlm.sharding.mesh import AXES, EXPERT_FSDP_AXES, FSDP_AXES
+from maxlm.sharding.parameters import map_parameters, stays_fp32, with_value
 
 Module = TypeVar("Module")
+
+_SPLITS = (FSDP_AXES, EXPERT_FSDP_AXES)
+"""What a gather may undo: entries of specs, literally."""
 
 
 def vary(module: Module, axes: tuple[str, ...] = AXES) -> Module:
@@ -27,8 +30,12 @@ def vary(module: Module, axes: tuple[str, ...] = AXES) -> Module:
 
 
 def cast(module: Module, dtype: Any) -> Module:
-    """Cast every parameter, before it is gathered: half the bytes on the wire in bfloat16."""
-    return map_parameters(lambda parameter: with_value(parameter, parameter.get_value().astype(dtype)), module)
+    """Cast every parameter, before it is gathered: half the bytes on the wire in bfloat16. Some stay fp32."""
+
+    def narrow(parameter: nnx.Param) -> nnx.Param:
+        return parameter if stays_fp32(parameter) else with_value(parameter, parameter.get_value().astype(dtype))
+
+    return map_parameters(narrow, module)
 
 
 def gather(module: Module) -> Module:
@@ -40,8 +47,8 @@ def gather(module: Module) -> Module:
     def gathered(parameter: nnx.Param) -> nnx.Param:
         value, spec = parameter.get_value(), parameter.get_metadata("spec")
         for dimension, axes in enumerate(spec):
-            if axes == FSDP_AXES:
-                value = lax.all_gather(value, FSDP_AXES, axis=value.ndim - len(spec) + dimension, tiled=True)
+            if axes in _SPLITS:
+                value = lax.all_gather(value, axes, axis=value.ndim - len(spec) + dimension, tiled=True)
         return with_value(parameter, value)
 
     return map_parameters(gathered, module)
@@ -49,7 +56,7 @@ def gather(module: Module) -> Module:
 
 def is_parameter_gather(primitive: Any, *_: Any, **parameters: Any) -> bool:
     """Recognise the equation that `gather` writes (for rematerialisation policies)."""
-    return primitive is lax.all_gather_p and tuple(parameters["axis_name"]) == FSDP_AXES
+    return primitive is lax.all_gather_p and tuple(parameters["axis_name"]) in _SPLITS
 
 
 def zeros_like_fp32(module: Module) -> Module:

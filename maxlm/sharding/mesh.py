@@ -17,8 +17,12 @@ from maxlm.config.schema import MESH_AXES, MeshConfig
 AXES = MESH_AXES
 BATCH_AXES = ("data", "fsdp", "expert")
 """Axes that split the sequences of a batch."""
+TOKEN_AXES = (*BATCH_AXES, "context")
+"""Axes over which devices hold different tokens."""
 FSDP_AXES = ("fsdp", "expert", "context")
 """Axes that split dense parameters, their gradients and optimizer slots: all but the one that replicates them."""
+EXPERT_FSDP_AXES = ("fsdp", "context")
+"""Axes that split the parameters of experts besides `expert`, which holds different experts."""
 BATCH_SPEC = P(BATCH_AXES, "context")
 """Layout of every (B, T) array of a batch."""
 

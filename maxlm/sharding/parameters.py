@@ -53,10 +53,18 @@ def with_value(parameter: nnx.Param, value: Any) -> nnx.Param:
     return cast(nnx.Param, parameter.replace(value))
 
 
-def weight(shape: tuple[int, ...], spec: P, init: Initializer) -> nnx.Param:
-    """Declare an fp32 parameter: its global shape, one spec entry per dimension, its initialiser."""
+def weight(shape: tuple[int, ...], spec: P, init: Initializer, *, use: str = "cast") -> nnx.Param:
+    """Declare an fp32 parameter: its global shape, one spec entry per dimension, its initialiser.
+
+    `use="fp32"` keeps it from being cast to the compute dtype.
+    """
     assert len(shape) == len(spec), f"{shape} needs one spec entry per dimension, not {spec}"
-    return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32), spec=spec, init=init)
+    return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32), spec=spec, init=init, use=use)
+
+
+def stays_fp32(parameter: nnx.Param) -> bool:
+    """Return whether a parameter is used in fp32 whatever the compute dtype is."""
+    return bool(parameter.get_metadata("use") == "fp32")
 
 
 def is_parameter(node: Any) -> bool:

@@ -114,29 +114,31 @@ class Parts(NamedTuple):
     """The model as the pipeline sees it.
 
     Attributes:
-      run_chunk: (outer, chunk, x, microbatch, first) -> y, one chunk of layers; where `first` is true the embedded
-        tokens of the microbatch take the place of x. x and y have the same shape.
+      run_chunk: (outer, chunk, x, microbatch, first) -> (y, cost, statistics), one chunk of layers; where `first` is
+        true the embedded tokens of the microbatch take the place of x. x and y have the same shape; cost is what the
+        chunk adds to the objective besides, statistics are rows like the chunk's layers, to be summed.
       losses: (outer, y, microbatch) -> (objective, nats), from the last virtual stage's y, which only stage S - 1 has;
         every stage does its share.
     """
 
-    run_chunk: Callable[..., jax.Array]
+    run_chunk: Callable[..., tuple[jax.Array, jax.Array, Any]]
     losses: Callable[..., tuple[jax.Array, jax.Array]]
 
 
 class _Carry(NamedTuple):
-    """What goes from tick to tick: the two messages that arrived, the kept inputs, the gradients so far."""
+    """What goes from tick to tick: the two messages that arrived, the kept inputs, the sums so far."""
 
     x: jax.Array
     d_y: jax.Array
     inputs: jax.Array
     d_outer: Any
     d_stack: Any
+    statistics: Any
 
 
 def pipelined_gradients(
     parts: Parts, outer: Any, stack: Any, zeros: tuple[Any, Any], x: jax.ShapeDtypeStruct, schedule: Schedule
-) -> tuple[Any, Any, jax.Array, jax.Array]:
+) -> tuple[Any, Any, jax.Array, jax.Array, Any]:
     """Run a step's microbatches through the pipeline; inside the shard_map.
 
     Args:
@@ -148,18 +150,25 @@ def pipelined_gradients(
       schedule: the sizes.
 
     Returns:
-      gradients of outer and stack, and the objectives and nats of each tick.
+      gradients of outer and stack, this device's objective and nats, and the statistics of the stack's layers.
     """
     stage = lax.axis_index("stage")
 
-    def forward(tick: jax.Array, carry: _Carry) -> tuple[jax.Array, _Carry]:
+    def forward(tick: jax.Array, carry: _Carry) -> tuple[jax.Array, _Carry, jax.Array]:
         work = _clipped(schedule.forward(tick, stage), schedule)
         slot = work.chunk * schedule.slots + work.microbatch % schedule.slots
         kept = lax.dynamic_index_in_dim(carry.inputs, slot, keepdims=False)
         inputs = lax.dynamic_update_index_in_dim(carry.inputs, jnp.where(work.valid, carry.x, kept), slot, 0)
         first = (stage == 0) & (work.chunk == 0)
-        y = parts.run_chunk(outer, _chunk(stack, work.chunk, schedule), carry.x, work.microbatch, first)
-        return y, carry._replace(x=_send(y, 1, schedule), inputs=inputs)
+        chunk = _chunk(stack, work.chunk, schedule)
+        y, cost, statistics = parts.run_chunk(outer, chunk, carry.x, work.microbatch, first)
+        statistics = jax.tree.map(lambda rows: jnp.where(work.valid, rows, 0), statistics)
+        carry = carry._replace(
+            x=_send(y, 1, schedule),
+            inputs=inputs,
+            statistics=_add_chunk(carry.statistics, statistics, work.chunk, schedule),
+        )
+        return y, carry, jnp.where(work.valid, cost, 0)
 
     def backward(tick: jax.Array, carry: _Carry, d_loss: jax.Array | None) -> _Carry:
         work = _clipped(schedule.backward(tick, stage), schedule)
@@ -172,11 +181,12 @@ def pipelined_gradients(
         )
         first = (stage == 0) & (work.chunk == 0)
 
-        def run(outer: Any, chunk: Any, x: jax.Array) -> jax.Array:
-            return parts.run_chunk(outer, chunk, x, work.microbatch, first)
+        def run(outer: Any, chunk: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+            y, cost, _ = parts.run_chunk(outer, chunk, x, work.microbatch, first)
+            return y, vary_over(cost, ("stage",))
 
-        _, pull = jax.vjp(run, outer, _chunk(stack, work.chunk, schedule), kept)
-        d_outer, d_chunk, d_x = pull(d_y)
+        (_, cost), pull = jax.vjp(run, outer, _chunk(stack, work.chunk, schedule), kept)
+        d_outer, d_chunk, d_x = pull((d_y, jnp.where(work.valid, jnp.ones_like(cost), 0)))
         return carry._replace(
             d_y=_send(d_x, -1, schedule),
             d_outer=jax.tree.map(jnp.add, carry.d_outer, d_outer),
@@ -190,7 +200,7 @@ def pipelined_gradients(
         return carry._replace(d_outer=jax.tree.map(jnp.add, carry.d_outer, d_outer)), d_y, losses
 
     def steady(carry: _Carry, tick: jax.Array) -> tuple[_Carry, tuple[jax.Array, jax.Array]]:
-        y, carry = forward(tick, carry)
+        y, carry, cost = forward(tick, carry)
         if schedule.repeats == 1:
             carry, d_loss, losses = loss(tick, y, carry)
         else:
@@ -201,17 +211,24 @@ def pipelined_gradients(
             carry, d_loss, losses = lax.cond(
                 ends, lambda carry: loss(tick, y, carry), lambda carry: (carry, *nothing), carry
             )
-        return backward(tick, carry, d_loss), losses
+        return backward(tick, carry, d_loss), (losses[0] + cost, losses[1])
 
     warmup, all_forward = schedule.warmup_ticks, schedule.warmup_ticks + schedule.steady_ticks
     nothing = vary_over(jnp.zeros(x.shape, x.dtype), AXES)
     kept = vary_over(jnp.zeros((schedule.repeats * schedule.slots, *x.shape), x.dtype), AXES)
-    carry = _Carry(nothing, nothing, kept, *zeros)
-    carry, _ = lax.scan(lambda carry, tick: (forward(tick, carry)[1], None), carry, jnp.arange(warmup))
+    carry = _Carry(nothing, nothing, kept, *zeros, _no_statistics(parts, outer, stack, nothing))
+    carry, costs = lax.scan(lambda carry, tick: forward(tick, carry)[1:], carry, jnp.arange(warmup))
     carry, (objectives, nats) = lax.scan(steady, carry, jnp.arange(warmup, all_forward))
     ticks = jnp.arange(all_forward, all_forward + warmup)
     carry, _ = lax.scan(lambda carry, tick: (backward(tick, carry, None), None), carry, ticks)
-    return carry.d_outer, carry.d_stack, objectives, nats
+    return carry.d_outer, carry.d_stack, costs.sum() + objectives.sum(), nats.sum(), carry.statistics
+
+
+def _no_statistics(parts: Parts, outer: Any, stack: Any, x: jax.Array) -> Any:
+    """Return zeros for the statistics of all layers of this stage."""
+    index = jnp.int32(0)
+    shapes = jax.eval_shape(lambda: parts.run_chunk(outer, stack, x, index, index == 0)[2])
+    return jax.tree.map(lambda s: vary_over(jnp.zeros(s.shape, s.dtype), _axes(s)), shapes)
 
 
 def pipelined_losses(
@@ -223,11 +240,12 @@ def pipelined_losses(
     def tick(x: jax.Array, tick: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         work = _clipped(schedule.forward(tick, stage), schedule)
         first = (stage == 0) & (work.chunk == 0)
-        y = parts.run_chunk(outer, _chunk(stack, work.chunk, schedule), x, work.microbatch, first)
+        y, cost, _ = parts.run_chunk(outer, _chunk(stack, work.chunk, schedule), x, work.microbatch, first)
         last = schedule.forward(tick, schedule.stages - 1)
         losses = parts.losses(outer, y, _clipped(last, schedule).microbatch)
         ends = last.valid & (last.chunk == schedule.repeats - 1)
-        return _send(y, 1, schedule), jax.tree.map(lambda value: jnp.where(ends, value, 0), losses)
+        objective, nats = (jnp.where(ends, value, 0) for value in losses)
+        return _send(y, 1, schedule), (objective + jnp.where(work.valid, cost, 0), nats)
 
     ticks = jnp.arange(schedule.microbatches * schedule.repeats + schedule.stages - 1)
     _, (objectives, nats) = lax.scan(tick, vary_over(jnp.zeros(x.shape, x.dtype), AXES), ticks)

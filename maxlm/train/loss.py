@@ -14,20 +14,19 @@ from jax.sharding import PartitionSpec as P
 
 from maxlm.config.schema import MeshConfig, RunConfig
 from maxlm.data.token_hash import batch_hash
+from maxlm.layers.moe import ROUTER_AXES
 from maxlm.layers.sequence import SequenceInfo
-from maxlm.layers.stack import Remat
+from maxlm.layers.stack import Remat, Stats
 from maxlm.models.decoder import Decoder
 from maxlm.ops.cross_entropy import LossOptions, cross_entropy
 from maxlm.sharding.context import zigzag
 from maxlm.sharding.fsdp import cast, gather, vary, zeros_like_fp32
-from maxlm.sharding.mesh import BATCH_AXES, BATCH_SPEC
+from maxlm.sharding.mesh import BATCH_AXES, BATCH_SPEC, TOKEN_AXES
 from maxlm.sharding.parameters import partition_specs
 from maxlm.sharding.pipeline import Parts, Schedule, pipelined_gradients, pipelined_losses, spread_over_stages
 from maxlm.sharding.tensor import enter
 
 Batch = dict[str, jax.Array]
-TOKEN_AXES = (*BATCH_AXES, "context")
-"""Axes over which devices hold different tokens."""
 
 
 class Numerics(NamedTuple):
@@ -46,11 +45,12 @@ class Sums(NamedTuple):
     """Sums over the whole batch, the same on every device.
 
     Attributes:
-      objective: what is differentiated, per token that counts: cross entropy, z-loss, smoothing.
+      objective: what is differentiated, per token that counts: cross entropy, z-loss, smoothing; and balance losses.
       nats: plain cross entropy of all tokens that count.
       weight: number of tokens that count.
       target_bytes: bytes of text these tokens stand for.
       token_hash: uint32[2] of the tokens, independent of how they were split.
+      routers: what the routers of each block of the pattern did, layers first; empty after a mere forward pass.
     """
 
     objective: jax.Array
@@ -58,6 +58,10 @@ class Sums(NamedTuple):
     weight: jax.Array
     target_bytes: jax.Array
     token_hash: jax.Array
+    routers: Stats
+
+
+_SUMS_SPECS = Sums(P(), P(), P(), P(), P(), routers=P("stage"))  # type: ignore[arg-type]
 
 
 def numerics(config: RunConfig, mesh: MeshConfig, attention_kernel: str, platform: str) -> Numerics:
@@ -84,12 +88,13 @@ def make_gradients(declared: Decoder, mesh: Mesh, how: Numerics) -> Callable[[De
         weight = lax.psum(batch["weights"].sum(), TOKEN_AXES)
         share = 1.0 / jnp.maximum(weight, 1.0)
         held = _at_step(decoder, how, how.compute_dtype)
-        gradients, objective, nats = compute(held, _pieces(batch, how), share, how)
+        gradients, objective, nats, routers = compute(held, _pieces(batch, how), share, how)
         # Back to the parameters' layout along the transpose of `_at_step`, in fp32 throughout.
         _, transpose = jax.vjp(lambda decoder: _at_step(decoder, how, jnp.float32), decoder)
-        return transpose(gradients)[0], _sums(batch, objective, nats, weight)
+        routers = jax.tree.map(lambda x: lax.psum(x, ROUTER_AXES), routers)
+        return transpose(gradients)[0], _sums(batch, objective, nats, weight)._replace(routers=routers)
 
-    return jax.shard_map(program, mesh=mesh, in_specs=(specs, BATCH_SPEC), out_specs=(specs, P()))
+    return jax.shard_map(program, mesh=mesh, in_specs=(specs, BATCH_SPEC), out_specs=(specs, _SUMS_SPECS))
 
 
 def make_losses(declared: Decoder, mesh: Mesh, how: Numerics) -> Callable[[Decoder, Batch], Sums]:
@@ -104,8 +109,13 @@ def make_losses(declared: Decoder, mesh: Mesh, how: Numerics) -> Callable[[Decod
             parts = _pipeline_parts(pieces, share, how)
             objective, nats = pipelined_losses(parts, outer, stack, _activations(held, pieces, how), how.schedule)
         else:
-            _, losses = lax.scan(lambda _, piece: (None, _token_losses(held, piece, share, how)), None, pieces)
-            objective, nats = losses[0].sum(), losses[1].sum()
+
+            def microbatch(_: None, piece: Batch) -> tuple[None, tuple[jax.Array, jax.Array]]:
+                objective, (nats, _routers) = _token_losses(held, piece, share, how)
+                return None, (objective, nats)
+
+            _, (objectives, nats) = lax.scan(microbatch, None, pieces)
+            objective, nats = objectives.sum(), nats.sum()
         return _sums(batch, objective, nats, weight)
 
     return jax.shard_map(program, mesh=mesh, in_specs=(partition_specs(declared), BATCH_SPEC), out_specs=P())
@@ -130,40 +140,47 @@ def _at_microbatch(held: Decoder, how: Numerics) -> Decoder:
 
 def _accumulated_gradients(
     held: Decoder, pieces: Batch, share: jax.Array, how: Numerics
-) -> tuple[Decoder, jax.Array, jax.Array]:
-    """Work microbatches off one after the other; return fp32 gradients like `held`, and this device's losses."""
+) -> tuple[Decoder, jax.Array, jax.Array, Stats]:
+    """Work microbatches off one after the other.
 
-    def microbatch(gradients: Decoder, piece: Batch) -> tuple[Decoder, tuple[jax.Array, jax.Array]]:
+    Returns:
+      fp32 gradients like `held`, and this device's objective, nats and router statistics.
+    """
+
+    def microbatch(gradients: Decoder, piece: Batch) -> tuple[Decoder, tuple[jax.Array, tuple[jax.Array, Stats]]]:
         losses, piece_gradients = jax.value_and_grad(_token_losses, has_aux=True)(held, piece, share, how)
         return jax.tree.map(jnp.add, gradients, piece_gradients), losses
 
-    gradients, (objectives, nats) = lax.scan(microbatch, zeros_like_fp32(held), pieces)
-    return gradients, objectives.sum(), nats.sum()
+    gradients, (objectives, (nats, routers)) = lax.scan(microbatch, zeros_like_fp32(held), pieces)
+    return gradients, objectives.sum(), nats.sum(), jax.tree.map(lambda x: x.sum(axis=0), routers)
 
 
-def _token_losses(held: Decoder, batch: Batch, share: jax.Array, how: Numerics) -> tuple[jax.Array, jax.Array]:
-    """Return this device's share of the objective, and its nats."""
+def _token_losses(
+    held: Decoder, batch: Batch, share: jax.Array, how: Numerics
+) -> tuple[jax.Array, tuple[jax.Array, Stats]]:
+    """Return this device's share of the objective; its nats, and what its routers did."""
     decoder = _at_microbatch(held, how)
     info = decoder.sequence_info(batch["positions"], batch["segment_ids"], how.attention_kernel, how.context_kind)
-    x_BTD = _run_blocks(decoder, decoder.embed(batch["tokens"], info), info, how)
+    x_BTD, routers = _run_blocks(decoder, decoder.embed(batch["tokens"], info), info, how)
     with jax.named_scope("loss"):
         x_TD = enter(decoder.norm(x_BTD)).reshape(-1, x_BTD.shape[-1])
         targets_T, weights_T = batch["targets"].reshape(-1), batch["weights"].reshape(-1)
         objective, nats = cross_entropy(x_TD, decoder.output_DV(), targets_T, weights_T, how.loss)
-        return objective * share, nats
+        balance = decoder.balance_loss(routers) / how.schedule.microbatches
+        return objective * share + balance, (nats, routers)
 
 
-def _run_blocks(decoder: Decoder, x_BTD: jax.Array, info: SequenceInfo, how: Numerics) -> jax.Array:
+def _run_blocks(decoder: Decoder, x_BTD: jax.Array, info: SequenceInfo, how: Numerics) -> tuple[jax.Array, Stats]:
     gathers = how.gather == "layer"
     return decoder.run_blocks(x_BTD, info, gather_layers=gathers, remat=how.remat, compute_dtype=how.compute_dtype)
 
 
 def _pipelined_gradients(
     held: Decoder, pieces: Batch, share: jax.Array, how: Numerics
-) -> tuple[Decoder, jax.Array, jax.Array]:
+) -> tuple[Decoder, jax.Array, jax.Array, Stats]:
     """Run microbatches through the pipeline; the same results as `_accumulated_gradients`."""
     outer, stack = held.with_stack(nnx.List([])), held.stack
-    d_outer, d_stack, objectives, nats = pipelined_gradients(
+    d_outer, d_stack, objective, nats, routers = pipelined_gradients(
         _pipeline_parts(pieces, share, how),
         outer,
         stack,
@@ -171,19 +188,22 @@ def _pipelined_gradients(
         _activations(held, pieces, how),
         how.schedule,
     )
-    return d_outer.with_stack(d_stack), objectives.sum(), nats.sum()
+    return d_outer.with_stack(d_stack), objective, nats, routers
 
 
 def _pipeline_parts(pieces: Batch, share: jax.Array, how: Numerics) -> Parts:
     """Cut the model into what each stage does in a tick."""
 
-    def run_chunk(outer: Decoder, chunk: Any, x_BTD: jax.Array, microbatch: jax.Array, first: jax.Array) -> jax.Array:
+    def run_chunk(
+        outer: Decoder, chunk: Any, x_BTD: jax.Array, microbatch: jax.Array, first: jax.Array
+    ) -> tuple[jax.Array, jax.Array, Stats]:
         piece = {name: lax.dynamic_index_in_dim(array, microbatch, keepdims=False) for name, array in pieces.items()}
         info = outer.sequence_info(piece["positions"], piece["segment_ids"], how.attention_kernel, how.context_kind)
         # Every stage looks tokens up and all but the first drop them: a lookup costs no multiplication.
         x_BTD = jnp.where(first, outer.embed(piece["tokens"], info), x_BTD)
         chunk = gather(cast(chunk, how.compute_dtype)) if how.gather == "microbatch" else chunk
-        return _run_blocks(outer.with_stack(chunk), x_BTD, info, how)
+        y_BTD, routers = _run_blocks(outer.with_stack(chunk), x_BTD, info, how)
+        return y_BTD, jnp.asarray(outer.balance_loss(routers) / how.schedule.microbatches), routers
 
     def losses(outer: Decoder, y_BTD: jax.Array, microbatch: jax.Array) -> tuple[jax.Array, jax.Array]:
         with jax.named_scope("loss"):
@@ -211,9 +231,12 @@ def _activations(held: Decoder, pieces: Batch, how: Numerics) -> jax.ShapeDtypeS
 
 
 def _pieces(batch: Batch, how: Numerics) -> Batch:
-    """Split this device's sequences into microbatches, tokens as `context` wants them: (B, T) -> (M, B / M, T)."""
-    count = how.schedule.microbatches
-    return {name: zigzag(array).reshape(count, -1, array.shape[1]) for name, array in batch.items()}
+    """Split this device's sequences into microbatches, tokens as `context` wants them: (B, T) -> (M, B / M, T).
+
+    Every M-th sequence, so that the microbatches of all devices together are the same ones on every mesh.
+    """
+    shape = (-1, how.schedule.microbatches, batch["tokens"].shape[1])
+    return {name: zigzag(array).reshape(shape).swapaxes(0, 1) for name, array in batch.items()}
 
 
 def _sums(batch: Batch, objective: jax.Array, nats: jax.Array, weight: jax.Array) -> Sums:
@@ -231,4 +254,5 @@ def _sums(batch: Batch, objective: jax.Array, nats: jax.Array, weight: jax.Array
         weight=weight,
         target_bytes=lax.psum(counted_bytes, TOKEN_AXES),
         token_hash=lax.psum(partial_hash, TOKEN_AXES),
+        routers=[],
     )

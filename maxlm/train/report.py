@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import yaml
 
-from maxlm.config.schema import RunConfig
+from maxlm.config.schema import ModelConfig, RunConfig
 from maxlm.data.baselines import read_baselines
 from maxlm.data.token_hash import hexdigest
 from maxlm.metrics.terminal import Outcome, RunTerminal, Summary
@@ -32,7 +32,7 @@ class Reporter:
         self._tokens_per_step = config.train.batch_size * config.data.sequence_length
         self._flops_per_token = cost.flops_per_token(config.model, config.data.sequence_length)
         device = program.mesh.devices.flat[0]
-        self._num_devices = program.mesh.size
+        self._num_devices, self._layer_order = program.mesh.size, program.layer_order
         table_peak = peak_flops(device.device_kind, program.how.compute_dtype.name)
         self._peak = config.metrics.peak_tflops * 1e12 if config.metrics.peak_tflops else table_peak
         self._began = self._mark = time.perf_counter()
@@ -89,6 +89,7 @@ class Reporter:
             "optim/parameter_norm": float(metrics.parameter_norm),
             "optim/update_ratio": float(metrics.update_ratio),
             "optim/skipped_steps": int(metrics.skipped),
+            **router_values(self._config.model, metrics.routers, self._layer_order),
             **self._rates(steps, seconds),
             "time/step_seconds": seconds / steps,
             "time/input_wait_fraction": min((wait_seconds - self._logged_wait) / seconds, 1.0),
@@ -170,3 +171,16 @@ class Reporter:
             bubble=schedule.bubble if schedule.stages > 1 else None,
             stage_inputs=(kept, kept * inputs),
         )
+
+
+def router_values(
+    model: ModelConfig, routers: dict[int, dict[str, Any]], layer_order: Sequence[int]
+) -> dict[str, float]:
+    """Name the metrics of every router by its layer's number in the whole model."""
+    values = {}
+    for place, metrics in routers.items():
+        for name, of_layers in metrics.items():
+            for repeat, value in zip(layer_order, of_layers, strict=True):
+                layer = len(model.prefix) + repeat * len(model.pattern) + place
+                values[f"moe/{layer}/{name}"] = float(value)
+    return values

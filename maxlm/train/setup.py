@@ -113,7 +113,8 @@ def build_program(config: RunConfig, devices: list[Any] | None = None) -> Progra
     declared = Decoder(config.model)
     optimizer = build_optimizer(config.optimizer, declared)
     how = numerics(config, mesh_sizes, kernel, devices[0].platform)
-    order = layer_order(config.model.num_layers // len(config.model.pattern), how.schedule)
+    groups = (config.model.num_layers - len(config.model.prefix)) // len(config.model.pattern)
+    order = layer_order(groups, how.schedule)
     return Program(mesh_sizes, mesh, declared, optimizer, declare_state(declared, optimizer, mesh), how, order)
 
 

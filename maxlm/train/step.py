@@ -16,9 +16,10 @@ from maxlm.train.state import TrainState
 
 
 class StepMetrics(NamedTuple):
-    """What a step reports: scalars, the same on every device."""
+    """What a step reports: scalars, the same on every device; and `routers`, see `Decoder.router_metrics`."""
 
     sums: Sums
+    routers: dict[int, dict[str, jax.Array]]
     learning_rate: jax.Array
     gradient_norm: jax.Array
     parameter_norm: jax.Array
@@ -45,7 +46,8 @@ def make_train_step(
         rate = learning_rate(state.step)
         directions, slots = optimizer.update(gradients, state.optimizer, state.decoder)
         updates = jax.tree.map(lambda direction: -rate * direction, directions)
-        new = (optax.apply_updates(state.decoder, updates), slots)
+        moved: Decoder = optax.apply_updates(state.decoder, updates)
+        new = (moved.rebalanced(state.decoder, sums.routers), slots)
         decoder, slots = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old), new, (state.decoder, state.optimizer)
         )
@@ -60,7 +62,8 @@ def make_train_step(
         )
         parameter_norm = optax.tree.norm(state.decoder)
         metrics = StepMetrics(
-            sums=sums,
+            sums=sums._replace(routers=[]),
+            routers=state.decoder.router_metrics(sums.routers),
             learning_rate=rate,
             gradient_norm=gradient_norm,
             parameter_norm=parameter_norm,

@@ -9,6 +9,7 @@ import pytest
 from maxlm.config import ConfigError, load_run
 
 # name: (replaced text, appended text, overrides, what the message must contain)
+MOE = "model.pattern=[{ffn: {kind: moe, %s}}]"
 CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
     # keys
     "misspelt key": (
@@ -236,7 +237,65 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
             "or mesh.context=1, or mesh.context_kind=ring, which does not split heads"
         ],
     ),
-    "expert": ({}, "mesh: {expert: 2}\n", [], ["mesh.expert=2: expert parallelism is not available yet"]),
+    "blocks before stages": (
+        {},
+        "mesh: {stage: 2}\n",
+        ["model.prefix=[{}]", "model.num_layers=3"],
+        ["model.prefix has 1 blocks, which mesh.stage=2 stages cannot share; use mesh.stage=1"],
+    ),
+    "experts on mesh": (
+        {},
+        "mesh: {expert: 4}\n",
+        [MOE % "num_experts: 6, experts_per_token: 2, expert_dim: 30, shared_dim: 30", "mesh.tensor=4"],
+        [
+            "model.pattern.0.ffn.num_experts=6 must be divisible by mesh.expert=4; use "
+            "model.pattern.0.ffn.num_experts=4 or 8, or mesh.expert=3 or 6",
+            "model.pattern.0.ffn.expert_dim=30 must be divisible by mesh.tensor=4",
+            "model.pattern.0.ffn.shared_dim=30 must be divisible by mesh.tensor=4",
+        ],
+    ),
+    "more choices than experts": (
+        {},
+        "",
+        [MOE % "num_experts: 4, experts_per_token: 5, expert_dim: 32"],
+        ["model.pattern.0.ffn.experts_per_token=5 is more than model.pattern.0.ffn.num_experts=4"],
+    ),
+    "capacity without effect": (
+        {},
+        "",
+        [MOE % "num_experts: 8, experts_per_token: 2, expert_dim: 32, capacity_factor: 4.0"],
+        [
+            "capacity_factor=4.0: an expert would take every token of a sequence; use less than num_experts / ",
+            "= 4, or",
+        ],
+    ),
+    "uneven groups": (
+        {},
+        "",
+        [MOE % "num_experts: 8, experts_per_token: 2, expert_dim: 32, router: {num_groups: 3, top_groups: 4}"],
+        ["ffn.num_experts=8 must be divisible by model.pattern.0.ffn.router.num_groups=3", "top_groups=4 is more than"],
+    ),
+    "too few groups": (
+        {},
+        "",
+        [MOE % "num_experts: 8, experts_per_token: 3, expert_dim: 32, router: {num_groups: 4, top_groups: 1}"],
+        ["router.top_groups=1 groups of 2 experts are fewer than model.pattern.0.ffn.experts_per_token=3; use "],
+    ),
+    "experts before the pattern": (
+        {},
+        "",
+        ["model.prefix=[{ffn: {kind: moe, num_experts: 4, experts_per_token: 1, expert_dim: 8}}]"],
+        ["model.prefix.0.ffn.kind=moe: experts can only stand in model.pattern"],
+    ),
+    "prefix as long as the stack": (
+        {},
+        "",
+        ["model.prefix=[{}, {}]"],
+        [
+            "model.num_layers=2 must be the 2 blocks of model.prefix and a multiple of the length of model.pattern, "
+            "1; use model.num_layers=3 or 4"
+        ],
+    ),
     "axis of zero": (
         {},
         "mesh: {tensor: 0}\n",

@@ -23,6 +23,7 @@ def test_names_are_unique_and_every_metric_is_explained():
         ("val/python/loss", "val/<source>/loss"),
         ("val/wiki.en-2/bits_per_byte", "val/<source>/bits_per_byte"),
         ("data/epoch/python", "data/epoch/<source>"),
+        ("moe/12/load_max", "moe/<layer>/load_max"),
         ("flops/val_python_loss", "flops/val_<source>_loss"),
     ],
 )
@@ -30,7 +31,9 @@ def test_find(name, entry):
     assert catalog.find(name).name == entry
 
 
-@pytest.mark.parametrize("name", ["train/los", "train/loss/x", "val/loss", "val/a/b/loss", "loss", "trainXloss", ""])
+@pytest.mark.parametrize(
+    "name", ["train/los", "train/loss/x", "val/loss", "val/a/b/loss", "loss", "moe/x/dropped", "trainXloss", ""]
+)
 def test_unknown_names_are_refused(name):
     with pytest.raises(KeyError, match=r"catalog\.py"):
         catalog.find(name)

@@ -14,18 +14,22 @@ from hypothesis import strategies as st
 from maxlm.config import load_run
 from maxlm.config.schema import (
     AttentionConfig,
+    BalanceConfig,
     BlockConfig,
     DataConfig,
     LearnedPosition,
     MeshConfig,
     MlpConfig,
     ModelConfig,
+    MoeConfig,
     NormConfig,
     RunConfig,
     SourceConfig,
     TrainConfig,
 )
 from maxlm.models import cost
+from maxlm.models.decoder import Decoder
+from maxlm.sharding.parameters import parameter_count
 from maxlm.train.loss import make_gradients
 from maxlm.train.setup import batch_shapes, build_program
 
@@ -74,6 +78,15 @@ def with_block(model, **block):
     return model.model_copy(update={"pattern": (BlockConfig(**block),)})
 
 
+def load_preset(name, tmp_path):
+    run_file = tmp_path / "run.yaml"
+    run_file.write_text(
+        f"include: {PRESETS[0].parent / name}.yaml\nrun_dir: x\ntrain: {{num_steps: 1, batch_size: 1}}\n"
+        "data: {sources: {a: {path: x}}, tokenizer: t, sequence_length: 8}\n"
+    )
+    return load_run(run_file).config.model
+
+
 def run(model=TINY, **train):
     return RunConfig(
         run_dir="runs/x",
@@ -100,6 +113,55 @@ def run(model=TINY, **train):
 )
 def test_parameters_equal_the_published_count(model, published):
     assert cost.parameter_count(model) == published
+
+
+@pytest.mark.parametrize(
+    ("preset", "published", "active_billions"),
+    [
+        ("mixtral_8x7b", 46_702_792_704, 12.9),
+        ("qwen3_30b_a3b", 30_532_122_624, 3.3),
+        ("qwen3_235b_a22b", 235_093_634_560, 22),
+        # 671,026,419,200 with latent attention: 187,107,328 per layer, where grouped-query attention has 249,561,088
+        ("deepseek_v3", 671_026_419_200 + 61 * (249_561_088 - 187_107_328), 37 + 3.8),
+    ],
+)
+def test_mixtures_have_the_published_shape(preset, published, active_billions, tmp_path):
+    model = load_preset(preset, tmp_path)
+    assert cost.parameter_count(model) == published
+    assert cost.active_parameter_count(model) / 1e9 == pytest.approx(active_billions, rel=0.02)
+
+
+MOE = MoeConfig(num_experts=4, experts_per_token=2, expert_dim=7, shared_dim=3, balance=BalanceConfig(bias_update=0.1))
+MIXED = TINY.model_copy(
+    update={"prefix": (BlockConfig(),), "pattern": (BlockConfig(ffn=MOE), BlockConfig()), "num_layers": 5}
+)
+
+
+def test_mixture_by_part():
+    # twice 4 experts and a shared one, a router with bias; three dense layers
+    one, shared, router = 3 * 4 * 7, 3 * 4 * 3, 4 * 4
+    assert cost.parameter_parts(MIXED)["feed-forward"] == 2 * (4 * one + shared + router + 4) + 3 * 60
+    assert cost.active_parameter_count(MIXED) == cost.parameter_count(MIXED) - 2 * 2 * one
+    assert cost.flops_parts(MIXED, 3)["feed-forward"] == 6 * (2 * (2 * one + shared + router) + 3 * 60)
+    assert parameter_count(Decoder(MIXED)) == cost.parameter_count(MIXED)
+
+
+def test_experts_stay_where_they_are():
+    config = run(with_block(TINY, ffn=MOE))
+    one, two = (cost.memory_per_device(config, MeshConfig(fsdp=1, expert=size)) for size in (1, 2))
+    assert one["parameters"] == 2 * two["parameters"]
+    # of a gathered block, two of four experts
+    assert one["gathered weights"] - two["gathered weights"] == 4 * 2 * 3 * 4 * 7
+
+
+def test_capacity_bounds_the_rows():
+    def activations(expert, **changes):
+        model = with_block(TINY, ffn=MoeConfig(num_experts=4, experts_per_token=2, expert_dim=7, **changes))
+        return cost.memory_per_device(run(model, batch_size=8), MeshConfig(fsdp=1, expert=expert))["activations"]
+
+    # dropless on 4 devices: room for 4 copies of a token, where 2 are sent on average
+    assert activations(4) * 4 > activations(1)
+    assert activations(4, capacity_factor=1.0) * 4 == activations(1)
 
 
 def test_parameters_by_part():
@@ -140,14 +202,12 @@ def test_pattern_is_repeated():
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
 def test_presets_have_the_size_their_header_says(preset, tmp_path):
-    run_file = tmp_path / "run.yaml"
-    run_file.write_text(
-        f"include: {preset}\nrun_dir: x\ntrain: {{num_steps: 1, batch_size: 1}}\n"
-        "data: {sources: {a: {path: x}}, tokenizer: t, sequence_length: 8}\n"
-    )
+    model = load_preset(preset.stem, tmp_path)
     stated = re.search(r"([0-9,]{6,}) parameters", preset.read_text(encoding="utf-8"))
     assert stated, "the header of a model preset states the number of parameters"
-    assert f"{cost.parameter_count(load_run(run_file).config.model):,}" == stated[1]
+    assert f"{cost.parameter_count(model):,}" == stated[1]
+    active = re.search(r"([0-9,]{6,}) active", preset.read_text(encoding="utf-8"))
+    assert f"{cost.active_parameter_count(model):,}" == (active or stated)[1]
 
 
 def test_there_are_presets():

@@ -1,0 +1,142 @@
+"""Rows sorted by group, each group multiplied with its own matrix: the experts of a mixture, and nothing is dropped.
+
+For rows x_RD of which the first sizes_E[0] belong to group 0, the next sizes_E[1] to group 1 and so on:
+
+  y_r = x_r w_e(r),     dx_r = g_r w_e(r)^T,     dw_e = sum over the rows r of group e of x_r^T g_r
+
+Rows behind the last group belong to none; what comes out for them is undefined, and never read by the caller.
+The custom gradient keeps x and w and nothing else. `lax.ragged_dot` runs where it is one instruction (TPU, GPU). On the
+CPU that is E matmuls over all rows, masked, with E copies of x in memory; there a loop over tiles does only the work
+that is needed. Which of the two runs is decided when the program is lowered, so one compiled for another platform gets
+that platform's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from maxlm.jax_versions import vary_over, varying_axes
+
+TILE_ROWS = 64
+"""Rows that the loop multiplies at once: a tile with two groups in it is multiplied twice."""
+
+
+@jax.custom_vjp
+def grouped_matmul(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
+    """Multiply each group of rows with its matrix; (R, D) x (E, D, F) -> (R, F), int32 sizes (E,)."""
+    return lax.platform_dependent(x_RD, w_EDF, sizes_E, cpu=tiled, default=ragged)
+
+
+def _forward(x, w, sizes):  # type: ignore[no-untyped-def]
+    return grouped_matmul(x, w, sizes), (x, w, sizes)
+
+
+def _backward(saved, g):  # type: ignore[no-untyped-def]
+    x, w, sizes = saved
+    dx = lax.platform_dependent(g, w.swapaxes(1, 2), sizes, cpu=tiled, default=ragged)
+    dw = lax.platform_dependent(x, g, sizes, cpu=tiled_transpose, default=ragged_transpose)
+    return dx.astype(x.dtype), dw.astype(w.dtype), None
+
+
+grouped_matmul.defvjp(_forward, _backward)
+
+
+# --- one instruction -------------------------------------------------------------------------------------------------
+
+_PER_GROUP = lax.RaggedDotDimensionNumbers(
+    dot_dimension_numbers=(((0,), (0,)), ((), ())), lhs_ragged_dimensions=(0,), rhs_group_dimensions=()
+)
+
+
+def ragged(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
+    """Return the grouped product, as one `ragged_dot`."""
+    return lax.ragged_dot(x_RD, w_EDF, sizes_E)
+
+
+def ragged_transpose(x_RD: jax.Array, g_RF: jax.Array, sizes_E: jax.Array) -> jax.Array:
+    """Return the gradient of the matrices, fp32 (E, D, F), as one `ragged_dot_general`."""
+    return lax.ragged_dot_general(x_RD, g_RF, sizes_E, _PER_GROUP, preferred_element_type=jnp.float32)
+
+
+# --- a loop over tiles -----------------------------------------------------------------------------------------------
+
+
+class _Visits(NamedTuple):
+    """The pairs of a group and a tile that have rows in common, in order; `total` of the entries are used."""
+
+    group: jax.Array
+    tile: jax.Array
+    starts_E: jax.Array
+    ends_E: jax.Array
+    total: jax.Array
+
+
+def tiled(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
+    """Return the grouped product, tile by tile; rows behind the last group are 0."""
+    tile_rows = min(TILE_ROWS, x_RD.shape[0])
+    visits = _visits(sizes_E, x_RD.shape[0], tile_rows)
+
+    def visit(index: jax.Array, y_RF: jax.Array) -> jax.Array:
+        group, first, own = _tile(visits, index, tile_rows, x_RD.shape[0])
+        product = lax.dynamic_slice_in_dim(x_RD, first, tile_rows) @ lax.dynamic_index_in_dim(w_EDF, group, 0, False)
+        before = lax.dynamic_slice_in_dim(y_RF, first, tile_rows)
+        return lax.dynamic_update_slice_in_dim(y_RF, jnp.where(own, product, before), first, axis=0)
+
+    return _loop(visits.total, visit, (x_RD.shape[0], w_EDF.shape[2]), x_RD.dtype, x_RD, w_EDF, sizes_E)
+
+
+def tiled_transpose(x_RD: jax.Array, g_RF: jax.Array, sizes_E: jax.Array) -> jax.Array:
+    """Return the gradient of the matrices, fp32 (E, D, F), tile by tile."""
+    tile_rows = min(TILE_ROWS, x_RD.shape[0])
+    visits = _visits(sizes_E, x_RD.shape[0], tile_rows)
+
+    def visit(index: jax.Array, dw_EDF: jax.Array) -> jax.Array:
+        group, first, own = _tile(visits, index, tile_rows, x_RD.shape[0])
+        x = jnp.where(own, lax.dynamic_slice_in_dim(x_RD, first, tile_rows), 0)
+        g = lax.dynamic_slice_in_dim(g_RF, first, tile_rows)
+        product = jnp.einsum("RD,RF->DF", x, jnp.where(own, g, 0), preferred_element_type=jnp.float32)
+        before = lax.dynamic_index_in_dim(dw_EDF, group, 0, False)
+        return lax.dynamic_update_index_in_dim(dw_EDF, before + product, group, 0)
+
+    shape = (sizes_E.shape[0], x_RD.shape[1], g_RF.shape[1])
+    return _loop(visits.total, visit, shape, jnp.float32, x_RD, g_RF, sizes_E)
+
+
+def _visits(sizes_E: jax.Array, num_rows: int, tile_rows: int) -> _Visits:
+    ends_E = jnp.cumsum(sizes_E)
+    starts_E = ends_E - sizes_E
+    first_tile_E = starts_E // tile_rows
+    num_tiles_E = jnp.where(sizes_E > 0, (ends_E - 1) // tile_rows - first_tile_E + 1, 0)
+    num_groups = sizes_E.shape[0]
+    # Each tile is visited once, and once more for every group that begins inside it.
+    most = -(-num_rows // tile_rows) + num_groups
+    visits_before_E = jnp.cumsum(num_tiles_E) - num_tiles_E
+    index = jnp.arange(most, dtype=jnp.int32)
+    group = (index[:, None] >= jnp.cumsum(num_tiles_E)).sum(axis=1).clip(max=num_groups - 1)
+    tile = first_tile_E[group] + index - visits_before_E[group]
+    return _Visits(group, tile, starts_E, ends_E, num_tiles_E.sum())
+
+
+def _tile(visits: _Visits, index: jax.Array, tile_rows: int, num_rows: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return the visit's group, its first row, and which of the tile's rows are the group's, (tile_rows, 1)."""
+    group = visits.group[index]
+    # The last tile is moved up where it would end behind the rows; it then meets some rows a second time, and
+    # `own` with the tile's true first row keeps them from being counted twice.
+    true_first = visits.tile[index] * tile_rows
+    first = jnp.minimum(true_first, num_rows - tile_rows)
+    row = first + jnp.arange(tile_rows)
+    own = (row >= jnp.maximum(visits.starts_E[group], true_first)) & (row < visits.ends_E[group])
+    return group, first, own[:, None]
+
+
+def _loop(
+    count: jax.Array, visit: Callable[..., jax.Array], shape: tuple[int, ...], dtype: Any, *inputs: jax.Array
+) -> jax.Array:
+    """Run the visits that there are, from zeros."""
+    zeros = vary_over(jnp.zeros(shape, dtype), varying_axes(*inputs))
+    return lax.fori_loop(jnp.zeros_like(count), count, visit, zeros)
