@@ -63,10 +63,16 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     arguments, rest = parser.parse_known_args(argv)
     # argparse does not take up a list again after an option: RUN.yaml --force key=value
     if rest and "overrides" in arguments and all(re.match(r"[A-Za-z_][^=]*=", item) for item in rest):
-        arguments.overrides += rest
+        arguments.overrides = [*arguments.overrides, *rest]
     elif rest:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        takes_settings = "overrides" in arguments
+        hint = "settings have no dashes and come with =, such as train.num_steps=100; " if takes_settings else ""
+        parser.error(f"{' '.join(rest)}: no such argument; {hint}see {_spelt(arguments)} --help")
     return arguments
+
+
+def _spelt(arguments: argparse.Namespace) -> str:
+    return " ".join(["maxlm", arguments.command, *([arguments.action] if "action" in arguments else [])])
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -102,4 +108,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", metavar="RUN.yaml", help="the run's YAML file")
-    parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings that win over the file's")
+    # The default is what tells argparse, in its messages too, that none are needed.
+    about = "settings that win over the file's"
+    parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=about)

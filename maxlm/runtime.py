@@ -13,12 +13,13 @@ import signal
 import socket
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,15 +27,18 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from maxlm.config.errors import RunFailedError, UserError
+from maxlm.config.errors import RunFailedError, UserError, make_possible
 from maxlm.config.schema import ProfileConfig, RuntimeConfig
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 # With JAX's default of 100 s, the survivors of a killed process sit in a collective for that long.
 HEARTBEAT_SECONDS = 10
 # How long a process that is done waits for the others to be done; process 0 may still be writing its summary.
 SHUTDOWN_SECONDS = 60
+# A collective that fails is mostly the echo of another process that ended: that one is to be seen first, and named.
+ECHO_SECONDS = 1.0
 
 
 # --- start-up --------------------------------------------------------------------------------------------------------
@@ -48,7 +52,8 @@ def start(runtime: RuntimeConfig) -> None:
 
     Raises:
         UserError: the environment promises several processes but they do not find each other, or
-            `runtime.device_count` asks for fake devices on a platform that has real ones.
+            `runtime.device_count` asks for fake devices on a platform that has real ones, or `runtime.compile_cache`
+            cannot be made.
     """
     if runtime.device_count is not None:
         if runtime.platform not in ("auto", "cpu"):
@@ -61,12 +66,24 @@ def start(runtime: RuntimeConfig) -> None:
     elif runtime.platform == "cpu":
         jax.config.update("jax_platforms", "cpu")
     if runtime.compile_cache is not None:
-        jax.config.update("jax_compilation_cache_dir", str(Path(runtime.compile_cache).expanduser()))
+        jax.config.update("jax_compilation_cache_dir", _make_folder(Path(runtime.compile_cache).expanduser()))
     _hush_libraries()
     _connect(os.environ)
     _find_devices(runtime.platform)
     if jax.process_index() > 0:
         logging.getLogger().setLevel(logging.ERROR)
+
+
+def _make_folder(path: Path) -> str:
+    """Make the folder of compiled programs; without it JAX would warn at every program and keep none."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"runtime.compile_cache={path} cannot be made: {error.strerror or error}; {make_possible(error)}, "
+            "choose another, or set runtime.compile_cache=null"
+        ) from error
+    return str(path)
 
 
 def _hush_libraries() -> None:
@@ -186,6 +203,17 @@ def all_true(mine: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.asarray(mine))))
 
 
+def settle(results: T) -> T:
+    """Wait for the results of a program with collectives, on the CPUs of several processes only.
+
+    There (gloo) nothing orders the collectives of two programs in flight: they can meet the wrong partner and wait for
+    ever. Accelerators run programs in the order of their dispatch.
+    """
+    if jax.process_count() > 1 and jax.default_backend() == "cpu":
+        jax.block_until_ready(results)
+    return results
+
+
 @contextmanager
 def fail_together() -> Iterator[None]:
     """End this process at once when the body raises and there are others.
@@ -206,6 +234,8 @@ def fail_together() -> Iterator[None]:
             sys.stderr.write(f"{here} failed: {type(error).__name__}: {error}\n")
         sys.stdout.flush()
         sys.stderr.flush()
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            time.sleep(ECHO_SECONDS)
         os._exit(2 if isinstance(error, UserError) else 1)
 
 
@@ -282,7 +312,7 @@ def _any_process(mine: bool) -> jax.Array:
     flags = jax.make_array_from_callback(
         (mesh.size,), NamedSharding(mesh, PartitionSpec("device")), lambda _: np.full(1, mine, np.int32)
     )
-    largest: jax.Array = _largest(flags)
+    largest: jax.Array = settle(_largest(flags))
     return largest
 
 

@@ -22,7 +22,8 @@ RECORD = "record"
 RECORD_FILE = "record.json"
 
 _WHOLE = re.compile(r"\d+")
-_LEFTOVER = re.compile(r"\d+\.(orbax-checkpoint-tmp.*|deleting)")
+_UNFINISHED = re.compile(r"\d+\.orbax-checkpoint-tmp.*")
+_DELETING = re.compile(r"\d+\.deleting")
 
 
 class DamagedError(Exception):
@@ -41,11 +42,12 @@ def saved_steps(directory: Path) -> list[int]:
     return sorted((int(p.name) for p in directory.iterdir() if _WHOLE.fullmatch(p.name)), reverse=True)
 
 
-def sweep(directory: Path) -> list[Path]:
-    """Delete what killed saves and killed deletions left; return the folders."""
+def sweep(directory: Path, *, deletions: bool) -> list[Path]:
+    """Delete what failed or killed saves left, and killed `deletions` if none is going on; return the folders."""
     if not directory.is_dir():
         return []
-    leftovers = [path for path in directory.iterdir() if _LEFTOVER.fullmatch(path.name)]
+    patterns = (_UNFINISHED, _DELETING) if deletions else (_UNFINISHED,)
+    leftovers = [path for path in directory.iterdir() if any(p.fullmatch(path.name) for p in patterns)]
     for path in leftovers:
         shutil.rmtree(path, ignore_errors=True)
     return leftovers

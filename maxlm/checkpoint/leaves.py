@@ -12,6 +12,7 @@ import jax
 
 from maxlm.checkpoint.fingerprint import fingerprint
 from maxlm.config.errors import UserError
+from maxlm.runtime import settle
 
 Manifest = dict[str, dict[str, Any]]
 
@@ -48,7 +49,7 @@ def make_manifest(leaves: dict[str, jax.Array]) -> Manifest:
 
 def fingerprints(leaves: dict[str, jax.Array]) -> dict[str, str]:
     """Return the fingerprint of every leaf as 8 hexadecimal digits."""
-    numbers = jax.device_get({name: fingerprint(leaf) for name, leaf in leaves.items()})
+    numbers = jax.device_get({name: settle(fingerprint(leaf)) for name, leaf in leaves.items()})
     return {name: f"{int(number):08x}" for name, number in numbers.items()}
 
 

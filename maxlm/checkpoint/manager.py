@@ -130,7 +130,7 @@ class Checkpointer:
 
     def _sweep_and_list(self) -> list[int]:
         # Parts of a failed save may have been written after it was known to have failed, and swept.
-        layout.sweep(self._directory)
+        layout.sweep(self._directory, deletions=False)
         return layout.saved_steps(self._directory)
 
     def _delete_old(self) -> None:
@@ -138,7 +138,7 @@ class Checkpointer:
         every = self._config.keep_every
         for step in steps[self._config.keep_last :]:
             if every is None or step % every != 0:
-                self._deleter.submit(layout.remove, layout.step_path(self._directory, step))
+                self._deleter.submit(_delete, layout.step_path(self._directory, step))
 
     def _failure(self, error: Exception) -> Exception:
         """Explain a failed save, and clear its remains so that the next one can work."""
@@ -147,7 +147,7 @@ class Checkpointer:
         self._in_flight = None
         self._saver = _make_saver()  # a failed one may hold on to the failed save
         if jax.process_index() == 0:
-            layout.sweep(self._directory)
+            layout.sweep(self._directory, deletions=False)
         cause = _storage_cause(error)
         if cause is None:
             return RuntimeError(f"the checkpoint of step {step} was not saved: {type(error).__name__}: {error}")
@@ -170,6 +170,13 @@ def _make_saver() -> ocp.AsyncCheckpointer:
         # Made in the background, folders that cannot be made leave threads that wait five minutes for them.
         async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
     )
+
+
+def _delete(path: Path) -> None:
+    try:
+        layout.remove(path)
+    except OSError as error:  # in the background: nobody would see it
+        log.warning("the old checkpoint %s could not be deleted: %s", path, error)
 
 
 def _set_aside(restored: Restored) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from maxlm.checkpoint import layout
-from maxlm.config.errors import UserError
+from maxlm.config.errors import UserError, make_possible
 from maxlm.runtime import on_first_process
 
 log = logging.getLogger(__name__)
@@ -60,9 +60,10 @@ class RunDirectory:
             self._lock(locks[-1])
             _check_writable(self.checkpoints)
         except OSError as error:
+            blocked = f" ({error.filename})" if error.filename not in (None, str(self.path)) else ""
             raise UserError(
-                f"run_dir={self.path} cannot be written: {error.strerror or error}; choose another run_dir, "
-                "or make it writable"
+                f"run_dir={self.path} cannot be written: {error.strerror or error}{blocked}; choose another run_dir, "
+                f"or {make_possible(error)}"
             ) from error
         free = shutil.disk_usage(self.path).free
         if free < MINIMUM_FREE_BYTES:
@@ -70,7 +71,7 @@ class RunDirectory:
                 f"run_dir={self.path} has {free / 2**20:.1f} MiB left on its disk, a run needs at least "
                 f"{MINIMUM_FREE_BYTES / 2**20:.0f} MiB; make room or choose another run_dir"
             )
-        for leftover in layout.sweep(self.checkpoints):
+        for leftover in layout.sweep(self.checkpoints, deletions=True):
             log.warning("removed %s: an unfinished save or deletion of a job that was killed", leftover)
 
     def _lock(self, file: IO[str]) -> None:

@@ -12,7 +12,7 @@ from maxlm.config.errors import ConfigError, Problem
 from maxlm.config.schema import LearnedPosition, MeshConfig, RopePosition, RunConfig
 
 # Lifted one by one as these kinds of parallelism arrive.
-_NOT_YET = {"stage": "pipeline parallelism", "expert": "expert parallelism"}
+_NOT_YET = {"expert": "expert parallelism"}
 
 
 def find_problems(valid: Mapping[str, Any]) -> list[Problem]:

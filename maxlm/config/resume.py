@@ -34,7 +34,8 @@ class Change:
     new: Any
 
     def __str__(self) -> str:
-        return f"{self.key}: {self.old} -> {self.new}"
+        old, new = ("(none)" if value is None else value for value in (self.old, self.new))
+        return f"{self.key}: {old} -> {new}"
 
 
 def changes_that_matter(old: Mapping[str, Any], new: RunConfig) -> list[Change]:
@@ -49,8 +50,14 @@ def changes_that_matter(old: Mapping[str, Any], new: RunConfig) -> list[Change]:
     return [
         Change(key, before.get(key), after.get(key))
         for key in keys
-        if before.get(key) != after.get(key) and _matters(key)
+        if before.get(key) != after.get(key) and _matters(key) and not _is_parent(key, before, after)
     ]
+
+
+def _is_parent(key: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    """Tell whether one side has nothing where the other has settings, which tell the change themselves."""
+    other = before if key in after else after
+    return not (key in before and key in after) and any(name.startswith(f"{key}.") for name in other)
 
 
 def _matters(key: str) -> bool:

@@ -287,7 +287,7 @@ class RuntimeConfig(Section):
 
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     platform: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
-    device_count: PositiveInt | None = Field(
+    device_count: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         None, description="fake CPU devices per process, to try a mesh on a laptop (needs platform cpu or auto)"
     )
     attention_kernel: Literal["auto", "chunked"] = "auto"

@@ -17,11 +17,6 @@ _STREAMS = (np.uint32(0x85EBCA6B), np.uint32(0xC2B2AE35))
 _MIX_1, _MIX_2 = np.uint32(0x7FEB352D), np.uint32(0x846CA68B)
 
 
-def zero() -> np.ndarray:
-    """Return the running hash before the first batch, uint32[2]."""
-    return np.zeros(2, np.uint32)
-
-
 def batch_hash(tokens: Any, segment_ids: Any, *, rows: Any, columns: Any) -> Any:
     """Return the uint32[2] hash of a part of a batch; the hashes of all parts add up modulo 2^32.
 
@@ -39,7 +34,7 @@ def batch_hash(tokens: Any, segment_ids: Any, *, rows: Any, columns: Any) -> Any
 
 
 def advance(running: Any, batch: Any) -> Any:
-    """Return the running hash (uint32[2]) after one more batch's hash; the order of batches counts."""
+    """Return the running hash (uint32[2], zeros at first) after one more batch's hash; the order of batches counts."""
     running, batch = _unsigned(running), _unsigned(batch)
     mixed = _mix(running * _GOLDEN + batch + np.uint32(1))
     return _mix(mixed ^ mixed[::-1] * _STREAMS[0])
@@ -49,11 +44,6 @@ def hexdigest(running: Any) -> str:
     """Return a uint32[2] hash as 16 hexadecimal digits."""
     high, low = (int(lane) for lane in np.asarray(running))
     return f"{high:08x}{low:08x}"
-
-
-def parse(digits: str) -> np.ndarray:
-    """Return the uint32[2] hash that `hexdigest` wrote."""
-    return np.array([int(digits[:8], 16), int(digits[8:], 16)], np.uint32)
 
 
 def _unsigned(values: Any) -> Any:

@@ -121,7 +121,7 @@ class RunTerminal:
         """
         assert self._progress is not None, "show_start comes first"
         self._progress.update(step, values)
-        if self._live is None and any(not name.startswith("val/") for name in values):
+        if self._live is None and "train/loss" in values:
             self.note("  ".join(self._progress.words()))
         for source in _sources(values):
             self.note(f"step {step}  validation on {source}: {_validation_words(source, values)}")
@@ -174,7 +174,7 @@ class _Progress:
     def __init__(self, summary: Summary):
         self._num_steps = summary.num_steps
         self._device_kind = summary.device_kind
-        self._step = summary.resume_step
+        self._start = self._step = summary.resume_step
         self._values: dict[str, float | str] = {}
         self._recent: deque[tuple[int, float]] = deque(maxlen=_RECENT)
 
@@ -191,7 +191,7 @@ class _Progress:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         first, *metrics, last = self.words()
         if not self._values:
-            metrics = ["compiling and running the first step ..."]
+            metrics = ["compiling and running the first step ..."] if self._step == self._start else []
         ends, middle = f"{first}  {last}  ", "  ".join(metrics)
         one_line = len(ends) + len(middle) + _NARROWEST_BAR + 2 <= options.max_width
         room = options.max_width - len(ends) - (len(middle) + 2 if one_line else 0)

@@ -21,7 +21,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
-from maxlm.config.errors import UserError
+from maxlm.config.errors import UserError, make_possible
 from maxlm.config.paths import flatten
 from maxlm.metrics import catalog
 
@@ -252,6 +252,6 @@ def _writing(run_dir: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"{error.filename or run_dir}: cannot write metrics: {error.strerror or error}; "
-            "make room or make it writable, then start the same command again to resume"
+            f"{error.filename or run_dir}: cannot write metrics: {error.strerror or error}; {make_possible(error)}, "
+            "then start the same command again to resume"
         ) from error

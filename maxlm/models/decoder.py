@@ -9,6 +9,7 @@ from flax import nnx
 
 from maxlm.config.schema import ModelConfig
 from maxlm.layers.attention import Cache
+from maxlm.layers.block import Block
 from maxlm.layers.embedding import Embedding, Head
 from maxlm.layers.norm import build_norm
 from maxlm.layers.sequence import SequenceInfo
@@ -39,20 +40,21 @@ class Decoder(nnx.Module):
         turned = rotation(position, self.model.head_dim, positions_BT) if position.kind == "rope" else None
         return SequenceInfo(positions_BT, segment_ids_BT, turned, attention_kernel, context_kind)
 
-    def hidden(
-        self, tokens_BT: jax.Array, info: SequenceInfo, *, gather_layers: bool, remat: Remat, compute_dtype: Any
-    ) -> jax.Array:
-        """Return normalised last hidden states, (B, T / tensor, D).
-
-        The embedding and the final norm are whole already. Where `gather_layers` is set the stack holds shards, cast
-        and gathered block by block; otherwise it is whole too.
-        """
+    def embed(self, tokens_BT: jax.Array, info: SequenceInfo) -> jax.Array:
+        """Look tokens up in the whole embedding, (B, T / tensor, D)."""
         with jax.named_scope("embedding"):
-            x_BTD = self.embedding(tokens_BT, info).astype(compute_dtype)
+            return self.embedding(tokens_BT, info)
+
+    def run_blocks(
+        self, x_BTD: jax.Array, info: SequenceInfo, *, gather_layers: bool, remat: Remat, compute_dtype: Any
+    ) -> jax.Array:
+        """Run the stack, or the chunk of it that is there, on embedded tokens; (B, T / tensor, D) -> the same.
+
+        Where `gather_layers` is set the stack holds shards, cast and gathered block by block; otherwise it is whole.
+        """
         gather_group = (lambda group: gather(cast(group, compute_dtype))) if gather_layers else None
         with jax.named_scope("stack"):
-            x_BTD = run_stack(self.stack, x_BTD, info, gather=gather_group, remat=remat)
-        return self.norm(x_BTD)
+            return run_stack(self.stack, x_BTD, info, gather=gather_group, remat=remat)
 
     def decode(
         self, tokens_BT: jax.Array, info: SequenceInfo, caches: list[Cache], start: jax.Array
@@ -62,9 +64,15 @@ class Decoder(nnx.Module):
         x_BTD, caches = decode_stack(self.stack, x_BTD, info, caches, start)
         return self.norm(x_BTD), caches
 
+    def with_stack(self, stack: nnx.List[Block]) -> Decoder:
+        """Return the decoder around another stack, or around none: `nnx.List([])`."""
+        copy: Decoder = jax.tree.map(lambda leaf: leaf, self)
+        copy.stack = stack
+        return copy
+
     def whole_outside_stack(self, compute_dtype: Any) -> Decoder:
         """Return the decoder with everything but the stack cast and gathered."""
-        copy: Decoder = jax.tree.map(lambda leaf: leaf, self)
+        copy = self.with_stack(self.stack)
         copy.embedding = gather(cast(self.embedding, compute_dtype))
         copy.norm = gather(cast(self.norm, compute_dtype))
         if not self.model.tie_embeddings:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -65,8 +64,3 @@ def _decay_and_scale(settings: list[ParameterSettings]) -> optax.GradientTransfo
         return map_parameters(one, updates, params), state
 
     return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
-
-
-def global_norm(tree: Any) -> jax.Array:
-    """Return the l2 norm of all elements together, fp32."""
-    return optax.global_norm(tree)

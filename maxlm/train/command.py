@@ -28,8 +28,8 @@ def run(arguments: argparse.Namespace) -> int:
         level=logging.INFO, format="%(levelname)s %(message)s", handlers=[TerminalHandler()], force=True
     )
     config = load_run(arguments.config, arguments.overrides).config
-    runtime.start(config.runtime)
     command = shlex.join(["maxlm", "train", arguments.config, *arguments.overrides])
     with runtime.fail_together():
+        runtime.start(config.runtime)
         train(config, command=command)
     return 0

@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding
 from maxlm.data.dataset import Dataset
 from maxlm.data.loader import device_batch
 from maxlm.models.decoder import Decoder
+from maxlm.runtime import settle
 from maxlm.train.loss import Batch, Sums
 
 
@@ -35,7 +36,7 @@ def evaluate(
     for source, dataset in datasets.items():
         steps = range(min(max_batches, dataset.num_batches))
         # Dispatched without waiting: the device works on one batch while the host reads the next.
-        sums = [losses(decoder, device_batch(dataset, step, sharding)) for step in steps]
+        sums = [settle(losses(decoder, device_batch(dataset, step, sharding))) for step in steps]
         host: list[Sums] = jax.device_get(sums)
         values |= {f"val/{source}/{name}": value for name, value in loss_metrics(host).items()}
     return values

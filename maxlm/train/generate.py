@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import sys
 from pathlib import Path
 
@@ -22,6 +23,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the prompt and what follows it; return the exit code."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr, force=True)
     sampling = _sampling(arguments)
+    if not Path(arguments.run_dir).is_dir():
+        raise UserError(f"{arguments.run_dir} is not a folder; give the run_dir of a run that was trained")
     reader = CheckpointReader(Path(arguments.run_dir) / "checkpoints")
     runtime.start(RuntimeConfig())
     record = reader.latest_record()
@@ -68,8 +71,10 @@ def _show_more(text: str, shown: str, *, last: bool) -> str:
 
 def _sampling(arguments: argparse.Namespace) -> Sampling:
     problems = []
-    if arguments.temperature < 0:
-        problems.append(f"--temperature={arguments.temperature} must not be negative; 0 takes the likeliest token")
+    if not 0 <= arguments.temperature < math.inf:  # nan is neither
+        problems.append(f"--temperature={arguments.temperature} must be a number >= 0; 0 takes the likeliest token")
+    if not 0 <= arguments.seed < 2**32:
+        problems.append(f"--seed={arguments.seed} must be at least 0 and below 2**32")
     if arguments.top_k is not None and arguments.top_k < 1:
         problems.append(f"--top-k={arguments.top_k} must be at least 1")
     if arguments.top_p is not None and not 0 < arguments.top_p <= 1:
@@ -77,7 +82,7 @@ def _sampling(arguments: argparse.Namespace) -> Sampling:
     if arguments.max_tokens < 1:
         problems.append(f"--max-tokens={arguments.max_tokens} must be at least 1")
     if problems:
-        raise UserError("\n".join(problems))
+        raise UserError("; ".join(problems))
     return Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
 
 

@@ -18,7 +18,7 @@ from maxlm.config.resume import changes_that_matter
 from maxlm.config.schema import RunConfig
 from maxlm.data.loader import DeviceLoader
 from maxlm.data.token_hash import hexdigest
-from maxlm.runtime import ProfileWindow, StopSignal, Watchdog
+from maxlm.runtime import ProfileWindow, StopSignal, Watchdog, settle
 from maxlm.sharding.mesh import batch_sharding
 from maxlm.train.evaluate import evaluate
 from maxlm.train.report import Reporter
@@ -101,7 +101,7 @@ class _Loop:
             for _, batch in loader:
                 self.watchdog.arm()
                 profile.update(step)
-                state, metrics = self.compiled.run(state, batch)
+                state, metrics = settle(self.compiled.run(state, batch))
                 # Only now is the step before read: the device already has its next work.
                 self._read(step, pending, loader, last=False)
                 step, pending = step + 1, metrics
@@ -136,13 +136,20 @@ class _Loop:
             return
         metrics: StepMetrics = jax.device_get(pending)
         self.reporter.progress(step)
+        if metrics.skipped_in_row:
+            log.warning(
+                "step %d was skipped: its loss (%s) or gradient (norm %s) is not finite",
+                step,
+                float(metrics.sums.objective),
+                float(metrics.gradient_norm),
+            )
         if metrics.skipped_in_row >= self.config.train.max_skipped_steps:
             raise RunFailedError(
                 f"the last {metrics.skipped_in_row} steps, up to step {step}, had a loss or gradient that is not "
                 f"finite (loss {float(metrics.sums.objective)}, gradient norm {float(metrics.gradient_norm)}) and were "
-                f"skipped; train.max_skipped_steps={self.config.train.max_skipped_steps}. Nothing was saved since. Lower "
-                "optimizer.learning_rate or optimizer.clip_norm, or lengthen schedule.warmup_steps, and start again: "
-                "from the newest checkpoint with checkpoint.allow_config_change=true, or in another run_dir"
+                f"skipped (train.max_skipped_steps={self.config.train.max_skipped_steps}). Nothing was saved since. "
+                "Lower optimizer.learning_rate or optimizer.clip_norm, or lengthen schedule.warmup_steps, and start "
+                "again: from the newest checkpoint with checkpoint.allow_config_change=true, or in another run_dir"
             )
         if last or _due(step, self.config.train.log_every):
             self.reporter.step(

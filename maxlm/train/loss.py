@@ -7,19 +7,22 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from maxlm.config.schema import RunConfig
+from maxlm.config.schema import MeshConfig, RunConfig
 from maxlm.data.token_hash import batch_hash
+from maxlm.layers.sequence import SequenceInfo
 from maxlm.layers.stack import Remat
 from maxlm.models.decoder import Decoder
 from maxlm.ops.cross_entropy import LossOptions, cross_entropy
 from maxlm.sharding.context import zigzag
 from maxlm.sharding.fsdp import cast, gather, vary, zeros_like_fp32
 from maxlm.sharding.mesh import BATCH_AXES, BATCH_SPEC
-from maxlm.sharding.parameters import map_parameters, partition_specs
+from maxlm.sharding.parameters import partition_specs
+from maxlm.sharding.pipeline import Parts, Schedule, pipelined_gradients, pipelined_losses, spread_over_stages
 from maxlm.sharding.tensor import enter
 
 Batch = dict[str, jax.Array]
@@ -32,7 +35,7 @@ class Numerics(NamedTuple):
 
     gather: str
     remat: Remat
-    microbatches: int
+    schedule: Schedule
     compute_dtype: Any
     attention_kernel: str
     context_kind: str
@@ -57,17 +60,17 @@ class Sums(NamedTuple):
     token_hash: jax.Array
 
 
-def numerics(config: RunConfig, attention_kernel: str, platform: str) -> Numerics:
+def numerics(config: RunConfig, mesh: MeshConfig, attention_kernel: str, platform: str) -> Numerics:
     """Resolve the settings that depend on the platform: bfloat16 on accelerators, float32 on the CPU."""
     train = config.train
     dtype = {"auto": "float32" if platform == "cpu" else "bfloat16"}.get(train.compute_dtype, train.compute_dtype)
     return Numerics(
         gather=train.gather,
         remat=train.remat,
-        microbatches=train.microbatches,
+        schedule=Schedule(mesh.stage, 1, train.microbatches),
         compute_dtype=jnp.dtype(dtype),
         attention_kernel=attention_kernel,
-        context_kind=config.mesh.context_kind,
+        context_kind=mesh.context_kind,
         loss=LossOptions(train.z_loss, train.label_smoothing, train.loss_chunk_tokens),
     )
 
@@ -75,23 +78,16 @@ def numerics(config: RunConfig, attention_kernel: str, platform: str) -> Numeric
 def make_gradients(declared: Decoder, mesh: Mesh, how: Numerics) -> Callable[[Decoder, Batch], tuple[Decoder, Sums]]:
     """Return gradients(decoder, batch) -> (fp32 gradients laid out as the parameters, sums)."""
     specs = partition_specs(declared)
+    compute = _pipelined_gradients if how.schedule.stages > 1 else _accumulated_gradients
 
     def program(decoder: Decoder, batch: Batch) -> tuple[Decoder, Sums]:
         weight = lax.psum(batch["weights"].sum(), TOKEN_AXES)
         share = 1.0 / jnp.maximum(weight, 1.0)
-
-        def microbatch(gradients: Decoder, piece: Batch) -> tuple[Decoder, tuple[jax.Array, jax.Array]]:
-            def loss(held: Decoder) -> tuple[jax.Array, jax.Array]:
-                objective, nats = _token_losses(_at_microbatch(held, how), piece, how)
-                return objective * share, nats
-
-            (objective, nats), piece_gradients = jax.value_and_grad(loss, has_aux=True)(held)
-            return jax.tree.map(jnp.add, gradients, piece_gradients), (objective, nats)
-
-        held = _at_step(decoder, how)
-        gradients, (objectives, nats) = lax.scan(microbatch, zeros_like_fp32(held), _pieces(batch, how.microbatches))
-        sums = _sums(batch, objectives.sum(), nats.sum(), weight)
-        return _transpose_at_step(decoder, gradients, how), sums
+        held = _at_step(decoder, how, how.compute_dtype)
+        gradients, objective, nats = compute(held, _pieces(batch, how), share, how)
+        # Back to the parameters' layout along the transpose of `_at_step`, in fp32 throughout.
+        _, transpose = jax.vjp(lambda decoder: _at_step(decoder, how, jnp.float32), decoder)
+        return transpose(gradients)[0], _sums(batch, objective, nats, weight)
 
     return jax.shard_map(program, mesh=mesh, in_specs=(specs, BATCH_SPEC), out_specs=(specs, P()))
 
@@ -100,22 +96,27 @@ def make_losses(declared: Decoder, mesh: Mesh, how: Numerics) -> Callable[[Decod
     """Return losses(decoder, batch) -> sums: the forward pass alone."""
 
     def program(decoder: Decoder, batch: Batch) -> Sums:
-        held = _at_step(decoder, how)
-
-        def microbatch(_: None, piece: Batch) -> tuple[None, tuple[jax.Array, jax.Array]]:
-            return None, _token_losses(_at_microbatch(held, how), piece, how)
-
-        _, (objectives, nats) = lax.scan(microbatch, None, _pieces(batch, how.microbatches))
         weight = lax.psum(batch["weights"].sum(), TOKEN_AXES)
-        return _sums(batch, objectives.sum() / jnp.maximum(weight, 1.0), nats.sum(), weight)
+        share = 1.0 / jnp.maximum(weight, 1.0)
+        held, pieces = _at_step(decoder, how, how.compute_dtype), _pieces(batch, how)
+        if how.schedule.stages > 1:
+            outer, stack = held.with_stack(nnx.List([])), held.stack
+            parts = _pipeline_parts(pieces, share, how)
+            objective, nats = pipelined_losses(parts, outer, stack, _activations(held, pieces, how), how.schedule)
+        else:
+            _, losses = lax.scan(lambda _, piece: (None, _token_losses(held, piece, share, how)), None, pieces)
+            objective, nats = losses[0].sum(), losses[1].sum()
+        return _sums(batch, objective, nats, weight)
 
     return jax.shard_map(program, mesh=mesh, in_specs=(partition_specs(declared), BATCH_SPEC), out_specs=P())
 
 
-def _at_step(decoder: Decoder, how: Numerics) -> Decoder:
-    """Do once a step what the gather setting allows: `step` makes all parameters whole (ZeRO-1)."""
+def _at_step(decoder: Decoder, how: Numerics, dtype: Any) -> Decoder:
+    """Make parameters whole once a step: all of them (ZeRO-1), or with a pipeline those outside the stack."""
     decoder = vary(decoder)
-    return gather(cast(decoder, how.compute_dtype)) if how.gather == "step" else decoder
+    if how.gather == "step":
+        return gather(cast(decoder, dtype))
+    return decoder.whole_outside_stack(dtype) if how.schedule.stages > 1 else decoder
 
 
 def _at_microbatch(held: Decoder, how: Numerics) -> Decoder:
@@ -127,32 +128,91 @@ def _at_microbatch(held: Decoder, how: Numerics) -> Decoder:
     return held.whole_outside_stack(how.compute_dtype)
 
 
-def _transpose_at_step(decoder: Decoder, gradients: Decoder, how: Numerics) -> Decoder:
-    """Bring gradients back to the parameters' layout along the transpose of `_at_step`, in fp32 throughout."""
+def _accumulated_gradients(
+    held: Decoder, pieces: Batch, share: jax.Array, how: Numerics
+) -> tuple[Decoder, jax.Array, jax.Array]:
+    """Work microbatches off one after the other; return fp32 gradients like `held`, and this device's losses."""
 
-    def forward(decoder: Decoder) -> Decoder:
-        return gather(vary(decoder)) if how.gather == "step" else vary(decoder)
+    def microbatch(gradients: Decoder, piece: Batch) -> tuple[Decoder, tuple[jax.Array, jax.Array]]:
+        losses, piece_gradients = jax.value_and_grad(_token_losses, has_aux=True)(held, piece, share, how)
+        return jax.tree.map(jnp.add, gradients, piece_gradients), losses
 
-    _, transpose = jax.vjp(forward, decoder)
-    (reduced,) = transpose(gradients)
-    return map_parameters(lambda gradient: gradient, reduced)
+    gradients, (objectives, nats) = lax.scan(microbatch, zeros_like_fp32(held), pieces)
+    return gradients, objectives.sum(), nats.sum()
 
 
-def _token_losses(decoder: Decoder, batch: Batch, how: Numerics) -> tuple[jax.Array, jax.Array]:
-    """Return (objective, nats) summed over this device's tokens."""
+def _token_losses(held: Decoder, batch: Batch, share: jax.Array, how: Numerics) -> tuple[jax.Array, jax.Array]:
+    """Return this device's share of the objective, and its nats."""
+    decoder = _at_microbatch(held, how)
     info = decoder.sequence_info(batch["positions"], batch["segment_ids"], how.attention_kernel, how.context_kind)
-    x_BTD = decoder.hidden(
-        batch["tokens"], info, gather_layers=how.gather == "layer", remat=how.remat, compute_dtype=how.compute_dtype
-    )
+    x_BTD = _run_blocks(decoder, decoder.embed(batch["tokens"], info), info, how)
     with jax.named_scope("loss"):
-        x_TD = enter(x_BTD).reshape(-1, x_BTD.shape[-1])
+        x_TD = enter(decoder.norm(x_BTD)).reshape(-1, x_BTD.shape[-1])
         targets_T, weights_T = batch["targets"].reshape(-1), batch["weights"].reshape(-1)
-        return cross_entropy(x_TD, decoder.output_DV(), targets_T, weights_T, how.loss)
+        objective, nats = cross_entropy(x_TD, decoder.output_DV(), targets_T, weights_T, how.loss)
+        return objective * share, nats
 
 
-def _pieces(batch: Batch, microbatches: int) -> Batch:
+def _run_blocks(decoder: Decoder, x_BTD: jax.Array, info: SequenceInfo, how: Numerics) -> jax.Array:
+    gathers = how.gather == "layer"
+    return decoder.run_blocks(x_BTD, info, gather_layers=gathers, remat=how.remat, compute_dtype=how.compute_dtype)
+
+
+def _pipelined_gradients(
+    held: Decoder, pieces: Batch, share: jax.Array, how: Numerics
+) -> tuple[Decoder, jax.Array, jax.Array]:
+    """Run microbatches through the pipeline; the same results as `_accumulated_gradients`."""
+    outer, stack = held.with_stack(nnx.List([])), held.stack
+    d_outer, d_stack, objectives, nats = pipelined_gradients(
+        _pipeline_parts(pieces, share, how),
+        outer,
+        stack,
+        (zeros_like_fp32(outer), zeros_like_fp32(stack)),
+        _activations(held, pieces, how),
+        how.schedule,
+    )
+    return d_outer.with_stack(d_stack), objectives.sum(), nats.sum()
+
+
+def _pipeline_parts(pieces: Batch, share: jax.Array, how: Numerics) -> Parts:
+    """Cut the model into what each stage does in a tick."""
+
+    def run_chunk(outer: Decoder, chunk: Any, x_BTD: jax.Array, microbatch: jax.Array, first: jax.Array) -> jax.Array:
+        piece = {name: lax.dynamic_index_in_dim(array, microbatch, keepdims=False) for name, array in pieces.items()}
+        info = outer.sequence_info(piece["positions"], piece["segment_ids"], how.attention_kernel, how.context_kind)
+        # Every stage looks tokens up and all but the first drop them: a lookup costs no multiplication.
+        x_BTD = jnp.where(first, outer.embed(piece["tokens"], info), x_BTD)
+        chunk = gather(cast(chunk, how.compute_dtype)) if how.gather == "microbatch" else chunk
+        return _run_blocks(outer.with_stack(chunk), x_BTD, info, how)
+
+    def losses(outer: Decoder, y_BTD: jax.Array, microbatch: jax.Array) -> tuple[jax.Array, jax.Array]:
+        with jax.named_scope("loss"):
+            own_TD = spread_over_stages(y_BTD.reshape(-1, y_BTD.shape[-1]))
+            x_TD = enter(outer.norm(own_TD)[None])[0]
+            targets_T, weights_T = (_stage_share(pieces[name][microbatch]) for name in ("targets", "weights"))
+            objective, nats = cross_entropy(x_TD, outer.output_DV(), targets_T, weights_T, how.loss)
+            return objective * share, nats
+
+    return Parts(run_chunk, losses)
+
+
+def _stage_share(x_BT: jax.Array) -> jax.Array:
+    """Pick the tokens whose loss this stage computes, in the order in which `losses` has their hidden states."""
+    parts, stages = lax.axis_size("tensor"), lax.axis_size("stage")
+    by_part = x_BT.reshape(x_BT.shape[0], parts, -1).swapaxes(0, 1).reshape(parts, stages, -1)
+    return lax.dynamic_index_in_dim(by_part, lax.axis_index("stage"), axis=1, keepdims=False).reshape(-1)
+
+
+def _activations(held: Decoder, pieces: Batch, how: Numerics) -> jax.ShapeDtypeStruct:
+    """Return shape and dtype of what a stage sends to the next."""
+    _, batch_size, length = pieces["tokens"].shape
+    shape = (batch_size, length // lax.axis_size("tensor"), held.model.embed_dim)
+    return jax.ShapeDtypeStruct(shape, how.compute_dtype)
+
+
+def _pieces(batch: Batch, how: Numerics) -> Batch:
     """Split this device's sequences into microbatches, tokens as `context` wants them: (B, T) -> (M, B / M, T)."""
-    return {name: zigzag(array).reshape(microbatches, -1, array.shape[1]) for name, array in batch.items()}
+    return {name: zigzag(array).reshape(how.schedule.microbatches, -1, array.shape[1]) for name, array in batch.items()}
 
 
 def _sums(batch: Batch, objective: jax.Array, nats: jax.Array, weight: jax.Array) -> Sums:

@@ -102,7 +102,7 @@ def build_program(config: RunConfig, devices: list[Any] | None = None) -> Progra
     log.info("attention kernel: %s (%s)", kernel, reason)
     declared = Decoder(config.model)
     optimizer = build_optimizer(config.optimizer, declared)
-    how = numerics(config, kernel, devices[0].platform)
+    how = numerics(config, mesh_sizes, kernel, devices[0].platform)
     return Program(mesh_sizes, mesh, declared, optimizer, declare_state(declared, optimizer, mesh), how)
 
 

@@ -40,7 +40,7 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         gradients, sums = compute_gradients(state.decoder, batch)
-        gradient_norm = optax.global_norm(gradients)
+        gradient_norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(gradient_norm) & jnp.isfinite(sums.objective)
         rate = learning_rate(state.step)
         directions, slots = optimizer.update(gradients, state.optimizer, state.decoder)
@@ -58,13 +58,13 @@ def make_train_step(
             skipped_in_row=(state.skipped_in_row + 1) * skipped,
             skipped=state.skipped + skipped,
         )
-        parameter_norm = optax.global_norm(state.decoder)
+        parameter_norm = optax.tree.norm(state.decoder)
         metrics = StepMetrics(
             sums=sums,
             learning_rate=rate,
             gradient_norm=gradient_norm,
             parameter_norm=parameter_norm,
-            update_ratio=optax.global_norm(updates) / parameter_norm,
+            update_ratio=optax.tree.norm(updates) / parameter_norm,
             token_hash=new_state.token_hash,
             skipped_in_row=new_state.skipped_in_row,
             skipped=new_state.skipped,

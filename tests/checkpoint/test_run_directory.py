@@ -32,7 +32,7 @@ def test_leftovers_are_swept_and_nothing_else(tmp_path, caplog):
 def test_path_below_a_file(tmp_path):
     (tmp_path / "file").write_text("")
     with (
-        pytest.raises(UserError, match=r"run_dir=.*/file/run cannot be written: Not a directory; choose"),
+        pytest.raises(UserError, match=r"run_dir=.*/file/run cannot be written: Not a directory .*; .* or move away"),
         RunDirectory.open(tmp_path / "file" / "run"),
     ):
         pass

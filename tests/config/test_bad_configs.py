@@ -199,12 +199,6 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
         [],
         ["data.sequence_length=30 must be divisible by mesh.tensor=4; use data.sequence_length=28 or 32"],
     ),
-    "stage": (
-        {},
-        "mesh: {stage: 2}\n",
-        [],
-        ["mesh.stage=2: pipeline parallelism is not available yet; use mesh.stage=1"],
-    ),
     "sequence in two chunks per device": (
         {"sequence_length: 32": "sequence_length: 36"},
         "mesh: {context: 4}\n",
@@ -392,13 +386,13 @@ def test_small_run_is_valid(write_run: Callable[..., str]) -> None:
 def test_all_problems_at_once_each_once(write_run: Callable[..., str]) -> None:
     replace = {"num_heads: 4": "num_head: 4", "batch_size: 8": "batch_size: 9", "runs/test": "3"}
     with pytest.raises(ConfigError) as caught:
-        load_run(write_run(replace, "mesh: {data: 2, fsdp: 1, stage: 2}\n"), ["runtime.seed=-1"])
+        load_run(write_run(replace, "mesh: {data: 2, fsdp: 1, expert: 2}\n"), ["runtime.seed=-1"])
     assert [problem.path for problem in caught.value.problems] == [
         "run_dir",
         "model.num_heads",
         "model.num_head",
         "runtime.seed",
-        "mesh.stage",
+        "mesh.expert",
         "train.batch_size",
     ]
     assert str(caught.value).startswith("6 problems in run.yaml:\n")

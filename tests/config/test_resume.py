@@ -46,6 +46,17 @@ def test_a_new_source_matters(write_run: Callable[..., str]) -> None:
     assert changes == [Change("data.sources.more.weight", None, 1.0)]
 
 
+def test_a_first_entry_of_a_list_is_told_once(write_run: Callable[..., str]) -> None:
+    path = write_run()
+    old = load_run(path).config.model_dump(mode="json")
+    changes = changes_that_matter(old, load_run(path, ["optimizer.overrides=[{match: x, weight_decay: 0.1}]"]).config)
+    assert [str(change) for change in changes] == [
+        "optimizer.overrides.0.match: (none) -> x",
+        "optimizer.overrides.0.learning_rate_scale: (none) -> 1.0",
+        "optimizer.overrides.0.weight_decay: (none) -> 0.1",
+    ]
+
+
 def test_extending_a_decaying_run_is_a_change_of_its_schedule(write_run: Callable[..., str]) -> None:
     path = write_run()
     old = load_run(path).config.model_dump(mode="json")

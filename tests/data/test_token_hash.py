@@ -23,7 +23,7 @@ def hashed(tokens, segments, rows=None, columns=None):
 def test_hash_never_changes():
     """Runs compare hashes across versions, so their values are fixed."""
     batch = np.arange(60, dtype=np.int32).reshape(6, 10) * 7919, np.arange(60, dtype=np.int32).reshape(6, 10) // 9
-    running = token_hash.advance(token_hash.advance(token_hash.zero(), hashed(*batch)), hashed(*batch))
+    running = token_hash.advance(token_hash.advance(np.zeros(2, np.uint32), hashed(*batch)), hashed(*batch))
     assert token_hash.hexdigest(hashed(*batch)) == "b35db0af76a1c0a9"
     assert token_hash.hexdigest(running) == "4f6d6fbd5ddd0dc7"
 
@@ -33,7 +33,7 @@ def test_hash_never_changes():
 def test_parts_add_up_to_the_whole(row_cut, column_cut):
     generator = np.random.default_rng(1)
     tokens, segments = generator.integers(0, 2**31, (2, 6, 10), dtype=np.int32)
-    total = token_hash.zero()
+    total = np.zeros(2, np.uint32)
     for rows in (np.arange(row_cut), np.arange(row_cut, 6)):
         for columns in (np.arange(column_cut), np.arange(column_cut, 10)):
             part = np.ix_(rows, columns)
@@ -74,7 +74,7 @@ def test_order_of_batches_counts():
     one, two = np.array([1, 2], np.uint32), np.array([3, 4], np.uint32)
 
     def chain(*batches):
-        running = token_hash.zero()
+        running = np.zeros(2, np.uint32)
         for batch in batches:
             running = token_hash.advance(running, batch)
         return token_hash.hexdigest(running)
@@ -97,7 +97,5 @@ def test_lanes_are_independent():
     assert len({tuple(flip) for flip in flips}) == 200
 
 
-def test_hexdigest_is_read_back():
-    value = np.array([0xDEADBEEF, 7], np.uint32)
-    assert token_hash.hexdigest(value) == "deadbeef00000007"
-    np.testing.assert_array_equal(token_hash.parse("deadbeef00000007"), value)
+def test_hexdigest_is_sixteen_digits():
+    assert token_hash.hexdigest(np.array([0xDEADBEEF, 7], np.uint32)) == "deadbeef00000007"

@@ -1,0 +1,156 @@
+"""The decoder's loss and its generated text against the second, plain implementation; every preset built abstractly."""
+
+import itertools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import yaml
+from jax.sharding import NamedSharding
+
+from maxlm.config import load_run
+from maxlm.config.schema import MeshConfig, ModelConfig, OptimizerConfig
+from maxlm.models import cost
+from maxlm.models.decoder import Decoder
+from maxlm.models.sampling import Sampling, choose, generate
+from maxlm.optim.adamw import build_optimizer
+from maxlm.sharding.mesh import build_mesh
+from maxlm.sharding.parameters import initialise, map_parameters, named_parameters, parameter_count, partition_specs
+from maxlm.train.loss import make_losses, numerics
+from tests.models import reference
+from tests.train.program import make_batch, make_config
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+SHAPE = {"vocab_size": 64, "num_layers": 2, "embed_dim": 16, "num_heads": 4, "head_dim": 4, "mlp_dim": 24}
+MODELS = {
+    "llama": {"num_kv_heads": 2},
+    "gpt2": {
+        "position": {"kind": "learned", "max_length": 64},
+        "norm": {"kind": "layernorm"},
+        "pattern": [
+            {"mixer": {"kind": "attention", "bias": "all"}, "ffn": {"kind": "mlp", "activation": "gelu", "bias": "all"}}
+        ],
+        "tie_embeddings": True,
+    },
+    "mixed": {
+        "num_kv_heads": 1,
+        "pattern": [
+            {
+                "mixer": {"kind": "attention", "window": 3, "qk_norm": "rmsnorm"},
+                "ffn": {"kind": "mlp", "activation": "geglu"},
+            },
+            {"mixer": {"kind": "attention", "bias": "qkv"}, "ffn": {"kind": "mlp", "activation": "relu"}},
+        ],
+    },
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request):
+    return ModelConfig(**{**SHAPE, **MODELS[request.param]})
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return build_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def decoder(model, mesh):
+    """All parameters random, biases and scales too, and large enough to matter."""
+    filled = initialise(Decoder(model), 0, mesh)
+    key = jax.random.key(1)
+    return map_parameters(lambda p: p.replace(p[...] + 0.3 * jax.random.normal(key, p[...].shape)), filled)
+
+
+def test_loss_equals_the_plain_implementation(model, mesh, decoder):
+    config = make_config(model=model.model_dump(), train={"batch_size": 4})
+    batch = make_batch(config, 0)
+    sums = jax.jit(make_losses(Decoder(model), mesh, numerics(config, config.mesh, "chunked", "cpu")))(decoder, batch)
+    logits = reference.logits(decoder, batch["tokens"], batch["segment_ids"], batch["positions"])
+    log_z = np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1)) + logits.max(-1)
+    nats = log_z - np.take_along_axis(logits, batch["targets"][..., None], axis=-1)[..., 0]
+    np.testing.assert_allclose(sums.nats, (nats * batch["weights"]).sum(), rtol=1e-5)
+    assert int(sums.target_bytes) == (batch["target_bytes"] * (batch["weights"] > 0)).sum()
+
+
+def test_greedy_text_is_what_whole_sequences_give(model, mesh, decoder):
+    prompt = [1, 5, 9, 33, 7]
+    tokens = generate(
+        decoder,
+        mesh,
+        prompt,
+        max_tokens=6,
+        sampling=Sampling(temperature=0.0),
+        seed=0,
+        stop_id=-1,
+        compute_dtype=jnp.float32,
+        attention_kernel="chunked",
+    )
+    sequence = list(prompt)
+    for token in tokens:
+        whole = np.asarray([sequence])
+        logits = reference.logits(decoder, whole, np.ones_like(whole), np.arange(len(sequence))[None])
+        assert token == logits[0, -1].argmax()
+        sequence.append(token)
+    assert len(sequence) == 11
+
+
+def test_generation_ends_at_the_stop_token(model, mesh, decoder):
+    arguments = {"max_tokens": 6, "sampling": Sampling(0.0), "seed": 0, "compute_dtype": jnp.float32}
+    first = next(generate(decoder, mesh, [1, 2], stop_id=-1, attention_kernel="chunked", **arguments))
+    assert list(generate(decoder, mesh, [1, 2], stop_id=first, attention_kernel="chunked", **arguments)) == []
+
+
+def test_top_k_and_top_p_never_choose_what_they_exclude():
+    logits = jnp.log(jnp.asarray([[0.4, 0.3, 0.2, 0.1]]))
+    keys = jax.random.split(jax.random.key(0), 200)
+
+    def chosen(**sampling):
+        return {int(choose(logits, key, Sampling(1.0, **sampling))[0]) for key in keys}
+
+    assert chosen() == {0, 1, 2, 3}
+    assert chosen(top_k=2) == {0, 1}
+    assert chosen(top_p=0.65) == {0, 1}
+    assert chosen(top_p=0.01) == {0}
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_preset_builds(path, tmp_path):
+    """Without memory: parameters counted, every array's layout checked against the preset's mesh."""
+    overrides = []
+    if path.parent.name != "run":
+        if path.parent.name != "model":
+            pytest.skip("not a model; its values are validated by tests/config/test_presets.py")
+        base = {"include": str(path), "run_dir": "x", "train": {"num_steps": 10, "batch_size": 8}}
+        data = {"sources": {"x": {"path": "x"}}, "tokenizer": "x", "sequence_length": 16}
+        path = tmp_path / "run.yaml"
+        path.write_text(yaml.safe_dump({**base, "data": data}))
+    config = load_run(path, overrides).config
+    declared = Decoder(config.model)
+    assert parameter_count(declared) == cost.parameter_count(config.model)
+    sizes = {axis: max(size, 1) for axis, size in config.mesh.model_dump().items() if isinstance(size, int)}
+    mesh = jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes))
+    for (name, parameter), spec in zip(
+        named_parameters(declared), jax.tree.leaves(partition_specs(declared)), strict=True
+    ):
+        shape = parameter.get_value().shape
+        assert NamedSharding(mesh, spec).shard_shape(shape), name  # raises where a dimension does not divide
+    jax.eval_shape(build_optimizer(OptimizerConfig(), declared).init, declared)
+
+
+def test_initial_values_depend_on_path_and_layer_alone(mesh):
+    small = ModelConfig(**SHAPE)
+    deep = ModelConfig(**{**SHAPE, "num_layers": 4})
+    eight = build_mesh(MeshConfig(fsdp=2, tensor=4), jax.devices())
+    one = dict(named_parameters(initialise(Decoder(small), 3, mesh)))
+    sharded = dict(named_parameters(initialise(Decoder(small), 3, eight)))
+    longer = dict(named_parameters(initialise(Decoder(deep), 3, mesh)))
+    for path in one:
+        np.testing.assert_array_equal(one[path][...], sharded[path][...], err_msg=path)
+    np.testing.assert_array_equal(one["stack/0/mixer/query"][...], longer["stack/0/mixer/query"][...][:2])
+    values = [np.asarray(one[path][...]) for path in ("stack/0/mixer/key", "stack/0/mixer/value")]
+    for first, second in itertools.combinations([*values[0], *values[1]], 2):
+        assert not np.array_equal(first, second)

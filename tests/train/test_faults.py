@@ -1,0 +1,219 @@
+"""What goes wrong around a run: each fault has its message, its cure and its exit code, and loses nothing."""
+
+import contextlib
+import logging
+import subprocess
+
+import pytest
+import yaml
+
+from maxlm import runtime
+from maxlm.cli import main
+from tests.train.conftest import curve, finish, make_run, read_metrics, start, train, wait_for_step
+
+# Trains as `maxlm train` does, but the weights of the batches of steps 10 and 11 are not numbers.
+POISONED = """
+import sys
+from maxlm.cli import main
+from maxlm.train import loop
+
+compile_step = loop.compile_step
+
+def poisoned(config, program):
+    compiled = compile_step(config, program)
+
+    def run(state, batch):
+        if int(state.step) in (9, 10):
+            batch = {**batch, "weights": batch["weights"] * float("nan")}
+        return compiled.run(state, batch)
+
+    return compiled._replace(run=run)
+
+loop.compile_step = poisoned
+sys.exit(main())
+"""
+
+
+def test_steps_with_nan_are_skipped_and_counted_and_training_goes_on(write_run, tmp_path):
+    train(write_run("whole", train={"num_steps": 20}))
+    output = finish(start(write_run("run", train={"num_steps": 20}), launcher=["-c", POISONED]))
+    assert "step 10 was skipped: its loss (nan) or gradient (norm nan) is not finite" in output
+    assert "step 11 was skipped" in output
+    assert "step 12 was skipped" not in output
+    metrics = read_metrics(tmp_path / "run")
+    assert [values["optim/skipped_steps"] for values in metrics.values()] == [0] * 9 + [1] + [2] * 10
+    assert [step for step, values in metrics.items() if values["train/loss"] is None] == [10, 11]
+    assert metrics[10]["train/loss_hex"] == "nan"
+    # The parameters that steps 10, 11 and 12 began with are the same; then they move again.
+    norms = [metrics[step]["optim/parameter_norm"] for step in (10, 11, 12, 13)]
+    assert norms[0] == norms[1] == norms[2] != norms[3]
+    assert metrics[20]["train/loss"] < metrics[9]["train/loss"]
+    # Until then nothing differs, and the tokens never do.
+    assert curve(tmp_path / "run")[:9] == curve(tmp_path / "whole")[:9]
+    assert [row[2] for row in curve(tmp_path / "run")] == [row[2] for row in curve(tmp_path / "whole")]
+
+
+def test_a_disk_that_fills_up_during_a_run_loses_nothing(write_run, make_disk, tmp_path):
+    sections = {"train": {"num_steps": 300, "eval_every": 0}, "checkpoint": {"every": 10, "keep_last": 2}}
+    train(write_run("whole", **sections))
+    disk = make_disk(40)
+    path, run_dir = write_run("run", **sections), disk / "run"
+    process = start(path, f"run_dir={run_dir}")
+    wait_for_step(run_dir, 25, process)
+    fill(disk / "filler")
+    output = finish(process, code=2)
+    assert "No space left on device; make room" in output or "the disk is full" in output
+    assert str(run_dir) in output
+    assert "Traceback" not in output
+    # Still full, it says so at once; with room again, it goes on as if nothing had been.
+    assert "MiB left on its disk" in train(path, f"run_dir={run_dir}", code=2)
+    (disk / "filler").unlink()
+    assert "resuming: after step" in train(path, f"run_dir={run_dir}")
+    assert curve(run_dir) == curve(tmp_path / "whole")
+
+
+def fill(path):
+    """Write zeros until the disk is full."""
+    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(2**16))
+
+
+def test_a_disk_that_cannot_be_written_is_told_before_training(write_run, make_disk):
+    disk = make_disk(40)
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    output = train(write_run(), f"run_dir={disk}/run", code=2)
+    assert f"run_dir={disk}/run cannot be written: Read-only file system" in output
+    assert "choose another run_dir, or make it writable" in output
+    assert "Traceback" not in output
+
+
+# --- mistakes that are told without a process of their own -----------------------------------------------------------
+
+
+@pytest.fixture
+def refuse(monkeypatch, capsys):
+    """refuse(arguments...) -> the message of a command that ends with exit code 2, in this process."""
+    monkeypatch.setattr(runtime, "start", lambda settings: None)  # JAX runs here already
+    handlers = logging.getLogger().handlers[:]
+
+    def run(*arguments):
+        capsys.readouterr()
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as stopped:  # argparse
+            code = stopped.code
+        message = capsys.readouterr().err
+        assert code == 2, message
+        assert "Traceback" not in message
+        return message
+
+    yield run
+    logging.getLogger().handlers[:] = handlers
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_data, tmp_path_factory):
+    """A run directory with checkpoints of steps 2 and 3, of a model with learned positions."""
+    folder = tmp_path_factory.mktemp("trained")
+    config = make_run(tiny_data, folder / "run")
+    config["model"]["position"] = {"kind": "learned", "max_length": 32}
+    config["train"] |= {"num_steps": 3, "eval_every": 0}
+    config["schedule"] = {}
+    config["checkpoint"] = {"every": 2}
+    (folder / "run.yaml").write_text(yaml.safe_dump(config))
+    train(folder / "run.yaml")
+    return folder / "run"
+
+
+def test_too_few_devices_for_the_mesh(refuse, write_run):
+    message = refuse("train", write_run(), "mesh.data=4", "mesh.fsdp=4", "train.batch_size=16")
+    assert "1 problem in the configuration on 8 devices" in message
+    assert "mesh.data=4 * mesh.fsdp=4 = 16 must equal the device count, 8" in message
+    assert "use mesh.fsdp=2, or mesh.data=2, or runtime.device_count=16 to try it on fake CPU devices" in message
+
+
+def test_tokenizers_that_are_missing_broken_or_another(refuse, write_run, tmp_path, tiny_data):
+    path = write_run()
+    missing = refuse("train", path, f"data.tokenizer={tmp_path}/none.model")
+    assert f"{tmp_path}/none.model: there is no such tokenizer; run: maxlm prepare" in missing
+    (tmp_path / "broken.model").write_bytes(b"not a model")
+    assert f"{tmp_path}/broken.model" in refuse("train", path, f"data.tokenizer={tmp_path}/broken.model")
+    assert f"{tmp_path}" in refuse("train", path, f"data.tokenizer={tmp_path}")
+    small = refuse("train", path, "model.vocab_size=300")
+    assert "has 320 pieces, more than model.vocab_size=300; use model.vocab_size=320" in small
+    # Text prepared with another tokenizer: as many pieces, but not the same.
+    (tmp_path / "other.txt").write_text("".join(chr(97 + index * index % 26) for index in range(20_000)))
+    raw = [str(tiny_data / "raw"), str(tmp_path / "other.txt")]
+    source = {"path": str(tmp_path / "other"), "raw": {"kind": "files", "paths": raw, "validation_fraction": 0.2}}
+    other = write_run("other", data={"tokenizer": str(tmp_path / "other.model"), "sources": {"text": source}})
+    assert main(["prepare", str(other)]) == 0
+    message = refuse("train", path, f"data.tokenizer={tmp_path}/other.model")
+    assert f"{tmp_path}/other.model" in message
+    assert f"{tiny_data}/text" in message
+
+
+@pytest.mark.parametrize(
+    ("in_the_way", "folder"),
+    [("tensorboard", False), ("metrics.jsonl.tmp", True), ("checkpoints", False), ("lock", True)],
+)
+def test_something_else_where_a_run_writes(refuse, write_run, tmp_path, in_the_way, folder):
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / in_the_way).mkdir() if folder else (run_dir / in_the_way).touch()
+    message = refuse("train", write_run(metrics={"tensorboard": True}), "mesh.fsdp=1", "mesh.data=4", "mesh.tensor=2")
+    assert f"{run_dir}/{in_the_way}" in message
+    assert "move away what is in its place" in message
+
+
+def test_configs_that_are_no_files(refuse, tmp_path):
+    assert "none.yaml: No such file or directory; give the path of a readable YAML" in refuse("train", "none.yaml")
+    assert "Is a directory; give the path of a readable YAML file" in refuse("train", tmp_path)
+    (tmp_path / "binary.yaml").write_bytes(bytes(range(256)))
+    assert "binary.yaml" in refuse("train", tmp_path / "binary.yaml")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["train"], "the following arguments are required: RUN.yaml\n"),
+        (["train", "x.yaml", "--steps=3"], "--steps=3: no such argument; settings have no dashes"),
+        (["train", "x.yaml", "a.b=1", "--force"], "--force: no such argument; settings have no dashes"),
+        (["generate", "x", "--prompt", "a", "more"], "more: no such argument; see maxlm generate --help"),
+        (["train", "x.yaml", "fast"], "'fast' is not an override; write key.path=value"),
+    ],
+)
+def test_arguments_that_no_command_has(refuse, tmp_path, monkeypatch, arguments, expected):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.yaml").write_text("run_dir: runs/x\n")
+    assert expected in refuse(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--step", "7", "--max-tokens", "1"], "checkpoints has no checkpoint of step 7; it has [3, 2]"),
+        (["--temperature", "nan"], "--temperature=nan must be a number >= 0"),
+        (["--temperature", "hot"], "argument --temperature: invalid float value: 'hot'"),
+        (["--top-k", "0", "--top-p", "2"], "--top-k=0 must be at least 1; --top-p=2.0 must be above 0 and at most 1"),
+        (["--max-tokens", "0"], "--max-tokens=0 must be at least 1"),
+        (["--seed", "-1"], "--seed=-1 must be at least 0"),
+        (["--max-tokens", "31"], "2 tokens and --max-tokens=31, together more than model.position.max_length=32"),
+    ],
+)
+def test_what_cannot_be_generated(refuse, trained, arguments, expected):
+    assert expected in refuse("generate", trained, "--prompt", "e", *arguments)
+
+
+def test_generating_without_a_checkpoint(refuse, tmp_path):
+    assert f"{tmp_path} has no checkpoint; train first" in refuse("generate", tmp_path, "--prompt", "a")
+    assert f"{tmp_path}/none is not a folder" in refuse("generate", tmp_path / "none", "--prompt", "a")
+
+
+def test_generating_after_the_tokenizer_is_gone(refuse, trained, tiny_data, tmp_path):
+    tokenizer = tiny_data / "tokenizer.model"
+    tokenizer.rename(tmp_path / "kept")
+    try:
+        assert f"{tokenizer}: there is no such tokenizer" in refuse("generate", trained, "--prompt", "a")
+    finally:
+        (tmp_path / "kept").rename(tokenizer)

@@ -1,0 +1,129 @@
+"""Whole runs: killed at any moment and resumed, stopped by signals, refused, diverged."""
+
+import random
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from tests.train.conftest import curve, finish, read_metrics, start, train, wait_for_step
+
+
+def test_ten_kills_at_random_moments_change_no_bit(write_run, tmp_path):
+    # Larger than the other runs, so that some kills fall into a save: every second step is saved.
+    sections = {"train": {"num_steps": 60, "eval_every": 0}, "checkpoint": {"every": 2, "keep_last": 2}}
+    train(write_run("whole", **sections))
+    path = write_run("killed", **sections)
+    rng = random.Random(time.time_ns())
+    reached = 0
+    for _ in range(10):
+        process = start(path)
+        if reached < 50:
+            wait_for_step(tmp_path / "killed", reached + rng.randint(1, 5), process)
+            time.sleep(rng.random() * 0.05)
+        else:
+            time.sleep(rng.random() * 4)
+        process.kill()
+        process.communicate()
+        reached = max([0, *read_metrics(tmp_path / "killed")])
+    output = train(path)
+    assert "resuming: after step" in output
+    assert curve(tmp_path / "killed") == curve(tmp_path / "whole")
+
+
+def test_resume_on_another_mesh_reads_the_same_tokens(write_run, tmp_path):
+    train(write_run("whole"))
+    path = write_run("moved")
+    train(path, "train.num_steps=20", "schedule.total_steps=40")
+    sharded = ["runtime.device_count=4", "mesh.fsdp=2", "mesh.tensor=2", "schedule.total_steps=40"]
+    train(path, "checkpoint.allow_config_change=false", *sharded)
+    whole, moved = curve(tmp_path / "whole"), curve(tmp_path / "moved")
+    assert [row[2] for row in moved] == [row[2] for row in whole]
+    assert moved[:20] == whole[:20]
+    losses = [[float.fromhex(row[1]) for row in rows] for rows in (moved, whole)]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_cleanly_and_says_how_to_resume(write_run, tmp_path, number):
+    path = write_run(train={"num_steps": 100_000})
+    process = start(path)
+    wait_for_step(tmp_path / "run", 3, process)
+    process.send_signal(number)
+    output = finish(process)
+    assert f"resume with: maxlm train {path}" in output
+    stopped = max(read_metrics(tmp_path / "run"))
+    assert f"stopped after step {stopped} of 100000" in output
+    # The step it stopped at is saved, whatever checkpoint.every says.
+    assert (tmp_path / "run" / "checkpoints" / f"{stopped:08}").is_dir()
+
+
+def test_changed_settings_are_refused_with_the_difference(write_run, tmp_path):
+    train(write_run(train={"num_steps": 6}))
+    path = write_run(train={"num_steps": 6, "batch_size": 8}, optimizer={"learning_rate": 0.5})
+    before = curve(tmp_path / "run")
+    output = train(path, code=2)
+    assert "train.batch_size: 4 -> 8" in output
+    assert "optimizer.learning_rate: 0.01 -> 0.5" in output
+    assert "checkpoint.allow_config_change=true" in output
+    assert "Traceback" not in output
+    assert curve(tmp_path / "run") == before
+
+
+def test_a_second_job_is_refused(write_run, tmp_path):
+    path = write_run(train={"num_steps": 100_000})
+    first = start(path)
+    wait_for_step(tmp_path / "run", 1, first)
+    output = train(path, code=2)
+    assert f"in use by another job (process {first.pid}" in output
+    first.send_signal(signal.SIGTERM)
+    finish(first)
+
+
+def test_missing_data_is_told_before_any_device_work(write_run, tmp_path):
+    path = write_run()
+    output = train(path, f"data.sources.text.path={tmp_path}/nothing", code=2)
+    assert "maxlm prepare" in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_divergence_skips_steps_then_stops_and_loses_nothing(write_run, tmp_path):
+    path = write_run(train={"num_steps": 200, "max_skipped_steps": 3}, optimizer={"clip_norm": None})
+    # Every update is as large as fp32 allows: the second step's loss cannot be finite.
+    output = train(path, "optimizer.learning_rate=1e38", "schedule.warmup_steps=0", code=1)
+    assert "the last 3 steps" in output
+    assert "optimizer.learning_rate" in output
+    assert "Traceback" not in output
+    metrics = read_metrics(tmp_path / "run")
+    assert [values["optim/skipped_steps"] for values in metrics.values()] == [0, 1, 2]
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_loudly(write_run, tmp_path):
+    path = write_run(train={"num_steps": 20, "eval_every": 0})
+    train(path)
+    whole = curve(tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoints" / "00000020"
+    largest = max((file for file in newest.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    output = train(path)
+    assert "damaged checkpoint" in output
+    assert "resuming: after step 15" in output
+    assert curve(tmp_path / "run") == whole
+
+
+def test_a_truncated_shard_is_named(write_run, tmp_path, tiny_data):
+    folder = tmp_path / "text"
+    folder.mkdir()
+    for file in (tiny_data / "text").rglob("*"):
+        if file.is_file():
+            target = folder / file.relative_to(tiny_data / "text")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(file.read_bytes())
+    shard = max((folder / "train").iterdir(), key=lambda file: file.stat().st_size)
+    shard.write_bytes(shard.read_bytes()[:-100])
+    output = train(write_run(), f"data.sources.text.path={folder}", code=2)
+    assert shard.name in output
+    assert "Traceback" not in output
