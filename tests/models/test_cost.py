@@ -182,6 +182,7 @@ def test_parameters_by_part():
         ({"mixer": AttentionConfig(bias="qkv")}, 6 + 3 + 3),
         ({"mixer": AttentionConfig(bias="all")}, 6 + 3 + 3 + 4),
         ({"mixer": AttentionConfig(qk_norm="rmsnorm")}, 3 + 3),
+        ({"mixer": AttentionConfig(sinks=True, softcap=30.0)}, 2),
         ({"mixer": AttentionConfig(window=4)}, 0),
         ({"ffn": MlpConfig(bias="all")}, 5 + 5 + 4),
         ({"ffn": MlpConfig(activation="geglu", bias="all")}, 5 + 5 + 4),

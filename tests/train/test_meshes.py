@@ -46,6 +46,7 @@ CONTEXT_MODEL = {
         {"mixer": {"kind": "attention", "softcap": 2.0, "qk_norm": "rmsnorm"}},
     ],
     "position": {"kind": "learned", "max_length": 32},
+    "num_layers": 4,
 }
 CONTEXT_MESHES = [
     {"context": 8},
@@ -57,6 +58,11 @@ WIDE_CONTEXT_MESHES = [
     for sizes in itertools.product((1, 2, 4), (1, 2, 4), (2, 4, 8), (1, 2, 4))
     if math.prod(sizes) in (2, 8)
     for kind in ("ring", "all_gather", "ulysses")
+]
+STAGED_CONTEXT_MESHES = [
+    {"stage": 2, "context": 2, "tensor": 2},
+    {"stage": 2, "context": 4, "context_kind": "ulysses"},
+    {"stage": 2, "fsdp": 2, "context": 2, "context_kind": "all_gather"},
 ]
 
 
@@ -79,6 +85,12 @@ def test_same_on_a_split_sequence(mesh):
 @pytest.mark.parametrize("mesh", WIDE_CONTEXT_MESHES, ids=mesh_name)
 def test_same_on_every_split_sequence(mesh):
     check_context(mesh)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", STAGED_CONTEXT_MESHES, ids=mesh_name)
+def test_same_on_a_split_sequence_in_stages(mesh):
+    check_context(mesh, microbatches=4)
 
 
 @pytest.mark.slow
