@@ -135,7 +135,7 @@ def test_resume_after_kills_anywhere_in_a_line(tmp_path, caplog):
 
 
 def test_tensorboard_shows_every_metric_of_the_catalogue(tmp_path):
-    names = [metric.name.replace("<source>", "python") for metric in catalog.METRICS]
+    names = [metric.name.replace("<source>", "python").replace("<layer>", "3") for metric in catalog.METRICS]
     values = {name: 1.5 for name in names if not name.startswith("flops/")}
     values["data/token_hash"] = "abc"
     writer = MetricsWriter(tmp_path, tensorboard=True, resume_step=0)
