@@ -127,3 +127,20 @@ def test_a_truncated_shard_is_named(write_run, tmp_path, tiny_data):
     output = train(write_run(), f"data.sources.text.path={folder}", code=2)
     assert shard.name in output
     assert "Traceback" not in output
+
+
+def test_a_pipeline_resumes_on_context_expert_and_tensor(write_run, tmp_path):
+    experts = {"kind": "moe", "num_experts": 4, "experts_per_token": 2, "expert_dim": 16}
+    model = {"num_layers": 4, "embed_dim": 32, "pattern": [{"ffn": {**experts, "balance": {"bias_update": 0.01}}}]}
+    sections = {"model": model, "train": {"num_steps": 12, "batch_size": 8, "eval_every": 0}}
+    train(write_run("whole", **sections))
+    path = write_run("moved", **sections)
+    first = ["mesh.stage=2", "mesh.stage_repeats=2", "mesh.fsdp=4", "train.microbatches=2", "runtime.device_count=8"]
+    train(path, *first, "train.num_steps=6", "schedule.total_steps=12")
+    second = ["mesh.fsdp=1", "mesh.tensor=2", "mesh.context=2", "mesh.expert=2", "runtime.device_count=8"]
+    output = train(path, *second)
+    assert "resuming: after step 6" in output
+    whole, moved = curve(tmp_path / "whole"), curve(tmp_path / "moved")
+    assert [row[2] for row in moved] == [row[2] for row in whole]
+    losses = [[float.fromhex(row[1]) for row in rows] for rows in (moved, whole)]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
