@@ -267,12 +267,18 @@ def test_memory_on_one_device():
     assert memory["logits"] == 2 * 4 * (4 * 8) * 10
 
 
-@pytest.mark.parametrize("remat", ["none", "full"])
-def test_memory_is_near_the_compilers_figure(remat):
+EXPERTS = MoeConfig(num_experts=8, experts_per_token=2, expert_dim=192)
+
+
+@pytest.mark.parametrize(
+    ("remat", "ffn", "expert"), [("none", MlpConfig(), 1), ("full", MlpConfig(), 1), ("none", EXPERTS, 4)]
+)
+def test_memory_is_near_the_compilers_figure(remat, ffn, expert):
     model = ModelConfig(vocab_size=512, num_layers=4, embed_dim=128, num_heads=4, num_kv_heads=2, mlp_dim=384)
-    config = run(model, remat=remat, loss_chunk_tokens=256, batch_size=64)
-    config = config.model_copy(update={"data": config.data.model_copy(update={"sequence_length": 64})})
-    program = build_program(config, jax.devices("cpu")[:1])
+    config = run(with_block(model, ffn=ffn), remat=remat, loss_chunk_tokens=256, batch_size=64)
+    data = config.data.model_copy(update={"sequence_length": 64})
+    config = config.model_copy(update={"data": data, "mesh": MeshConfig(fsdp=1, expert=expert)})
+    program = build_program(config, jax.devices("cpu")[:expert])
     gradients = jax.jit(make_gradients(program.declared, program.mesh, program.how))
     compiled = gradients.lower(program.state.decoder, batch_shapes(config, program.mesh)).compile()
     memory = cost.memory_per_device(config, program.mesh_sizes)
