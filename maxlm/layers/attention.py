@@ -17,6 +17,7 @@ from maxlm.layers.norm import RMSNorm
 from maxlm.layers.sequence import SequenceInfo
 from maxlm.ops.attention import IMPLEMENTATIONS, Kernel, attention
 from maxlm.ops.context_attention import context_attention
+from maxlm.ops.linear import linear
 from maxlm.ops.rope import rotate
 from maxlm.sharding.mesh import FSDP_AXES
 from maxlm.sharding.parameters import Constant, Normal, weight
@@ -80,9 +81,9 @@ class Attention(nnx.Module):
         return self.sink_bias[...] if self.config.sinks else None
 
     def _project(self, x_BTD: jax.Array, info: SequenceInfo) -> tuple[jax.Array, jax.Array, jax.Array]:
-        q_BTNH = jnp.einsum("BTD,DNH->BTNH", x_BTD, self.query[...])
-        k_BTKH = jnp.einsum("BTD,DKH->BTKH", x_BTD, self.key[...])
-        v_BTKH = jnp.einsum("BTD,DKH->BTKH", x_BTD, self.value[...])
+        q_BTNH = linear(x_BTD, self.query[...])
+        k_BTKH = linear(x_BTD, self.key[...])
+        v_BTKH = linear(x_BTD, self.value[...])
         if self.config.bias != "none":
             q_BTNH, k_BTKH = q_BTNH + self.query_bias[...], k_BTKH + self.key_bias[...]
             v_BTKH = v_BTKH + self.value_bias[...]
@@ -93,6 +94,6 @@ class Attention(nnx.Module):
         return checkpoint_name(q_BTNH, "query"), checkpoint_name(k_BTKH, "key"), checkpoint_name(v_BTKH, "value")
 
     def _project_out(self, out_BTNH: jax.Array) -> jax.Array:
-        y_BTD = leave(jnp.einsum("BTNH,NHD->BTD", out_BTNH, self.out[...]))
+        y_BTD = leave(linear(out_BTNH, self.out[...], contract=2))
         # After `leave`: every device would add the bias before its partial sum otherwise.
         return y_BTD + self.out_bias[...] if self.config.bias == "all" else y_BTD

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from maxlm.config.schema import MlpConfig, ModelConfig
 from maxlm.layers.sequence import SequenceInfo
+from maxlm.ops.linear import linear
 from maxlm.sharding.mesh import FSDP_AXES
 from maxlm.sharding.parameters import Constant, Normal, weight
 from maxlm.sharding.tensor import enter, leave
@@ -48,13 +48,13 @@ class Mlp(nnx.Module):
     def partial_sum(self, x_BTD: jax.Array) -> jax.Array:
         """Return what this device's hidden units contribute to whole sequences, (B, T, D) -> (B, T, D)."""
         biased = self.config.bias == "all"
-        hidden_BTF = jnp.einsum("BTD,DF->BTF", x_BTD, self.up[...])
+        hidden_BTF = linear(x_BTD, self.up[...])
         hidden_BTF = checkpoint_name(hidden_BTF + self.up_bias[...] if biased else hidden_BTF, "mlp_hidden")
         gate_BTF = None
         if self.gated:
-            gate_BTF = jnp.einsum("BTD,DF->BTF", x_BTD, self.gate[...])
+            gate_BTF = linear(x_BTD, self.gate[...])
             gate_BTF = checkpoint_name(gate_BTF + self.gate_bias[...] if biased else gate_BTF, "mlp_gate")
-        return jnp.einsum("BTF,FD->BTD", activate(self.config.activation, hidden_BTF, gate_BTF), self.down[...])
+        return linear(activate(self.config.activation, hidden_BTF, gate_BTF), self.down[...])
 
 
 def activate(activation: str, hidden: jax.Array, gate: jax.Array | None) -> jax.Array:

@@ -47,7 +47,7 @@ def gather(module: Module) -> Module:
     def gathered(parameter: nnx.Param) -> nnx.Param:
         value, spec = parameter.get_value(), parameter.get_metadata("spec")
         for dimension, axes in enumerate(spec):
-            if axes in _SPLITS:
+            if axes in _SPLITS and lax.axis_size(axes) > 1:  # alone, it would still be a copy
                 value = lax.all_gather(value, axes, axis=value.ndim - len(spec) + dimension, tiled=True)
         return with_value(parameter, value)
 

@@ -1,7 +1,7 @@
 """Tensor parallelism with sequence parallelism (arXiv:2205.05198): two functions, each the transpose of the other.
 
 Between blocks a device holds 1/tensor of its sequence; inside a mixer or ffn it holds the whole sequence and 1/tensor
-of the heads or hidden units.
+of the heads or hidden units. With one device nothing moves, and nothing is copied.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from jax import lax
 
 def enter(x_BTD: jax.Array) -> jax.Array:
     """All-gather the sequence over `tensor`: (B, T / tensor, D) -> (B, T, D)."""
-    return lax.all_gather(x_BTD, "tensor", axis=1, tiled=True)
+    return x_BTD if lax.axis_size("tensor") == 1 else lax.all_gather(x_BTD, "tensor", axis=1, tiled=True)
 
 
 def leave(x_BTD: jax.Array) -> jax.Array:
     """Sum partial results over `tensor`, keep this device's part of the sequence: (B, T, D) -> (B, T / tensor, D)."""
-    return lax.psum_scatter(x_BTD, "tensor", scatter_dimension=1, tiled=True)
+    return x_BTD if lax.axis_size("tensor") == 1 else lax.psum_scatter(x_BTD, "tensor", scatter_dimension=1, tiled=True)
 
 
 def sequence_part(x_BT: jax.Array) -> jax.Array:

@@ -75,7 +75,7 @@ def test_equals_fp64_softmax(seed, length, block, heads, v_dim, window, causal, 
     )
     kernel = CHUNKED.with_softcap(softcap)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chunked_attention, "BLOCK", block)
+        patch.setattr(chunked_attention, "block_size", lambda length: min(length, block))
         out, lse = jax.jit(kernel.forward)(q, k, v, mask)
         want_out, want_lse, p = oracle(q, k, v, mask, softcap)
         np.testing.assert_allclose(out, want_out, rtol=2e-5, atol=2e-6)
@@ -98,7 +98,7 @@ def test_equals_fp64_softmax(seed, length, block, heads, v_dim, window, causal, 
 
 @pytest.mark.parametrize(("q_start", "kv_start"), [(8, 0), (0, 8), (16, 16), (3, 0)])
 def test_offsets_place_queries_and_keys_in_a_longer_sequence(monkeypatch, q_start, kv_start):
-    monkeypatch.setattr(chunked_attention, "BLOCK", 4)
+    monkeypatch.setattr(chunked_attention, "block_size", lambda length: min(length, 4))
     q, k, v, mask = make(0, length=8, kv_length=12, window=6, q_start=q_start, kv_start=kv_start)
     out, lse = jax.jit(chunked_attention.forward)(q, k, v, mask)
     want_out, want_lse, _ = oracle(q, k, v, mask)
