@@ -212,7 +212,7 @@ def _from_key_tiles(x: jax.Array, length: int) -> jax.Array:
 
 
 def _tiles(x: jax.Array) -> jax.Array:
-    """Cut the second dimension into tiles, the last one filled with zeros: (B, T, ...) -> (B, tiles, T / tiles, ...)."""
+    """Cut the second dimension into tiles, the last filled with zeros: (B, T, ...) -> (B, tiles, T / tiles, ...)."""
     block = block_size(x.shape[1])
     missing = -x.shape[1] % block
     filled = jnp.pad(x, [(0, missing if axis == 1 else 0) for axis in range(x.ndim)]) if missing else x
