@@ -204,12 +204,13 @@ def all_true(mine: bool) -> bool:
 
 
 def settle(results: T) -> T:
-    """Wait for the results of a program with collectives, on the CPUs of several processes only.
+    """Wait for the results of a program with collectives, on several CPU devices only.
 
-    There (gloo) nothing orders the collectives of two programs in flight: they can meet the wrong partner and wait for
-    ever. Accelerators run programs in the order of their dispatch.
+    There nothing orders the collectives of two programs in flight. Between processes (gloo) they can meet the wrong
+    partner; between the fake devices of one process they can take up all its threads, each waiting for one that gets
+    none. Either way they wait for ever. Accelerators run programs in the order of their dispatch.
     """
-    if jax.process_count() > 1 and jax.default_backend() == "cpu":
+    if jax.device_count() > 1 and jax.default_backend() == "cpu":
         jax.block_until_ready(results)
     return results
 

@@ -1,6 +1,6 @@
 """Measure how fast random windows of tokens are read: shard formats side by side, then the whole dataset.
 
-.venv/bin/python scripts/bench_data.py            (needs pyarrow for the Parquet rows: pip install -e '.[bench]')
+.venv/bin/python scripts/bench_data.py            (the Parquet rows need pyarrow: scripts/setup data)
 
 Every candidate holds the same tokens and is asked for the same windows, in one process and one thread. The files were
 just written, so this is the cost of the format, not of the disk.

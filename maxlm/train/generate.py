@@ -36,7 +36,11 @@ def run(arguments: argparse.Namespace) -> int:
     _check_length(saved, len(prompt), arguments.max_tokens)
     # One device, whatever the run was trained on: the mesh and what depends on it go back to their defaults.
     config = saved.model_copy(
-        update={"mesh": MeshConfig(), "train": saved.train.model_copy(update={"microbatches": 1})}
+        update={
+            "mesh": MeshConfig(),
+            "train": saved.train.model_copy(update={"microbatches": 1}),
+            "runtime": saved.runtime.model_copy(update={"device_count": None}),
+        }
     )
     program = build_program(config, jax.local_devices()[:1])
     restored = reader.restore({"decoder": program.state.decoder}, step=arguments.step, partial=True)

@@ -1,6 +1,7 @@
 """A tiny prepared text and a config for it, for whole runs in processes of their own."""
 
 import json
+import logging
 import os
 import random
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from maxlm import runtime
 from maxlm.cli import main
 
 ROOT = Path(__file__).parents[2]
@@ -72,6 +74,27 @@ def write_run(tiny_data, tmp_path):
         return path
 
     return write
+
+
+@pytest.fixture
+def refuse(monkeypatch, capsys):
+    """refuse(arguments...) -> the message of a command that ends with exit code 2, in this process."""
+    monkeypatch.setattr(runtime, "start", lambda settings: None)  # JAX runs here already
+    handlers = logging.getLogger().handlers[:]
+
+    def run(*arguments):
+        capsys.readouterr()
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as stopped:  # argparse
+            code = stopped.code
+        message = capsys.readouterr().err
+        assert code == 2, message
+        assert "Traceback" not in message
+        return message
+
+    yield run
+    logging.getLogger().handlers[:] = handlers
 
 
 def start(path, *overrides, launcher=()):

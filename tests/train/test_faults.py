@@ -1,15 +1,13 @@
 """What goes wrong around a run: each fault has its message, its cure and its exit code, and loses nothing."""
 
 import contextlib
-import logging
 import subprocess
 
 import pytest
-import yaml
 
-from maxlm import runtime
-from maxlm.cli import main
-from tests.train.conftest import curve, finish, make_run, read_metrics, start, train, wait_for_step
+from data_pipeline.documents import Document
+from data_pipeline.train_tokenizer import train_tokenizer
+from tests.train.conftest import curve, finish, read_metrics, start, train, wait_for_step
 
 # Trains as `maxlm train` does, but the weights of the batches of steps 10 and 11 are not numbers.
 POISONED = """
@@ -88,44 +86,6 @@ def test_a_disk_that_cannot_be_written_is_told_before_training(write_run, make_d
     assert "Traceback" not in output
 
 
-# --- mistakes that are told without a process of their own -----------------------------------------------------------
-
-
-@pytest.fixture
-def refuse(monkeypatch, capsys):
-    """refuse(arguments...) -> the message of a command that ends with exit code 2, in this process."""
-    monkeypatch.setattr(runtime, "start", lambda settings: None)  # JAX runs here already
-    handlers = logging.getLogger().handlers[:]
-
-    def run(*arguments):
-        capsys.readouterr()
-        try:
-            code = main([str(argument) for argument in arguments])
-        except SystemExit as stopped:  # argparse
-            code = stopped.code
-        message = capsys.readouterr().err
-        assert code == 2, message
-        assert "Traceback" not in message
-        return message
-
-    yield run
-    logging.getLogger().handlers[:] = handlers
-
-
-@pytest.fixture(scope="module")
-def trained(tiny_data, tmp_path_factory):
-    """A run directory with checkpoints of steps 2 and 3, of a model with learned positions."""
-    folder = tmp_path_factory.mktemp("trained")
-    config = make_run(tiny_data, folder / "run")
-    config["model"]["position"] = {"kind": "learned", "max_length": 32}
-    config["train"] |= {"num_steps": 3, "eval_every": 0}
-    config["schedule"] = {}
-    config["checkpoint"] = {"every": 2}
-    (folder / "run.yaml").write_text(yaml.safe_dump(config))
-    train(folder / "run.yaml")
-    return folder / "run"
-
-
 def test_too_few_devices_for_the_mesh(refuse, write_run):
     message = refuse("train", write_run(), "mesh.data=4", "mesh.fsdp=4", "train.batch_size=16")
     assert "1 problem in the configuration on 8 devices" in message
@@ -142,12 +102,9 @@ def test_tokenizers_that_are_missing_broken_or_another(refuse, write_run, tmp_pa
     assert f"{tmp_path}" in refuse("train", path, f"data.tokenizer={tmp_path}")
     small = refuse("train", path, "model.vocab_size=300")
     assert "has 320 pieces, more than model.vocab_size=300; use model.vocab_size=320" in small
-    # Text prepared with another tokenizer: as many pieces, but not the same.
-    (tmp_path / "other.txt").write_text("".join(chr(97 + index * index % 26) for index in range(20_000)))
-    raw = [str(tiny_data / "raw"), str(tmp_path / "other.txt")]
-    source = {"path": str(tmp_path / "other"), "raw": {"kind": "files", "paths": raw, "validation_fraction": 0.2}}
-    other = write_run("other", data={"tokenizer": str(tmp_path / "other.model"), "sources": {"text": source}})
-    assert main(["prepare", str(other)]) == 0
+    # As many pieces, but others than those the text was prepared with.
+    texts = [Document("other", "".join(chr(97 + index * index % 26) for index in range(20_000)))]
+    (tmp_path / "other.model").write_bytes(train_tokenizer({"text": texts}, {"text": 1.0}, 320))
     message = refuse("train", path, f"data.tokenizer={tmp_path}/other.model")
     assert f"{tmp_path}/other.model" in message
     assert f"{tiny_data}/text" in message
@@ -187,33 +144,3 @@ def test_arguments_that_no_command_has(refuse, tmp_path, monkeypatch, arguments,
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.yaml").write_text("run_dir: runs/x\n")
     assert expected in refuse(*arguments)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["--step", "7", "--max-tokens", "1"], "checkpoints has no checkpoint of step 7; it has [3, 2]"),
-        (["--temperature", "nan"], "--temperature=nan must be a number >= 0"),
-        (["--temperature", "hot"], "argument --temperature: invalid float value: 'hot'"),
-        (["--top-k", "0", "--top-p", "2"], "--top-k=0 must be at least 1; --top-p=2.0 must be above 0 and at most 1"),
-        (["--max-tokens", "0"], "--max-tokens=0 must be at least 1"),
-        (["--seed", "-1"], "--seed=-1 must be at least 0"),
-        (["--max-tokens", "31"], "2 tokens and --max-tokens=31, together more than model.position.max_length=32"),
-    ],
-)
-def test_what_cannot_be_generated(refuse, trained, arguments, expected):
-    assert expected in refuse("generate", trained, "--prompt", "e", *arguments)
-
-
-def test_generating_without_a_checkpoint(refuse, tmp_path):
-    assert f"{tmp_path} has no checkpoint; train first" in refuse("generate", tmp_path, "--prompt", "a")
-    assert f"{tmp_path}/none is not a folder" in refuse("generate", tmp_path / "none", "--prompt", "a")
-
-
-def test_generating_after_the_tokenizer_is_gone(refuse, trained, tiny_data, tmp_path):
-    tokenizer = tiny_data / "tokenizer.model"
-    tokenizer.rename(tmp_path / "kept")
-    try:
-        assert f"{tokenizer}: there is no such tokenizer" in refuse("generate", trained, "--prompt", "a")
-    finally:
-        (tmp_path / "kept").rename(tokenizer)

@@ -1,0 +1,82 @@
+"""`maxlm generate`: what it prints, and every mistake it names."""
+
+import pytest
+import yaml
+
+from maxlm import runtime
+from maxlm.cli import main
+from tests.train.conftest import make_run, train
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_data, tmp_path_factory):
+    """A run directory with checkpoints of steps 2 and 3, of a model with learned positions, trained on two devices."""
+    folder = tmp_path_factory.mktemp("trained")
+    config = make_run(tiny_data, folder / "run")
+    config["model"]["position"] = {"kind": "learned", "max_length": 32}
+    config["train"] |= {"num_steps": 3, "eval_every": 0}
+    config["schedule"] = {}
+    config["checkpoint"] = {"every": 2}
+    config["train"]["microbatches"] = 2
+    config["runtime"]["device_count"] = 2
+    (folder / "run.yaml").write_text(yaml.safe_dump(config))
+    train(folder / "run.yaml")
+    return folder / "run"
+
+
+@pytest.fixture
+def say(trained, monkeypatch, capsys):
+    """say(arguments...) -> what is printed after the prompt `ember `, in this process."""
+    monkeypatch.setattr(runtime, "start", lambda settings: None)  # JAX runs here already
+
+    def run(*arguments):
+        capsys.readouterr()
+        assert main(["generate", str(trained), "--prompt", "ember ", "--max-tokens", "8", *arguments]) == 0
+        text = capsys.readouterr().out
+        assert text.startswith("ember ")
+        return text
+
+    return run
+
+
+def test_the_same_seed_gives_the_same_text(say):
+    assert say("--seed", "1") == say("--seed", "1") != say("--seed", "2")
+
+
+def test_the_likeliest_tokens_need_no_seed(say):
+    assert say("--temperature", "0", "--seed", "1") == say("--top-k", "1", "--seed", "2")
+
+
+def test_any_saved_step_can_speak(say):
+    assert say("--temperature", "0") == say("--temperature", "0", "--step", "3")
+    assert say("--temperature", "0", "--step", "2")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--step", "7", "--max-tokens", "1"], "checkpoints has no checkpoint of step 7; it has [3, 2]"),
+        (["--temperature", "nan"], "--temperature=nan must be a number >= 0"),
+        (["--temperature", "hot"], "argument --temperature: invalid float value: 'hot'"),
+        (["--top-k", "0", "--top-p", "2"], "--top-k=0 must be at least 1; --top-p=2.0 must be above 0 and at most 1"),
+        (["--max-tokens", "0"], "--max-tokens=0 must be at least 1"),
+        (["--seed", "-1"], "--seed=-1 must be at least 0"),
+        (["--max-tokens", "31"], "2 tokens and --max-tokens=31, together more than model.position.max_length=32"),
+    ],
+)
+def test_what_cannot_be_generated(refuse, trained, arguments, expected):
+    assert expected in refuse("generate", trained, "--prompt", "e", *arguments)
+
+
+def test_generating_without_a_checkpoint(refuse, tmp_path):
+    assert f"{tmp_path} has no checkpoint; train first" in refuse("generate", tmp_path, "--prompt", "a")
+    assert f"{tmp_path}/none is not a folder" in refuse("generate", tmp_path / "none", "--prompt", "a")
+
+
+def test_generating_after_the_tokenizer_is_gone(refuse, trained, tiny_data, tmp_path):
+    tokenizer = tiny_data / "tokenizer.model"
+    tokenizer.rename(tmp_path / "kept")
+    try:
+        assert f"{tokenizer}: there is no such tokenizer" in refuse("generate", trained, "--prompt", "a")
+    finally:
+        (tmp_path / "kept").rename(tokenizer)
