@@ -223,6 +223,10 @@ def _experts_on_mesh(config: RunConfig) -> Iterator[Problem]:
         yield from _divisible(f"{path}.num_experts", moe.num_experts, {"mesh.expert": config.mesh.expert})
         for name in ("expert_dim", "shared_dim"):
             yield from _divisible(f"{path}.{name}", getattr(moe, name), {"mesh.tensor": config.mesh.tensor})
+        if moe.capacity_factor is not None and config.mesh.context > 1:
+            text = f"{path}.capacity_factor={moe.capacity_factor} counts an expert's room per whole sequence, which "
+            cure = f"use {path}.capacity_factor=null (nothing is dropped), or mesh.context=1"
+            yield Problem(f"{path}.capacity_factor", f"{text}mesh.context={config.mesh.context} splits; {cure}")
 
 
 def _heads(config: RunConfig) -> Iterator[Problem]:

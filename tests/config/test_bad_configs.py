@@ -269,6 +269,12 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
             "= 4, or",
         ],
     ),
+    "capacity of a split sequence": (
+        {},
+        "mesh: {context: 2}\n",
+        [MOE % "num_experts: 8, experts_per_token: 2, expert_dim: 32, capacity_factor: 1.0"],
+        ["capacity_factor=1.0 counts an expert's room per whole sequence, which mesh.context=2 splits; use "],
+    ),
     "uneven groups": (
         {},
         "",
