@@ -1,0 +1,202 @@
+"""The side of bench_train.py that is plain PyTorch: the same decoder and step, as one would write them by hand.
+
+RMSNorm, rotary positions, optional QK-norm, grouped-query attention by scaled_dot_product_attention, SwiGLU, tied or
+untied head, cross entropy on full logits, clipping, fused AdamW; fp32 on the CPU.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 (what everyone calls it)
+from bench_train import cpus, make_batch, serve
+from torch import nn
+
+from maxlm.config import RunConfig
+from maxlm.config.schema import ModelConfig
+
+NUM_BATCHES = 4
+
+
+class Attention(nn.Module):
+    """Causal attention over whole rows."""
+
+    def __init__(self, model: ModelConfig):
+        super().__init__()
+        self.head_dim = model.head_dim
+        self.query = nn.Linear(model.embed_dim, model.num_heads * model.head_dim, bias=False)
+        self.key = nn.Linear(model.embed_dim, model.num_kv_heads * model.head_dim, bias=False)
+        self.value = nn.Linear(model.embed_dim, model.num_kv_heads * model.head_dim, bias=False)
+        self.out = nn.Linear(model.num_heads * model.head_dim, model.embed_dim, bias=False)
+        self.qk_norm = model.pattern[0].mixer.qk_norm == "rmsnorm"
+        if self.qk_norm:
+            self.query_norm = nn.RMSNorm(model.head_dim, model.norm.epsilon)
+            self.key_norm = nn.RMSNorm(model.head_dim, model.norm.epsilon)
+
+    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        heads = (*x.shape[:2], -1, self.head_dim)
+        q, k, v = self.query(x).view(heads), self.key(x).view(heads), self.value(x).view(heads)
+        if self.qk_norm:
+            q, k = self.query_norm(q), self.key_norm(k)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        return self.out(out.transpose(1, 2).flatten(2))
+
+
+class Block(nn.Module):
+    """Pre-norm block."""
+
+    def __init__(self, model: ModelConfig):
+        super().__init__()
+        self.mixer_norm = nn.RMSNorm(model.embed_dim, model.norm.epsilon)
+        self.mixer = Attention(model)
+        self.ffn_norm = nn.RMSNorm(model.embed_dim, model.norm.epsilon)
+        self.gate = nn.Linear(model.embed_dim, model.mlp_dim, bias=False)
+        self.up = nn.Linear(model.embed_dim, model.mlp_dim, bias=False)
+        self.down = nn.Linear(model.mlp_dim, model.embed_dim, bias=False)
+
+    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        x = x + self.mixer(self.mixer_norm(x), cos, sin)
+        h = self.ffn_norm(x)
+        return x + self.down(F.silu(self.gate(h)) * self.up(h))
+
+
+class Decoder(nn.Module):
+    """Returns the mean loss."""
+
+    def __init__(self, config: RunConfig):
+        super().__init__()
+        model = config.model
+        self.embedding = nn.Embedding(model.vocab_size, model.embed_dim)
+        self.blocks = nn.ModuleList(Block(model) for _ in range(model.num_layers))
+        self.norm = nn.RMSNorm(model.embed_dim, model.norm.epsilon)
+        self.head = nn.Linear(model.embed_dim, model.vocab_size, bias=False)
+        if model.tie_embeddings:
+            self.head.weight = self.embedding.weight
+        half = torch.arange(0, model.head_dim, 2, dtype=torch.float64) / model.head_dim
+        angles = torch.outer(torch.arange(config.data.sequence_length), model.position.theta**-half)
+        self.register_buffer("cos", angles.cos().float()[None, :, None])
+        self.register_buffer("sin", angles.sin().float()[None, :, None])
+
+    def forward(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        x = self.embedding(tokens)
+        for block in self.blocks:
+            x = block(x, self.cos, self.sin)
+        return F.cross_entropy(self.head(self.norm(x)).flatten(0, 1), targets.flatten())
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    config = RunConfig.model_validate_json((folder / "config.json").read_text())
+    refuse_unsupported(config)
+    torch.set_num_threads(len(cpus()))
+    decoder = Decoder(config)
+    load(decoder, np.load(folder / "parameters.npz"), len(config.model.pattern))
+    optimizer = build_optimizer(config, decoder)
+    compute_loss = torch.compile(decoder) if "--compile" in sys.argv else decoder
+    batches = [
+        tuple(torch.from_numpy(array.astype(np.int64)) for array in make_batch(config, index))
+        for index in range(NUM_BATCHES)
+    ]
+    done = 0
+
+    def step(tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        loss = compute_loss(tokens, targets)
+        loss.backward()
+        if config.optimizer.clip_norm is not None:
+            nn.utils.clip_grad_norm_(decoder.parameters(), config.optimizer.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+    def run_steps(count: int) -> list[float]:
+        nonlocal done
+        losses = []
+        for _ in range(count):
+            losses.append(step(*batches[done % NUM_BATCHES]))
+            done += 1
+        return [float(loss) for loss in losses]
+
+    serve(run_steps)
+
+
+def refuse_unsupported(config: RunConfig) -> None:
+    """Stop where the model above is not the configured one."""
+    model = config.model
+    mixer, ffn = model.pattern[0].mixer, model.pattern[0].ffn
+    wrong = {
+        "model.norm.kind": model.norm.kind != "rmsnorm",
+        "model.position": model.position.kind != "rope" or model.position.scaling is not None,
+        "model.prefix, model.pattern": len({block.model_dump_json() for block in (*model.prefix, *model.pattern)}) > 1,
+        "mixer.window, softcap, sinks": mixer.window is not None or mixer.softcap is not None or mixer.sinks,
+        "ffn.kind, activation": ffn.kind != "mlp" or ffn.activation != "swiglu",
+        "bias": mixer.bias != "none" or getattr(ffn, "bias", "none") != "none",
+        "optimizer.overrides": bool(config.optimizer.overrides),
+        "train.z_loss, train.label_smoothing": config.train.z_loss > 0 or config.train.label_smoothing > 0,
+        "train.compute_dtype": config.train.compute_dtype == "bfloat16",
+    }
+    if any(wrong.values()):
+        raise SystemExit(f"the PyTorch step has no such {', '.join(key for key, bad in wrong.items() if bad)}")
+
+
+def load(decoder: Decoder, parameters: np.lib.npyio.NpzFile, pattern_length: int) -> None:
+    """Copy maxlm's parameters; a matrix there maps (in) -> (out), here it is stored (out, in)."""
+
+    def fill(weight: torch.Tensor, array: np.ndarray, *, inputs: int = 1) -> None:
+        if array.ndim > 1:
+            array = array.reshape(int(np.prod(array.shape[:inputs])), -1).T
+        weight.data.copy_(torch.from_numpy(np.ascontiguousarray(array)))
+
+    fill(decoder.embedding.weight, parameters["embedding/tokens"].T)
+    fill(decoder.norm.weight, parameters["norm/scale"])
+    if decoder.head.weight is not decoder.embedding.weight:
+        fill(decoder.head.weight, parameters["head/output"])
+    for index, block in enumerate(decoder.blocks):
+        repeat, place = divmod(index, pattern_length)
+        own = {
+            path.removeprefix(f"stack/{place}/"): parameters[path][repeat]
+            for path in parameters.files
+            if path.startswith(f"stack/{place}/")
+        }
+        fill(block.mixer_norm.weight, own["mixer_norm/scale"])
+        fill(block.ffn_norm.weight, own["ffn_norm/scale"])
+        for name in ("query", "key", "value"):
+            fill(getattr(block.mixer, name).weight, own[f"mixer/{name}"])
+        fill(block.mixer.out.weight, own["mixer/out"], inputs=2)
+        if block.mixer.qk_norm:
+            fill(block.mixer.query_norm.weight, own["mixer/query_norm/scale"])
+            fill(block.mixer.key_norm.weight, own["mixer/key_norm/scale"])
+        for name in ("gate", "up", "down"):
+            fill(getattr(block, name).weight, own[f"ffn/{name}"])
+
+
+def build_optimizer(config: RunConfig, decoder: Decoder) -> torch.optim.AdamW:
+    """Build fused AdamW; matrices of the blocks decay, and what `optimizer.no_decay` does not name."""
+    settings = config.optimizer
+    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    for name, parameter in decoder.named_parameters():
+        kind = "norms" if "norm" in name else "embeddings" if name.startswith("embedding") else None
+        groups[kind not in settings.no_decay].append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": group, "weight_decay": settings.weight_decay if decays else 0.0}
+            for decays, group in groups.items()
+        ],
+        lr=settings.learning_rate,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.epsilon,
+        fused=True,
+    )
+
+
+if __name__ == "__main__":
+    main()
