@@ -6,8 +6,12 @@ import subprocess
 
 import pytest
 
+# Machine code is not optimised: the programs and their collectives are the same, and compile in half the time.
+QUICK_COMPILE = "--xla_backend_optimization_level=0"
+# Devices that wait for each other longer than this end the process; a loaded machine is slow, not stuck.
+PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds=240"
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {QUICK_COMPILE} {PATIENCE}"
 
 
 @pytest.fixture

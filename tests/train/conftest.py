@@ -14,6 +14,7 @@ import yaml
 
 from maxlm import runtime
 from maxlm.cli import main
+from tests.conftest import QUICK_COMPILE
 
 ROOT = Path(__file__).parents[2]
 CACHE = os.environ.get("JAX_COMPILATION_CACHE_DIR", "")
@@ -100,7 +101,7 @@ def refuse(monkeypatch, capsys):
 def start(path, *overrides, launcher=()):
     """Start `maxlm train` in a process of its own."""
     command = [sys.executable, *(launcher or ["-m", "maxlm"]), "train", str(path), *overrides]
-    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    environment = {**os.environ, "XLA_FLAGS": QUICK_COMPILE}  # fake devices are a setting of the run
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=environment
     )
