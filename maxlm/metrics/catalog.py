@@ -29,7 +29,7 @@ METRICS = (
     Metric("val/<source>/bits_per_byte", "bits/byte", "the same loss per byte of text"),
     Metric("optim/learning_rate", "", "of this step, before scales of `optimizer.overrides`"),
     Metric("optim/gradient_norm", "", "global norm of the gradient before clipping"),
-    Metric("optim/parameter_norm", "", "global norm of the parameters"),
+    Metric("optim/parameter_norm", "", "global norm of the parameters after the step"),
     Metric("optim/update_ratio", "", "norm of the update / norm of the parameters"),
     Metric("optim/skipped_steps", "steps", "steps skipped so far because loss or gradient was not finite"),
     Metric("moe/<layer>/load_max", "", "copies sent to the busiest expert of the layer / mean over its experts"),

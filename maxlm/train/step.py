@@ -60,7 +60,8 @@ def make_train_step(
             skipped_in_row=(state.skipped_in_row + 1) * skipped,
             skipped=state.skipped + skipped,
         )
-        parameter_norm = optax.tree.norm(state.decoder)
+        # Of the new parameters: reading the old ones after the update would make the compiler keep a copy of them.
+        parameter_norm = optax.tree.norm(decoder)
         metrics = StepMetrics(
             sums=sums._replace(routers=[]),
             routers=state.decoder.router_metrics(sums.routers),
