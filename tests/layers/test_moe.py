@@ -1,5 +1,7 @@
 """The mixture of experts against a plain one, in which every token goes through every expert."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,7 +38,7 @@ def make_config(**changes):
 def build(config, **sizes):
     """Return (module with values, run(module, x) -> (y, balance loss, statistics)) on a mesh."""
     sizes = MeshConfig(**{"fsdp": 1, **sizes})
-    mesh = build_mesh(sizes, jax.devices()[: int(np.prod(list(sizes.model_dump().values())))])
+    mesh = build_mesh(sizes, jax.devices()[: math.prod(sizes.sizes.values())])
     declared = Moe(MODEL, config)
     specs, layout = partition_specs(declared), P(BATCH_AXES, "tensor")
 
