@@ -1,0 +1,73 @@
+"""What the compiled step communicates along fsdp, tensor, data and stage equals the formulas of the docstrings."""
+
+import math
+
+import jax
+import pytest
+
+from maxlm.sharding.mesh import FSDP_AXES
+from maxlm.sharding.parameters import named_parameters
+from maxlm.train.loss import make_gradients
+from maxlm.train.setup import batch_shapes, build_program
+from tests.hlo import collectives, count
+from tests.train.program import make_config
+
+LAYERS, MICROBATCHES = 2, 4
+
+
+def compile_gradients(mesh, layers=LAYERS, **train):
+    config = make_config(model={"num_layers": layers}, mesh=mesh, train={"microbatches": MICROBATCHES, **train})
+    program = build_program(config, jax.devices()[: math.prod(config.mesh.sizes.values())])
+    gradients = make_gradients(program.declared, program.mesh, program.how)
+    compiled = jax.jit(gradients).lower(program.state.decoder, batch_shapes(config, program.mesh)).compile()
+    return program, collectives(compiled, program.mesh)
+
+
+def moved(found, kind, axes):
+    """Add up the bytes of what one device holds after collectives of a kind along the axes."""
+    return sum(c.bytes * c.times for c in found if c.kind == kind and c.axes == axes and c.dtype == "f32")
+
+
+def whole_bytes(program):
+    """Return the fp32 bytes of the parameters that `fsdp` splits: in the stack, and outside."""
+    split = [(path, p) for path, p in named_parameters(program.declared) if FSDP_AXES in p.get_metadata("spec")]
+    sizes = [(path.startswith("stack/"), 4 * math.prod(p.get_value().shape)) for path, p in split]
+    return sum(size for inside, size in sizes if inside), sum(size for inside, size in sizes if not inside)
+
+
+@pytest.mark.parametrize("gather", ["layer", "microbatch", "step"])
+def test_fsdp_gathers_and_scatters_what_the_setting_says(gather):
+    program, found = compile_gradients({"fsdp": 4}, gather=gather)
+    stack, outside = whole_bytes(program)
+    vectors = 4 * LAYERS * 2 * program.declared.model.embed_dim  # of two norms a layer: kept for the backward pass
+    # What every microbatch gathers alike, the compiler gathers once, before the loop.
+    gathered = {
+        "layer": MICROBATCHES * (2 * stack - vectors) + outside,
+        "microbatch": stack + outside,
+        "step": stack + outside,
+    }
+    scatters = 1 if gather == "step" else MICROBATCHES
+    assert moved(found, "all-gather", ("fsdp",)) == gathered[gather]
+    assert moved(found, "reduce-scatter", ("fsdp",)) == scatters * (stack + outside) // 4
+
+
+def test_data_sums_shards_once_a_step():
+    program, found = compile_gradients({"data": 2, "fsdp": 2})
+    parameters = 4 * sum(math.prod(p.get_value().shape) for _, p in named_parameters(program.declared))
+    reduced = moved(found, "all-reduce", ("data",))
+    assert parameters // 2 <= reduced <= parameters // 2 + 64  # and no more than a few scalars besides
+
+
+def test_tensor_moves_activations_four_times_a_block_and_pass():
+    _, found = compile_gradients({"tensor": 4})
+    sequences, length, dim = 16 // MICROBATCHES, 16, 32
+    # Two enters and two leaves a block; each pass has as many gathers as scatters. Embedding and head are one more.
+    passes = MICROBATCHES * (4 * LAYERS + 2)
+    assert moved(found, "all-gather", ("tensor",)) == passes * sequences * length * dim * 4
+    assert moved(found, "reduce-scatter", ("tensor",)) == passes * sequences * length * dim * 4 // 4
+
+
+def test_stages_permute_once_a_direction_and_tick():
+    _, found = compile_gradients({"stage": 4}, layers=4)
+    # S - 1 ticks forward only, M of both, S - 1 backward only.
+    assert count(found, kind="collective-permute", axes=("stage",)) == 3 + 2 * MICROBATCHES + 3
