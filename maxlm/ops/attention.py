@@ -64,7 +64,7 @@ def choose_implementation(requested: str, platform: str) -> tuple[str, str]:
     """
     if requested != "auto":
         return requested, f"runtime.attention_kernel={requested}"
-    return DEFAULT_ORDER[platform][0], f"first of {', '.join(DEFAULT_ORDER[platform])} for {platform}"
+    return DEFAULT_ORDER[platform][0], f"first choice for {platform}"
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
