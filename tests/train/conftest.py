@@ -107,7 +107,7 @@ def start(path, *overrides, launcher=()):
     )
 
 
-def finish(process, code=0, seconds=120):
+def finish(process, code=0, seconds=400):
     """Wait for a process and return what it printed; it must end with the code."""
     output, _ = process.communicate(timeout=seconds)
     assert process.returncode == code, output
