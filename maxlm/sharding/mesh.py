@@ -70,8 +70,3 @@ def lay_out(config: MeshConfig, devices: Sequence[Any]) -> np.ndarray:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Return the layout of every (B, T) array of a batch."""
     return NamedSharding(mesh, BATCH_SPEC)
-
-
-def replicated(mesh: Mesh) -> NamedSharding:
-    """Return the layout of an array that every device holds whole."""
-    return NamedSharding(mesh, P())
