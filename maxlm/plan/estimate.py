@@ -91,7 +91,7 @@ def count_work(module: Module, mesh: Mapping[str, int]) -> Work:
     products = kernels = unstated = 0.0
     totals: dict[tuple[str, tuple[str, ...]], list[float]] = defaultdict(lambda: [0.0, 0.0])
     for instruction, computation, times in module.runs(mean_trips):
-        products += times * product_flops(module, instruction)
+        products += times * product_flops(module, instruction, computation)
         for kernel, flops in _kernels(module, instruction, computation):
             kernels += times * flops
             unstated += times * (not flops and kernel.results[0].bytes > _SMALL_BYTES)
@@ -157,7 +157,7 @@ class Timeline:
         kernels = list(_kernels(self._module, instruction, computation))
         if kernels:
             return {"kernels": sum(flops for _, flops in kernels) / (self._peak * self._efficiency.kernel)}
-        flops = product_flops(self._module, instruction)
+        flops = product_flops(self._module, instruction, computation)
         cycles = float(instruction.attribute(r'"estimated_cycles":"(\d+)"') or 0) / self._chip.clock
         if flops:
             return {"products": max(cycles * self._efficiency.product, flops / self._peak)}

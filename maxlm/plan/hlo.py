@@ -217,14 +217,14 @@ def _root(computation: Computation) -> Instruction:
 # --- matrix products -------------------------------------------------------------------------------------------------
 
 
-def product_flops(module: Module, instruction: Instruction) -> int:
+def product_flops(module: Module, instruction: Instruction, computation: Computation) -> int:
     """Count the FLOPs of the matrix products in an instruction, fused ones included."""
     total = 0
-    for computation, inner in _with_computation(module, instruction):
+    for home, inner in ((computation, instruction), *_with_computation(module, instruction)):
         if inner.op == "dot":
-            total += _dot_flops(inner, computation)
+            total += _dot_flops(inner, home)
         elif inner.op == "convolution":
-            total += _convolution_flops(inner, computation)
+            total += _convolution_flops(inner, home)
     return total
 
 
