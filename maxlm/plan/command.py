@@ -16,7 +16,7 @@ from rich.console import Console
 
 from maxlm import runtime
 from maxlm.config import load_run
-from maxlm.config.errors import UserError, make_possible
+from maxlm.config.errors import RunFailedError, UserError, make_possible
 from maxlm.config.schema import MeshConfig, MoeConfig, RunConfig
 from maxlm.metrics.throughput import peak_flops
 from maxlm.models.cost import flops_per_token, parameter_count
@@ -81,9 +81,10 @@ def make_plan(config: RunConfig, topology: Topology, name: str) -> Plan:
 
 def _cost(config: RunConfig, topology: Topology, program: Program, compiled: CompiledStep) -> Cost:
     devices = list(program.mesh.devices.flat)
-    module = parse(
-        compiled.run.as_text() or "", slices=topology.slices, routed_rows=_routed_rows(config, program.mesh_sizes)
-    )
+    text = compiled.run.as_text() or ""
+    if "estimated_cycles" not in text:
+        raise RunFailedError("this version of libtpu states no cycles for its fusions, which the estimate is made of")
+    module = parse(text, slices=topology.slices, routed_rows=_routed_rows(config, program.mesh_sizes))
     work = count_work(module, program.mesh_sizes.sizes)
     peak = peak_flops(devices[0].device_kind, str(program.how.compute_dtype))
     assert peak is not None, f"no peak for {devices[0].device_kind}"
