@@ -16,6 +16,7 @@ from maxlm.layers.moe import RouterStats, balance_loss, rebalanced_bias, router_
 from maxlm.layers.norm import build_norm
 from maxlm.layers.sequence import SequenceInfo
 from maxlm.layers.stack import Remat, Stats, build_prefix, build_stack, decode_stack, run_stack
+from maxlm.ops.attention import Kernel
 from maxlm.ops.rope import rotation
 from maxlm.sharding.fsdp import cast, gather
 from maxlm.sharding.parameters import with_value
@@ -38,7 +39,7 @@ class Decoder(nnx.Module):
         self.model = model
 
     def sequence_info(
-        self, positions_BT: jax.Array, segment_ids_BT: jax.Array, attention_kernel: str, context_kind: str = "ring"
+        self, positions_BT: jax.Array, segment_ids_BT: jax.Array, attention_kernel: Kernel, context_kind: str = "ring"
     ) -> SequenceInfo:
         """Precompute what every block needs to know about the tokens' places."""
         position = self.model.position

@@ -18,6 +18,7 @@ from maxlm.layers.moe import ROUTER_AXES
 from maxlm.layers.sequence import SequenceInfo
 from maxlm.layers.stack import Remat, Stats
 from maxlm.models.decoder import Decoder
+from maxlm.ops.attention import Kernel
 from maxlm.ops.cross_entropy import LossOptions, cross_entropy
 from maxlm.sharding.context import zigzag
 from maxlm.sharding.fsdp import cast, gather, vary, zeros_like_fp32
@@ -36,7 +37,7 @@ class Numerics(NamedTuple):
     remat: Remat
     schedule: Schedule
     compute_dtype: Any
-    attention_kernel: str
+    attention_kernel: Kernel
     context_kind: str
     loss: LossOptions
 
@@ -64,15 +65,20 @@ class Sums(NamedTuple):
 _SUMS_SPECS = Sums(P(), P(), P(), P(), P(), routers=P("stage"))  # type: ignore[arg-type]
 
 
-def numerics(config: RunConfig, mesh: MeshConfig, attention_kernel: str, platform: str) -> Numerics:
-    """Resolve the settings that depend on the platform: bfloat16 on accelerators, float32 on the CPU."""
+def compute_dtype_of(config: RunConfig, platform: str) -> jnp.dtype:
+    """Resolve `train.compute_dtype`: auto is bfloat16 on accelerators, float32 on the CPU."""
+    chosen = config.train.compute_dtype
+    return jnp.dtype({"auto": "float32" if platform == "cpu" else "bfloat16"}.get(chosen, chosen))
+
+
+def numerics(config: RunConfig, mesh: MeshConfig, attention_kernel: Kernel, compute_dtype: jnp.dtype) -> Numerics:
+    """Collect what decides how the loss is computed."""
     train = config.train
-    dtype = {"auto": "float32" if platform == "cpu" else "bfloat16"}.get(train.compute_dtype, train.compute_dtype)
     return Numerics(
         gather=train.gather,
         remat=train.remat,
         schedule=Schedule(mesh.stage, mesh.stage_repeats, train.microbatches),
-        compute_dtype=jnp.dtype(dtype),
+        compute_dtype=compute_dtype,
         attention_kernel=attention_kernel,
         context_kind=mesh.context_kind,
         loss=LossOptions(train.z_loss, train.label_smoothing, train.loss_chunk_tokens),

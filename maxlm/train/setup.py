@@ -15,13 +15,14 @@ from jax.sharding import Mesh
 from maxlm.config.checks import resolve_mesh
 from maxlm.config.schema import MeshConfig, RunConfig
 from maxlm.data.dataset import Dataset, build_dataset, validation_sources
+from maxlm.kernels.shape import AttentionShape
 from maxlm.models.decoder import Decoder
-from maxlm.ops.attention import choose_implementation
+from maxlm.ops.attention import choose_kernel
 from maxlm.optim.adamw import build_optimizer
 from maxlm.optim.schedule import make_schedule
 from maxlm.sharding.mesh import batch_sharding, build_mesh
 from maxlm.sharding.pipeline import layer_order
-from maxlm.train.loss import Batch, Numerics, Sums, make_gradients, make_losses, numerics
+from maxlm.train.loss import Batch, Numerics, Sums, compute_dtype_of, make_gradients, make_losses, numerics
 from maxlm.train.state import TrainState, declare_state
 from maxlm.train.step import StepMetrics, make_train_step
 
@@ -108,14 +109,42 @@ def build_program(config: RunConfig, devices: list[Any] | None = None) -> Progra
     devices = jax.devices() if devices is None else devices
     mesh_sizes = resolve_mesh(config, len(devices))
     mesh = build_mesh(mesh_sizes, devices if len(devices) < jax.device_count() else None)
-    kernel, reason = choose_implementation(config.runtime.attention_kernel, devices[0].platform)
-    log.info("attention kernel: %s (%s)", kernel, reason)
+    compute_dtype = compute_dtype_of(config, devices[0].platform)
+    shapes = attention_shapes(config, mesh_sizes, devices[0].device_kind, compute_dtype)
+    choice = choose_kernel(config.runtime.attention_kernel, devices[0].platform, shapes)
+    log.info("attention kernel: %s (%s)", choice.name, choice.reason)
     declared = Decoder(config.model)
     optimizer = build_optimizer(config.optimizer, declared)
-    how = numerics(config, mesh_sizes, kernel, devices[0].platform)
+    how = numerics(config, mesh_sizes, choice.kernel, compute_dtype)
     groups = (config.model.num_layers - len(config.model.prefix)) // len(config.model.pattern)
     order = layer_order(groups, how.schedule)
     return Program(mesh_sizes, mesh, declared, optimizer, declare_state(declared, optimizer, mesh), how, order)
+
+
+def attention_shapes(config: RunConfig, mesh: MeshConfig, device_kind: str, dtype: jnp.dtype) -> list[AttentionShape]:
+    """Return what each kind of attention layer asks of the kernel on one device."""
+    model, whole = config.model, config.data.sequence_length
+    by_heads = mesh.context if mesh.context_kind == "ulysses" else 1
+    spread = mesh.context > by_heads
+    chunk = whole // (2 * mesh.context) if spread else whole
+    mixers = dict.fromkeys(block.mixer for block in (*model.prefix, *model.pattern))
+    return [
+        AttentionShape(
+            device_kind=device_kind,
+            dtype=dtype.name,
+            num_heads=model.num_heads // (mesh.tensor * by_heads),
+            num_kv_heads=model.num_kv_heads // (mesh.tensor * by_heads),
+            key_size=model.head_dim,
+            value_size=model.head_dim,
+            query_length=chunk,
+            key_length=whole if mesh.context_kind == "all_gather" else chunk,
+            window=mixer.window,
+            softcap=mixer.softcap,
+            sinks=mixer.sinks,
+            spread=spread,
+        )
+        for mixer in mixers
+    ]
 
 
 def compile_step(config: RunConfig, program: Program) -> CompiledStep:
