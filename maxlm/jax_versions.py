@@ -23,3 +23,9 @@ def vary_over(array: jax.Array, axes: frozenset[str] | tuple[str, ...]) -> jax.A
 def varying_zeros(shape: tuple[int, ...], *like: jax.Array) -> jax.Array:
     """Return fp32 zeros that vary over the mesh axes that the given arrays vary over (a loop's carry must)."""
     return vary_over(jnp.zeros(shape, jnp.float32), varying_axes(*like))
+
+
+def varying_shape(shape: tuple[int, ...], dtype: jax.typing.DTypeLike, *like: jax.Array) -> jax.ShapeDtypeStruct:
+    """Return the type of a kernel's result that varies over the mesh axes that the given arrays vary over."""
+    manual = type(jax.typeof(like[0]).manual_axis_type)(varying=varying_axes(*like))
+    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=manual)
