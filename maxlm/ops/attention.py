@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from maxlm.config.errors import UserError
-from maxlm.kernels import chunked_attention
+from maxlm.kernels import chunked_attention, tpu_attention, triton_attention
 from maxlm.kernels.mask import Mask
 from maxlm.kernels.shape import AttentionShape
 
@@ -74,10 +74,29 @@ class Choice(NamedTuple):
 
 CHUNKED = Kernel(chunked_attention.forward, chunked_attention.backward)
 """The reference: runs everywhere and does everything."""
+
+
+def _tuned(module: Any, **options: Any) -> Callable[[str], Kernel]:
+    """Return build(device_kind) for a module whose pair chooses block sizes by device kind."""
+
+    def build(device_kind: str) -> Kernel:
+        pair = (functools.partial(f, device_kind=device_kind, **options) for f in (module.forward, module.backward))
+        return Kernel(*pair)
+
+    return build
+
+
 TABLE: dict[str, Row] = {
+    "flash_tpu": Row(("tpu",), tpu_attention.unsupported, _tuned(tpu_attention)),
+    "flash_triton": Row(("gpu",), triton_attention.unsupported, _tuned(triton_attention)),
     "chunked": Row(("cpu", "gpu", "tpu"), lambda _: None, lambda _: CHUNKED),
+    "interpret": Row(("cpu",), tpu_attention.unsupported, _tuned(tpu_attention, interpret=True)),
 }
-DEFAULT_ORDER: dict[str, tuple[str, ...]] = {"cpu": ("chunked",), "gpu": ("chunked",), "tpu": ("chunked",)}
+DEFAULT_ORDER: dict[str, tuple[str, ...]] = {
+    "cpu": ("chunked",),
+    "gpu": ("flash_triton", "chunked"),
+    "tpu": ("flash_tpu", "chunked"),
+}
 """Per platform, the kernels to try, best first; the last one does everything."""
 
 
