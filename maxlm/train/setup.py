@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -24,9 +24,18 @@ from maxlm.sharding.mesh import batch_sharding, build_mesh
 from maxlm.sharding.pipeline import layer_order
 from maxlm.train.loss import Batch, Numerics, Sums, compute_dtype_of, make_gradients, make_losses, numerics
 from maxlm.train.state import TrainState, declare_state
-from maxlm.train.step import StepMetrics, make_train_step
+from maxlm.train.step import make_train_step
 
 log = logging.getLogger(__name__)
+
+COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
+    # Parameter gathers run behind the matrix products before them; each option alone leaves them synchronous.
+    "tpu": {
+        "xla_enable_async_all_gather": True,
+        "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
+    },
+}
+"""Per platform, what the compiler is told for the training step."""
 
 BATCH_FIELDS = {
     "tokens": jnp.int32,
@@ -70,7 +79,7 @@ class Program(NamedTuple):
 class CompiledStep(NamedTuple):
     """The training step for this mesh, and what compiling it took."""
 
-    run: Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]
+    run: jax.stages.Compiled  # (TrainState, Batch) -> (TrainState, StepMetrics)
     compile_seconds: float
     peak_memory_bytes: int
 
@@ -108,7 +117,7 @@ def build_program(config: RunConfig, devices: list[Any] | None = None) -> Progra
     """
     devices = jax.devices() if devices is None else devices
     mesh_sizes = resolve_mesh(config, len(devices))
-    mesh = build_mesh(mesh_sizes, devices if len(devices) < jax.device_count() else None)
+    mesh = build_mesh(mesh_sizes, devices)
     compute_dtype = compute_dtype_of(config, devices[0].platform)
     shapes = attention_shapes(config, mesh_sizes, devices[0].device_kind, compute_dtype)
     choice = choose_kernel(config.runtime.attention_kernel, devices[0].platform, shapes)
@@ -147,8 +156,10 @@ def attention_shapes(config: RunConfig, mesh: MeshConfig, device_kind: str, dtyp
     ]
 
 
-def compile_step(config: RunConfig, program: Program) -> CompiledStep:
-    """Compile the training step ahead of its first use."""
+def compile_step(
+    config: RunConfig, program: Program, more_options: Mapping[str, str | bool] | None = None
+) -> CompiledStep:
+    """Compile the training step ahead of its first use; `more_options` go to the compiler too."""
     began = time.perf_counter()
     peak_rate = config.optimizer.learning_rate
     learning_rate = make_schedule(config.schedule, peak=peak_rate, num_steps=config.train.num_steps)
@@ -156,7 +167,8 @@ def compile_step(config: RunConfig, program: Program) -> CompiledStep:
     step = make_train_step(gradients, program.optimizer, learning_rate)
     state_shardings = jax.tree.map(lambda leaf: leaf.sharding, program.state)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, None))
-    compiled = jitted.lower(program.state, batch_shapes(config, program.mesh)).compile()
+    options = {**COMPILER_OPTIONS.get(program.mesh.devices.flat[0].platform, {}), **(more_options or {})}
+    compiled = jitted.lower(program.state, batch_shapes(config, program.mesh)).compile(compiler_options=options)
     return CompiledStep(compiled, time.perf_counter() - began, _peak_memory_bytes(compiled, program.mesh))
 
 
