@@ -97,6 +97,11 @@ class MoeConfig(Section):
     capacity_factor: PositiveFloat | None = Field(
         None, description="an expert takes this times its fair share of a sequence's tokens, no more (null: dropless)"
     )
+    buffer_factor: PositiveFloat = Field(
+        2.0,
+        description="rows that experts make room for on a device of mesh.expert, times an even load; more come in "
+        "further rounds, and none is dropped",
+    )
 
 
 class BlockConfig(Section):
