@@ -58,6 +58,7 @@ class Program(NamedTuple):
       state: the train state as `jax.ShapeDtypeStruct`s with shardings.
       how: what decides how the loss is computed here.
       layer_order: which group of layers each row of a stacked parameter holds (see `sharding.pipeline.layer_order`).
+      attention_kernel: its name in the table.
     """
 
     mesh_sizes: MeshConfig
@@ -67,6 +68,7 @@ class Program(NamedTuple):
     state: TrainState
     how: Numerics
     layer_order: list[int]
+    attention_kernel: str
 
     def activations(self, config: RunConfig) -> tuple[int, int, int]:
         """Return the shape (B, T, D) of a microbatch's activations between blocks, on one device."""
@@ -127,7 +129,8 @@ def build_program(config: RunConfig, devices: list[Any] | None = None) -> Progra
     how = numerics(config, mesh_sizes, choice.kernel, compute_dtype)
     groups = (config.model.num_layers - len(config.model.prefix)) // len(config.model.pattern)
     order = layer_order(groups, how.schedule)
-    return Program(mesh_sizes, mesh, declared, optimizer, declare_state(declared, optimizer, mesh), how, order)
+    state = declare_state(declared, optimizer, mesh)
+    return Program(mesh_sizes, mesh, declared, optimizer, state, how, order, choice.name)
 
 
 def attention_shapes(config: RunConfig, mesh: MeshConfig, device_kind: str, dtype: jnp.dtype) -> list[AttentionShape]:
