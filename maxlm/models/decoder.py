@@ -57,9 +57,9 @@ class Decoder(nnx.Module):
 
         Where `gather_layers` is set the stack holds shards, cast and gathered block by block; otherwise it is whole.
         """
-        gather_group = (lambda group: gather(cast(group, compute_dtype))) if gather_layers else None
+        gather_block = (lambda block: gather(cast(block, compute_dtype))) if gather_layers else None
         with jax.named_scope("stack"):
-            return run_stack(self._prefix(), self.stack, x_BTD, info, gather=gather_group, remat=remat)
+            return run_stack(self._prefix(), self.stack, x_BTD, info, gather=gather_block, remat=remat)
 
     def balance_loss(self, stats: Stats) -> jax.Array | float:
         """Return this device's part of what the routers' imbalance costs; see `maxlm.layers.moe.balance_loss`."""

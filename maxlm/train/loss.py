@@ -16,7 +16,7 @@ from maxlm.config.schema import MeshConfig, RunConfig
 from maxlm.data.token_hash import batch_hash
 from maxlm.layers.moe import ROUTER_AXES
 from maxlm.layers.sequence import SequenceInfo
-from maxlm.layers.stack import Remat, Stats
+from maxlm.layers.stack import Remat, Stats, build_remat
 from maxlm.models.decoder import Decoder
 from maxlm.ops.cross_entropy import LossOptions, cross_entropy
 from maxlm.sharding.context import zigzag
@@ -70,7 +70,7 @@ def numerics(config: RunConfig, mesh: MeshConfig, attention_kernel: str, platfor
     dtype = {"auto": "float32" if platform == "cpu" else "bfloat16"}.get(train.compute_dtype, train.compute_dtype)
     return Numerics(
         gather=train.gather,
-        remat=train.remat,
+        remat=build_remat(train),
         schedule=Schedule(mesh.stage, mesh.stage_repeats, train.microbatches),
         compute_dtype=jnp.dtype(dtype),
         attention_kernel=attention_kernel,

@@ -13,12 +13,14 @@ import optax
 from jax.sharding import Mesh
 
 from maxlm.config.checks import resolve_mesh
+from maxlm.config.errors import ConfigError, Problem
 from maxlm.config.schema import MeshConfig, RunConfig
 from maxlm.data.dataset import Dataset, build_dataset, validation_sources
 from maxlm.models.decoder import Decoder
 from maxlm.ops.attention import choose_implementation
 from maxlm.optim.adamw import build_optimizer
 from maxlm.optim.schedule import make_schedule
+from maxlm.sharding.host import HOST_MEMORY, has_host_memory
 from maxlm.sharding.mesh import batch_sharding, build_mesh
 from maxlm.sharding.pipeline import layer_order
 from maxlm.train.loss import Batch, Numerics, Sums, make_gradients, make_losses, numerics
@@ -103,11 +105,12 @@ def build_program(config: RunConfig, devices: list[Any] | None = None) -> Progra
     """Lay the model out on the mesh.
 
     Raises:
-      ConfigError: the mesh does not fit the devices, or the model does not fit the mesh.
+      ConfigError: the mesh does not fit the devices, the model does not fit the mesh, or there is no host memory.
     """
-    devices = jax.devices() if devices is None else devices
+    given, devices = devices, jax.devices() if devices is None else devices
     mesh_sizes = resolve_mesh(config, len(devices))
-    mesh = build_mesh(mesh_sizes, devices if len(devices) < jax.device_count() else None)
+    _check_host_memory(config, devices[0])
+    mesh = build_mesh(mesh_sizes, given)
     kernel, reason = choose_implementation(config.runtime.attention_kernel, devices[0].platform)
     log.info("attention kernel: %s (%s)", kernel, reason)
     declared = Decoder(config.model)
@@ -115,7 +118,29 @@ def build_program(config: RunConfig, devices: list[Any] | None = None) -> Progra
     how = numerics(config, mesh_sizes, kernel, devices[0].platform)
     groups = (config.model.num_layers - len(config.model.prefix)) // len(config.model.pattern)
     order = layer_order(groups, how.schedule)
-    return Program(mesh_sizes, mesh, declared, optimizer, declare_state(declared, optimizer, mesh), how, order)
+    state = declare_state(declared, optimizer, mesh, offload="optimizer" in config.train.offload)
+    return Program(mesh_sizes, mesh, declared, optimizer, state, how, order)
+
+
+def _check_host_memory(config: RunConfig, device: Any) -> None:
+    """Refuse to offload where devices have no host memory to do it to.
+
+    Raises:
+      ConfigError: they have none.
+    """
+    if has_host_memory(device):
+        return
+    asked = {}
+    if config.train.offload:
+        asked["train.offload"] = (f"[{', '.join(config.train.offload)}]", "[]")
+    if not isinstance(config.train.remat, str):
+        for name, choice in config.train.remat.model_dump().items():
+            if choice == "offload":
+                asked[f"train.remat.{name}"] = (choice, "save or recompute")
+    reason = f"needs {HOST_MEMORY} memory, which the {device.platform} devices here do not have"
+    problems = [Problem(path, f"{path}={value} {reason}; use {path}={cure}") for path, (value, cure) in asked.items()]
+    if problems:
+        raise ConfigError(problems, f"the configuration on {device.platform}")
 
 
 def compile_step(config: RunConfig, program: Program) -> CompiledStep:
@@ -136,11 +161,10 @@ def _peak_memory_bytes(compiled: jax.stages.Compiled, mesh: Mesh) -> int:
     memory = compiled.memory_analysis()
     if memory is None:
         return 0
-    if mesh.devices.flat[0].platform != "cpu":
-        return int(memory.peak_memory_in_bytes)
-    # The CPU's compiler reports the arguments alone as the peak.
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return int(held + memory.temp_size_in_bytes)
+    bound = int(held + memory.temp_size_in_bytes)
+    # The CPU's compiler reports the arguments alone as the peak, the TPU's counts what lies in host memory too.
+    return bound if mesh.devices.flat[0].platform == "cpu" else min(bound, int(memory.peak_memory_in_bytes))
 
 
 def compile_losses(program: Program) -> Callable[[Decoder, Batch], Sums]:

@@ -75,7 +75,7 @@ def test_same_on_many_meshes(mesh, gather, capacity):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("remat", ["full", {"names": ["mlp_hidden", "attention_out"]}])
+@pytest.mark.parametrize("remat", ["full", {"mlp_hidden": "save", "attention_out": "offload"}])
 def test_same_with_rematerialisation(remat):
     train = {"remat": remat, "microbatches": 2}
     assert_same(run(make_config(model=MODEL, mesh={"expert": 2, "fsdp": 2}, train=train)), one_device())
