@@ -254,6 +254,16 @@ def _rope_scaling(config: RunConfig) -> Iterator[Problem]:
         yield Problem(f"{path}.low_frequency_factor", f"{text}; use 1.0 and 4.0")
 
 
+# --- train -----------------------------------------------------------------------------------------------------------
+
+
+def _offload(config: RunConfig) -> Iterator[Problem]:
+    train = config.train
+    if "activations" in train.offload and train.remat == "none":
+        text = "train.offload=[activations] moves the inputs of blocks, but train.remat=none keeps all activations"
+        yield Problem("train.offload", f"{text} on the device; use train.remat=full, or train.remat={{query: save}}")
+
+
 # --- data, optimizer, schedule ---------------------------------------------------------------------------------------
 
 
@@ -392,6 +402,7 @@ _CHECKS: tuple[tuple[tuple[str, ...], Callable[[RunConfig], Iterator[Problem]]],
     (("model", "mesh"), _width_on_mesh),
     (("model", "mesh"), _experts_on_mesh),
     (("train", "mesh"), _batch_on_mesh),
+    (("train",), _offload),
     (("data", "mesh"), _sequence_on_mesh),
     (("model", "data", "train", "mesh"), _stages),
     (("data",), _data_paths),

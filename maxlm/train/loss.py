@@ -16,7 +16,7 @@ from maxlm.config.schema import MeshConfig, RunConfig
 from maxlm.data.token_hash import batch_hash
 from maxlm.layers.moe import ROUTER_AXES
 from maxlm.layers.sequence import SequenceInfo
-from maxlm.layers.stack import Gather, Remat, Stats
+from maxlm.layers.stack import Gather, Remat, Stats, build_remat
 from maxlm.models.decoder import Decoder
 from maxlm.ops.attention import Kernel
 from maxlm.ops.cross_entropy import LossOptions, cross_entropy
@@ -76,7 +76,7 @@ def numerics(config: RunConfig, mesh: MeshConfig, attention_kernel: Kernel, comp
     train = config.train
     return Numerics(
         gather=train.gather,
-        remat=train.remat,
+        remat=build_remat(train),
         schedule=Schedule(mesh.stage, mesh.stage_repeats, train.microbatches),
         compute_dtype=compute_dtype,
         attention_kernel=attention_kernel,

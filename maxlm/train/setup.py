@@ -13,6 +13,7 @@ import optax
 from jax.sharding import Mesh
 
 from maxlm.config.checks import resolve_mesh
+from maxlm.config.errors import ConfigError, Problem
 from maxlm.config.schema import MeshConfig, RunConfig
 from maxlm.data.dataset import Dataset, build_dataset, validation_sources
 from maxlm.kernels.shape import AttentionShape
@@ -20,6 +21,7 @@ from maxlm.models.decoder import Decoder
 from maxlm.ops.attention import choose_kernel
 from maxlm.optim.adamw import build_optimizer
 from maxlm.optim.schedule import make_schedule
+from maxlm.sharding.host import HOST_MEMORY, has_host_memory
 from maxlm.sharding.mesh import batch_sharding, build_mesh
 from maxlm.sharding.pipeline import layer_order
 from maxlm.train.loss import Batch, Numerics, Sums, compute_dtype_of, make_gradients, make_losses, numerics
@@ -115,10 +117,11 @@ def build_program(config: RunConfig, devices: list[Any] | None = None) -> Progra
     """Lay the model out on the mesh.
 
     Raises:
-      ConfigError: the mesh does not fit the devices, or the model does not fit the mesh.
+      ConfigError: the mesh does not fit the devices, the model does not fit the mesh, or there is no host memory.
     """
     devices = jax.devices() if devices is None else devices
     mesh_sizes = resolve_mesh(config, len(devices))
+    _check_host_memory(config, devices[0])
     mesh = build_mesh(mesh_sizes, devices)
     compute_dtype = compute_dtype_of(config, devices[0].platform)
     shapes = attention_shapes(config, mesh_sizes, devices[0].device_kind, compute_dtype)
@@ -129,8 +132,29 @@ def build_program(config: RunConfig, devices: list[Any] | None = None) -> Progra
     how = numerics(config, mesh_sizes, choice.kernel, compute_dtype)
     groups = (config.model.num_layers - len(config.model.prefix)) // len(config.model.pattern)
     order = layer_order(groups, how.schedule)
-    state = declare_state(declared, optimizer, mesh)
+    state = declare_state(declared, optimizer, mesh, offload="optimizer" in config.train.offload)
     return Program(mesh_sizes, mesh, declared, optimizer, state, how, order, choice.name)
+
+
+def _check_host_memory(config: RunConfig, device: Any) -> None:
+    """Refuse to offload where devices have no host memory to do it to.
+
+    Raises:
+      ConfigError: they have none.
+    """
+    if has_host_memory(device):
+        return
+    asked = {}
+    if config.train.offload:
+        asked["train.offload"] = (f"[{', '.join(config.train.offload)}]", "[]")
+    if not isinstance(config.train.remat, str):
+        for name, choice in config.train.remat.model_dump().items():
+            if choice == "offload":
+                asked[f"train.remat.{name}"] = (choice, "save or recompute")
+    reason = f"needs {HOST_MEMORY} memory, which the {device.platform} devices here do not have"
+    problems = [Problem(path, f"{path}={value} {reason}; use {path}={cure}") for path, (value, cure) in asked.items()]
+    if problems:
+        raise ConfigError(problems, f"the configuration on {device.platform}")
 
 
 def attention_shapes(config: RunConfig, mesh: MeshConfig, device_kind: str, dtype: jnp.dtype) -> list[AttentionShape]:
@@ -180,11 +204,10 @@ def _peak_memory_bytes(compiled: jax.stages.Compiled, mesh: Mesh) -> int:
     memory = compiled.memory_analysis()
     if memory is None:
         return 0
-    if mesh.devices.flat[0].platform != "cpu":
-        return int(memory.peak_memory_in_bytes)
-    # The CPU's compiler reports the arguments alone as the peak.
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return int(held + memory.temp_size_in_bytes)
+    bound = int(held + memory.temp_size_in_bytes)
+    # The CPU's compiler reports the arguments alone as the peak, the TPU's counts what lies in host memory too.
+    return bound if mesh.devices.flat[0].platform == "cpu" else min(bound, int(memory.peak_memory_in_bytes))
 
 
 def compile_losses(program: Program) -> Callable[[Decoder, Batch], Sums]:
