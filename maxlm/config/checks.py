@@ -377,8 +377,8 @@ def _divisible(
             near = _near_divisors(value // rest, size)
             cures.append(f"{name}={' or '.join(str(divisor) for divisor in near)}")
     names += f" = {product}" if len(factors) + (times > 1) > 1 else ""
-    rest = f" without the {without} {without_name}, {value}," if without else ""
-    yield Problem(path, f"{path}={whole}{rest} must be divisible by {names}; use {', or '.join(cures)}")
+    taken = f" without the {without} {without_name}, {value}," if without else ""
+    yield Problem(path, f"{path}={whole}{taken} must be divisible by {names}; use {', or '.join(cures)}")
 
 
 def _near_divisors(value: int, size: int) -> list[int]:

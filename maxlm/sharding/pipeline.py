@@ -122,8 +122,9 @@ class Parts(NamedTuple):
 
     Attributes:
       run_chunk: (outer, chunk, x, microbatch, first) -> (y, cost, statistics), one chunk of layers; where `first` is
-        true the embedded tokens of the microbatch take the place of x, after the blocks before the pattern. x and y have the same shape; cost is what the
-        chunk adds to the objective besides, statistics are rows like the chunk's layers, to be summed.
+        true the embedded tokens of the microbatch, after the blocks before the pattern, take the place of x. x and y
+        have the same shape; cost is what the chunk adds to the objective besides, statistics are rows like the chunk's
+        layers, to be summed.
       losses: (outer, y, microbatch) -> (objective, nats), from the last virtual stage's y, which only stage S - 1 has;
         every stage does its share.
     """
