@@ -39,7 +39,7 @@ _COMPUTE_REGISTERS, _FETCH_REGISTERS = 240, 24
 """For each thread; 2 x 240 + 24 is what a multiprocessor has."""
 _LOG2_E = math.log2(math.e)
 _FLOOR = NOTHING_SEEN / 100
-"""Where a row's maximum starts: below every score, above a hidden one, whose exponential is thus 0."""
+"""Where a row's maximum starts: below every score; finite, so that a hidden score of -inf becomes 0."""
 
 
 def unsupported(shape: AttentionShape) -> str | None:
@@ -82,7 +82,7 @@ def forward(
       out (B, T, N, H_v) in bf16 and lse (B, N, T) fp32.
     """
     del device_kind
-    problem = _Problem.of(q_BTNH, k_BSKH, v_BSKH, mask, softcap, block=128 if q_BTNH.shape[3] <= 128 else 96)
+    problem = _Problem.of(q_BTNH, k_BSKH, v_BSKH, mask, softcap, block=128 if q_BTNH.shape[3] <= 128 else 64)
     batch, length, num_heads, key_size = q_BTNH.shape
     value_size = v_BSKH.shape[3]
     ranges = block_ranges(mask, _TILE, problem.block).of_queries
@@ -137,7 +137,7 @@ def backward(
 
 def _d_q(arrays: Sequence[jax.Array], mask: Mask, softcap: float | None, interpret: Any) -> jax.Array:
     q, k, v = arrays[:3]
-    problem = _Problem.of(q, k, v, mask, softcap, block=128 if q.shape[3] <= 64 else 64)
+    problem = _Problem.of(q, k, v, mask, softcap, block=64)
     ranges = block_ranges(mask, _TILE, problem.block).of_queries
     segments = comparable_segments(mask, _TILE, problem.block)
     scratch = {
@@ -156,7 +156,7 @@ def _d_kv(
     arrays: Sequence[jax.Array], mask: Mask, softcap: float | None, interpret: Any
 ) -> tuple[jax.Array, jax.Array]:
     q, k, v = arrays[:3]
-    problem = _Problem.of(q, k, v, mask, softcap, block=128 if q.shape[3] <= 64 else 64 if q.shape[3] <= 128 else 32)
+    problem = _Problem.of(q, k, v, mask, softcap, block=64)
     ranges = block_ranges(mask, problem.block, _TILE).of_keys
     # Whole tiles of both, as lse and delta have.
     segments = comparable_segments(mask, _TILE, _TILE)
@@ -223,37 +223,22 @@ class _Problem:
         capped = 1 - 2 / (1 + jnp.exp2(products * (2 * _LOG2_E * self.scale / self.softcap)))
         return capped * (self.softcap * _LOG2_E), 1 - capped * capped
 
-    def gradients(
-        self,
-        products: jax.Array,
-        d_p: jax.Array,
-        seen: jax.Array | None,
-        lse: jax.Array,
-        delta: jax.Array,
-        *,
-        q_axis: int,
-    ) -> tuple[jax.Array, jax.Array]:
-        """Return p and the gradient of the scores, without the scale, in bf16."""
-        scores, slope = self.scores(products)
-        lse, delta = (lax.broadcast_in_dim(x, scores.shape, [q_axis]) for x in (lse, delta))
-        p = jnp.exp2(scores - lse)
-        p = p if seen is None else jnp.where(seen, p, 0.0)
-        d_s = p * (d_p - delta)
-        d_s = d_s if slope is None else d_s * slope
-        return p.astype(jnp.bfloat16), d_s.astype(jnp.bfloat16)
-
-    def visible(self, q_segment: jax.Array, kv_segment: jax.Array, distance: jax.Array, *, q_axis: int) -> jax.Array:
-        """Return which pairs see each other; `distance` is from the first key to the first query."""
+    def hide(
+        self, scores: jax.Array, q_segment: jax.Array, kv_segment: jax.Array, distance: jax.Array, *, q_axis: int
+    ) -> jax.Array:
+        """Make scores of pairs that do not see each other -inf; `distance` is from the first key to the first query."""
         vectors = (q_segment, kv_segment) if q_axis == 0 else (kv_segment, q_segment)
-        shape = vectors[0].shape[0], vectors[1].shape[0]
-        seen = lax.broadcast_in_dim(vectors[0], shape, [0]) == lax.broadcast_in_dim(vectors[1], shape, [1])
-        iota = functools.partial(plgpu.broadcasted_iota, jnp.int32, shape, layout=plgpu.Layout.WGMMA)
-        distance = iota(q_axis) - iota(1 - q_axis) + distance
+        across = [lax.broadcast_in_dim(vector, scores.shape, [axis]) for axis, vector in enumerate(vectors)]
+        scores = jnp.where(across[0] == across[1], scores, -jnp.inf)
+        iota = functools.partial(plgpu.broadcasted_iota, jnp.int32, scores.shape, layout=plgpu.Layout.WGMMA)
+        # The distance goes to the rows, of which a thread has two.
+        q_index, kv_index = (iota(0) + distance, iota(1)) if q_axis == 0 else (iota(1), iota(0) - distance)
         if self.causal:
-            seen &= distance >= 0
+            scores = jnp.where(q_index >= kv_index, scores, -jnp.inf)
         if self.window is not None:
-            seen &= distance < self.window
-        return seen
+            near = q_index - self.window < kv_index if q_axis == 0 else q_index < kv_index + self.window
+            scores = jnp.where(near, scores, -jnp.inf)
+        return scores
 
 
 def _call(
@@ -300,7 +285,7 @@ def _forward_kernel(problem, offset, ranges, q_segments, kv_segments, q, k, v, o
         plgpu.barrier_wait(q_ready)
         pl.when(warpgroup == 1)(lambda: _swap(shared.turn))
 
-        def visit(n: jax.Array, carry: tuple[Any, ...], *, masked: bool) -> tuple[Any, ...]:
+        def visit(n: jax.Array, carry: Any, *, block: jax.Array, masked: bool, **_: Any) -> Any:
             sums, peak, total = carry
             slot = lax.rem(n, jnp.int32(problem.stages))
             plgpu.barrier_wait(shared.k_ready.at[slot])
@@ -308,8 +293,8 @@ def _forward_kernel(problem, offset, ranges, q_segments, kv_segments, q, k, v, o
             scores, _ = problem.scores(products)
             if masked:
                 kv_segment = _load(shared.segment_ring.at[slot], axis=1)
-                to_block = distance - visits.block(n) * problem.block
-                scores = jnp.where(problem.visible(q_segment, kv_segment, to_block, q_axis=0), scores, NOTHING_SEEN)
+                to_block = distance - block * problem.block
+                scores = problem.hide(scores, q_segment, kv_segment, to_block, q_axis=0)
             plgpu.barrier_arrive(shared.k_free.at[slot])
             new_peak = jnp.maximum(peak, jnp.max(scores, axis=1))
             p = jnp.exp2(scores - lax.broadcast_in_dim(new_peak, scores.shape, [0]))
@@ -340,14 +325,15 @@ def _forward_kernel(problem, offset, ranges, q_segments, kv_segments, q, k, v, o
     def _fetch() -> None:
         kv_head = lax.div(head, jnp.int32(problem.groups))
 
-        def sources(n: jax.Array) -> dict[str, Any]:
-            keys = pl.ds(visits.block(n) * problem.block, problem.block)
+        def sources(block: jax.Array, group: Any) -> dict[str, Any]:
+            del group
+            keys = pl.ds(block * problem.block, problem.block)
             return {
                 "k": {"k": k.at[batch, keys, kv_head], "segment": kv_segments.at[batch, keys]},
                 "v": {"v": v.at[batch, keys, kv_head]},
             }
 
-        _fetch_blocks(problem, visits.count, sources, shared)
+        _fetch_blocks(problem, visits, sources, shared)
 
 
 def _d_q_kernel(problem, offset, ranges, q_segments, kv_segments, q, k, v, d_out, lse, delta, d_q, shared):  # type: ignore[no-untyped-def]
@@ -367,20 +353,25 @@ def _d_q_kernel(problem, offset, ranges, q_segments, kv_segments, q, k, v, d_out
         distance = offset[0] + queries.start
         plgpu.barrier_wait(shared.q_ready.at[warpgroup])
 
-        def visit(n: jax.Array, d_q: jax.Array, *, masked: bool) -> jax.Array:
+        def visit(n: jax.Array, d_q: jax.Array, *, block: jax.Array, masked: bool, **_: Any) -> jax.Array:
             slot = lax.rem(n, jnp.int32(problem.stages))
+            keys, values = shared.k_ring.at[slot], shared.v_ring.at[slot]
+
+            def weigh(products: jax.Array) -> jax.Array:
+                scores, slope = problem.scores(products)
+                if masked:
+                    kv_segment = _load(shared.segment_ring.at[slot], axis=1)
+                    to_block = distance - block * problem.block
+                    scores = problem.hide(scores, q_segment, kv_segment, to_block, q_axis=0)
+                p = jnp.exp2(scores - lax.broadcast_in_dim(q_lse, scores.shape, [0]))
+                return p if slope is None else p * slope
+
             plgpu.barrier_wait(shared.k_ready.at[slot])
-            products = _multiply(q_tile, shared.k_ring.at[slot])
             plgpu.barrier_wait(shared.v_ready.at[slot])
-            d_p = _multiply(d_out_tile, shared.v_ring.at[slot])
+            p, d_p = _multiply_both((q_tile, keys), (d_out_tile, values), weigh)
             plgpu.barrier_arrive(shared.v_free.at[slot])
-            seen = None
-            if masked:
-                kv_segment = _load(shared.segment_ring.at[slot], axis=1)
-                to_block = distance - visits.block(n) * problem.block
-                seen = problem.visible(q_segment, kv_segment, to_block, q_axis=0)
-            _, d_s = problem.gradients(products, d_p, seen, q_lse, q_delta, q_axis=0)
-            d_q = _accumulate(d_q, d_s, shared.k_ring.at[slot])
+            d_s = (p * (d_p - lax.broadcast_in_dim(q_delta, p.shape, [0]))).astype(jnp.bfloat16)
+            d_q = _accumulate(d_q, d_s, keys)
             plgpu.barrier_arrive(shared.k_free.at[slot])
             return d_q
 
@@ -392,14 +383,15 @@ def _d_q_kernel(problem, offset, ranges, q_segments, kv_segments, q, k, v, d_out
     def _fetch() -> None:
         kv_head = lax.div(head, jnp.int32(problem.groups))
 
-        def sources(n: jax.Array) -> dict[str, Any]:
-            keys = pl.ds(visits.block(n) * problem.block, problem.block)
+        def sources(block: jax.Array, group: Any) -> dict[str, Any]:
+            del group
+            keys = pl.ds(block * problem.block, problem.block)
             return {
                 "k": {"k": k.at[batch, keys, kv_head], "segment": kv_segments.at[batch, keys]},
                 "v": {"v": v.at[batch, keys, kv_head]},
             }
 
-        _fetch_blocks(problem, visits.count, sources, shared)
+        _fetch_blocks(problem, visits, sources, shared)
 
 
 def _d_kv_kernel(problem, offset, ranges, q_segments, kv_segments, q, k, v, d_out, lse, delta, d_k, d_v, shared):  # type: ignore[no-untyped-def]
@@ -419,24 +411,27 @@ def _d_kv_kernel(problem, offset, ranges, q_segments, kv_segments, q, k, v, d_ou
         distance = offset[0] - keys.start
         plgpu.barrier_wait(shared.kv_ready.at[warpgroup])
 
-        def visit(n: jax.Array, sums: tuple[jax.Array, jax.Array], *, masked: bool) -> tuple[jax.Array, jax.Array]:
+        def visit(n: jax.Array, sums: Any, *, block: jax.Array, masked: bool, **_: Any) -> Any:
             sums_k, sums_v = sums
             slot = lax.rem(n, jnp.int32(problem.stages))
+            queries, d_outs = shared.q_ring.at[slot], shared.d_out_ring.at[slot]
+
             plgpu.barrier_wait(shared.q_ready.at[slot])
-            products = _multiply(k_tile, shared.q_ring.at[slot])
-            q_lse = _load(shared.lse_ring.at[slot], axis=1)
-            plgpu.barrier_wait(shared.d_out_ready.at[slot])
-            d_p = _multiply(v_tile, shared.d_out_ring.at[slot])
-            q_delta = _load(shared.delta_ring.at[slot], axis=1)
-            seen = None
+            scores, slope = problem.scores(_multiply(k_tile, queries))
             if masked:
                 q_segment = _load(shared.segment_ring.at[slot], axis=1)
-                to_block = distance + visits.block(n) * problem.block
-                seen = problem.visible(q_segment, kv_segment, to_block, q_axis=1)
-            p, d_s = problem.gradients(products, d_p, seen, q_lse, q_delta, q_axis=1)
-            sums_v = _accumulate(sums_v, p, shared.d_out_ring.at[slot])
+                to_block = distance + block * problem.block
+                scores = problem.hide(scores, q_segment, kv_segment, to_block, q_axis=1)
+            p = jnp.exp2(scores - lax.broadcast_in_dim(_load(shared.lse_ring.at[slot], axis=1), scores.shape, [1]))
+            weights, p = p.astype(jnp.bfloat16), p if slope is None else p * slope
+            plgpu.barrier_wait(shared.d_out_ready.at[slot])
+            # One after the other: both at once would not fit into the registers.
+            sums_v = _accumulate(sums_v, weights, d_outs)
+            d_p = _multiply(v_tile, d_outs)
+            q_delta = _load(shared.delta_ring.at[slot], axis=1)
             plgpu.barrier_arrive(shared.d_out_free.at[slot])
-            sums_k = _accumulate(sums_k, d_s, shared.q_ring.at[slot])
+            d_s = (p * (d_p - lax.broadcast_in_dim(q_delta, p.shape, [1]))).astype(jnp.bfloat16)
+            sums_k = _accumulate(sums_k, d_s, queries)
             plgpu.barrier_arrive(shared.q_free.at[slot])
             return sums_k, sums_v
 
@@ -447,16 +442,16 @@ def _d_kv_kernel(problem, offset, ranges, q_segments, kv_segments, q, k, v, d_ou
 
     @pl.when(warpgroup == COMPUTING)
     def _fetch() -> None:
-        def sources(n: jax.Array) -> dict[str, Any]:
-            queries = pl.ds(visits.block(n) * problem.block, problem.block)
-            head = kv_head * problem.groups + visits.group(n)
+        def sources(block: jax.Array, group: Any) -> dict[str, Any]:
+            queries = pl.ds(block * problem.block, problem.block)
+            head = kv_head * problem.groups + group
             first = {"q": q.at[batch, queries, head], "segment": q_segments.at[batch, queries]}
             return {
                 "q": {**first, "lse": lse.at[batch, head, queries]},
                 "d_out": {"d_out": d_out.at[batch, queries, head], "delta": delta.at[batch, head, queries]},
             }
 
-        _fetch_blocks(problem, visits.count, sources, shared)
+        _fetch_blocks(problem, visits, sources, shared)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -477,49 +472,48 @@ class _Visits:
         before = full_first - first
         return cls(before, before + end - full_end, full_end - full_first, first, full_first, full_end, groups)
 
-    @property
-    def count(self) -> jax.Array:
-        return (self.masked + self.full) * self.groups
-
     def walk(self, visit: Callable[..., Any], carry: Any) -> Any:
-        """Run carry = visit(n, carry, masked=...) for all n."""
-        masked = self.masked * self.groups
-        carry = lax.fori_loop(0, masked, functools.partial(visit, masked=True), carry)
-        return lax.fori_loop(masked, self.count, functools.partial(visit, masked=False), carry)
+        """Run carry = visit(n, carry, block=, group=, masked=) for visit n, to a block, for a head of the group."""
 
-    def group(self, n: jax.Array) -> jax.Array:
-        """Return the query head within its group of the n-th visit."""
-        return self._group_and_place(n)[0]
+        def masked_block(place: jax.Array) -> jax.Array:
+            return place + jnp.where(place < self.before, self.first, self.full_end - self.before)
 
-    def block(self, n: jax.Array) -> jax.Array:
-        """Return the block of the n-th visit."""
-        _, place = self._group_and_place(n)
-        masked = place + jnp.where(place < self.before, self.first, self.full_end - self.before)
-        return jnp.where(n < self.masked * self.groups, masked, place + self.full_first)
+        def full_block(place: jax.Array) -> jax.Array:
+            return place + self.full_first
 
-    def _group_and_place(self, n: jax.Array) -> tuple[jax.Array, jax.Array]:
-        masked = self.masked * self.groups
-        place, length = jnp.where(n < masked, n, n - masked), jnp.where(n < masked, self.masked, self.full)
-        if self.groups == 1:
-            return jnp.int32(0), place
-        return lax.div(place, length), lax.rem(place, length)
+        for start, length, block_at in ((0, self.masked, masked_block), (self.masked, self.full, full_block)):
+
+            def of_group(group: Any, carry: Any, start=start, length=length, block_at=block_at) -> Any:  # type: ignore[no-untyped-def]
+                first = start * self.groups + group * length
+
+                def one(place: jax.Array, carry: Any) -> Any:
+                    where = {"block": block_at(place), "group": group, "masked": block_at is masked_block}
+                    return visit(first + place, carry, **where)
+
+                return lax.fori_loop(0, length, one, carry)
+
+            carry = of_group(0, carry) if self.groups == 1 else lax.fori_loop(0, self.groups, of_group, carry)
+        return carry
 
 
-def _fetch_blocks(problem: _Problem, count: jax.Array, sources: Callable[..., Any], shared: SimpleNamespace) -> None:
+def _fetch_blocks(problem: _Problem, visits: _Visits, sources: Callable[..., Any], shared: SimpleNamespace) -> None:
     """Bring the blocks of all visits into the rings, as soon as there is room.
 
-    `sources(n)` says for each of the two matrices what arrives with it: {ring: reference}.
+    `sources(block, group)` says for each of the two matrices what arrives with it: {ring: reference}.
     """
     plgpu.set_max_registers(_FETCH_REGISTERS, action="decrease")
     rings = vars(shared)
 
-    @pl.loop(0, count)
-    def _next(n: jax.Array) -> None:
+    def fetch(n: jax.Array, carry: Any, *, block: jax.Array, group: Any, masked: bool) -> Any:
+        del masked
         slot = lax.rem(n, jnp.int32(problem.stages))
-        for name, arriving in sources(n).items():
+        for name, arriving in sources(block, group).items():
             pl.when(n >= problem.stages)(functools.partial(plgpu.barrier_wait, rings[f"{name}_free"].at[slot]))
             for ring, source in arriving.items():
                 plgpu.copy_gmem_to_smem(source, rings[f"{ring}_ring"].at[slot], rings[f"{name}_ready"].at[slot])
+        return carry
+
+    visits.walk(fetch, None)
 
 
 def _multiply(x: Any, y: Any, then: Callable[[], None] = lambda: None) -> jax.Array:
@@ -531,6 +525,17 @@ def _multiply(x: Any, y: Any, then: Callable[[], None] = lambda: None) -> jax.Ar
         return products[...]
 
     return pl.run_scoped(start, plgpu.ACC((x.shape[0], y.shape[0]), jnp.float32))
+
+
+def _multiply_both(one: tuple[Any, Any], other: tuple[Any, Any], weigh: Callable[[jax.Array], Any]) -> tuple[Any, Any]:
+    """Return weigh(x y^T), computed during the other product, and the other product."""
+
+    def start(first: Any, second: Any) -> tuple[Any, Any]:
+        for products, (x, y) in ((first, one), (second, other)):
+            plgpu.wgmma(products, x, plgpu.transpose_ref(y, (1, 0)))
+        return weigh(plgpu.wgmma_accumulator_load(first, wait_n=1)), second[...]
+
+    return pl.run_scoped(start, *(plgpu.ACC((x.shape[0], y.shape[0]), jnp.float32) for x, y in (one, other)))
 
 
 def _accumulate(sums: jax.Array, x: jax.Array, y: Any) -> jax.Array:
