@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -25,7 +27,9 @@ def varying_zeros(shape: tuple[int, ...], *like: jax.Array) -> jax.Array:
     return vary_over(jnp.zeros(shape, jnp.float32), varying_axes(*like))
 
 
-def varying_shape(shape: tuple[int, ...], dtype: jax.typing.DTypeLike, *like: jax.Array) -> jax.ShapeDtypeStruct:
+def shape_like(shape: tuple[int, ...], dtype: Any, *like: jax.Array) -> jax.ShapeDtypeStruct:
     """Return the type of a kernel's result that varies over the mesh axes that the given arrays vary over."""
-    manual = type(jax.typeof(like[0]).manual_axis_type)(varying=varying_axes(*like))
-    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=manual)
+    axes = varying_axes(*like)
+    if hasattr(jax.sharding, "ManualAxisType"):
+        return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.sharding.ManualAxisType(varying=axes))
+    return jax.ShapeDtypeStruct(shape, dtype, vma=axes)

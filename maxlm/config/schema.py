@@ -97,6 +97,11 @@ class MoeConfig(Section):
     capacity_factor: PositiveFloat | None = Field(
         None, description="an expert takes this times its fair share of a sequence's tokens, no more (null: dropless)"
     )
+    buffer_factor: PositiveFloat = Field(
+        2.0,
+        description="rows that experts make room for on a device of mesh.expert, times an even load; more come in "
+        "further rounds, and none is dropped",
+    )
 
 
 class BlockConfig(Section):
@@ -345,7 +350,9 @@ class RuntimeConfig(Section):
     device_count: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         None, description="fake CPU devices per process, to try a mesh on a laptop (needs platform cpu or auto)"
     )
-    attention_kernel: Literal["auto", "chunked"] = "auto"
+    attention_kernel: Literal["auto", "flash_tpu", "flash_triton", "chunked", "interpret"] = Field(
+        "auto", description="auto: the best one for platform and model; interpret: flash_tpu step by step, on a CPU"
+    )
     step_timeout_seconds: PositiveFloat | None = Field(
         1800.0, description="a step longer than this ends the process with all its stacks (null: never)"
     )

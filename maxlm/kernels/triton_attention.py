@@ -23,7 +23,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from maxlm.jax_versions import vary_over, varying_axes, varying_shape
+from maxlm.jax_versions import shape_like, vary_over, varying_axes
 from maxlm.kernels.mask import NOTHING_SEEN, Mask, block_ranges, comparable_segments
 from maxlm.kernels.shape import AttentionShape
 
@@ -247,7 +247,7 @@ def _call(
             *map(spec, inputs, inputs.values()),
         ],
         out_specs=[spec("out", x) for x in outputs],
-        out_shape=[varying_shape(x.shape, x.dtype, *arrays) for x in outputs],
+        out_shape=[shape_like(x.shape, x.dtype, *arrays) for x in outputs],
         compiler_params=plgpu.CompilerParams(num_warps=tile.num_warps, num_stages=tile.num_stages),
         interpret=problem.interpret,
         name=f"flash_triton{kernel.__name__}",

@@ -34,25 +34,34 @@ def build_stack(model: ModelConfig) -> nnx.List[Block]:
     return nnx.List([stack_layers(Block(model, block), repeats) for block in model.pattern])
 
 
+def run_prefix(
+    prefix: nnx.List[Block], x_BTD: jax.Array, info: SequenceInfo, *, gather: Gather | None, remat: Remat
+) -> jax.Array:
+    """Run the blocks before the pattern, which have no router; the arguments are those of `run_stack`."""
+    run = _group(info, gather, remat)
+    for block in prefix:
+        x_BTD, _ = run(x_BTD, nnx.List([block]))
+    return x_BTD
+
+
 def run_stack(
-    prefix: nnx.List[Block],
-    stack: nnx.List[Block],
-    x_BTD: jax.Array,
-    info: SequenceInfo,
-    *,
-    gather: Gather | None,
-    remat: Remat,
+    stack: nnx.List[Block], x_BTD: jax.Array, info: SequenceInfo, *, gather: Gather | None, remat: Remat
 ) -> tuple[jax.Array, Stats]:
-    """Run all blocks; (B, T / tensor, D) -> (B, T / tensor, D), and what the stack's routers did.
+    """Run the pattern's blocks; (B, T / tensor, D) -> (B, T / tensor, D), and what their routers did.
 
     Args:
-      prefix: this device's part of the blocks before the pattern.
       stack: this device's part of the stacked blocks.
       x_BTD: embedded tokens.
       info: where the tokens stand.
       gather: turns a group's parameter shards into whole parameters, at use; None where they are whole already.
       remat: what the backward pass computes again.
     """
+    result: tuple[jax.Array, Stats] = lax.scan(_group(info, gather, remat), x_BTD, stack)
+    return result
+
+
+def _group(info: SequenceInfo, gather: Gather | None, remat: Remat) -> Callable[..., tuple[jax.Array, Stats]]:
+    """Return run(x, group of blocks) -> (x, what their routers did)."""
 
     def group(x_BTD: jax.Array, shard: nnx.List[Block]) -> tuple[jax.Array, Stats]:
         group_stats = []
@@ -61,10 +70,7 @@ def run_stack(
             group_stats.append(stats)
         return x_BTD, group_stats
 
-    run = _rematerialised(group, remat, gathers=gather is not None)
-    for block in prefix:
-        x_BTD, _ = run(x_BTD, nnx.List([block]))
-    return lax.scan(run, x_BTD, stack)
+    return _rematerialised(group, remat, gathers=gather is not None)
 
 
 def decode_stack(

@@ -159,6 +159,18 @@ def flops_parts(model: ModelConfig, sequence_length: int) -> dict[str, float]:
     }
 
 
+def prefix_work(model: ModelConfig, sequence_length: int) -> float:
+    """Return the FLOPs of the blocks before the pattern, relative to those of all the pattern's blocks."""
+
+    def flops(block: BlockConfig) -> float:
+        pairs = 12 * model.num_heads * model.head_dim * _mean_keys(sequence_length, block.mixer.window)
+        return 6 * (_attention_weights(model) + _ffn_weights(model, block.ffn)) + pairs
+
+    before = sum(flops(block) for block in model.prefix)
+    everything = sum(count * flops(block) for block, count in _blocks(model))
+    return before / (everything - before)
+
+
 def _mean_keys(sequence_length: int, window: int | None) -> float:
     """Average how many keys a query sees: itself and what lies before it, within the window."""
     window = min(window or sequence_length, sequence_length)
@@ -265,8 +277,13 @@ def _hidden_units(model: ModelConfig, ffn: MlpConfig | MoeConfig, mesh: MeshConf
 
 def _slots(moe: MoeConfig, mesh: MeshConfig) -> float:
     """Count the rows for experts that a device holds room for, per token of its own (`maxlm/sharding/experts.py`)."""
-    dropless = float(mesh.expert) * min(moe.experts_per_token, moe.num_experts // mesh.expert)
-    return dropless if moe.capacity_factor is None else min(dropless, moe.capacity_factor * moe.experts_per_token)
+    choices = moe.experts_per_token
+    if mesh.expert == 1:
+        return choices
+    most = float(mesh.expert) * min(choices, moe.num_experts // mesh.expert)
+    if moe.capacity_factor is not None:
+        most = min(most, moe.capacity_factor * choices * mesh.context)
+    return min(most, moe.buffer_factor * choices)
 
 
 def _named_bytes(model: ModelConfig, block: BlockConfig, mesh: MeshConfig, compute_bytes: int) -> dict[str, float]:

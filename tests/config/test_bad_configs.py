@@ -240,8 +240,11 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
     "blocks before stages": (
         {},
         "mesh: {stage: 2}\n",
-        ["model.prefix=[{}]", "model.num_layers=3"],
-        ["model.prefix has 1 blocks, which mesh.stage=2 stages cannot share; use mesh.stage=1"],
+        ["model.prefix=[{}]", "model.num_layers=4"],
+        [
+            "model.num_layers=4 without the 1 blocks of model.prefix, 3, must be divisible by mesh.stage=2; use "
+            "model.num_layers=3 or 5, mesh.stage=1 or 3; with these layers mesh.stage may be 3"
+        ],
     ),
     "experts on mesh": (
         {},
@@ -268,12 +271,6 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
             "capacity_factor=4.0: an expert would take every token of a sequence; use less than num_experts / ",
             "= 4, or",
         ],
-    ),
-    "capacity of a split sequence": (
-        {},
-        "mesh: {context: 2}\n",
-        [MOE % "num_experts: 8, experts_per_token: 2, expert_dim: 32, capacity_factor: 1.0"],
-        ["capacity_factor=1.0 counts an expert's room per whole sequence, which mesh.context=2 splits; use "],
     ),
     "uneven groups": (
         {},

@@ -61,7 +61,7 @@ def test_bubble_is_what_the_table_leaves_idle(stages, repeats, microbatches):
     # A tick costs what its program does: forward 1, backward 3 (with the forward pass again), whoever needs it.
     time = 4 * schedule.steady_ticks + (1 + 3) * schedule.warmup_ticks
     useful = 4 * microbatches * repeats
-    assert schedule.bubble == pytest.approx(1 - useful / time)
+    assert schedule.bubble() == pytest.approx(1 - useful / time)
 
 
 def test_layers_of_a_stage_lie_together():
