@@ -63,7 +63,7 @@ def make_plan(config: RunConfig, topology: Topology, name: str) -> Plan:
         mesh=program.mesh_sizes.sizes,
         num_parameters=parameter_count(config.model),
         tokens_per_step=config.train.batch_size * config.data.sequence_length,
-        attention_kernel=program.how.attention_kernel,
+        attention_kernel=program.attention_kernel,
         versions={package: importlib.metadata.version(package) for package in ("jax", "libtpu")},
     )
     available = topology.chip.memory_bytes
