@@ -146,8 +146,27 @@ def forward_kernel(
             vmem_limit_bytes=tiling.vmem_bytes,
         ),
         interpret=tiling.interpret,
+        cost_estimate=_cost(
+            tiling, q_BNTH, k_BKSH, v_BKSH, rows=batch * num_heads * length, width=head_size + value_size
+        ),
         name=f"flash_attention_forward_{q_block}_{tiling.kv_block}",
     )(*blocks, q_BNTH, k_BKSH, v_BKSH, *segments)
+
+
+def _cost(tiling: Tiling, *arrays: jax.Array, rows: int, width: int) -> pl.CostEstimate:
+    """State the work on one document per sequence, for XLA's scheduler and for `maxlm plan`.
+
+    Args:
+      tiling: block sizes and mask.
+      *arrays: that are read or written.
+      rows: queries of all heads and sequences.
+      width: multiply-adds per pair of query and key.
+    """
+    keys = tiling.num_stretches * tiling.num_kv_blocks * tiling.kv_block
+    seen = (keys + tiling.kv_block) // 2 if tiling.causal else keys
+    seen = seen if tiling.window is None else min(seen, tiling.window + tiling.kv_block)
+    moved = sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays)
+    return pl.CostEstimate(flops=2 * rows * seen * width, transcendentals=rows * seen, bytes_accessed=moved)
 
 
 def _forward_block(*refs: Any, tiling: Tiling) -> None:
@@ -259,6 +278,7 @@ def backward_kernel(
             vmem_limit_bytes=tiling.vmem_bytes,
         ),
         interpret=tiling.interpret,
+        cost_estimate=_cost(tiling, *like, rows=batch * num_heads * length, width=3 * head_size + 2 * value_size),
         name=f"flash_attention_backward_{q_block}_{tiling.kv_block}",
     )(*blocks, q_BNTH, k_BKSH, v_BKSH, d_out_BNTH, *statistics, *segments)
 
