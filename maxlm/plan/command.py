@@ -19,7 +19,7 @@ from maxlm.config import load_run
 from maxlm.config.errors import RunFailedError, UserError, make_possible
 from maxlm.config.schema import MeshConfig, MoeConfig, RunConfig
 from maxlm.metrics.throughput import peak_flops
-from maxlm.models.cost import flops_per_token, parameter_count
+from maxlm.models.cost import flops_per_token, parameter_count, prefix_work
 from maxlm.plan.estimate import EFFICIENCIES, Timeline, count_work
 from maxlm.plan.hlo import parse
 from maxlm.plan.network import Network
@@ -89,7 +89,7 @@ def _cost(config: RunConfig, topology: Topology, program: Program, compiled: Com
     peak = peak_flops(devices[0].device_kind, str(program.how.compute_dtype))
     assert peak is not None, f"no peak for {devices[0].device_kind}"
     where = places(devices)
-    tokens = config.train.batch_size * config.data.sequence_length / len(devices)
+    tokens, schedule = config.train.batch_size * config.data.sequence_length / len(devices), program.how.schedule
     return Cost(
         compile_seconds=compiled.compile_seconds,
         model_flops=tokens * flops_per_token(config.model, config.data.sequence_length),
@@ -99,7 +99,7 @@ def _cost(config: RunConfig, topology: Topology, program: Program, compiled: Com
             for name, reached in EFFICIENCIES.items()
         },
         peak_flops=peak,
-        bubble=program.how.schedule.bubble,
+        bubble=schedule.bubble(schedule.stages * prefix_work(config.model, config.data.sequence_length)),
     )
 
 
