@@ -24,7 +24,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from maxlm.jax_versions import vary_over, varying_axes, varying_shape
+from maxlm.jax_versions import vary_over, varying_axes, shape_like
 from maxlm.kernels.mask import NOTHING_SEEN, Mask, block_ranges, comparable_segments
 from maxlm.kernels.shape import AttentionShape
 
@@ -255,7 +255,7 @@ def _call(
     axes = varying_axes(*arrays)
     call = plgpu.kernel(
         lambda *references, **shared: kernel(problem, *references, SimpleNamespace(**shared)),
-        out_type=tuple(varying_shape(shape, dtype, *arrays) for shape, dtype in outputs),
+        out_type=tuple(shape_like(shape, dtype, *arrays) for shape, dtype in outputs),
         scratch_types=scratch,
         grid=grid,
         grid_names=("head", "block", "batch"),
