@@ -1,4 +1,4 @@
-"""The command line: `maxlm config | prepare | train | generate`.
+"""The command line: `maxlm config | prepare | train | plan | generate`.
 
 Exit codes: 0 done or stopped cleanly, 2 the user's mistake, 1 anything else. Only the command that was asked for is
 imported, so `maxlm config` answers without loading jax.
@@ -22,6 +22,7 @@ from maxlm.config.show import to_json_schema, to_yaml
 COMMANDS = {
     "prepare": "data_pipeline.prepare",
     "train": "maxlm.train.command",
+    "plan": "maxlm.plan.command",
     "generate": "maxlm.train.generate",
 }
 
@@ -91,6 +92,16 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--force", action="store_true", help="prepare again although it is done")
 
     _add_run(commands.add_parser("train", help="train, or resume the run in its run_dir"))
+
+    plan = commands.add_parser(
+        "plan", help="compile a run for a TPU slice that is not here: memory, traffic, step time"
+    )
+    _add_run(plan)
+    plan.add_argument(
+        "--topology", required=True, metavar="KIND:AxBxC", help="the slice, such as v5p:4x4x4 or v6e:16x16"
+    )
+    plan.add_argument("--slices", type=int, default=1, help="how many of it, over the data centre's network")
+    plan.add_argument("--json", metavar="FILE", help="write every figure here too")
 
     generate = commands.add_parser("generate", help="continue a text with a trained model")
     generate.add_argument("run_dir", metavar="RUN_DIR", help="the folder of a run")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -23,3 +25,11 @@ def vary_over(array: jax.Array, axes: frozenset[str] | tuple[str, ...]) -> jax.A
 def varying_zeros(shape: tuple[int, ...], *like: jax.Array) -> jax.Array:
     """Return fp32 zeros that vary over the mesh axes that the given arrays vary over (a loop's carry must)."""
     return vary_over(jnp.zeros(shape, jnp.float32), varying_axes(*like))
+
+
+def shape_like(shape: tuple[int, ...], dtype: Any, *like: jax.Array) -> jax.ShapeDtypeStruct:
+    """Return the type of a kernel's result that varies over the mesh axes that the given arrays vary over."""
+    axes = varying_axes(*like)
+    if hasattr(jax.sharding, "ManualAxisType"):
+        return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.sharding.ManualAxisType(varying=axes))
+    return jax.ShapeDtypeStruct(shape, dtype, vma=axes)

@@ -21,7 +21,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("ops", "optim", "data", "checkpoint", "metrics"),
     ("layers",),
     ("models",),
-    ("train", "plan"),
+    ("train",),
+    ("plan",),
     ("cli",),
     ("__main__",),
 )

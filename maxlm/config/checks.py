@@ -129,12 +129,10 @@ def _stages(config: RunConfig) -> Iterator[Problem]:
             text = f"mesh.stage_repeats={mesh.stage_repeats} needs mesh.stage of at least 2; use mesh.stage_repeats=1"
             yield Problem("mesh.stage_repeats", text)
         return
-    if config.model.prefix:
-        text = f"model.prefix has {len(config.model.prefix)} blocks, which mesh.stage={mesh.stage} stages cannot share"
-        yield Problem("model.prefix", f"{text}; use mesh.stage=1, or put its blocks into model.pattern")
-        return
     pattern = {"the length of model.pattern": len(config.model.pattern)} if len(config.model.pattern) > 1 else {}
-    for problem in _divisible("model.num_layers", config.model.num_layers, {**stages, **repeats, **pattern}):
+    before = len(config.model.prefix)  # run by the first stage, besides its share of the pattern's layers
+    layers, by = config.model.num_layers, {**stages, **repeats, **pattern}
+    for problem in _divisible("model.num_layers", layers, by, without=before, without_name="blocks of model.prefix"):
         yield replace(problem, text=problem.text + _fitting_stages(config))
     if repeats:
         yield from _divisible("train.microbatches", train.microbatches, stages)
@@ -146,7 +144,7 @@ def _stages(config: RunConfig) -> Iterator[Problem]:
 
 def _fitting_stages(config: RunConfig) -> str:
     """List the stage counts, with repeats where they fit, that divide the layers as they are."""
-    groups = config.model.num_layers // len(config.model.pattern)
+    groups = (config.model.num_layers - len(config.model.prefix)) // len(config.model.pattern)
     fits = [str(stages) for stages in range(2, groups + 1) if groups % (stages * config.mesh.stage_repeats) == 0]
     return f"; with these layers mesh.stage may be {', '.join(fits)}" if fits else ""
 
@@ -223,10 +221,6 @@ def _experts_on_mesh(config: RunConfig) -> Iterator[Problem]:
         yield from _divisible(f"{path}.num_experts", moe.num_experts, {"mesh.expert": config.mesh.expert})
         for name in ("expert_dim", "shared_dim"):
             yield from _divisible(f"{path}.{name}", getattr(moe, name), {"mesh.tensor": config.mesh.tensor})
-        if moe.capacity_factor is not None and config.mesh.context > 1:
-            text = f"{path}.capacity_factor={moe.capacity_factor} counts an expert's room per whole sequence, which "
-            cure = f"use {path}.capacity_factor=null (nothing is dropped), or mesh.context=1"
-            yield Problem(f"{path}.capacity_factor", f"{text}mesh.context={config.mesh.context} splits; {cure}")
 
 
 def _heads(config: RunConfig) -> Iterator[Problem]:
@@ -258,6 +252,16 @@ def _rope_scaling(config: RunConfig) -> Iterator[Problem]:
         low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
         text = f"{path}.low_frequency_factor={low} must be less than {path}.high_frequency_factor={high}"
         yield Problem(f"{path}.low_frequency_factor", f"{text}; use 1.0 and 4.0")
+
+
+# --- train -----------------------------------------------------------------------------------------------------------
+
+
+def _offload(config: RunConfig) -> Iterator[Problem]:
+    train = config.train
+    if "activations" in train.offload and train.remat == "none":
+        text = "train.offload=[activations] moves the inputs of blocks, but train.remat=none keeps all activations"
+        yield Problem("train.offload", f"{text} on the device; use train.remat=full, or train.remat={{query: save}}")
 
 
 # --- data, optimizer, schedule ---------------------------------------------------------------------------------------
@@ -352,25 +356,29 @@ def _profile(config: RunConfig) -> Iterator[Problem]:
 # --- numbers ---------------------------------------------------------------------------------------------------------
 
 
-def _divisible(path: str, value: int, by: Mapping[str, int], *, times: int = 1) -> Iterator[Problem]:
+def _divisible(
+    path: str, value: int, by: Mapping[str, int], *, times: int = 1, without: int = 0, without_name: str = ""
+) -> Iterator[Problem]:
     """Yield a problem if `value` is not a multiple of the product of `by`; name values of each that would work.
 
-    `times` is one more factor, which is not a setting.
+    `times` is one more factor, which is not a setting; `without` is taken off the value first.
     """
+    whole, value = value, value - without
     factors = {name: size for name, size in by.items() if size > 1}
     product = times * math.prod(factors.values())
     if value % product == 0:
         return
     names = " * ".join([str(times)] * (times > 1) + [f"{name}={size}" for name, size in factors.items()])
     down = value // product * product
-    cures = [f"{path}={f'{down} or ' if down else ''}{down + product}"]
+    cures = [f"{path}={f'{down + without} or ' if down else ''}{down + product + without}"]
     for name, size in factors.items():
         rest = product // size
         if value % rest == 0:
             near = _near_divisors(value // rest, size)
             cures.append(f"{name}={' or '.join(str(divisor) for divisor in near)}")
     names += f" = {product}" if len(factors) + (times > 1) > 1 else ""
-    yield Problem(path, f"{path}={value} must be divisible by {names}; use {', or '.join(cures)}")
+    taken = f" without the {without} {without_name}, {value}," if without else ""
+    yield Problem(path, f"{path}={whole}{taken} must be divisible by {names}; use {', or '.join(cures)}")
 
 
 def _near_divisors(value: int, size: int) -> list[int]:
@@ -394,6 +402,7 @@ _CHECKS: tuple[tuple[tuple[str, ...], Callable[[RunConfig], Iterator[Problem]]],
     (("model", "mesh"), _width_on_mesh),
     (("model", "mesh"), _experts_on_mesh),
     (("train", "mesh"), _batch_on_mesh),
+    (("train",), _offload),
     (("data", "mesh"), _sequence_on_mesh),
     (("model", "data", "train", "mesh"), _stages),
     (("data",), _data_paths),

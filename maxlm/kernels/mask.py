@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,3 +48,66 @@ def visible(q_index: jax.Array, kv_index: jax.Array, *, causal: bool, window: in
     if window is not None:
         seen &= distance < window
     return seen
+
+
+class BlockRanges(NamedTuple):
+    """Which blocks a kernel visits: int32 (B, rows, 4) for each block of queries, (B, columns, 4) for each of keys.
+
+    The four numbers (first, full_first, full_end, end) mean: blocks [first, end) may hold pairs that see each other;
+    in [full_first, full_end) every pair does, so that they need no mask.
+    """
+
+    of_queries: jax.Array
+    of_keys: jax.Array
+
+
+def comparable_segments(mask: Mask, q_block: int, kv_block: int) -> tuple[jax.Array, jax.Array]:
+    """Return the segments of queries and keys, filled up to whole blocks; equal means visible, positions aside.
+
+    Keys that are never seen get -1 and queries that see nothing -2, so that a kernel needs one comparison.
+    """
+
+    def prepare(segments: jax.Array, block: int, hidden: int) -> jax.Array:
+        filled = jnp.pad(segments, ((0, 0), (0, -segments.shape[1] % block)))
+        return jnp.where(filled > 0, filled, hidden)
+
+    return prepare(mask.q_segments_BT, q_block, -2), prepare(mask.kv_segments_BS, kv_block, -1)
+
+
+def block_ranges(mask: Mask, q_block: int, kv_block: int) -> BlockRanges:
+    """Return the blocks to visit, from positions and from the least and greatest segment of each block.
+
+    Exact where a row's documents lie one after the other, as packing lays them; otherwise a range may contain blocks
+    that see nothing of each other.
+    """
+    q_segments, kv_segments = comparable_segments(mask, q_block, kv_block)
+    q_least, q_greatest, q_only = (x[:, :, None] for x in _segment_bounds(q_segments, q_block))
+    kv_least, kv_greatest, kv_only = (x[:, None, :] for x in _segment_bounds(kv_segments, kv_block))
+    meet = (q_least <= kv_greatest) & (kv_least <= q_greatest)
+    full = (q_only > 0) & (q_only == kv_only)
+    q_first = mask.q_start + q_block * jnp.arange(meet.shape[1], dtype=jnp.int32)[:, None]
+    kv_first = mask.kv_start + kv_block * jnp.arange(meet.shape[2], dtype=jnp.int32)
+    nearest, farthest = q_first - (kv_first + kv_block - 1), q_first + q_block - 1 - kv_first
+    if mask.causal:
+        meet, full = meet & (farthest >= 0), full & (nearest >= 0)
+    if mask.window is not None:
+        meet, full = meet & (nearest < mask.window), full & (farthest < mask.window)
+    return BlockRanges(_ranges(meet, full), _ranges(meet.mT, full.mT))
+
+
+def _segment_bounds(segments: jax.Array, block: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return, of each block, the least and greatest segment, and the segment if there is only one, else -1."""
+    blocks = segments.reshape(segments.shape[0], -1, block)
+    least, greatest = jnp.where(blocks > 0, blocks, jnp.iinfo(jnp.int32).max).min(axis=2), blocks.max(axis=2)
+    return least, greatest, jnp.where(blocks.min(axis=2) == greatest, greatest, -1)
+
+
+def _ranges(meet: jax.Array, full: jax.Array) -> jax.Array:
+    """Turn bool (B, X, Y) into ranges of Y: (B, X, 4)."""
+    index, count = jnp.arange(meet.shape[2], dtype=jnp.int32), meet.shape[2]
+    first = jnp.where(meet, index, count).min(axis=2)
+    end = jnp.where(meet, index + 1, 0).max(axis=2)
+    full_first = jnp.where(full, index, count).min(axis=2)
+    full_end = jnp.where(~full & (index >= full_first[:, :, None]), index, count).min(axis=2)
+    # Nothing met: 0, 0. Nothing full: end, end.
+    return jnp.stack([jnp.minimum(first, end), *(jnp.minimum(x, end) for x in (full_first, full_end)), end], axis=2)

@@ -15,7 +15,7 @@ from maxlm.config.schema import AttentionConfig, ModelConfig
 from maxlm.kernels.mask import Mask
 from maxlm.layers.norm import RMSNorm
 from maxlm.layers.sequence import SequenceInfo
-from maxlm.ops.attention import IMPLEMENTATIONS, Kernel, attention
+from maxlm.ops.attention import attention
 from maxlm.ops.context_attention import context_attention
 from maxlm.ops.linear import linear
 from maxlm.ops.rope import rotate
@@ -59,7 +59,7 @@ class Attention(nnx.Module):
         q_BTNH, k_BTKH, v_BTKH = self._project(enter(x_BTD), info)
         start = jnp.int32(0)
         mask = Mask(info.segment_ids_BT, info.segment_ids_BT, start, start, window=self.config.window)
-        kernel, kind = self._kernel(info), info.context_kind
+        kernel, kind = info.attention_kernel.with_softcap(self.config.softcap), info.context_kind
         out = context_attention(q_BTNH, k_BTKH, v_BTKH, mask, self._sink_N(), kernel=kernel, kind=kind)
         return self._project_out(out)
 
@@ -71,11 +71,9 @@ class Attention(nnx.Module):
         # The causal mask hides the room for tokens to come: it lies behind every query.
         written = jnp.ones(keys.shape[:2], jnp.int32)
         mask = Mask(info.segment_ids_BT, written, start, jnp.int32(0), window=self.config.window)
-        out = attention(q_BTNH, keys, values, mask, self._sink_N(), self._kernel(info))
+        kernel = info.attention_kernel.with_softcap(self.config.softcap)
+        out = attention(q_BTNH, keys, values, mask, self._sink_N(), kernel)
         return self._project_out(out), Cache(keys, values)
-
-    def _kernel(self, info: SequenceInfo) -> Kernel:
-        return IMPLEMENTATIONS[info.attention_kernel].with_softcap(self.config.softcap)
 
     def _sink_N(self) -> jax.Array | None:
         return self.sink_bias[...] if self.config.sinks else None

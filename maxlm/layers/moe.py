@@ -6,6 +6,8 @@ is computed or counted twice.
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -19,7 +21,7 @@ from maxlm.config.schema import MlpConfig, ModelConfig, MoeConfig, RouterConfig
 from maxlm.layers.mlp import GATED, Mlp, activate
 from maxlm.layers.sequence import SequenceInfo
 from maxlm.ops.grouped_matmul import grouped_matmul
-from maxlm.sharding.experts import capacity_of, combine, dispatch, make_plan, take
+from maxlm.sharding.experts import Plan, capacity_of, combine, dispatch, in_rounds, make_plan, most_rows, take
 from maxlm.sharding.mesh import EXPERT_FSDP_AXES, FSDP_AXES, TOKEN_AXES
 from maxlm.sharding.parameters import Constant, Normal, weight
 from maxlm.sharding.tensor import enter, leave
@@ -70,13 +72,19 @@ class Moe(nnx.Module):
         weights_BTA, experts_BTA, stats = self.route(x_BTD)
         x_BTD, weights_BTA, experts_BTA = enter(x_BTD), enter(weights_BTA), enter(experts_BTA)
         length, num_choices = experts_BTA.shape[1:]
+        length *= lax.axis_size("context")
         capacity = capacity_of(config.capacity_factor, length, num_choices, config.num_experts)
         plan = make_plan(experts_BTA, config.num_experts, capacity)
-        y_BTD = self._routed(x_BTD, weights_BTA, plan)
+        most = most_rows(experts_BTA.shape, config.num_experts, capacity)
+        rows = min(most, math.ceil(config.buffer_factor * experts_BTA.size))
+        run = functools.partial(_run_round, config, rows)
+        weights_NA = weights_BTA.reshape(-1, num_choices).astype(x_BTD.dtype)
+        inputs = (x_BTD.reshape(-1, x_BTD.shape[2]), weights_NA, self._matrices())
+        y_BTD = in_rounds(run, inputs, plan, rows, most).reshape(x_BTD.shape)
         if config.shared_dim:
             y_BTD += self.shared.partial_sum(x_BTD)
         # The plan is the same on every tensor device, and its drops are counted once.
-        dropped = (experts_BTA.size - plan.counts_PE.sum()) / lax.axis_size("tensor")
+        dropped = (plan.place_NA == experts_BTA.size).sum() / lax.axis_size("tensor")
         return leave(y_BTD), stats._replace(dropped=dropped.astype(jnp.float32))
 
     def route(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array, RouterStats]:
@@ -89,26 +97,46 @@ class Moe(nnx.Module):
         weights_BTA, experts_BTA = pick(scores_BTE, bias_E, self.config.experts_per_token, self.config.router)
         return weights_BTA, experts_BTA, _statistics(logits_BTE, scores_BTE, experts_BTA)
 
-    def _routed(self, x_BTD, weights_BTA, plan):  # type: ignore[no-untyped-def]
-        """Return what this device's hidden units of all experts contribute, (B, T, D)."""
-        num_choices = weights_BTA.shape[2]
-        weights_NA = weights_BTA.reshape(-1, num_choices).astype(x_BTD.dtype)
-        rows_SD = take(x_BTD.reshape(-1, x_BTD.shape[2]), plan.copy_S // num_choices, plan.slot_NA)
-        if self.config.router.apply_to == "input":
-            rows_SD *= take(weights_NA.reshape(-1, 1), plan.copy_S, plan.slot_NA.reshape(-1, 1))
-            weights_NA = jnp.ones_like(weights_NA)
-        rows_SD, arrived = dispatch(rows_SD, plan)
-        rows_SD = combine(self._experts(rows_SD, arrived.sizes_E), arrived)
-        rows_MD = take(rows_SD, plan.slot_NA.reshape(-1), plan.copy_S[:, None])
-        rows_NAD = rows_MD.reshape(-1, num_choices, x_BTD.shape[2])
-        return jnp.einsum("NAD,NA->ND", rows_NAD, weights_NA).reshape(x_BTD.shape)
+    def _matrices(self) -> Matrices:
+        gate = self.gate[...] if self.config.activation in GATED else None
+        return Matrices(self.up[...], gate, self.down[...])
 
-    def _experts(self, rows_SD: jax.Array, sizes_E: jax.Array) -> jax.Array:
-        hidden_SF = checkpoint_name(grouped_matmul(rows_SD, self.up[...], sizes_E), "mlp_hidden")
-        gate_SF = None
-        if self.config.activation in GATED:
-            gate_SF = checkpoint_name(grouped_matmul(rows_SD, self.gate[...], sizes_E), "mlp_gate")
-        return grouped_matmul(activate(self.config.activation, hidden_SF, gate_SF), self.down[...], sizes_E)
+
+class Matrices(NamedTuple):
+    """The parameters of this device's experts; no gate where the activation has none."""
+
+    up_EDF: jax.Array
+    gate_EDF: jax.Array | None
+    down_EFD: jax.Array
+
+
+def _run_round(
+    config: MoeConfig, rows: int, inputs: tuple[jax.Array, jax.Array, Matrices], plan: Plan, number: jax.Array
+) -> jax.Array:
+    """Return what this device's hidden units of all experts add to its tokens in a round of `rows` rows, (N, D).
+
+    Args:
+      config: the mixture.
+      rows: rows that a device takes in a round.
+      inputs: tokens (N, D), weights of their copies (N, A), the experts' parameters.
+      plan: the copies, sorted.
+      number: which round, from 0.
+    """
+    x_ND, weights_NA, matrices = inputs
+    rows_MD = take(x_ND, plan.copy_M // weights_NA.shape[1], plan.place_NA)
+    if config.router.apply_to == "input":
+        rows_MD *= take(weights_NA.reshape(-1, 1), plan.copy_M, plan.place_NA.reshape(-1, 1))
+        weights_NA = jnp.ones_like(weights_NA)
+    rows_BD, blocks = dispatch(rows_MD, plan, number, rows)
+    sizes_E = blocks[1].sizes_PE.sum(axis=0)
+    hidden_BF = checkpoint_name(grouped_matmul(rows_BD, matrices.up_EDF, sizes_E), "mlp_hidden")
+    gate_BF = None
+    if matrices.gate_EDF is not None:
+        gate_BF = checkpoint_name(grouped_matmul(rows_BD, matrices.gate_EDF, sizes_E), "mlp_gate")
+    rows_BD = grouped_matmul(activate(config.activation, hidden_BF, gate_BF), matrices.down_EFD, sizes_E)
+    rows_MD = combine(rows_BD, blocks, plan.copy_M.shape[0])
+    rows_MD = take(rows_MD, plan.place_NA.reshape(-1), plan.copy_M[:, None])
+    return jnp.einsum("NAD,NA->ND", rows_MD.reshape(*weights_NA.shape, -1), weights_NA)
 
 
 # --- routers ---------------------------------------------------------------------------------------------------------

@@ -159,6 +159,18 @@ def flops_parts(model: ModelConfig, sequence_length: int) -> dict[str, float]:
     }
 
 
+def prefix_work(model: ModelConfig, sequence_length: int) -> float:
+    """Return the FLOPs of the blocks before the pattern, relative to those of all the pattern's blocks."""
+
+    def flops(block: BlockConfig) -> float:
+        pairs = 12 * model.num_heads * model.head_dim * _mean_keys(sequence_length, block.mixer.window)
+        return 6 * (_attention_weights(model) + _ffn_weights(model, block.ffn)) + pairs
+
+    before = sum(flops(block) for block in model.prefix)
+    everything = sum(count * flops(block) for block, count in _blocks(model))
+    return before / (everything - before)
+
+
 def _mean_keys(sequence_length: int, window: int | None) -> float:
     """Average how many keys a query sees: itself and what lies before it, within the window."""
     window = min(window or sequence_length, sequence_length)
@@ -201,7 +213,7 @@ def memory_per_device(config: RunConfig, mesh: MeshConfig, *, compute_bytes: int
     }[config.train.gather]
     memory = {
         "parameters": shard * _FP32_BYTES,
-        "optimizer": shard * _FP32_BYTES * _ADAM_SLOTS,
+        "optimizer": 0 if "optimizer" in config.train.offload else shard * _FP32_BYTES * _ADAM_SLOTS,
         "gradients": 2 * shard * _FP32_BYTES + unreduced_bytes,
         "gathered weights": gathered * compute_bytes,
         "activations": _activation_bytes(config, mesh, compute_bytes),
@@ -229,10 +241,10 @@ def _activation_bytes(config: RunConfig, mesh: MeshConfig, compute_bytes: int) -
         whole: float = _block_bytes(model, block, mesh, compute_bytes)
         largest = max(largest, whole)
         if remat != "none":
-            names = () if remat == "full" else remat.names
+            choices = {} if remat == "full" else remat.model_dump()
             named = _named_bytes(model, block, mesh, compute_bytes)
-            at_start = model.embed_dim * compute_bytes
-            whole = (at_start + sum(named[name] for name in names)) / mesh.tensor
+            at_start = 0 if "activations" in config.train.offload else model.embed_dim * compute_bytes
+            whole = (at_start + sum(named[name] for name in choices if choices[name] == "save")) / mesh.tensor
         kept += count * whole
     return _tokens_per_device(config, mesh) * (kept / mesh.stage + 1.5 * largest)
 
@@ -265,16 +277,22 @@ def _hidden_units(model: ModelConfig, ffn: MlpConfig | MoeConfig, mesh: MeshConf
 
 def _slots(moe: MoeConfig, mesh: MeshConfig) -> float:
     """Count the rows for experts that a device holds room for, per token of its own (`maxlm/sharding/experts.py`)."""
-    dropless = float(mesh.expert) * min(moe.experts_per_token, moe.num_experts // mesh.expert)
-    return dropless if moe.capacity_factor is None else min(dropless, moe.capacity_factor * moe.experts_per_token)
+    choices = moe.experts_per_token
+    if mesh.expert == 1:
+        return choices
+    most = float(mesh.expert) * min(choices, moe.num_experts // mesh.expert)
+    if moe.capacity_factor is not None:
+        most = min(most, moe.capacity_factor * choices * mesh.context)
+    return min(most, moe.buffer_factor * choices)
 
 
 def _named_bytes(model: ModelConfig, block: BlockConfig, mesh: MeshConfig, compute_bytes: int) -> dict[str, float]:
-    """Count the activations that `train.remat.names` can keep, per token, before `tensor` splits them."""
+    """Count the activations that `train.remat` can keep, per token, before `tensor` splits them."""
     queries, keys = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
     units = _hidden_units(model, block.ffn, mesh)
     hidden = {"mlp_hidden": units, "mlp_gate": units}
     widths: dict[str, float] = {"query": queries, "key": keys, "value": keys, "attention_out": queries, **hidden}
+    widths["mixer_out"] = model.embed_dim
     sizes = {name: width * compute_bytes for name, width in widths.items()}
     return {**sizes, "attention_lse": model.num_heads * _FP32_BYTES}
 

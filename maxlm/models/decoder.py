@@ -15,7 +15,8 @@ from maxlm.layers.embedding import Embedding, Head
 from maxlm.layers.moe import RouterStats, balance_loss, rebalanced_bias, router_metrics
 from maxlm.layers.norm import build_norm
 from maxlm.layers.sequence import SequenceInfo
-from maxlm.layers.stack import Remat, Stats, build_prefix, build_stack, decode_stack, run_stack
+from maxlm.layers.stack import Gather, Remat, Stats, build_prefix, build_stack, decode_stack, run_prefix, run_stack
+from maxlm.ops.attention import Kernel
 from maxlm.ops.rope import rotation
 from maxlm.sharding.fsdp import cast, gather
 from maxlm.sharding.parameters import with_value
@@ -38,7 +39,7 @@ class Decoder(nnx.Module):
         self.model = model
 
     def sequence_info(
-        self, positions_BT: jax.Array, segment_ids_BT: jax.Array, attention_kernel: str, context_kind: str = "ring"
+        self, positions_BT: jax.Array, segment_ids_BT: jax.Array, attention_kernel: Kernel, context_kind: str = "ring"
     ) -> SequenceInfo:
         """Precompute what every block needs to know about the tokens' places."""
         position = self.model.position
@@ -50,16 +51,20 @@ class Decoder(nnx.Module):
         with jax.named_scope("embedding"):
             return self.embedding(tokens_BT, info)
 
-    def run_blocks(
-        self, x_BTD: jax.Array, info: SequenceInfo, *, gather_layers: bool, remat: Remat, compute_dtype: Any
-    ) -> tuple[jax.Array, Stats]:
-        """Run the blocks, or the chunk of them that is there, on embedded tokens; (B, T / tensor, D) -> the same.
+    def run_prefix(self, x_BTD: jax.Array, info: SequenceInfo, *, gather: Gather | None, remat: Remat) -> jax.Array:
+        """Run the blocks before the pattern on embedded tokens; (B, T / tensor, D) -> the same."""
+        with jax.named_scope("prefix"):
+            return run_prefix(self._prefix(), x_BTD, info, gather=gather, remat=remat)
 
-        Where `gather_layers` is set the stack holds shards, cast and gathered block by block; otherwise it is whole.
+    def run_blocks(
+        self, x_BTD: jax.Array, info: SequenceInfo, *, gather: Gather | None, remat: Remat
+    ) -> tuple[jax.Array, Stats]:
+        """Run the pattern's blocks, or the chunk of them that is there, on what the prefix or an earlier chunk made.
+
+        `gather` turns shards of blocks into whole ones, at use; None where they are whole.
         """
-        gather_group = (lambda group: gather(cast(group, compute_dtype))) if gather_layers else None
         with jax.named_scope("stack"):
-            return run_stack(self._prefix(), self.stack, x_BTD, info, gather=gather_group, remat=remat)
+            return run_stack(self.stack, x_BTD, info, gather=gather, remat=remat)
 
     def balance_loss(self, stats: Stats) -> jax.Array | float:
         """Return this device's part of what the routers' imbalance costs; see `maxlm.layers.moe.balance_loss`."""

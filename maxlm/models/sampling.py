@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from maxlm.layers.attention import Cache
 from maxlm.models.decoder import Decoder
+from maxlm.ops.attention import CHUNKED
 from maxlm.sharding.fsdp import cast, vary
 from maxlm.sharding.mesh import AXES
 from maxlm.sharding.parameters import partition_specs
@@ -67,7 +68,6 @@ def generate(
     seed: int,
     stop_id: int,
     compute_dtype: Any,
-    attention_kernel: str,
 ) -> Iterator[int]:
     """Yield up to `max_tokens` tokens that continue a prompt, without `stop_id`, at which it ends.
 
@@ -80,9 +80,8 @@ def generate(
       seed: of the random choices; same seed, same text.
       stop_id: the end-of-document token.
       compute_dtype: of weights, activations and cache.
-      attention_kernel: name in the table of attention implementations.
     """
-    advance = make_advance(decoder, mesh, compute_dtype, attention_kernel)
+    advance = make_advance(decoder, mesh, compute_dtype)
     pick = jax.jit(choose, static_argnums=2)
     padded = -(-len(prompt) // PREFILL_BLOCK) * PREFILL_BLOCK
     room = -(-(padded + max_tokens) // PREFILL_BLOCK) * PREFILL_BLOCK
@@ -100,9 +99,7 @@ def generate(
         logits_BTV, caches = advance(decoder, token[:, None], caches, jnp.int32(len(prompt) + index), jnp.int32(0))
 
 
-def make_advance(
-    declared: Decoder, mesh: Mesh, compute_dtype: Any, attention_kernel: str
-) -> Callable[..., tuple[jax.Array, list[Cache]]]:
+def make_advance(declared: Decoder, mesh: Mesh, compute_dtype: Any) -> Callable[..., tuple[jax.Array, list[Cache]]]:
     """Return advance(decoder, tokens_BT, caches, start, last) -> (logits (B, V) fp32 of token `last`, caches).
 
     `start` is the index in the sequence of the first of the T tokens, `last` the one of the T whose logits are wanted.
@@ -113,7 +110,8 @@ def make_advance(
     ) -> tuple[jax.Array, list[Cache]]:
         decoder = cast(vary(decoder), compute_dtype)
         positions_BT = jnp.broadcast_to(start + jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
-        info = decoder.sequence_info(positions_BT, jnp.ones_like(tokens_BT), attention_kernel)
+        # One query against a cache is a product with a vector: nothing for a kernel of matrix products to win.
+        info = decoder.sequence_info(positions_BT, jnp.ones_like(tokens_BT), CHUNKED)
         x_BTD, caches = decoder.decode(tokens_BT, info, caches, start)
         x_BD = jax.lax.dynamic_index_in_dim(x_BTD, last, axis=1, keepdims=False)
         logits_BV = jnp.einsum("BD,DV->BV", x_BD, decoder.output_DV(), preferred_element_type=jnp.float32)

@@ -1,24 +1,26 @@
-"""Attention: a table of implementations, each a forward/backward pair, and the one custom gradient around the pair."""
+"""Attention: a table of kernels, what each cannot do, and the one custom gradient around a kernel's pair."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from maxlm.kernels import chunked_attention
+from maxlm.config.errors import UserError
+from maxlm.kernels import chunked_attention, tpu_attention, triton_attention
 from maxlm.kernels.mask import Mask
+from maxlm.kernels.shape import AttentionShape
 
 Partial = tuple[jax.Array, jax.Array]
 """Attention to some of the keys: out (B, T, N, H_v) and fp32 lse (B, N, T)."""
 Gradients = tuple[jax.Array, jax.Array, jax.Array]
 
 
-class Implementation(Protocol):
+class Pair(Protocol):
     """`forward(q, k, v, mask) -> (out, lse)` and `backward(q, k, v, out, lse, d_out, mask) -> (dq, dk, dv)`.
 
     The out and lse given to `backward` may be of a larger softmax, of which these keys are a part.
@@ -34,7 +36,7 @@ class Implementation(Protocol):
 
 
 class Kernel(NamedTuple):
-    """An implementation for tokens that lie one after the other on one device; both take `softcap=` too."""
+    """A pair for tokens that lie one after the other on one device; both take `softcap=` too."""
 
     forward: Callable[..., Partial]
     backward: Callable[..., Gradients]
@@ -48,23 +50,87 @@ class Kernel(NamedTuple):
         )
 
 
-IMPLEMENTATIONS: dict[str, Kernel] = {
-    "chunked": Kernel(chunked_attention.forward, chunked_attention.backward),
+class Row(NamedTuple):
+    """A kernel in the table.
+
+    Attributes:
+      platforms: where it runs.
+      unsupported: why it cannot do what is asked, or None if it can.
+      build: the kernel for a device kind, which decides block sizes.
+    """
+
+    platforms: tuple[str, ...]
+    unsupported: Callable[[AttentionShape], str | None]
+    build: Callable[[str], Kernel]
+
+
+class Choice(NamedTuple):
+    """The kernel that runs, its name in the table, and why it, for the log."""
+
+    kernel: Kernel
+    name: str
+    reason: str
+
+
+CHUNKED = Kernel(chunked_attention.forward, chunked_attention.backward)
+"""The reference: runs everywhere and does everything."""
+
+
+def _tuned(module: Any, **options: Any) -> Callable[[str], Kernel]:
+    """Return build(device_kind) for a module whose pair chooses block sizes by device kind."""
+
+    def build(device_kind: str) -> Kernel:
+        pair = (functools.partial(f, device_kind=device_kind, **options) for f in (module.forward, module.backward))
+        return Kernel(*pair)
+
+    return build
+
+
+TABLE: dict[str, Row] = {
+    "flash_tpu": Row(("tpu",), tpu_attention.unsupported, _tuned(tpu_attention)),
+    "flash_triton": Row(("gpu",), triton_attention.unsupported, _tuned(triton_attention)),
+    "chunked": Row(("cpu", "gpu", "tpu"), lambda _: None, lambda _: CHUNKED),
+    "interpret": Row(("cpu",), tpu_attention.unsupported, _tuned(tpu_attention, interpret=True)),
 }
-DEFAULT_ORDER: dict[str, tuple[str, ...]] = {"cpu": ("chunked",), "gpu": ("chunked",), "tpu": ("chunked",)}
-"""Per platform, the implementations to try, best first."""
+DEFAULT_ORDER: dict[str, tuple[str, ...]] = {
+    "cpu": ("chunked",),
+    "gpu": ("flash_triton", "chunked"),
+    "tpu": ("flash_tpu", "chunked"),
+}
+"""Per platform, the kernels to try, best first; the last one does everything."""
 
 
-def choose_implementation(requested: str, platform: str) -> tuple[str, str]:
-    """Return the implementation's name and the reason for the choice, for the log.
+def choose_kernel(requested: str, platform: str, shapes: Sequence[AttentionShape]) -> Choice:
+    """Choose the kernel for a model.
 
     Args:
       requested: `runtime.attention_kernel`.
       platform: of the devices: cpu, gpu or tpu.
+      shapes: of the model's attention layers, all of which the kernel must be able to do.
+
+    Raises:
+      UserError: the requested kernel cannot do what is asked.
     """
+    device_kind = shapes[0].device_kind
     if requested != "auto":
-        return requested, f"runtime.attention_kernel={requested}"
-    return DEFAULT_ORDER[platform][0], f"first choice for {platform}"
+        if why := _why_not(requested, platform, shapes):
+            able = [name for name in TABLE if not _why_not(name, platform, shapes)]
+            raise UserError(f"runtime.attention_kernel={requested} {why}; use {', '.join(able)} or auto")
+        return Choice(TABLE[requested].build(device_kind), requested, f"runtime.attention_kernel={requested}")
+    passed_over = ""
+    for name in DEFAULT_ORDER[platform]:
+        why = _why_not(name, platform, shapes)
+        if why is None:
+            return Choice(TABLE[name].build(device_kind), name, f"first choice for {platform}{passed_over}")
+        passed_over += f"; {name} {why}"
+    raise AssertionError(f"no kernel for {platform}{passed_over}")
+
+
+def _why_not(name: str, platform: str, shapes: Sequence[AttentionShape]) -> str | None:
+    row = TABLE[name]
+    if platform not in row.platforms:
+        return f"runs on {' and '.join(row.platforms)}, not on {platform}"
+    return next((why for shape in shapes if (why := row.unsupported(shape))), None)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -74,7 +140,7 @@ def attention(
     v_BSKH: jax.Array,
     mask: Mask,
     sink_N: jax.Array | None,
-    implementation: Implementation,
+    implementation: Pair,
 ) -> jax.Array:
     """Compute softmax(q k^T / sqrt(H)) v over the keys that the mask lets each query see; (B, T, N, H_v).
 

@@ -22,7 +22,7 @@ from jax import lax
 
 from maxlm.jax_versions import varying_zeros
 from maxlm.kernels.mask import Mask
-from maxlm.ops.attention import Gradients, Implementation, Partial, attention
+from maxlm.ops.attention import Gradients, Pair, Partial, attention
 from maxlm.ops.ring_attention import RingAttention
 from maxlm.sharding.context import chunk_numbers, in_order, join_chunks, split_chunks, zigzag_order
 
@@ -34,7 +34,7 @@ def context_attention(
     mask: Mask,
     sink_N: jax.Array | None,
     *,
-    kernel: Implementation,
+    kernel: Pair,
     kind: str,
 ) -> jax.Array:
     """Compute attention among all tokens of the sequence, of which each `context` device holds two chunks.
@@ -55,7 +55,7 @@ def context_attention(
 class GatheredAttention:
     """An implementation that gathers all keys and values, and attends to them from each of this device's chunks."""
 
-    kernel: Implementation
+    kernel: Pair
 
     def forward(self, q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask) -> Partial:
         """Attend from this device's queries to the keys of all devices; return out and lse as a kernel does."""

@@ -27,7 +27,7 @@ from jax import lax
 
 from maxlm.jax_versions import varying_zeros
 from maxlm.kernels.mask import NOTHING_SEEN, Mask
-from maxlm.ops.attention import Gradients, Implementation, Partial, merge_partial
+from maxlm.ops.attention import Gradients, Pair, Partial, merge_partial
 from maxlm.sharding.context import chunk_numbers, join_chunks, split_chunks
 
 
@@ -47,7 +47,7 @@ _Visit = Callable[[jax.Array | int, _Block, Any], tuple[Any, Any]]
 class RingAttention:
     """An implementation for a sequence split over `context`, made of one for a contiguous sequence."""
 
-    kernel: Implementation
+    kernel: Pair
 
     def forward(self, q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask) -> Partial:
         """Attend from this device's queries to the keys of all devices; return out and lse as a kernel does."""

@@ -1,135 +1,231 @@
-"""Expert parallelism: rows of tokens travel to the device that holds their expert, and back.
+"""Expert parallelism: rows of tokens travel to the device that holds their expert, and back, in rounds.
 
 A device has N tokens, each with A experts: N A copies to send. Experts lie in order over the P devices of the mesh axis
-`expert`, E / P on each. The send buffer has P blocks of R slots, one block for each device:
+`expert`, E / P on each. A token's experts are distinct, so a device may have to take up to P N min(A, E / P) rows:
+min(P A, E) / A times what it takes when the load is even, N A. There is room for
 
-  R = N min(A, E / P)             dropless: a token's experts are distinct, so no more copies can go to one device
-  R = min(that, B C E / P)        with capacity C per expert and sequence: what does not fit is dropped here
+  B = min(buffer_factor N A, P N min(A, E / P))    rows, and with a capacity no more than it lets through
 
-so buffers never overflow, whatever the router does, at the price of P R rows of memory where N A are in use when the
-load is even: min(P A, E) / A times as much, for the buffers here and the hidden units of the experts. Capacity is the
-cure.
+The rows of a device, sorted by expert and sender, are worked off B at a time: ceil(most rows of any device / B) rounds,
+one when the load is even to a factor of `buffer_factor`, and more whatever the router does: nothing is dropped for want
+of room. Everybody knows all counts, so all devices of `expert` agree on the number of rounds.
 
-Collectives over `expert` per layer: 2 all_to_alls of rows in the forward pass, 2 in the backward pass, and one of E
-counts in the forward pass. Bytes that a device sends in each of the four: `ragged_all_to_all` (TPU, GPU) moves only
-slots in use, (P - 1) / P N A D on average when the load is even; the padded `all_to_all` of the CPU (P - 1) R D. Both
-fill the same slots.
+Memory of a layer, in elements, with hidden units F on a device: 2 N A D for the copies sent and those that come back,
+and B (2 D + 2 F), or B (2 D + 3 F) where gated, for rows, hidden units and results. Rounds after the first keep nothing
+for the backward pass, which runs them again.
+
+Collectives over `expert` per layer: one all_gather of E counts in the forward pass, and per round 2 exchanges of rows
+in the forward pass and 2 in the backward pass (4 for a round that is run again). Bytes that a device sends in each:
+`ragged_all_to_all` (TPU, GPU) moves the rows there are, (P - 1) / P N A D on average when the load is even; the padded
+`all_to_all` of the CPU (P - 1) min(N A, B) D. Both put the same rows in the same places.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from maxlm.jax_versions import vary_over, varying_axes
+from maxlm.sharding.context import chunk_numbers, join_chunks, split_chunks
+
 
 class Plan(NamedTuple):
-    """Which copy of a token goes to which slot of the send buffer; a copy is N's index times A plus A's.
+    """How the copies of this device's tokens are sorted; a copy is N's index times A plus A's.
 
     Attributes:
-      slot_NA: slot of each copy; P R where it was dropped.
-      copy_S: copy in each of the P R slots; N A where there is none.
-      counts_PE: rows for each expert, by device: (P, E / P).
+      place_NA: place of each copy among the M = N A sorted by expert; M where it was dropped.
+      copy_M: copy in each place; M behind the last that was not dropped.
+      counts_PE: rows for each expert, from each device: (P, E).
     """
 
-    slot_NA: jax.Array
-    copy_S: jax.Array
+    place_NA: jax.Array
+    copy_M: jax.Array
     counts_PE: jax.Array
 
 
-class Arrived(NamedTuple):
-    """Rows at the device of their expert, sorted by expert.
+class Blocks(NamedTuple):
+    """Rows that go from or to this device in a round: a block for each pair of a device and one of the E / P experts.
 
     Attributes:
-      order_S: slot of each sorted row.
-      place_S: sorted place of each slot.
-      sent_P: rows for each device.
-      received_P: rows from each device.
-      sizes_E: rows of each expert of this device.
+      sizes_PE: rows of each block.
+      here_PE: first row of each at this device.
+      there_PE: first row of each at the other device.
     """
 
-    order_S: jax.Array
-    place_S: jax.Array
-    sent_P: jax.Array
-    received_P: jax.Array
-    sizes_E: jax.Array
+    sizes_PE: jax.Array
+    here_PE: jax.Array
+    there_PE: jax.Array
 
 
 def make_plan(experts_BTA: jax.Array, num_experts: int, capacity: int | None) -> Plan:
-    """Sort the copies by expert and lay them out by device.
+    """Sort the copies by expert, and tell all devices how many there are.
 
     Args:
       experts_BTA: int32, the distinct experts of each token.
       num_experts: E, over all devices.
       capacity: copies that an expert takes of one sequence, the first ones; None takes all.
     """
-    num_devices = lax.axis_size("expert")
-    slots = block_rows(experts_BTA.shape, num_experts // num_devices, capacity)
     if capacity is not None:
         experts_BTA = jnp.where(_rank(experts_BTA, num_experts) < capacity, experts_BTA, num_experts)
-    num_choices = experts_BTA.shape[2]
     experts_M = experts_BTA.reshape(-1)
     # Stable: tokens keep their order within an expert. Dropped copies sort last.
-    order_M = jnp.argsort(experts_M, stable=True)
-    counts_PE = _counts(experts_M, num_experts).reshape(num_devices, -1)
-    rows_P = counts_PE.sum(axis=1)
-    starts_P = jnp.cumsum(rows_P) - rows_P
-    device_M = jnp.minimum(experts_M // counts_PE.shape[1], num_devices - 1)
-    slot_M = device_M * slots + jnp.argsort(order_M) - starts_P[device_M]
-    slot_M = jnp.where(experts_M < num_experts, slot_M, num_devices * slots)
-    index_PS = starts_P[:, None] + jnp.arange(slots)
-    used_PS = jnp.arange(slots) < rows_P[:, None]
-    copy_PS = jnp.where(used_PS, order_M.at[index_PS].get(mode="clip"), experts_M.shape[0])
-    return Plan(slot_M.reshape(-1, num_choices), copy_PS.reshape(-1), counts_PE)
+    copy_M = jnp.argsort(experts_M, stable=True)
+    num_copies, kept_M = experts_M.shape[0], experts_M < num_experts
+    place_M = jnp.where(kept_M, jnp.argsort(copy_M), num_copies)
+    counts_E = _counts(experts_M, num_experts)
+    copy_M = jnp.where(jnp.arange(num_copies) < counts_E.sum(), copy_M, num_copies)
+    counts_PE = counts_E[None] if lax.axis_size("expert") == 1 else lax.all_gather(counts_E, "expert")
+    return Plan(place_M.reshape(-1, experts_BTA.shape[2]), copy_M, counts_PE)
 
 
-def block_rows(shape_BTA: tuple[int, ...], local_experts: int, capacity: int | None) -> int:
-    """Return R, the most rows that can go from one device to another."""
-    num_rows, length, num_choices = shape_BTA
-    dropless = num_rows * length * min(num_choices, local_experts)
-    return dropless if capacity is None else min(dropless, num_rows * capacity * local_experts)
+def most_rows(shape_BTA: tuple[int, ...], num_experts: int, capacity: int | None) -> int:
+    """Return the most rows that a device can have to take."""
+    num_sequences, length, num_choices = shape_BTA
+    num_devices = lax.axis_size("expert")
+    most = num_devices * num_sequences * length * min(num_choices, num_experts // num_devices)
+    if num_devices == 1 or capacity is None:  # alone, it works on its copies where they lie, dropped ones too
+        return most
+    return min(most, num_sequences * capacity * num_experts)
 
 
 def _rank(experts_BTA: jax.Array, num_experts: int) -> jax.Array:
-    """Number the copies for each expert of a sequence from 0, earlier tokens first: none depends on a later one."""
+    """Number the copies for each expert of a sequence from 0, earlier tokens first: none depends on a later one.
+
+    Where `context` splits the sequence, its devices gather the counts of their chunks.
+    """
+    if lax.axis_size("context") == 1:
+        return _rank_and_counts(experts_BTA, num_experts)[0]
+    experts_2BTA = split_chunks(experts_BTA)
+    rank_2BTA, counts_2BE = jax.vmap(lambda chunk: _rank_and_counts(chunk, num_experts))(experts_2BTA)
+    by_device = lax.all_gather(counts_2BE, "context")
+    # In the order of the sequence: the early chunks, and the late ones from the last device to the first.
+    counts_CBE = jnp.concatenate([by_device[:, 0], by_device[::-1, 1]])
+    before_CBE = jnp.cumsum(counts_CBE, axis=0) - counts_CBE
+    before_2BE = before_CBE[jnp.stack(chunk_numbers(lax.axis_index("context")))]
+    flat_2BM = experts_2BTA.reshape(*before_2BE.shape[:2], -1)
+    before_2BM = jnp.take_along_axis(before_2BE, flat_2BM, axis=2)
+    return join_chunks(rank_2BTA + before_2BM.reshape(experts_2BTA.shape))
+
+
+def _rank_and_counts(experts_BTA: jax.Array, num_experts: int) -> tuple[jax.Array, jax.Array]:
     experts_BM = experts_BTA.reshape(experts_BTA.shape[0], -1)
     order_BM = jnp.argsort(experts_BM, axis=1, stable=True)
     counts_BE = jax.vmap(lambda experts_M: _counts(experts_M, num_experts))(experts_BM)
     starts_BE = jnp.cumsum(counts_BE, axis=1) - counts_BE
     rank_BM = jnp.argsort(order_BM, axis=1) - jnp.take_along_axis(starts_BE, experts_BM, axis=1)
-    return rank_BM.reshape(experts_BTA.shape)
+    return rank_BM.reshape(experts_BTA.shape), counts_BE
 
 
 def _counts(experts_M: jax.Array, num_experts: int) -> jax.Array:
     return (experts_M[:, None] == jnp.arange(num_experts, dtype=experts_M.dtype)).sum(axis=0, dtype=jnp.int32)
 
 
-def dispatch(rows_SD: jax.Array, plan: Plan) -> tuple[jax.Array, Arrived]:
-    """Send each block of the buffer to its device; return the rows for this device's experts, sorted by expert."""
-    sent_P = plan.counts_PE.sum(axis=1)
+# --- rounds ----------------------------------------------------------------------------------------------------------
+
+Run = Callable[[Any, Plan, jax.Array], jax.Array]
+"""(inputs, plan, number of the round) -> what the round adds to the result; must not close over arrays."""
+
+
+def in_rounds(run: Run, inputs: Any, plan: Plan, rows: int, most: int) -> jax.Array:
+    """Add up `run(inputs, plan, number)` over as many rounds as the router makes necessary in this step.
+
+    The first is differentiated as it stands. The others are a loop that keeps nothing; its gradients start from those
+    of the first round, so where there is no second they cost nothing.
+
+    Args:
+      run: one round.
+      inputs: what is differentiated.
+      plan: the copies, sorted.
+      rows: B, rows that a device takes in a round.
+      most: rows that it can have to take in all.
+    """
+    first = jnp.int32(0)
+    if rows >= most:
+        return run(inputs, plan, first)
+    rows_P = plan.counts_PE.sum(axis=0).reshape(plan.counts_PE.shape[0], -1).sum(axis=1)
+    inputs, others = _after_the_first(run, inputs, plan, -(-rows_P.max() // rows))
+    return others + run(inputs, plan, first)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _after_the_first(run: Run, inputs: Any, plan: Plan, rounds: jax.Array) -> tuple[Any, jax.Array]:
+    """Return the inputs for the first round, unchanged, and the sum of all other rounds."""
+    y = jax.eval_shape(run, inputs, plan, rounds)
+    y = vary_over(jnp.zeros(y.shape, y.dtype), varying_axes(*jax.tree.leaves((inputs, plan))))
+
+    def add(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        number, y = carry
+        return number + 1, y + run(inputs, plan, number)
+
+    return inputs, lax.while_loop(lambda carry: carry[0] < rounds, add, (jnp.ones_like(rounds), y))[1]
+
+
+def _after_the_first_forward(run, inputs, plan, rounds):  # type: ignore[no-untyped-def]
+    return _after_the_first(run, inputs, plan, rounds), (inputs, plan, rounds)
+
+
+def _after_the_first_backward(run, saved, gradients):  # type: ignore[no-untyped-def]
+    inputs, plan, rounds = saved
+    d_inputs, d_y = gradients
+
+    def add(carry):  # type: ignore[no-untyped-def]
+        number, d_inputs = carry
+        _, pull = jax.vjp(lambda inputs: run(inputs, plan, number), inputs)
+        return number + 1, jax.tree.map(jnp.add, d_inputs, pull(d_y)[0])
+
+    _, d_inputs = lax.while_loop(lambda carry: carry[0] < rounds, add, (jnp.ones_like(rounds), d_inputs))
+    return d_inputs, None, None
+
+
+_after_the_first.defvjp(_after_the_first_forward, _after_the_first_backward)
+
+
+def dispatch(rows_MD: jax.Array, plan: Plan, number: jax.Array, rows: int) -> tuple[jax.Array, tuple[Blocks, Blocks]]:
+    """Send the sorted rows of a round to the devices of their experts.
+
+    Returns:
+      rows for this device's experts, sorted by expert, (B, D); zeros where there are none.
+      the blocks that went from this device, and those that came to it.
+    """
+    sent, held = _blocks(plan, number, rows)
     if lax.axis_size("expert") == 1:  # they lie sorted already
-        own = jnp.arange(rows_SD.shape[0], dtype=jnp.int32)
-        return rows_SD, Arrived(own, own, sent_P, sent_P, plan.counts_PE[0])
-    counts_PE = lax.all_to_all(plan.counts_PE, "expert", split_axis=0, concat_axis=0, tiled=True)
-    slots = rows_SD.shape[0] // counts_PE.shape[0]
-    # A slot's expert is the number of experts whose rows end at or before it; E / P in slots without a row.
-    ends_PE = jnp.cumsum(counts_PE, axis=1)
-    expert_PS = (jnp.arange(slots)[:, None] >= ends_PE[:, None, :]).sum(axis=2)
-    order_S = jnp.argsort(expert_PS.reshape(-1), stable=True)
-    arrived = Arrived(order_S, jnp.argsort(order_S), sent_P, counts_PE.sum(axis=1), counts_PE.sum(axis=0))
-    rows_SD = exchange(rows_SD, sent_P, arrived.received_P)
-    return take(rows_SD, order_S, arrived.place_S[:, None]), arrived
+        return rows_MD, (sent, held)
+    return exchange(rows_MD, sent, held, rows), (sent, held)
 
 
-def combine(rows_SD: jax.Array, arrived: Arrived) -> jax.Array:
-    """Send what the experts made of the rows back to the slots they came from."""
-    if lax.axis_size("expert") == 1:
-        return rows_SD
-    rows_SD = take(rows_SD, arrived.place_S, arrived.order_S[:, None])
-    return exchange(rows_SD, arrived.received_P, arrived.sent_P)
+def combine(rows_BD: jax.Array, blocks: tuple[Blocks, Blocks], num_copies: int) -> jax.Array:
+    """Send what the experts made of a round's rows back to where they came from, (M, D); zeros in all other places."""
+    sent, held = blocks
+    return rows_BD if lax.axis_size("expert") == 1 else exchange(rows_BD, held, sent, num_copies)
+
+
+def _blocks(plan: Plan, number: jax.Array, rows: int) -> tuple[Blocks, Blocks]:
+    """Return the blocks that this device sends in a round and those that it gets: rows [number B, (number + 1) B)."""
+    counts_PE = plan.counts_PE
+    num_devices, num_experts = counts_PE.shape
+    at_sender_PE = jnp.cumsum(counts_PE, axis=1) - counts_PE
+    # At the expert's device, rows lie by expert and then by sender.
+    held = counts_PE.T.reshape(num_devices, -1)
+    at_holder_PE = (jnp.cumsum(held, axis=1) - held).reshape(num_experts, num_devices).T - number * rows
+    first_PE = jnp.clip(at_holder_PE, 0, rows)
+    sizes_PE = jnp.clip(at_holder_PE + counts_PE, 0, rows) - first_PE
+    at_sender_PE += jnp.clip(-at_holder_PE, 0, counts_PE)
+    device, local = lax.axis_index("expert"), num_experts // num_devices
+
+    def own(x_PE: jax.Array) -> jax.Array:
+        return lax.dynamic_index_in_dim(x_PE, device, keepdims=False).reshape(num_devices, local)
+
+    def mine(x_PE: jax.Array) -> jax.Array:
+        return lax.dynamic_slice_in_dim(x_PE, device * local, local, axis=1)
+
+    sent = Blocks(own(sizes_PE), own(at_sender_PE), own(first_PE))
+    return sent, Blocks(mine(sizes_PE), mine(first_PE), mine(at_sender_PE))
 
 
 # --- rows in other places --------------------------------------------------------------------------------------------
@@ -163,39 +259,56 @@ take.defvjp(_take_forward, _take_backward)
 # --- rows on other devices -------------------------------------------------------------------------------------------
 
 
-@jax.custom_vjp
-def exchange(rows_SD: jax.Array, sent_P: jax.Array, received_P: jax.Array) -> jax.Array:
-    """Send block p of R slots to device p of `expert`, the first sent[p] of which are in use: (P R, D) -> (P R, D)."""
-    return lax.platform_dependent(rows_SD, sent_P, received_P, cpu=exchange_padded, default=exchange_ragged)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def exchange(rows_ID: jax.Array, sent: Blocks, received: Blocks, num_rows: int) -> jax.Array:
+    """Send blocks of rows to the devices of `expert`, put those received in their places; (I, D) -> (num_rows, D)."""
+    return lax.platform_dependent(
+        rows_ID,
+        sent,
+        received,
+        cpu=functools.partial(exchange_padded, num_rows=num_rows),
+        default=functools.partial(exchange_ragged, num_rows=num_rows),
+    )
 
 
-def _exchange_forward(rows, sent, received):  # type: ignore[no-untyped-def]
-    return exchange(rows, sent, received), (sent, received)
+def _exchange_forward(rows, sent, received, num_rows):  # type: ignore[no-untyped-def]
+    # The gradient needs the number of rows alone, in an array of no bytes.
+    return exchange(rows, sent, received, num_rows), (sent, received, jnp.zeros((rows.shape[0], 0)))
 
 
-def _exchange_backward(saved, d_rows):  # type: ignore[no-untyped-def]
-    sent, received = saved
-    return exchange(d_rows, received, sent), None, None
+def _exchange_backward(num_rows, saved, d_rows):  # type: ignore[no-untyped-def]
+    del num_rows
+    sent, received, like = saved
+    return exchange(d_rows, received, sent, like.shape[0]), None, None
 
 
 exchange.defvjp(_exchange_forward, _exchange_backward)
 
 
-def exchange_padded(rows_SD: jax.Array, sent_P: jax.Array, received_P: jax.Array) -> jax.Array:
-    """Move all slots, in use or not."""
-    del sent_P, received_P
-    return lax.all_to_all(rows_SD, "expert", split_axis=0, concat_axis=0, tiled=True)
+def exchange_ragged(rows_ID: jax.Array, sent: Blocks, received: Blocks, num_rows: int) -> jax.Array:
+    """Move the rows that there are."""
+    zeros = vary_over(jnp.zeros((num_rows, rows_ID.shape[1]), rows_ID.dtype), varying_axes(rows_ID, sent.sizes_PE))
+    places = (sent.here_PE, sent.sizes_PE, sent.there_PE, received.sizes_PE)
+    return lax.ragged_all_to_all(rows_ID, zeros, *(x.reshape(-1) for x in places), axis_name="expert")
 
 
-def exchange_ragged(rows_SD: jax.Array, sent_P: jax.Array, received_P: jax.Array) -> jax.Array:
-    """Move the slots in use to the same places as `exchange_padded` does; the others are zero."""
-    slots = rows_SD.shape[0] // sent_P.shape[0]
-    blocks_P = jnp.arange(sent_P.shape[0], dtype=jnp.int32) * slots
-    # At every receiver, the block that belongs to this device.
-    own_block_P = jnp.full_like(sent_P, slots) * lax.axis_index("expert")
-    return lax.ragged_all_to_all(
-        rows_SD, jnp.zeros_like(rows_SD), blocks_P, sent_P, own_block_P, received_P, axis_name="expert"
-    )
+def exchange_padded(rows_ID: jax.Array, sent: Blocks, received: Blocks, num_rows: int) -> jax.Array:
+    """Move as many rows between any two devices as there can be, for platforms without the ragged one."""
+    most = min(rows_ID.shape[0], num_rows)
+    packed_ZD = rows_ID.at[_places(sent, most, rows_ID.shape[0])].get(mode="fill", fill_value=0)
+    packed_ZD = lax.all_to_all(packed_ZD, "expert", split_axis=0, concat_axis=0, tiled=True)
+    zeros = vary_over(jnp.zeros((num_rows, rows_ID.shape[1]), rows_ID.dtype), varying_axes(packed_ZD))
+    return zeros.at[_places(received, most, num_rows)].set(packed_ZD, mode="drop")
+
+
+def _places(blocks: Blocks, most: int, nowhere: int) -> jax.Array:
+    """Return which row here each packed row is, `most` for each other device, with its blocks one after the other."""
+    ends_PE = jnp.cumsum(blocks.sizes_PE, axis=1)
+    packed_Z = jnp.arange(most)
+    block_PZ = (packed_Z[:, None] >= ends_PE[:, None, :]).sum(axis=2)
+    shift_PE = blocks.here_PE - (ends_PE - blocks.sizes_PE)
+    place_PZ = packed_Z + jnp.take_along_axis(shift_PE, block_PZ, axis=1, mode="clip")
+    return jnp.where(block_PZ < ends_PE.shape[1], place_PZ, nowhere).reshape(-1)
 
 
 def capacity_of(factor: float | None, length: int, num_choices: int, num_experts: int) -> int | None:

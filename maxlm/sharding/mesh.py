@@ -32,15 +32,13 @@ def build_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh
 
     Args:
       config: devices along each axis, without -1 (see `maxlm.config.checks.resolve_mesh`).
-      devices: as many devices as the product of the sizes; all of them by default. A list is taken in its order.
+      devices: as many devices as the product of the sizes; all of them by default.
 
     Raises:
       UserError: see `lay_out`.
     """
-    types = (AxisType.Auto,) * len(AXES)
-    if devices is not None:
-        return Mesh(np.asarray(devices).reshape(tuple(config.sizes.values())), AXES, axis_types=types)
-    return Mesh(lay_out(config, jax.devices()), AXES, axis_types=types)
+    grid = lay_out(config, jax.devices() if devices is None else devices)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def lay_out(config: MeshConfig, devices: Sequence[Any]) -> np.ndarray:

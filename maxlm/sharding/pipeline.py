@@ -15,6 +15,9 @@ M + (S - 1) / V of it, of which nobody works usefully for
 
   bubble = (S - 1) / (M V + S - 1).
 
+Blocks before the pattern run on stage 0 alone, where tokens are embedded, while the other stages wait: with p times the
+work of a stage's layers they add M p to a step's time, M p / S of which would be their share.
+
 Memory: a stage input lives from its forward to its backward tick, at most 2 V S - 2 ticks later. 2 S - 1 of them
 (V = 1) or 2 S V (V > 1) are kept, whatever M is; the backward tick computes the chunk again from its input. Nothing
 else survives a tick but the gradients.
@@ -71,10 +74,14 @@ class Schedule(NamedTuple):
         """Ticks with work in both directions."""
         return self.microbatches * self.repeats - self.repeats * self.stages + self.stages
 
-    @property
-    def bubble(self) -> float:
-        """Fraction of a step's time in which a stage does nothing useful."""
-        return (self.stages - 1) / (self.microbatches * self.repeats + self.stages - 1)
+    def bubble(self, before: float = 0.0) -> float:
+        """Return the fraction of a step's time in which a stage does nothing useful.
+
+        Args:
+          before: time of the blocks that the first stage runs besides, relative to a stage's layers.
+        """
+        useful = self.microbatches * (1 + before / self.stages)
+        return 1 - useful / (self.microbatches * (1 + before) + (self.stages - 1) / self.repeats)
 
     @property
     def slots(self) -> int:
@@ -116,8 +123,9 @@ class Parts(NamedTuple):
 
     Attributes:
       run_chunk: (outer, chunk, x, microbatch, first) -> (y, cost, statistics), one chunk of layers; where `first` is
-        true the embedded tokens of the microbatch take the place of x. x and y have the same shape; cost is what the
-        chunk adds to the objective besides, statistics are rows like the chunk's layers, to be summed.
+        true the embedded tokens of the microbatch, after the blocks before the pattern, take the place of x. x and y
+        have the same shape; cost is what the chunk adds to the objective besides, statistics are rows like the chunk's
+        layers, to be summed.
       losses: (outer, y, microbatch) -> (objective, nats), from the last virtual stage's y, which only stage S - 1 has;
         every stage does its share.
     """
@@ -160,7 +168,7 @@ def pipelined_gradients(
         slot = work.chunk * schedule.slots + work.microbatch % schedule.slots
         kept = lax.dynamic_index_in_dim(carry.inputs, slot, keepdims=False)
         inputs = lax.dynamic_update_index_in_dim(carry.inputs, jnp.where(work.valid, carry.x, kept), slot, 0)
-        first = (stage == 0) & (work.chunk == 0)
+        first = work.valid & (stage == 0) & (work.chunk == 0)
         chunk = _chunk(rows, work.chunk, schedule)
         y, cost, statistics = parts.run_chunk(outer, chunk, carry.x, work.microbatch, first)
         statistics = jax.tree.map(lambda rows: jnp.where(work.valid, rows, 0), statistics)
@@ -180,7 +188,7 @@ def pipelined_gradients(
         kept = lax.dynamic_index_in_dim(
             carry.inputs, work.chunk * schedule.slots + work.microbatch % schedule.slots, keepdims=False
         )
-        first = (stage == 0) & (work.chunk == 0)
+        first = work.valid & (stage == 0) & (work.chunk == 0)
 
         def run(outer: Any, chunk: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
             y, cost, _ = parts.run_chunk(outer, chunk, x, work.microbatch, first)
@@ -245,10 +253,9 @@ def pipelined_losses(
 
     def tick(x: jax.Array, tick: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         work = _clipped(schedule.forward(tick, stage), schedule)
-        first = (stage == 0) & (work.chunk == 0)
-        y, cost, _ = parts.run_chunk(
-            outer, _chunk(tied_to_loop(stack, tick), work.chunk, schedule), x, work.microbatch, first
-        )
+        first = work.valid & (stage == 0) & (work.chunk == 0)
+        chunk = _chunk(tied_to_loop(stack, tick), work.chunk, schedule)
+        y, cost, _ = parts.run_chunk(outer, chunk, x, work.microbatch, first)
         last = schedule.forward(tick, schedule.stages - 1)
         losses = parts.losses(outer, y, _clipped(last, schedule).microbatch)
         ends = last.valid & (last.chunk == schedule.repeats - 1)

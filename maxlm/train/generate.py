@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
         update={
             "mesh": MeshConfig(),
             "train": saved.train.model_copy(update={"microbatches": 1}),
-            "runtime": saved.runtime.model_copy(update={"device_count": None}),
+            "runtime": saved.runtime.model_copy(update={"device_count": None, "attention_kernel": "auto"}),
         }
     )
     program = build_program(config, jax.local_devices()[:1])
@@ -55,7 +55,6 @@ def run(arguments: argparse.Namespace) -> int:
         seed=arguments.seed,
         stop_id=tokenizer.eos_id,
         compute_dtype=program.how.compute_dtype,
-        attention_kernel=program.how.attention_kernel,
     )
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     ids, shown = list(prompt), ""

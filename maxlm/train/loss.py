@@ -16,8 +16,9 @@ from maxlm.config.schema import MeshConfig, RunConfig
 from maxlm.data.token_hash import batch_hash
 from maxlm.layers.moe import ROUTER_AXES
 from maxlm.layers.sequence import SequenceInfo
-from maxlm.layers.stack import Remat, Stats
+from maxlm.layers.stack import Gather, Remat, Stats, build_remat
 from maxlm.models.decoder import Decoder
+from maxlm.ops.attention import Kernel
 from maxlm.ops.cross_entropy import LossOptions, cross_entropy
 from maxlm.sharding.context import zigzag
 from maxlm.sharding.fsdp import cast, gather, tied_to_loop, vary, zeros_like_fp32
@@ -36,7 +37,7 @@ class Numerics(NamedTuple):
     remat: Remat
     schedule: Schedule
     compute_dtype: Any
-    attention_kernel: str
+    attention_kernel: Kernel
     context_kind: str
     loss: LossOptions
 
@@ -64,15 +65,20 @@ class Sums(NamedTuple):
 _SUMS_SPECS = Sums(P(), P(), P(), P(), P(), routers=P("stage"))  # type: ignore[arg-type]
 
 
-def numerics(config: RunConfig, mesh: MeshConfig, attention_kernel: str, platform: str) -> Numerics:
-    """Resolve the settings that depend on the platform: bfloat16 on accelerators, float32 on the CPU."""
+def compute_dtype_of(config: RunConfig, platform: str) -> jnp.dtype:
+    """Resolve `train.compute_dtype`: auto is bfloat16 on accelerators, float32 on the CPU."""
+    chosen = config.train.compute_dtype
+    return jnp.dtype({"auto": "float32" if platform == "cpu" else "bfloat16"}.get(chosen, chosen))
+
+
+def numerics(config: RunConfig, mesh: MeshConfig, attention_kernel: Kernel, compute_dtype: jnp.dtype) -> Numerics:
+    """Collect what decides how the loss is computed."""
     train = config.train
-    dtype = {"auto": "float32" if platform == "cpu" else "bfloat16"}.get(train.compute_dtype, train.compute_dtype)
     return Numerics(
         gather=train.gather,
-        remat=train.remat,
+        remat=build_remat(train),
         schedule=Schedule(mesh.stage, mesh.stage_repeats, train.microbatches),
-        compute_dtype=jnp.dtype(dtype),
+        compute_dtype=compute_dtype,
         attention_kernel=attention_kernel,
         context_kind=mesh.context_kind,
         loss=LossOptions(train.z_loss, train.label_smoothing, train.loss_chunk_tokens),
@@ -167,7 +173,9 @@ def _token_losses(
     """Return this device's share of the objective; its nats, and what its routers did."""
     decoder = _at_microbatch(held, how)
     info = decoder.sequence_info(batch["positions"], batch["segment_ids"], how.attention_kernel, how.context_kind)
-    x_BTD, routers = _run_blocks(decoder, decoder.embed(batch["tokens"], info), info, how)
+    by_layer = _gather_at_use(how) if how.gather == "layer" else None
+    x_BTD = decoder.run_prefix(decoder.embed(batch["tokens"], info), info, gather=by_layer, remat=how.remat)
+    x_BTD, routers = decoder.run_blocks(x_BTD, info, gather=by_layer, remat=how.remat)
     with jax.named_scope("loss"):
         x_TD = enter(decoder.norm(x_BTD)).reshape(-1, x_BTD.shape[-1])
         targets_T, weights_T = batch["targets"].reshape(-1), batch["weights"].reshape(-1)
@@ -176,9 +184,8 @@ def _token_losses(
         return objective * share + balance, (nats, routers)
 
 
-def _run_blocks(decoder: Decoder, x_BTD: jax.Array, info: SequenceInfo, how: Numerics) -> tuple[jax.Array, Stats]:
-    gathers = how.gather == "layer"
-    return decoder.run_blocks(x_BTD, info, gather_layers=gathers, remat=how.remat, compute_dtype=how.compute_dtype)
+def _gather_at_use(how: Numerics) -> Gather:
+    return lambda blocks: gather(cast(blocks, how.compute_dtype))
 
 
 def _pipelined_gradients(
@@ -207,8 +214,10 @@ def _pipeline_parts(pieces: Batch, share: jax.Array, how: Numerics) -> Parts:
         info = outer.sequence_info(piece["positions"], piece["segment_ids"], how.attention_kernel, how.context_kind)
         # Every stage looks tokens up and all but the first drop them: a lookup costs no multiplication.
         x_BTD = jnp.where(first, outer.embed(piece["tokens"], info), x_BTD)
+        x_BTD = _prefix_of_first(outer, x_BTD, info, first, how)
         chunk = gather(cast(chunk, how.compute_dtype)) if how.gather == "microbatch" else chunk
-        y_BTD, routers = _run_blocks(outer.with_stack(chunk), x_BTD, info, how)
+        by_layer = _gather_at_use(how) if how.gather == "layer" else None
+        y_BTD, routers = outer.with_stack(chunk).run_blocks(x_BTD, info, gather=by_layer, remat=how.remat)
         return y_BTD, jnp.asarray(outer.balance_loss(routers) / how.schedule.microbatches), routers
 
     def losses(outer: Decoder, y_BTD: jax.Array, microbatch: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -220,6 +229,25 @@ def _pipeline_parts(pieces: Batch, share: jax.Array, how: Numerics) -> Parts:
             return objective * share, nats
 
     return Parts(run_chunk, losses)
+
+
+def _prefix_of_first(
+    outer: Decoder, x_BTD: jax.Array, info: SequenceInfo, first: jax.Array, how: Numerics
+) -> jax.Array:
+    """Run the blocks before the pattern on the stage, and in the ticks, that embed tokens.
+
+    A branch, so that no other stage computes them. It may hold collectives: those of the model's blocks are within a
+    stage, all of whose devices take the same branch.
+    """
+    if not outer.model.prefix:
+        return x_BTD
+    at_use = None if how.gather == "step" else _gather_at_use(how)
+
+    def run(x_BTD: jax.Array) -> jax.Array:
+        return outer.run_prefix(x_BTD, info, gather=at_use, remat=how.remat)
+
+    result: jax.Array = lax.cond(first, run, lambda x_BTD: x_BTD, x_BTD)
+    return result
 
 
 def _stage_share(x_BT: jax.Array) -> jax.Array:

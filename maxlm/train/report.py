@@ -155,6 +155,7 @@ class Reporter:
         itemsize: Any = program.how.compute_dtype.itemsize
         schedule = program.how.schedule
         kept = schedule.repeats * schedule.slots
+        before = schedule.stages * cost.prefix_work(self._config.model, self._config.data.sequence_length)
         inputs = math.prod(program.activations(self._config)) * itemsize
         return Summary(
             run_dir=str(self._run_dir),
@@ -168,7 +169,7 @@ class Reporter:
             tokens_per_step=self._tokens_per_step,
             total_tokens=total_tokens,
             total_flops=total_tokens * self._flops_per_token,
-            bubble=schedule.bubble if schedule.stages > 1 else None,
+            bubble=schedule.bubble(before) if schedule.stages > 1 else None,
             stage_inputs=(kept, kept * inputs),
         )
 

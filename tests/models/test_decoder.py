@@ -15,6 +15,7 @@ from maxlm.config.schema import MeshConfig, ModelConfig, OptimizerConfig
 from maxlm.models import cost
 from maxlm.models.decoder import Decoder
 from maxlm.models.sampling import Sampling, choose, generate
+from maxlm.ops.attention import CHUNKED
 from maxlm.optim.adamw import build_optimizer
 from maxlm.sharding.mesh import build_mesh
 from maxlm.sharding.parameters import initialise, map_parameters, named_parameters, parameter_count, partition_specs
@@ -68,7 +69,8 @@ def decoder(model, mesh):
 def test_loss_equals_the_plain_implementation(model, mesh, decoder):
     config = make_config(model=model.model_dump(), train={"batch_size": 4})
     batch = make_batch(config, 0)
-    sums = jax.jit(make_losses(Decoder(model), mesh, numerics(config, config.mesh, "chunked", "cpu")))(decoder, batch)
+    how = numerics(config, config.mesh, CHUNKED, jnp.dtype("float32"))
+    sums = jax.jit(make_losses(Decoder(model), mesh, how))(decoder, batch)
     logits = reference.logits(decoder, batch["tokens"], batch["segment_ids"], batch["positions"])
     log_z = np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1)) + logits.max(-1)
     nats = log_z - np.take_along_axis(logits, batch["targets"][..., None], axis=-1)[..., 0]
@@ -87,7 +89,6 @@ def test_greedy_text_is_what_whole_sequences_give(model, mesh, decoder):
         seed=0,
         stop_id=-1,
         compute_dtype=jnp.float32,
-        attention_kernel="chunked",
     )
     sequence = list(prompt)
     for token in tokens:
@@ -100,8 +101,8 @@ def test_greedy_text_is_what_whole_sequences_give(model, mesh, decoder):
 
 def test_generation_ends_at_the_stop_token(model, mesh, decoder):
     arguments = {"max_tokens": 6, "sampling": Sampling(0.0), "seed": 0, "compute_dtype": jnp.float32}
-    first = next(generate(decoder, mesh, [1, 2], stop_id=-1, attention_kernel="chunked", **arguments))
-    assert list(generate(decoder, mesh, [1, 2], stop_id=first, attention_kernel="chunked", **arguments)) == []
+    first = next(generate(decoder, mesh, [1, 2], stop_id=-1, **arguments))
+    assert list(generate(decoder, mesh, [1, 2], stop_id=first, **arguments)) == []
 
 
 def test_top_k_and_top_p_never_choose_what_they_exclude():

@@ -16,7 +16,7 @@ def test_one_by_one_as_all_at_once():
     model = {"num_layers": 3, "prefix": [{}], "pattern": [{"ffn": MOE}], "init_std": 0.3}
     program = build_program(make_config(model=model), jax.devices()[:1])
     decoder = initialise(program.declared, 0, program.mesh)
-    advance = make_advance(program.declared, program.mesh, jnp.float32, program.how.attention_kernel)
+    advance = make_advance(program.declared, program.mesh, jnp.float32)
     tokens = np.random.default_rng(0).integers(0, 64, (1, 6)).astype(np.int32)
     want, _ = advance(decoder, tokens, empty_caches(decoder, 8, jnp.float32), jnp.int32(0), jnp.int32(5))
     caches = empty_caches(decoder, 8, jnp.float32)

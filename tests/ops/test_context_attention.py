@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 from maxlm.config.schema import MeshConfig
 from maxlm.kernels.mask import Mask
-from maxlm.ops.attention import IMPLEMENTATIONS
+from maxlm.ops.attention import CHUNKED
 from maxlm.ops.context_attention import context_attention
 from maxlm.sharding.mesh import build_mesh
 from maxlm.train.loss import make_gradients
@@ -24,7 +24,7 @@ LAYERS, BATCH, LENGTH, HEADS, KV_HEADS, HEAD_DIM, V_DIM = 2, 1, 64, 16, 8, 4, 6
 def compile_gradients(kind, devices, *, window=None, length=LENGTH):
     """Compile the forward and backward pass of some layers' attention, as a scan over them; return it and its mesh."""
     mesh = build_mesh(MeshConfig(fsdp=1, context=devices), jax.devices()[:devices])
-    how = {"kernel": IMPLEMENTATIONS["chunked"], "kind": kind}
+    how = {"kernel": CHUNKED, "kind": kind}
 
     def program(q, k, v, segments):
         mask = Mask(segments, segments, jnp.int32(0), jnp.int32(0), window=window)

@@ -13,12 +13,11 @@ from jax.sharding import PartitionSpec as P
 from maxlm.config.schema import MeshConfig
 from maxlm.jax_versions import vary_over
 from maxlm.kernels.mask import Mask
-from maxlm.ops.attention import IMPLEMENTATIONS, attention
+from maxlm.ops.attention import CHUNKED, attention
 from maxlm.ops.context_attention import KINDS, context_attention
 from maxlm.sharding.context import chunk_numbers, in_order, split_chunks, zigzag, zigzag_order
 from maxlm.sharding.mesh import build_mesh
 
-CHUNKED = IMPLEMENTATIONS["chunked"]
 SEQUENCE = P(None, "context")
 
 

@@ -30,6 +30,11 @@ MODEL = {"num_layers": 3, "prefix": [DENSE], "pattern": [{"ffn": MOE}]}
 CAPACITY = {**MODEL, "pattern": [{"ffn": {**MOE, "capacity_factor": 0.75}}]}
 
 
+def little_room(model):
+    """Return the model with room for a quarter of an even load, so that its experts work in many rounds."""
+    return {**model, "pattern": [{"ffn": {**model["pattern"][0]["ffn"], "buffer_factor": 0.25}}]}
+
+
 @functools.cache
 def one_device(*, capacity=False, microbatches=2):
     model = CAPACITY if capacity else MODEL
@@ -41,15 +46,15 @@ def name(mesh):
 
 
 @pytest.mark.parametrize(
-    ("mesh", "gather"),
+    ("mesh", "gather", "model"),
     [
-        ({"expert": 4}, "layer"),
-        ({"expert": 2, "fsdp": 2, "tensor": 2}, "microbatch"),
-        ({"data": 2, "expert": 2}, "step"),
+        ({"expert": 4}, "layer", MODEL),
+        ({"expert": 2, "fsdp": 2, "tensor": 2}, "microbatch", little_room(MODEL)),
+        ({"data": 2, "expert": 2}, "step", MODEL),
     ],
 )
-def test_same_on_every_mesh(mesh, gather):
-    result = run(make_config(model=MODEL, mesh=mesh, train={"gather": gather, "microbatches": 2}))
+def test_same_on_every_mesh(mesh, gather, model):
+    result = run(make_config(model=model, mesh=mesh, train={"gather": gather, "microbatches": 2}))
     assert_same(result, one_device())
     assert np.abs(result.gradients["stack/0/ffn/router/value"]).max() > 0
     assert not result.gradients["stack/0/ffn/router_bias/value"].any()
@@ -75,10 +80,18 @@ def test_same_on_many_meshes(mesh, gather, capacity):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("remat", ["full", {"names": ["mlp_hidden", "attention_out"]}])
-def test_same_with_rematerialisation(remat):
+@pytest.mark.parametrize("remat", ["full", {"mlp_hidden": "save", "attention_out": "offload"}])
+@pytest.mark.parametrize("model", [MODEL, little_room(MODEL)], ids=["one_round", "rounds"])
+def test_same_with_rematerialisation(remat, model):
     train = {"remat": remat, "microbatches": 2}
-    assert_same(run(make_config(model=MODEL, mesh={"expert": 2, "fsdp": 2}, train=train)), one_device())
+    assert_same(run(make_config(model=model, mesh={"expert": 2, "fsdp": 2}, train=train)), one_device())
+
+
+def test_same_where_capacity_meets_a_split_sequence():
+    model = little_room(CAPACITY)
+    assert_same(
+        run(make_config(model=model, mesh={"expert": 2, "context": 4})), one_device(capacity=True, microbatches=1)
+    )
 
 
 @pytest.mark.slow

@@ -1,0 +1,74 @@
+"""How many queries and keys the blocks of an attention kernel have, per device."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from maxlm.kernels.shape import AttentionShape
+
+LANES = 128
+MIB = 2**20
+VMEM_BYTES = {
+    "TPU v4": 16 * MIB,
+    "TPU v5 lite": 128 * MIB,
+    "TPU v5": 64 * MIB,
+    "TPU v6 lite": 128 * MIB,
+    "TPU7x": 64 * MIB,
+}
+"""Vector memory of one core, by `jax.Device.device_kind`."""
+
+
+class BlockSizes(NamedTuple):
+    """Tokens of a block.
+
+    Attributes:
+      q: queries, or rows where the heads of a group share a block.
+      kv: keys of a block.
+      stretch: keys that are in vector memory at a time, a whole number of blocks.
+    """
+
+    q: int
+    kv: int
+    stretch: int
+
+
+def tpu_forward(shape: AttentionShape) -> BlockSizes:
+    """Return the blocks of the forward kernel."""
+    per_key = 2 * _bytes(shape) * (_lanes(shape.key_size) + _lanes(shape.value_size))
+    return _fit(shape, q=512, kv=512, max_stretch=_budget(shape) // per_key)
+
+
+def tpu_backward(shape: AttentionShape) -> BlockSizes:
+    """Return the blocks of the backward kernel."""
+    per_key = (4 + 4 * _bytes(shape)) * (_lanes(shape.key_size) + _lanes(shape.value_size))
+    return _fit(shape, q=512, kv=512, max_stretch=_budget(shape) // per_key)
+
+
+def vmem_limit(device_kind: str) -> int:
+    """Return how many bytes of vector memory a kernel may take: all but what the compiler keeps for itself."""
+    return VMEM_BYTES.get(device_kind, 16 * MIB) * 7 // 8
+
+
+def _budget(shape: AttentionShape) -> int:
+    """Return the bytes for keys, values and their gradients: half, the rest is for scores and queries."""
+    return vmem_limit(shape.device_kind) // 2
+
+
+def _bytes(shape: AttentionShape) -> int:
+    return 4 if shape.dtype == "float32" else 2
+
+
+def _lanes(size: int) -> int:
+    return -(-size // LANES) * LANES
+
+
+def _fit(shape: AttentionShape, *, q: int, kv: int, max_stretch: int) -> BlockSizes:
+    """Cut to what the sequence has: as many blocks and stretches as the sizes given need, but even ones."""
+    kv = _even(shape.key_length, kv, LANES)
+    stretch = _even(shape.key_length, max(max_stretch // kv, 1) * kv, kv)
+    return BlockSizes(_even(shape.query_length, q, LANES), kv, stretch)
+
+
+def _even(length: int, largest: int, unit: int) -> int:
+    """Return the size, in whole units, of equal parts of a length, none larger than the largest."""
+    return -(-length // (-(-length // largest) * unit)) * unit

@@ -1,0 +1,286 @@
+"""Flash attention on TPUs, forward and backward, by Mosaic kernels: see `maxlm.kernels.tpu_kernels`.
+
+Here arrays are laid out for the kernels (heads before tokens, whole blocks), and it is worked out which blocks of keys
+a block of queries sees. What fills the last block has segment 0 where it is keys, which nobody sees, and takes part in
+no sum where it is queries.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export, lax
+
+from maxlm.jax_versions import vary_over, varying_axes, varying_zeros
+from maxlm.kernels import block_sizes
+from maxlm.kernels.block_sizes import BlockSizes
+from maxlm.kernels.mask import Mask
+from maxlm.kernels.shape import AttentionShape
+from maxlm.kernels.tpu_kernels import BlockRanges, Tiling, backward_kernel, forward_kernel
+
+MAX_HEAD_SIZE = 256
+
+
+def unsupported(shape: AttentionShape) -> str | None:
+    """Return why the kernels cannot do this, naming the feature, or None if they can."""
+    if shape.dtype not in ("bfloat16", "float32"):
+        return f"queries, keys and values of type {shape.dtype}: the TPU kernel takes bfloat16 and float32"
+    if max(shape.key_size, shape.value_size) > MAX_HEAD_SIZE:
+        return f"heads of {max(shape.key_size, shape.value_size)}: the TPU kernel takes up to {MAX_HEAD_SIZE}"
+    return None
+
+
+def forward(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    mask: Mask,
+    *,
+    softcap: float | None = None,
+    device_kind: str = "TPU v5",
+    interpret: Any = False,
+) -> tuple[jax.Array, jax.Array]:
+    """Compute softmax(q k^T / sqrt(H)) v as `chunked_attention.forward` does.
+
+    Args:
+      q_BTNH: queries, bf16 or fp32; N is a multiple of K.
+      k_BSKH: keys.
+      v_BSKH: values.
+      mask: who sees whom.
+      softcap: see `chunked_attention.forward`.
+      device_kind: `jax.Device.device_kind`, for which block sizes are chosen.
+      interpret: True or `pltpu.InterpretParams(...)` runs the kernel's meaning, on any device, slowly.
+
+    Returns:
+      out (B, T, N, H_v) in the queries' dtype and lse (B, N, T) fp32.
+    """
+    shape = _shape(q_BTNH, v_BSKH, mask, softcap, device_kind)
+    layout = _layout(shape, block_sizes.tpu_forward)
+    tiling = _tiling(shape, layout, mask, interpret)
+    segments = _segments(mask, layout)
+    out, lse = _run(
+        forward_kernel,
+        tiling,
+        _rows(q_BTNH, layout),
+        _keys(k_BSKH, layout),
+        _keys(v_BSKH, layout),
+        segments,
+        _block_ranges(segments, mask, shape.query_length, tiling),
+    )
+    return _tokens(out, layout), _tokens(lse.swapaxes(2, 3), layout)[..., 0].swapaxes(1, 2)
+
+
+def backward(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    out_BTNH: jax.Array,
+    lse_BNT: jax.Array,
+    d_out_BTNH: jax.Array,
+    mask: Mask,
+    *,
+    softcap: float | None = None,
+    device_kind: str = "TPU v5",
+    interpret: Any = False,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Compute the gradients of q, k and v as `chunked_attention.backward` does.
+
+    Sums are taken in an order that depends on shapes and mask alone: the same inputs give the same bits. Where keys do
+    not fit into VMEM, stretch after stretch of them is worked on; each yields its part of dq.
+    """
+    shape = _shape(q_BTNH, v_BSKH, mask, softcap, device_kind)
+    layout = _layout(shape, block_sizes.tpu_backward)
+    tiling = _tiling(shape, layout, mask, interpret)._replace(num_stretches=1)
+    delta_BTN = jnp.einsum("BTNH,BTNH->BTN", d_out_BTNH, out_BTNH, preferred_element_type=jnp.float32)
+    q, d_out = _rows(q_BTNH, layout), _rows(d_out_BTNH.astype(q_BTNH.dtype), layout)
+    lse, delta = (_rows(x[..., None], layout).swapaxes(2, 3) for x in (lse_BNT.swapaxes(1, 2), delta_BTN))
+    k, v, (q_segments, kv_segments) = _keys(k_BSKH, layout), _keys(v_BSKH, layout), _segments(mask, layout)
+
+    def part(stretch: jax.Array, k: jax.Array, v: jax.Array, kv_segments: jax.Array, dtype: Any) -> Any:
+        segments = q_segments, kv_segments
+        distance = stretch * layout.sizes.stretch
+        blocks = _block_ranges(segments, mask, shape.query_length, tiling, distance)
+        kernel = functools.partial(backward_kernel, d_q_dtype=dtype)
+        return _run(kernel, tiling, q, k, v, d_out, (lse, delta), segments, blocks)
+
+    if layout.num_stretches == 1:
+        d_q, d_k, d_v = part(jnp.int32(0), k, v, kv_segments, q.dtype)
+    else:
+
+        def step(d_q: jax.Array, given: tuple[jax.Array, ...]) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+            added, d_k, d_v = part(*given, jnp.float32)
+            return d_q + added, (d_k, d_v)
+
+        parts = [_split(x, layout.num_stretches, axis) for x, axis in ((k, 2), (v, 2), (kv_segments, 1))]
+        start = varying_zeros(q.shape, q, k, v, d_out, lse, q_segments, kv_segments, mask.q_start, mask.kv_start)
+        d_q, sums = lax.scan(step, start, (jnp.arange(layout.num_stretches, dtype=jnp.int32), *parts))
+        d_k, d_v = (jnp.moveaxis(x, 0, 2).reshape(y.shape) for x, y in zip(sums, (k, v), strict=True))
+    length = shape.key_length
+    d_k, d_v = d_k.swapaxes(1, 2)[:, :length], d_v.swapaxes(1, 2)[:, :length]
+    return _tokens(d_q.astype(q.dtype), layout), d_k, d_v
+
+
+class _Layout(NamedTuple):
+    """How arrays lie before the kernel; with `rows_per_token` > 1 the heads of a group are rows of one block."""
+
+    sizes: BlockSizes
+    query_length: int
+    rows_per_token: int
+    num_rows: int
+    num_keys: int
+
+    @property
+    def num_stretches(self) -> int:
+        return self.num_keys // self.sizes.stretch
+
+
+def _shape(q_BTNH: jax.Array, v_BSKH: jax.Array, mask: Mask, softcap: float | None, device_kind: str) -> AttentionShape:
+    _, length, num_heads, key_size = q_BTNH.shape
+    _, key_length, num_kv_heads, value_size = v_BSKH.shape
+    shape = AttentionShape(
+        device_kind, str(q_BTNH.dtype), num_heads, num_kv_heads, key_size, value_size, length, key_length,
+        mask.window, softcap,
+    )  # fmt: skip
+    reason = unsupported(shape)
+    if reason is not None:
+        raise ValueError(reason)
+    return shape
+
+
+def _layout(shape: AttentionShape, choose: Any) -> _Layout:
+    """Lay out; few queries (decoding) share a block with those of the other heads of their group."""
+    group = shape.num_heads // shape.num_kv_heads
+    rows_per_token = group if shape.query_length < block_sizes.LANES else 1
+    rows = shape.query_length * rows_per_token
+    sizes = choose(shape._replace(query_length=rows))
+    return _Layout(
+        sizes,
+        shape.query_length,
+        rows_per_token,
+        -(-rows // sizes.q) * sizes.q,
+        -(-shape.key_length // sizes.stretch) * sizes.stretch,
+    )
+
+
+def _tiling(shape: AttentionShape, layout: _Layout, mask: Mask, interpret: Any) -> Tiling:
+    return Tiling(
+        q_block=layout.sizes.q,
+        kv_block=layout.sizes.kv,
+        num_q_blocks=layout.num_rows // layout.sizes.q,
+        num_kv_blocks=layout.sizes.stretch // layout.sizes.kv,
+        num_stretches=layout.num_stretches,
+        rows_per_token=layout.rows_per_token,
+        causal=mask.causal,
+        window=mask.window,
+        scale=1 / math.sqrt(shape.key_size),
+        softcap=shape.softcap,
+        vmem_bytes=block_sizes.vmem_limit(shape.device_kind),
+        interpret=interpret,
+    )
+
+
+def _run(kernel: Callable[..., Any], tiling: Tiling, *arrays: Any) -> Any:
+    """Run kernel(*arrays, tiling), also where JAX's interpreter would not: it takes no arrays that vary over mesh axes.
+
+    There the interpreted kernel is turned into a program for one device, which is called on each.
+    """
+    axes = varying_axes(*jax.tree.leaves(arrays))
+    if tiling.interpret is not True or not axes:
+        return kernel(*arrays, tiling)
+    leaves, tree = jax.tree.flatten(arrays)
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves]
+    program = jax.jit(lambda *leaves: kernel(*jax.tree.unflatten(tree, leaves), tiling))
+    exported = export.export(program, platforms=[jax.default_backend()])(*shapes)
+    return jax.tree.map(lambda x: vary_over(x, axes), exported.call(*leaves))
+
+
+def _rows(x_BTNH: jax.Array, layout: _Layout) -> jax.Array:
+    """(B, T, N, H) -> (B, N / rows per token, rows, H), filled with zeros."""
+    batch, length, num_heads, width = x_BTNH.shape
+    grouped = x_BTNH.reshape(batch, length, -1, layout.rows_per_token, width).swapaxes(1, 2)
+    return _fill(grouped.reshape(batch, num_heads // layout.rows_per_token, -1, width), 2, layout.num_rows)
+
+
+def _tokens(x: jax.Array, layout: _Layout) -> jax.Array:
+    """(B, N / rows per token, rows, H) -> (B, T, N, H)."""
+    batch, _, _, width = x.shape
+    used = x[:, :, : layout.query_length * layout.rows_per_token]
+    grouped = used.reshape(batch, -1, layout.query_length, layout.rows_per_token, width).swapaxes(1, 2)
+    return grouped.reshape(batch, layout.query_length, -1, width)
+
+
+def _keys(x_BSKH: jax.Array, layout: _Layout) -> jax.Array:
+    """(B, S, K, H) -> (B, K, keys, H), filled with zeros."""
+    return _fill(x_BSKH.swapaxes(1, 2), 2, layout.num_keys)
+
+
+def _segments(mask: Mask, layout: _Layout) -> tuple[jax.Array, jax.Array]:
+    """Return the segments of queries (B, 1, rows), the last repeated, and of keys (B, blocks, 1, kv), then 0."""
+    rows = jnp.repeat(mask.q_segments_BT, layout.rows_per_token, axis=1)
+    rows = jnp.pad(rows, ((0, 0), (0, layout.num_rows - rows.shape[1])), mode="edge")
+    keys = _fill(mask.kv_segments_BS, 1, layout.num_keys)
+    return rows[:, None], keys.reshape(keys.shape[0], -1, 1, layout.sizes.kv)
+
+
+def _fill(x: jax.Array, axis: int, length: int) -> jax.Array:
+    missing = length - x.shape[axis]
+    return jnp.pad(x, [(0, missing if n == axis else 0) for n in range(x.ndim)]) if missing else x
+
+
+def _split(x: jax.Array, parts: int, axis: int) -> jax.Array:
+    """Cut an axis into parts, which become the leading axis."""
+    return jnp.moveaxis(x.reshape(*x.shape[:axis], parts, -1, *x.shape[axis + 1 :]), axis, 0)
+
+
+def _block_ranges(
+    segments: tuple[jax.Array, jax.Array],
+    mask: Mask,
+    query_length: int,
+    tiling: Tiling,
+    skipped: jax.Array | int = 0,
+) -> BlockRanges:
+    """Work out which blocks meet, from the smallest and largest segment and position of each.
+
+    Args:
+      segments: as `_segments` returns them.
+      mask: positions, causal, window.
+      query_length: T, without filling.
+      tiling: block sizes.
+      skipped: keys before those given.
+    """
+    q_segments, kv_segments = segments[0].reshape(segments[0].shape[0], -1, tiling.q_block), segments[1][:, :, 0]
+    q_low, q_high = q_segments.min(axis=2), q_segments.max(axis=2)
+    kv_low = jnp.where(kv_segments > 0, kv_segments, jnp.iinfo(jnp.int32).max).min(axis=2)
+    kv_high, kv_least = kv_segments.max(axis=2), kv_segments.min(axis=2)
+    meet = (q_low[:, :, None] <= kv_high[:, None]) & (q_high[:, :, None] >= kv_low[:, None])
+    whole = (q_low == q_high)[:, :, None] & (kv_least == kv_high)[:, None] & (q_low[:, :, None] == kv_high[:, None])
+    whole &= meet
+
+    distance = mask.q_start - mask.kv_start - skipped
+    row = np.arange(tiling.num_q_blocks, dtype=np.int32)[:, None] * tiling.q_block
+    first_query = distance + row // tiling.rows_per_token
+    last_query = distance + np.minimum((row + tiling.q_block - 1) // tiling.rows_per_token, query_length - 1)
+    num_kv_blocks = kv_low.shape[1]
+    column = np.arange(num_kv_blocks, dtype=np.int32)
+    first_key, last_key = column * tiling.kv_block, (column + 1) * tiling.kv_block - 1
+    if tiling.causal:
+        meet &= last_query >= first_key
+        whole &= first_query >= last_key
+    if tiling.window is not None:
+        meet &= first_query - last_key < tiling.window
+        whole &= last_query - first_key < tiling.window
+    whole &= meet
+
+    last = jnp.where(meet, column + 1, 0).max(axis=2)
+    first = jnp.minimum(jnp.where(meet, column, num_kv_blocks).min(axis=2), last)
+    full_last = jnp.where(whole, column + 1, first[..., None]).max(axis=2)
+    full_first = jnp.where(~whole & (column < full_last[..., None]), column + 1, first[..., None]).max(axis=2)
+    ranges = jnp.stack([first, full_first, full_last, last], axis=2)
+    tables = ranges, jnp.stack([q_low, q_high], axis=2), jnp.stack([kv_low, kv_high], axis=2), distance
+    return BlockRanges(*(table.reshape(-1).astype(jnp.int32) for table in tables))

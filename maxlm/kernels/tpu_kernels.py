@@ -1,0 +1,396 @@
+"""The Mosaic kernels of flash attention on TPUs, for one stretch of keys that fits into VMEM.
+
+Scores are computed as their transpose, (keys, queries): a row's maximum and sum are then taken along sublanes, by plain
+vector instructions, log-sum-exps are lane vectors that need no broadcast copy in memory, and what the matrix unit holds
+still is as wide as it is. A block of queries meets the blocks of keys one after the other; keys and values of the
+stretch lie in VMEM: they are read from memory once per stretch and kv head, not once per block of queries.
+
+Both kernels walk over `BlockRanges`: blocks that every query of the block sees wholly, without mask arithmetic, and the
+others, with. Blocks that nobody sees are not visited. The backward pass takes all three gradients in one walk; those of
+keys and values are summed in VMEM in fp32, in an order that never changes.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from maxlm.jax_versions import shape_like
+from maxlm.kernels.mask import NOTHING_SEEN
+
+HIDDEN = 4 * NOTHING_SEEN
+"""Score of a hidden key: so far below any row's maximum, which starts at NOTHING_SEEN, that exp2 makes it zero."""
+LOG2_E = math.log2(math.e)
+
+
+class BlockRanges(NamedTuple):
+    """What scalar memory holds: which blocks of keys each block of queries visits. All int32.
+
+    Attributes:
+      ranges: (B * query blocks * 4): `first <= full_first <= full_last <= last` of the blocks of keys to visit; those
+        in [full_first, full_last) are seen wholly by each query.
+      q_segments: (B * query blocks * 2): smallest and largest segment.
+      kv_segments: (B * key blocks * 2): smallest segment above 0, and largest.
+      distance: (1,): index in the sequence of the first query, less that of the first key.
+    """
+
+    ranges: jax.Array
+    q_segments: jax.Array
+    kv_segments: jax.Array
+    distance: jax.Array
+
+
+class Tiling(NamedTuple):
+    """Static numbers of a call.
+
+    Attributes:
+      q_block: queries of a block.
+      kv_block: keys of a block.
+      num_q_blocks: blocks of queries in a head.
+      num_kv_blocks: blocks of keys in a stretch.
+      num_stretches: stretches of keys in a row of the batch.
+      rows_per_token: query heads that share a block, one row after the other for each token.
+      causal: see `Mask`.
+      window: see `Mask`.
+      scale: of the scores, 1 / sqrt(H).
+      softcap: see `chunked_attention.forward`.
+      vmem_bytes: the compiler's limit.
+      interpret: see `pallas_call`.
+    """
+
+    q_block: int
+    kv_block: int
+    num_q_blocks: int
+    num_kv_blocks: int
+    num_stretches: int
+    rows_per_token: int
+    causal: bool
+    window: int | None
+    scale: float
+    softcap: float | None
+    vmem_bytes: int
+    interpret: Any
+
+
+def forward_kernel(
+    q_BNTH: jax.Array,
+    k_BKSH: jax.Array,
+    v_BKSH: jax.Array,
+    segments: tuple[jax.Array, jax.Array],
+    blocks: BlockRanges,
+    tiling: Tiling,
+) -> tuple[jax.Array, jax.Array]:
+    """Return out (B, N, T, H_v) and lse (B, N, 1, T); lengths are whole numbers of blocks and of stretches.
+
+    Args:
+      q_BNTH: queries.
+      k_BKSH: keys.
+      v_BKSH: values.
+      segments: of queries (B, 1, T) and of keys (B, key blocks, 1, kv_block).
+      blocks: which blocks of keys to visit.
+      tiling: block sizes and mask.
+    """
+    batch, num_heads, length, head_size = q_BNTH.shape
+    value_size, group = v_BKSH.shape[3], num_heads // k_BKSH.shape[1]
+    q_block, num_kv = tiling.q_block, tiling.num_kv_blocks
+    stretch = num_kv * tiling.kv_block
+
+    def kv_index(b: Any, h: Any, i: Any, c: Any, ranges: Any, *_: Any) -> tuple[Any, ...]:
+        return b, lax.div(h, group), _stretch_to_hold(ranges, b * tiling.num_q_blocks + i, c, num_kv), 0
+
+    def segment_index(b: Any, _: Any, i: Any, c: Any, ranges: Any, *__: Any) -> tuple[Any, ...]:
+        return b, _stretch_to_hold(ranges, b * tiling.num_q_blocks + i, c, num_kv), 0, 0
+
+    def row_index(b: Any, h: Any, i: Any, *_: Any) -> tuple[Any, ...]:
+        return b, h, i, 0
+
+    return pl.pallas_call(
+        functools.partial(_forward_block, tiling=tiling),
+        out_shape=(
+            shape_like(
+                (batch, num_heads, length, value_size), q_BNTH.dtype, q_BNTH, k_BKSH, v_BKSH, *segments, *blocks
+            ),
+            shape_like((batch, num_heads, 1, length), jnp.float32, q_BNTH, k_BKSH, v_BKSH, *segments, *blocks),
+        ),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=len(blocks),
+            grid=(batch, num_heads, length // q_block, tiling.num_stretches),
+            in_specs=[
+                pl.BlockSpec((None, None, q_block, head_size), row_index),
+                pl.BlockSpec((None, None, stretch, head_size), kv_index),
+                pl.BlockSpec((None, None, stretch, value_size), kv_index),
+                pl.BlockSpec((None, 1, q_block), lambda b, _, i, *__: (b, 0, i)),
+                pl.BlockSpec((None, num_kv, 1, tiling.kv_block), segment_index),
+            ],
+            out_specs=(
+                pl.BlockSpec((None, None, q_block, value_size), row_index),
+                pl.BlockSpec((None, None, 1, q_block), lambda b, h, i, *_: (b, h, 0, i)),
+            ),
+            scratch_shapes=[
+                pltpu.VMEM((head_size, q_block), q_BNTH.dtype),
+                pltpu.VMEM((value_size, q_block), jnp.float32),
+                pltpu.VMEM((1, q_block), jnp.float32),
+                pltpu.VMEM((1, q_block), jnp.float32),
+            ],
+        ),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"),
+            vmem_limit_bytes=tiling.vmem_bytes,
+        ),
+        interpret=tiling.interpret,
+        name=f"flash_attention_forward_{q_block}_{tiling.kv_block}",
+    )(*blocks, q_BNTH, k_BKSH, v_BKSH, *segments)
+
+
+def _forward_block(*refs: Any, tiling: Tiling) -> None:
+    """Attend from one block of queries to one stretch of keys."""
+    blocks, (q_ref, k_ref, v_ref, q_segments_ref, kv_segments_ref, out_ref, lse_ref, *scratch) = _scalars(refs)
+    q_HT_ref, out_HT_ref, peak_ref, total_ref = scratch
+    stretch = pl.program_id(3)
+
+    @pl.when(stretch == 0)
+    def _() -> None:
+        q_HT_ref[...] = q_ref[...].T
+        out_HT_ref[...] = jnp.zeros_like(out_HT_ref)
+        peak_ref[...] = jnp.full_like(peak_ref, NOTHING_SEEN)
+        total_ref[...] = jnp.zeros_like(total_ref)
+
+    def attend(block: jax.Array, seen: Callable[[], jax.Array] | None) -> None:
+        here = _block(block, tiling)
+        scores_ST, _ = _scores(k_ref[here, :], q_HT_ref[...], tiling, seen)
+        peak = jnp.maximum(peak_ref[...], scores_ST.max(axis=0, keepdims=True))
+        p_ST = jnp.exp2(scores_ST - peak)
+        shrink = jnp.exp2(peak_ref[...] - peak)
+        total_ref[...] = total_ref[...] * shrink + p_ST.sum(axis=0, keepdims=True)
+        peak_ref[...] = peak
+        v_SH = v_ref[here, :]
+        out_HT_ref[...] = out_HT_ref[...] * shrink + _dot(v_SH, p_ST.astype(v_SH.dtype), ((0,), (0,)), tiling)
+
+    _visit_blocks(attend, blocks, q_segments_ref, kv_segments_ref, pl.program_id(2), stretch, tiling)
+
+    @pl.when(stretch == pl.num_programs(3) - 1)
+    def _() -> None:
+        total = total_ref[...]
+        seen = total > 0
+        total = jnp.where(seen, total, 1.0)
+        out_ref[...] = (out_HT_ref[...] / total).T.astype(out_ref.dtype)
+        lse_ref[...] = jnp.where(seen, peak_ref[...] * (1 / LOG2_E) + jnp.log(total), NOTHING_SEEN)
+
+
+def backward_kernel(
+    q_BNTH: jax.Array,
+    k_BKSH: jax.Array,
+    v_BKSH: jax.Array,
+    d_out_BNTH: jax.Array,
+    statistics: tuple[jax.Array, jax.Array],
+    segments: tuple[jax.Array, jax.Array],
+    blocks: BlockRanges,
+    tiling: Tiling,
+    d_q_dtype: Any,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return dq (B, N, T, H) in the given type, dk (B, K, S, H) and dv (B, K, S, H_v), for keys of one stretch.
+
+    Args:
+      q_BNTH: queries.
+      k_BKSH: keys.
+      v_BKSH: values.
+      d_out_BNTH: gradient of the output.
+      statistics: lse and delta = rowsum(d_out * out), both (B, N, 1, T) fp32.
+      segments: of queries (B, 1, T) and of keys (B, key blocks, 1, kv_block).
+      blocks: which blocks of keys to visit.
+      tiling: block sizes and mask.
+      d_q_dtype: fp32 where dq is a part of a sum.
+    """
+    batch, num_heads, length, head_size = q_BNTH.shape
+    num_kv_heads, stretch, value_size = v_BKSH.shape[1:]
+    group, q_block, num_kv = num_heads // num_kv_heads, tiling.q_block, tiling.num_kv_blocks
+    like = (q_BNTH, k_BKSH, v_BKSH, d_out_BNTH, *statistics, *segments, *blocks)
+
+    def row_index(b: Any, h: Any, g: Any, i: Any, *_: Any) -> tuple[Any, ...]:
+        return b, h * group + g, i, 0
+
+    def lane_index(b: Any, h: Any, g: Any, i: Any, *_: Any) -> tuple[Any, ...]:
+        return b, h * group + g, 0, i
+
+    def kv_index(b: Any, h: Any, *_: Any) -> tuple[Any, ...]:
+        return b, h, 0, 0
+
+    k_spec = pl.BlockSpec((None, None, stretch, head_size), kv_index)
+    v_spec = pl.BlockSpec((None, None, stretch, value_size), kv_index)
+    return pl.pallas_call(
+        functools.partial(_backward_block, tiling=tiling),
+        out_shape=(
+            shape_like(q_BNTH.shape, d_q_dtype, *like),
+            shape_like(k_BKSH.shape, k_BKSH.dtype, *like),
+            shape_like(v_BKSH.shape, v_BKSH.dtype, *like),
+        ),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=len(blocks),
+            grid=(batch, num_kv_heads, group, length // q_block),
+            in_specs=[
+                pl.BlockSpec((None, None, q_block, head_size), row_index),
+                k_spec,
+                v_spec,
+                pl.BlockSpec((None, None, q_block, value_size), row_index),
+                pl.BlockSpec((None, None, 1, q_block), lane_index),
+                pl.BlockSpec((None, None, 1, q_block), lane_index),
+                pl.BlockSpec((None, 1, q_block), lambda b, _, __, i, *___: (b, 0, i)),
+                pl.BlockSpec((None, num_kv, 1, tiling.kv_block), lambda b, *_: (b, 0, 0, 0)),
+            ],
+            out_specs=(pl.BlockSpec((None, None, q_block, head_size), row_index), k_spec, v_spec),
+            scratch_shapes=[
+                pltpu.VMEM((head_size, q_block), q_BNTH.dtype),
+                pltpu.VMEM((value_size, q_block), d_out_BNTH.dtype),
+                pltpu.VMEM((head_size, q_block), jnp.float32),
+                pltpu.VMEM((stretch, head_size), jnp.float32),
+                pltpu.VMEM((stretch, value_size), jnp.float32),
+            ],
+        ),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"),
+            vmem_limit_bytes=tiling.vmem_bytes,
+        ),
+        interpret=tiling.interpret,
+        name=f"flash_attention_backward_{q_block}_{tiling.kv_block}",
+    )(*blocks, q_BNTH, k_BKSH, v_BKSH, d_out_BNTH, *statistics, *segments)
+
+
+def _backward_block(*refs: Any, tiling: Tiling) -> None:
+    """Add what one block of queries contributes to all three gradients."""
+    blocks, (q_ref, k_ref, v_ref, d_out_ref, lse_ref, delta_ref, q_segments_ref, kv_segments_ref, *rest) = _scalars(
+        refs
+    )
+    d_q_ref, d_k_ref, d_v_ref, q_HT_ref, d_out_HT_ref, d_q_HT_ref, d_k_sum_ref, d_v_sum_ref = rest
+    head, row = pl.program_id(2), pl.program_id(3)
+
+    @pl.when((head == 0) & (row == 0))
+    def _() -> None:
+        d_k_sum_ref[...] = jnp.zeros_like(d_k_sum_ref)
+        d_v_sum_ref[...] = jnp.zeros_like(d_v_sum_ref)
+
+    q_HT_ref[...] = q_ref[...].T
+    d_out_HT_ref[...] = d_out_ref[...].T
+    d_q_HT_ref[...] = jnp.zeros_like(d_q_HT_ref)
+
+    def add(block: jax.Array, seen: Callable[[], jax.Array] | None) -> None:
+        here = _block(block, tiling)
+        k_SH, v_SH, d_out_TH = k_ref[here, :], v_ref[here, :], d_out_ref[...]
+        scores_ST, slope_ST = _scores(k_SH, q_HT_ref[...], tiling, seen)
+        p_ST = jnp.exp2(scores_ST - lse_ref[...] * LOG2_E)
+        d_v_sum_ref[here, :] += _dot(p_ST.astype(v_SH.dtype), d_out_TH, ((1,), (0,)), tiling)
+        d_p_ST = _dot(v_SH, d_out_HT_ref[...], ((1,), (0,)), tiling)
+        d_s_ST = p_ST * (d_p_ST - delta_ref[...])
+        if slope_ST is not None:
+            d_s_ST *= slope_ST
+        d_s_ST = d_s_ST.astype(k_SH.dtype)
+        d_k_sum_ref[here, :] += _dot(d_s_ST, q_ref[...], ((1,), (0,)), tiling)
+        d_q_HT_ref[...] += _dot(k_SH, d_s_ST, ((0,), (0,)), tiling)
+
+    _visit_blocks(add, blocks, q_segments_ref, kv_segments_ref, row, 0, tiling)
+    d_q_ref[...] = (d_q_HT_ref[...] * tiling.scale).T.astype(d_q_ref.dtype)
+
+    @pl.when((head == pl.num_programs(2) - 1) & (row == pl.num_programs(3) - 1))
+    def _() -> None:
+        d_k_ref[...] = (d_k_sum_ref[...] * tiling.scale).astype(d_k_ref.dtype)
+        d_v_ref[...] = d_v_sum_ref[...].astype(d_v_ref.dtype)
+
+
+def _scalars(refs: tuple[Any, ...]) -> tuple[BlockRanges, tuple[Any, ...]]:
+    count = len(BlockRanges._fields)
+    return BlockRanges(*refs[:count]), refs[count:]
+
+
+def _stretch_to_hold(ranges_ref: Any, row: Any, stretch: Any, num_kv_blocks: int) -> Any:
+    """Return the nearest stretch that the row of blocks visits: a stretch that it does not is not fetched."""
+    first = lax.div(ranges_ref[row * 4], num_kv_blocks)
+    last = lax.div(jnp.maximum(ranges_ref[row * 4 + 3] - 1, 0), num_kv_blocks)
+    return jnp.clip(stretch, jnp.minimum(first, last), last)
+
+
+def _visit_blocks(
+    visit: Callable[[jax.Array, Callable[[], jax.Array] | None], None],
+    blocks: BlockRanges,
+    q_segments_ref: Any,
+    kv_segments_ref: Any,
+    row: jax.Array,
+    stretch: jax.Array | int,
+    tiling: Tiling,
+) -> None:
+    """Call visit(block, seen) for each block of the stretch that this row of queries sees; `block` counts in it."""
+    batch, num_kv = pl.program_id(0), tiling.num_kv_blocks
+    table_row = batch * tiling.num_q_blocks + row
+    start = stretch * num_kv
+    first, full_first, full_last, last = (
+        jnp.clip(blocks.ranges[table_row * 4 + n] - start, 0, num_kv) for n in range(4)
+    )
+
+    def seen_wholly(block: jax.Array, _: None) -> None:
+        visit(block, None)
+
+    def seen_partly(number: jax.Array, _: None) -> None:
+        before = full_first - first
+        block = jnp.where(number < before, first + number, full_last + number - before)
+        table_column = batch * num_kv * tiling.num_stretches + start + block
+        meets = blocks.q_segments[table_row * 2] <= blocks.kv_segments[table_column * 2 + 1]
+        meets &= blocks.q_segments[table_row * 2 + 1] >= blocks.kv_segments[table_column * 2]
+
+        @pl.when(meets)
+        def _() -> None:
+            distance = blocks.distance[0] - (start + block) * tiling.kv_block
+            visit(block, lambda: _seen(q_segments_ref[...], kv_segments_ref[block], row, distance, tiling))
+
+    lax.fori_loop(full_first, full_last, seen_wholly, None)
+    lax.fori_loop(0, full_first - first + last - full_last, seen_partly, None)
+
+
+def _seen(
+    q_segments_1T: jax.Array, kv_segments_1S: jax.Array, row: jax.Array, distance: jax.Array, tiling: Tiling
+) -> jax.Array:
+    """Return bool (S, T): whether each query sees each key; `distance` is that of the first ones of head and block."""
+    shape = (tiling.kv_block, tiling.q_block)
+    kv_segments_S1 = jnp.broadcast_to(kv_segments_1S, (128, tiling.kv_block)).T[:, :1]
+    seen = (kv_segments_S1 == q_segments_1T) & (kv_segments_S1 > 0)
+    if tiling.causal or tiling.window is not None:
+        rows = row * tiling.q_block + lax.broadcasted_iota(jnp.int32, (1, tiling.q_block), 1)
+        tokens = lax.div(rows, tiling.rows_per_token) + distance
+        back_ST = tokens - lax.broadcasted_iota(jnp.int32, shape, 0)
+        if tiling.causal:
+            seen &= back_ST >= 0
+        if tiling.window is not None:
+            seen &= back_ST < tiling.window
+    return seen
+
+
+def _scores(
+    k_SH: jax.Array, q_HT: jax.Array, tiling: Tiling, seen: Callable[[], jax.Array] | None
+) -> tuple[jax.Array, jax.Array | None]:
+    """Return fp32 scores (S, T) times log2(e), for exp2, and what softcap's slope multiplies their gradient with."""
+    scores_ST = _dot(k_SH, q_HT, ((1,), (0,)), tiling)
+    slope_ST = None
+    if tiling.softcap is None:
+        scores_ST *= tiling.scale * LOG2_E
+    else:
+        capped_ST = jnp.tanh(scores_ST * (tiling.scale / tiling.softcap))
+        slope_ST = 1 - capped_ST * capped_ST
+        scores_ST = capped_ST * (tiling.softcap * LOG2_E)
+    return (scores_ST if seen is None else jnp.where(seen(), scores_ST, HIDDEN)), slope_ST
+
+
+def _block(block: jax.Array, tiling: Tiling) -> Any:
+    return pl.ds(pl.multiple_of(block * tiling.kv_block, tiling.kv_block), tiling.kv_block)
+
+
+def _dot(x: jax.Array, y: jax.Array, contract: tuple[tuple[int, ...], tuple[int, ...]], tiling: Tiling) -> jax.Array:
+    """Multiply with fp32 sums: bf16 in one pass of the matrix unit, fp32 in as many as keep its precision."""
+    if tiling.interpret:  # products of bf16 are exact in fp32, and not every CPU has them
+        x, y = x.astype(jnp.float32), y.astype(jnp.float32)
+    precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else lax.Precision.DEFAULT
+    return lax.dot_general(x, y, (contract, ((), ())), precision=precision, preferred_element_type=jnp.float32)

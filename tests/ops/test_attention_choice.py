@@ -1,0 +1,69 @@
+"""Which attention kernel runs, and what is said when the one that is asked for cannot."""
+
+import jax.numpy as jnp
+import pytest
+
+from maxlm.config.errors import UserError
+from maxlm.config.schema import MeshConfig
+from maxlm.ops import attention
+from maxlm.ops.attention import CHUNKED, Row, choose_kernel
+from maxlm.train.setup import attention_shapes
+from tests.train.program import make_config
+
+
+def shapes_of(mesh=None, **model):
+    config = make_config(model=model, mesh=mesh or {})
+    return attention_shapes(config, MeshConfig(**(mesh or {})), "Made-up 1", jnp.dtype("bfloat16"))
+
+
+@pytest.fixture
+def table(monkeypatch):
+    """A table with a kernel that knows no softcap, the GPU's first choice."""
+    limited = Row(("gpu",), lambda shape: "has no softcap" if shape.softcap else None, lambda kind: (kind, "limited"))
+    monkeypatch.setitem(attention.TABLE, "limited", limited)
+    monkeypatch.setitem(attention.DEFAULT_ORDER, "gpu", ("limited", "chunked"))
+
+
+def test_first_that_can(table):
+    plain, capped = shapes_of(), shapes_of(pattern=[{}, {"mixer": {"softcap": 5.0}}])
+    assert choose_kernel("auto", "gpu", plain) == (("Made-up 1", "limited"), "limited", "first choice for gpu")
+    assert choose_kernel("auto", "gpu", capped) == (
+        CHUNKED,
+        "chunked",
+        "first choice for gpu; limited has no softcap",
+    )
+    assert choose_kernel("auto", "cpu", plain).name == "chunked"
+
+
+@pytest.mark.parametrize(
+    ("platform", "model", "text"),
+    [
+        (
+            "tpu",
+            {},
+            "runtime.attention_kernel=limited runs on gpu, not on tpu; use chunked",
+        ),
+        (
+            "gpu",
+            {"pattern": [{"mixer": {"softcap": 5.0}}]},
+            "runtime.attention_kernel=limited has no softcap; use chunked",
+        ),
+    ],
+)
+def test_pinned_one_that_cannot(table, platform, model, text):
+    with pytest.raises(UserError) as caught:
+        choose_kernel("limited", platform, shapes_of(**model))
+    assert str(caught.value).startswith(text)
+
+
+def test_a_device_has_its_part():
+    model = {"num_heads": 8, "num_kv_heads": 4}
+    whole = shapes_of(**model)[0]
+    assert (whole.num_heads, whole.num_kv_heads, whole.query_length, whole.spread) == (8, 4, whole.key_length, False)
+    ring = shapes_of({"tensor": 2, "context": 2}, **model)[0]
+    assert (ring.num_heads, ring.num_kv_heads, ring.query_length * 4, ring.spread) == (4, 2, whole.query_length, True)
+    assert ring.key_length == ring.query_length
+    gathered = shapes_of({"context": 2, "context_kind": "all_gather"}, **model)[0]
+    assert (gathered.query_length * 4, gathered.key_length) == (whole.query_length, whole.key_length)
+    heads = shapes_of({"context": 2, "context_kind": "ulysses"}, **model)[0]
+    assert (heads.num_heads, heads.query_length, heads.spread) == (4, whole.query_length, False)
