@@ -136,25 +136,18 @@ class _Carry(NamedTuple):
     statistics: Any
 
 
-def pipelined_gradients(
-    parts: Parts, outer: Any, stack: Any, zeros: tuple[Any, Any], x: jax.ShapeDtypeStruct, schedule: Schedule
-) -> tuple[Any, Any, jax.Array, jax.Array, Any]:
-    """Run a step's microbatches through the pipeline; inside the shard_map.
+class _Pipeline(NamedTuple):
+    """What the devices of a stage do in a tick, and what they do it with (see `pipelined_gradients`)."""
 
-    Args:
-      parts: the model.
-      outer: parameters outside the stack, whole on every stage.
-      stack: this stage's rows of the stacked parameters.
-      zeros: fp32 zeros like outer and stack, to sum gradients in.
-      x: shape and dtype of one microbatch's activations on this device.
-      schedule: the sizes.
+    parts: Parts
+    outer: Any
+    stack: Any
+    schedule: Schedule
+    stage: jax.Array
 
-    Returns:
-      gradients of outer and stack, this device's objective and nats, and the statistics of the stack's layers.
-    """
-    stage = lax.axis_index("stage")
-
-    def forward(tick: jax.Array, carry: _Carry) -> tuple[jax.Array, _Carry, jax.Array]:
+    def forward(self, tick: jax.Array, carry: _Carry) -> tuple[jax.Array, _Carry, jax.Array]:
+        """Run one chunk forward; return its output, the carry and what the chunk adds to the objective."""
+        parts, outer, stack, schedule, stage = self
         work = _clipped(schedule.forward(tick, stage), schedule)
         slot = work.chunk * schedule.slots + work.microbatch % schedule.slots
         kept = lax.dynamic_index_in_dim(carry.inputs, slot, keepdims=False)
@@ -170,7 +163,9 @@ def pipelined_gradients(
         )
         return y, carry, jnp.where(work.valid, cost, 0)
 
-    def backward(tick: jax.Array, carry: _Carry, d_loss: jax.Array | None) -> _Carry:
+    def backward(self, tick: jax.Array, carry: _Carry, d_loss: jax.Array | None) -> _Carry:
+        """Run one chunk again and backward; `d_loss` is what the last virtual stage starts from."""
+        parts, outer, stack, schedule, stage = self
         work = _clipped(schedule.backward(tick, stage), schedule)
         d_y = carry.d_y
         if d_loss is not None:
@@ -193,34 +188,58 @@ def pipelined_gradients(
             d_stack=_add_chunk(carry.d_stack, d_chunk, work.chunk, schedule),
         )
 
-    def loss(tick: jax.Array, y: jax.Array, carry: _Carry) -> tuple[_Carry, jax.Array, tuple[jax.Array, jax.Array]]:
+    def loss(
+        self, tick: jax.Array, y: jax.Array, carry: _Carry
+    ) -> tuple[_Carry, jax.Array, tuple[jax.Array, jax.Array]]:
+        """Do this stage's share of the loss of the microbatch that ends in a tick, forward and backward."""
+        parts, outer, _, schedule, _ = self
         work = _clipped(schedule.forward(tick, schedule.stages - 1), schedule)
         losses, pull = jax.vjp(lambda outer, y: parts.losses(outer, y, work.microbatch), outer, y)
         d_outer, d_y = pull(jax.tree.map(jnp.ones_like, losses[:1]) + jax.tree.map(jnp.zeros_like, losses[1:]))
         return carry._replace(d_outer=jax.tree.map(jnp.add, carry.d_outer, d_outer)), d_y, losses
 
-    def steady(carry: _Carry, tick: jax.Array) -> tuple[_Carry, tuple[jax.Array, jax.Array]]:
-        y, carry, cost = forward(tick, carry)
+    def steady(self, carry: _Carry, tick: jax.Array) -> tuple[_Carry, tuple[jax.Array, jax.Array]]:
+        """Run a tick with work in both directions; return what it adds to objective and nats."""
+        schedule = self.schedule
+        y, carry, cost = self.forward(tick, carry)
         if schedule.repeats == 1:
-            carry, d_loss, losses = loss(tick, y, carry)
+            carry, d_loss, losses = self.loss(tick, y, carry)
         else:
             # Only every V-th group of S ticks ends a microbatch; the same ticks on every device.
             ends = schedule.forward(tick, schedule.stages - 1).chunk == schedule.repeats - 1
-            shapes = jax.eval_shape(loss, tick, y, carry)
+            shapes = jax.eval_shape(self.loss, tick, y, carry)
             nothing = jax.tree.map(lambda s: vary_over(jnp.zeros(s.shape, s.dtype), _axes(s)), shapes[1:])
             carry, d_loss, losses = lax.cond(
-                ends, lambda carry: loss(tick, y, carry), lambda carry: (carry, *nothing), carry
+                ends, lambda carry: self.loss(tick, y, carry), lambda carry: (carry, *nothing), carry
             )
-        return backward(tick, carry, d_loss), (losses[0] + cost, losses[1])
+        return self.backward(tick, carry, d_loss), (losses[0] + cost, losses[1])
 
+
+def pipelined_gradients(
+    parts: Parts, outer: Any, stack: Any, zeros: tuple[Any, Any], x: jax.ShapeDtypeStruct, schedule: Schedule
+) -> tuple[Any, Any, jax.Array, jax.Array, Any]:
+    """Run a step's microbatches through the pipeline; inside the shard_map.
+
+    Args:
+      parts: the model.
+      outer: parameters outside the stack, whole on every stage.
+      stack: this stage's rows of the stacked parameters.
+      zeros: fp32 zeros like outer and stack, to sum gradients in.
+      x: shape and dtype of one microbatch's activations on this device.
+      schedule: the sizes.
+
+    Returns:
+      gradients of outer and stack, this device's objective and nats, and the statistics of the stack's layers.
+    """
+    run = _Pipeline(parts, outer, stack, schedule, lax.axis_index("stage"))
     warmup, all_forward = schedule.warmup_ticks, schedule.warmup_ticks + schedule.steady_ticks
     nothing = vary_over(jnp.zeros(x.shape, x.dtype), AXES)
     kept = vary_over(jnp.zeros((schedule.repeats * schedule.slots, *x.shape), x.dtype), AXES)
     carry = _Carry(nothing, nothing, kept, *zeros, _no_statistics(parts, outer, stack, nothing))
-    carry, costs = lax.scan(lambda carry, tick: forward(tick, carry)[1:], carry, jnp.arange(warmup))
-    carry, (objectives, nats) = lax.scan(steady, carry, jnp.arange(warmup, all_forward))
+    carry, costs = lax.scan(lambda carry, tick: run.forward(tick, carry)[1:], carry, jnp.arange(warmup))
+    carry, (objectives, nats) = lax.scan(run.steady, carry, jnp.arange(warmup, all_forward))
     ticks = jnp.arange(all_forward, all_forward + warmup)
-    carry, _ = lax.scan(lambda carry, tick: (backward(tick, carry, None), None), carry, ticks)
+    carry, _ = lax.scan(lambda carry, tick: (run.backward(tick, carry, None), None), carry, ticks)
     return carry.d_outer, carry.d_stack, costs.sum() + objectives.sum(), nats.sum(), carry.statistics
 
 
