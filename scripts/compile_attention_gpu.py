@@ -119,11 +119,13 @@ def make_arguments(
     return q, k, v, out, array((batch, heads[0], length), "float32"), out, mask
 
 
-def compile_all() -> None:
+def compile_all(kernels: list[str]) -> None:
     """Print a table of registers and spills."""
     print("| kernel | GPU | heads | options | pass | registers | spilled bytes (stores, loads) | wgmma |")
     print("|---|---|---|---|---|---|---|---|")
     for kernel, gpu, sizes, options in COMPILED:
+        if kernel not in kernels:
+            continue
         module, device = KERNELS[kernel], GPUS[gpu]
         described = {"platform": "cuda", "target_config": target_config(device), "topology": "1x1x1"}
         sharding = SingleDeviceSharding(topologies.get_topology_desc(**described).devices[0])
@@ -238,8 +240,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", action="store_true", help="run the kernels on this machine's GPU")
     parser.add_argument("--turns", type=int, default=5, help="of each implementation; the median counts")
+    parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=list(KERNELS), help="to compile")
     arguments = parser.parse_args()
-    measure(arguments.turns) if arguments.measure else compile_all()
+    measure(arguments.turns) if arguments.measure else compile_all(arguments.kernels)
 
 
 if __name__ == "__main__":

@@ -35,8 +35,8 @@ COMPUTING = 2
 ROWS = 64
 """Queries or keys of a computing warpgroup: the rows of a wgmma instruction."""
 _TILE = COMPUTING * ROWS
-_COMPUTE_REGISTERS, _FETCH_REGISTERS = 240, 24
-"""For each thread; 2 x 240 + 24 is what a multiprocessor has."""
+_COMPUTE_REGISTERS, _FETCH_REGISTERS = 232, 40
+"""For each thread; 2 x 232 + 40 is what a multiprocessor has."""
 _LOG2_E = math.log2(math.e)
 _FLOOR = NOTHING_SEEN / 100
 """Where a row's maximum starts: below every score; finite, so that a hidden score of -inf becomes 0."""

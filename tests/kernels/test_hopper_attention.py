@@ -82,6 +82,7 @@ def check(given, simulated, softcap=None, *, backward=True):
         assert error <= allowed, f"{name}: {error} > {allowed}"
 
 
+@pytest.mark.slow
 def test_one_block_of_everything(simulated):
     check(make(), simulated)
 
