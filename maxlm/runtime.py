@@ -68,6 +68,8 @@ def start(runtime: RuntimeConfig) -> None:
     if runtime.compile_cache is not None:
         jax.config.update("jax_compilation_cache_dir", _make_folder(Path(runtime.compile_cache).expanduser()))
     _hush_libraries()
+    if "TPU_SKIP_MDS_QUERY" in os.environ:  # jax sets it where it sees no TPU
+        hush_libtpu()
     _connect(os.environ)
     _find_devices(runtime.platform)
     if jax.process_index() > 0:
@@ -100,6 +102,23 @@ def _hush_libraries() -> None:
             others(unraisable)
 
     sys.unraisablehook = hook
+
+
+def hush_libtpu() -> None:
+    """Tell libtpu that this is no TPU machine, where it is installed to compile for one.
+
+    Otherwise it complains on stderr about what it asks a TPU machine's metadata server for, and a second process of
+    this machine dies on its lock file.
+    """
+    answers = {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": "v5p-8",  # any that exists
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_WORKER_ID": "0",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
+    for name, value in answers.items():
+        os.environ.setdefault(name, value)
 
 
 def _connect(environment: Any) -> None:

@@ -13,10 +13,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from maxlm.sharding.host import to_device
+
 
 @jax.jit
 def fingerprint(array: jax.Array) -> jax.Array:
-    """Return the fingerprint of `array` (any shape, sharding and real dtype) as a replicated uint32 scalar."""
+    """Return the fingerprint of `array` (any shape, sharding, memory and real dtype) as a replicated uint32 scalar."""
+    array = to_device(array)
     index = jnp.zeros(array.shape, jnp.uint32)
     stride = 1
     for axis in reversed(range(array.ndim)):

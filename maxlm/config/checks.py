@@ -254,6 +254,16 @@ def _rope_scaling(config: RunConfig) -> Iterator[Problem]:
         yield Problem(f"{path}.low_frequency_factor", f"{text}; use 1.0 and 4.0")
 
 
+# --- train -----------------------------------------------------------------------------------------------------------
+
+
+def _offload(config: RunConfig) -> Iterator[Problem]:
+    train = config.train
+    if "activations" in train.offload and train.remat == "none":
+        text = "train.offload=[activations] moves the inputs of blocks, but train.remat=none keeps all activations"
+        yield Problem("train.offload", f"{text} on the device; use train.remat=full, or train.remat={{query: save}}")
+
+
 # --- data, optimizer, schedule ---------------------------------------------------------------------------------------
 
 
@@ -367,8 +377,8 @@ def _divisible(
             near = _near_divisors(value // rest, size)
             cures.append(f"{name}={' or '.join(str(divisor) for divisor in near)}")
     names += f" = {product}" if len(factors) + (times > 1) > 1 else ""
-    rest = f" without the {without} {without_name}, {value}," if without else ""
-    yield Problem(path, f"{path}={whole}{rest} must be divisible by {names}; use {', or '.join(cures)}")
+    taken = f" without the {without} {without_name}, {value}," if without else ""
+    yield Problem(path, f"{path}={whole}{taken} must be divisible by {names}; use {', or '.join(cures)}")
 
 
 def _near_divisors(value: int, size: int) -> list[int]:
@@ -392,6 +402,7 @@ _CHECKS: tuple[tuple[tuple[str, ...], Callable[[RunConfig], Iterator[Problem]]],
     (("model", "mesh"), _width_on_mesh),
     (("model", "mesh"), _experts_on_mesh),
     (("train", "mesh"), _batch_on_mesh),
+    (("train",), _offload),
     (("data", "mesh"), _sequence_on_mesh),
     (("model", "data", "train", "mesh"), _stages),
     (("data",), _data_paths),

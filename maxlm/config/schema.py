@@ -286,13 +286,29 @@ class ScheduleConfig(Section):
 # --- train, checkpoint, metrics, runtime -----------------------------------------------------------------------------
 
 
-class RematNames(Section):
-    """Keep only the named activations for the backward pass and recompute the rest."""
+RematChoice = Literal["recompute", "save", "offload"]
 
-    names: Annotated[
-        tuple[Literal["query", "key", "value", "attention_out", "attention_lse", "mlp_hidden", "mlp_gate"], ...],
-        BeforeValidator(_as_tuple),
-    ]
+
+class RematConfig(Section):
+    """What becomes of a block's activations until its backward pass: computed again, kept, or kept in host memory.
+
+    A block's input is always kept; what has no name here is computed again.
+    """
+
+    query: RematChoice = Field(
+        "recompute", description="as attention sees it: normalised and rotated; key, value likewise"
+    )
+    key: RematChoice = "recompute"
+    value: RematChoice = "recompute"
+    attention_out: RematChoice = Field(
+        "recompute", description="with attention_lse: the attention kernel runs forward once"
+    )
+    attention_lse: RematChoice = Field(
+        "recompute", description="log sum exp of the scores, fp32, one per token and head"
+    )
+    mixer_out: RematChoice = Field("recompute", description="what the mixer adds to its block's input")
+    mlp_hidden: RematChoice = Field("recompute", description="hidden units before the nonlinearity, or before the gate")
+    mlp_gate: RematChoice = Field("recompute", description="the gate before its nonlinearity")
 
 
 class TrainConfig(Section):
@@ -304,7 +320,12 @@ class TrainConfig(Section):
     gather: Literal["layer", "microbatch", "step"] = Field(
         "layer", description="when sharded parameters are gathered: ZeRO-3, ZeRO-2, ZeRO-1 (arXiv:1910.02054)"
     )
-    remat: Literal["none", "full"] | RematNames = "none"
+    remat: Literal["none", "full"] | RematConfig = Field(
+        "none", description="what the backward pass computes again: nothing, all within blocks, or all but the named"
+    )
+    offload: Annotated[tuple[Literal["optimizer", "activations"], ...], BeforeValidator(_as_tuple)] = Field(
+        (), description="what lies in host memory: optimizer slots between steps, inputs of blocks until backward"
+    )
     compute_dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 on TPU and GPU, float32 on CPU"
     )

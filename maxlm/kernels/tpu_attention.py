@@ -1,21 +1,23 @@
 """Flash attention on TPUs, forward and backward, by Mosaic kernels: see `maxlm.kernels.tpu_kernels`.
 
 Here arrays are laid out for the kernels (heads before tokens, whole blocks), and it is worked out which blocks of keys
-a block of queries sees. The filling of a last block has segment 0 where it is keys, which nobody sees, and takes part in
+a block of queries sees. What fills the last block has segment 0 where it is keys, which nobody sees, and takes part in
 no sum where it is queries.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import export, lax
 
-from maxlm.jax_versions import varying_zeros
+from maxlm.jax_versions import vary_over, varying_axes, varying_zeros
 from maxlm.kernels import block_sizes
 from maxlm.kernels.block_sizes import BlockSizes
 from maxlm.kernels.mask import Mask
@@ -58,17 +60,18 @@ def forward(
     Returns:
       out (B, T, N, H_v) in the queries' dtype and lse (B, N, T) fp32.
     """
-    shape = _shape(q_BTNH, k_BSKH, v_BSKH, mask, softcap, device_kind)
+    shape = _shape(q_BTNH, v_BSKH, mask, softcap, device_kind)
     layout = _layout(shape, block_sizes.tpu_forward)
     tiling = _tiling(shape, layout, mask, interpret)
     segments = _segments(mask, layout)
-    out, lse = forward_kernel(
+    out, lse = _run(
+        forward_kernel,
+        tiling,
         _rows(q_BTNH, layout),
         _keys(k_BSKH, layout),
         _keys(v_BSKH, layout),
         segments,
         _block_ranges(segments, mask, shape.query_length, tiling),
-        tiling,
     )
     return _tokens(out, layout), _tokens(lse.swapaxes(2, 3), layout)[..., 0].swapaxes(1, 2)
 
@@ -88,10 +91,10 @@ def backward(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Compute the gradients of q, k and v as `chunked_attention.backward` does.
 
-    Sums are taken in an order that depends on shapes and mask alone: the same inputs give the same bits. Where keys do not
-    fit into VMEM, stretch after stretch of them is worked on; each yields its part of dq.
+    Sums are taken in an order that depends on shapes and mask alone: the same inputs give the same bits. Where keys do
+    not fit into VMEM, stretch after stretch of them is worked on; each yields its part of dq.
     """
-    shape = _shape(q_BTNH, k_BSKH, v_BSKH, mask, softcap, device_kind)
+    shape = _shape(q_BTNH, v_BSKH, mask, softcap, device_kind)
     layout = _layout(shape, block_sizes.tpu_backward)
     tiling = _tiling(shape, layout, mask, interpret)._replace(num_stretches=1)
     delta_BTN = jnp.einsum("BTNH,BTNH->BTN", d_out_BTNH, out_BTNH, preferred_element_type=jnp.float32)
@@ -103,7 +106,8 @@ def backward(
         segments = q_segments, kv_segments
         distance = stretch * layout.sizes.stretch
         blocks = _block_ranges(segments, mask, shape.query_length, tiling, distance)
-        return backward_kernel(q, k, v, d_out, (lse, delta), segments, blocks, tiling, dtype)
+        kernel = functools.partial(backward_kernel, d_q_dtype=dtype)
+        return _run(kernel, tiling, q, k, v, d_out, (lse, delta), segments, blocks)
 
     if layout.num_stretches == 1:
         d_q, d_k, d_v = part(jnp.int32(0), k, v, kv_segments, q.dtype)
@@ -136,9 +140,7 @@ class _Layout(NamedTuple):
         return self.num_keys // self.sizes.stretch
 
 
-def _shape(
-    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask, softcap: float | None, device_kind: str
-) -> AttentionShape:
+def _shape(q_BTNH: jax.Array, v_BSKH: jax.Array, mask: Mask, softcap: float | None, device_kind: str) -> AttentionShape:
     _, length, num_heads, key_size = q_BTNH.shape
     _, key_length, num_kv_heads, value_size = v_BSKH.shape
     shape = AttentionShape(
@@ -181,6 +183,21 @@ def _tiling(shape: AttentionShape, layout: _Layout, mask: Mask, interpret: Any) 
         vmem_bytes=block_sizes.vmem_limit(shape.device_kind),
         interpret=interpret,
     )
+
+
+def _run(kernel: Callable[..., Any], tiling: Tiling, *arrays: Any) -> Any:
+    """Run kernel(*arrays, tiling), also where JAX's interpreter would not: it takes no arrays that vary over mesh axes.
+
+    There the interpreted kernel is turned into a program for one device, which is called on each.
+    """
+    axes = varying_axes(*jax.tree.leaves(arrays))
+    if tiling.interpret is not True or not axes:
+        return kernel(*arrays, tiling)
+    leaves, tree = jax.tree.flatten(arrays)
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves]
+    program = jax.jit(lambda *leaves: kernel(*jax.tree.unflatten(tree, leaves), tiling))
+    exported = export.export(program, platforms=[jax.default_backend()])(*shapes)
+    return jax.tree.map(lambda x: vary_over(x, axes), exported.call(*leaves))
 
 
 def _rows(x_BTNH: jax.Array, layout: _Layout) -> jax.Array:

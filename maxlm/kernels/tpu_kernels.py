@@ -2,8 +2,8 @@
 
 Scores are computed as their transpose, (keys, queries): a row's maximum and sum are then taken along sublanes, by plain
 vector instructions, log-sum-exps are lane vectors that need no broadcast copy in memory, and what the matrix unit holds
-still is as wide as it is. A query block meets the blocks of keys one after the other, keys and values of the stretch lie
-in VMEM: they are read from memory once per stretch and kv head, not once per query block.
+still is as wide as it is. A block of queries meets the blocks of keys one after the other; keys and values of the
+stretch lie in VMEM: they are read from memory once per stretch and kv head, not once per block of queries.
 
 Both kernels walk over `BlockRanges`: blocks that every query of the block sees wholly, without mask arithmetic, and the
 others, with. Blocks that nobody sees are not visited. The backward pass takes all three gradients in one walk; those of
@@ -35,8 +35,8 @@ class BlockRanges(NamedTuple):
     """What scalar memory holds: which blocks of keys each block of queries visits. All int32.
 
     Attributes:
-      ranges: (B * query blocks * 4): `first <= full_first <= full_last <= last` of the blocks of keys to visit; those in
-        [full_first, full_last) are seen wholly by each query.
+      ranges: (B * query blocks * 4): `first <= full_first <= full_last <= last` of the blocks of keys to visit; those
+        in [full_first, full_last) are seen wholly by each query.
       q_segments: (B * query blocks * 2): smallest and largest segment.
       kv_segments: (B * key blocks * 2): smallest segment above 0, and largest.
       distance: (1,): index in the sequence of the first query, less that of the first key.
@@ -106,7 +106,7 @@ def forward_kernel(
     def kv_index(b: Any, h: Any, i: Any, c: Any, ranges: Any, *_: Any) -> tuple[Any, ...]:
         return b, lax.div(h, group), _stretch_to_hold(ranges, b * tiling.num_q_blocks + i, c, num_kv), 0
 
-    def segment_index(b: Any, h: Any, i: Any, c: Any, ranges: Any, *_: Any) -> tuple[Any, ...]:
+    def segment_index(b: Any, _: Any, i: Any, c: Any, ranges: Any, *__: Any) -> tuple[Any, ...]:
         return b, _stretch_to_hold(ranges, b * tiling.num_q_blocks + i, c, num_kv), 0, 0
 
     def row_index(b: Any, h: Any, i: Any, *_: Any) -> tuple[Any, ...]:
@@ -115,7 +115,9 @@ def forward_kernel(
     return pl.pallas_call(
         functools.partial(_forward_block, tiling=tiling),
         out_shape=(
-            shape_like((batch, num_heads, length, value_size), q_BNTH.dtype, q_BNTH, k_BKSH, v_BKSH, *segments, *blocks),
+            shape_like(
+                (batch, num_heads, length, value_size), q_BNTH.dtype, q_BNTH, k_BKSH, v_BKSH, *segments, *blocks
+            ),
             shape_like((batch, num_heads, 1, length), jnp.float32, q_BNTH, k_BKSH, v_BKSH, *segments, *blocks),
         ),
         grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -125,7 +127,7 @@ def forward_kernel(
                 pl.BlockSpec((None, None, q_block, head_size), row_index),
                 pl.BlockSpec((None, None, stretch, head_size), kv_index),
                 pl.BlockSpec((None, None, stretch, value_size), kv_index),
-                pl.BlockSpec((None, 1, q_block), lambda b, h, i, *_: (b, 0, i)),
+                pl.BlockSpec((None, 1, q_block), lambda b, _, i, *__: (b, 0, i)),
                 pl.BlockSpec((None, num_kv, 1, tiling.kv_block), segment_index),
             ],
             out_specs=(
@@ -170,7 +172,7 @@ def _forward_block(*refs: Any, tiling: Tiling) -> None:
         total_ref[...] = total_ref[...] * shrink + p_ST.sum(axis=0, keepdims=True)
         peak_ref[...] = peak
         v_SH = v_ref[here, :]
-        out_HT_ref[...] = out_HT_ref[...] * shrink + _dot(v_SH, p_ST.astype(v_SH.dtype), ((0,), (0,)))
+        out_HT_ref[...] = out_HT_ref[...] * shrink + _dot(v_SH, p_ST.astype(v_SH.dtype), ((0,), (0,)), tiling)
 
     _visit_blocks(attend, blocks, q_segments_ref, kv_segments_ref, pl.program_id(2), stretch, tiling)
 
@@ -240,7 +242,7 @@ def backward_kernel(
                 pl.BlockSpec((None, None, q_block, value_size), row_index),
                 pl.BlockSpec((None, None, 1, q_block), lane_index),
                 pl.BlockSpec((None, None, 1, q_block), lane_index),
-                pl.BlockSpec((None, 1, q_block), lambda b, h, g, i, *_: (b, 0, i)),
+                pl.BlockSpec((None, 1, q_block), lambda b, _, __, i, *___: (b, 0, i)),
                 pl.BlockSpec((None, num_kv, 1, tiling.kv_block), lambda b, *_: (b, 0, 0, 0)),
             ],
             out_specs=(pl.BlockSpec((None, None, q_block, head_size), row_index), k_spec, v_spec),
@@ -263,7 +265,9 @@ def backward_kernel(
 
 def _backward_block(*refs: Any, tiling: Tiling) -> None:
     """Add what one block of queries contributes to all three gradients."""
-    blocks, (q_ref, k_ref, v_ref, d_out_ref, lse_ref, delta_ref, q_segments_ref, kv_segments_ref, *rest) = _scalars(refs)
+    blocks, (q_ref, k_ref, v_ref, d_out_ref, lse_ref, delta_ref, q_segments_ref, kv_segments_ref, *rest) = _scalars(
+        refs
+    )
     d_q_ref, d_k_ref, d_v_ref, q_HT_ref, d_out_HT_ref, d_q_HT_ref, d_k_sum_ref, d_v_sum_ref = rest
     head, row = pl.program_id(2), pl.program_id(3)
 
@@ -281,14 +285,14 @@ def _backward_block(*refs: Any, tiling: Tiling) -> None:
         k_SH, v_SH, d_out_TH = k_ref[here, :], v_ref[here, :], d_out_ref[...]
         scores_ST, slope_ST = _scores(k_SH, q_HT_ref[...], tiling, seen)
         p_ST = jnp.exp2(scores_ST - lse_ref[...] * LOG2_E)
-        d_v_sum_ref[here, :] += _dot(p_ST.astype(v_SH.dtype), d_out_TH, ((1,), (0,)))
-        d_p_ST = _dot(v_SH, d_out_HT_ref[...], ((1,), (0,)))
+        d_v_sum_ref[here, :] += _dot(p_ST.astype(v_SH.dtype), d_out_TH, ((1,), (0,)), tiling)
+        d_p_ST = _dot(v_SH, d_out_HT_ref[...], ((1,), (0,)), tiling)
         d_s_ST = p_ST * (d_p_ST - delta_ref[...])
         if slope_ST is not None:
             d_s_ST *= slope_ST
         d_s_ST = d_s_ST.astype(k_SH.dtype)
-        d_k_sum_ref[here, :] += _dot(d_s_ST, q_ref[...], ((1,), (0,)))
-        d_q_HT_ref[...] += _dot(k_SH, d_s_ST, ((0,), (0,)))
+        d_k_sum_ref[here, :] += _dot(d_s_ST, q_ref[...], ((1,), (0,)), tiling)
+        d_q_HT_ref[...] += _dot(k_SH, d_s_ST, ((0,), (0,)), tiling)
 
     _visit_blocks(add, blocks, q_segments_ref, kv_segments_ref, row, 0, tiling)
     d_q_ref[...] = (d_q_HT_ref[...] * tiling.scale).T.astype(d_q_ref.dtype)
@@ -369,7 +373,7 @@ def _scores(
     k_SH: jax.Array, q_HT: jax.Array, tiling: Tiling, seen: Callable[[], jax.Array] | None
 ) -> tuple[jax.Array, jax.Array | None]:
     """Return fp32 scores (S, T) times log2(e), for exp2, and what softcap's slope multiplies their gradient with."""
-    scores_ST = _dot(k_SH, q_HT, ((1,), (0,)))
+    scores_ST = _dot(k_SH, q_HT, ((1,), (0,)), tiling)
     slope_ST = None
     if tiling.softcap is None:
         scores_ST *= tiling.scale * LOG2_E
@@ -384,7 +388,9 @@ def _block(block: jax.Array, tiling: Tiling) -> Any:
     return pl.ds(pl.multiple_of(block * tiling.kv_block, tiling.kv_block), tiling.kv_block)
 
 
-def _dot(x: jax.Array, y: jax.Array, contract: tuple[tuple[int, ...], tuple[int, ...]]) -> jax.Array:
+def _dot(x: jax.Array, y: jax.Array, contract: tuple[tuple[int, ...], tuple[int, ...]], tiling: Tiling) -> jax.Array:
     """Multiply with fp32 sums: bf16 in one pass of the matrix unit, fp32 in as many as keep its precision."""
+    if tiling.interpret:  # products of bf16 are exact in fp32, and not every CPU has them
+        x, y = x.astype(jnp.float32), y.astype(jnp.float32)
     precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else lax.Precision.DEFAULT
     return lax.dot_general(x, y, (contract, ((), ())), precision=precision, preferred_element_type=jnp.float32)

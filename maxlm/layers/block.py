@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from maxlm.config.schema import BlockConfig, ModelConfig
 from maxlm.layers.attention import Attention, Cache
@@ -30,7 +31,7 @@ class Block(nnx.Module):
     def __call__(self, x_BTD: jax.Array, info: SequenceInfo) -> tuple[jax.Array, RouterStats | None]:
         """(B, T / tensor, D) -> (B, T / tensor, D), and what the router did, if there is one."""
         with jax.named_scope("mixer"):
-            x_BTD += self.mixer(self.mixer_norm(x_BTD), info)
+            x_BTD += checkpoint_name(self.mixer(self.mixer_norm(x_BTD), info), "mixer_out")
         with jax.named_scope("ffn"):
             y_BTD, stats = self.ffn(self.ffn_norm(x_BTD), info)
         return x_BTD + y_BTD, stats

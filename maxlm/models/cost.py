@@ -213,7 +213,7 @@ def memory_per_device(config: RunConfig, mesh: MeshConfig, *, compute_bytes: int
     }[config.train.gather]
     memory = {
         "parameters": shard * _FP32_BYTES,
-        "optimizer": shard * _FP32_BYTES * _ADAM_SLOTS,
+        "optimizer": 0 if "optimizer" in config.train.offload else shard * _FP32_BYTES * _ADAM_SLOTS,
         "gradients": 2 * shard * _FP32_BYTES + unreduced_bytes,
         "gathered weights": gathered * compute_bytes,
         "activations": _activation_bytes(config, mesh, compute_bytes),
@@ -241,10 +241,10 @@ def _activation_bytes(config: RunConfig, mesh: MeshConfig, compute_bytes: int) -
         whole: float = _block_bytes(model, block, mesh, compute_bytes)
         largest = max(largest, whole)
         if remat != "none":
-            names = () if remat == "full" else remat.names
+            choices = {} if remat == "full" else remat.model_dump()
             named = _named_bytes(model, block, mesh, compute_bytes)
-            at_start = model.embed_dim * compute_bytes
-            whole = (at_start + sum(named[name] for name in names)) / mesh.tensor
+            at_start = 0 if "activations" in config.train.offload else model.embed_dim * compute_bytes
+            whole = (at_start + sum(named[name] for name in choices if choices[name] == "save")) / mesh.tensor
         kept += count * whole
     return _tokens_per_device(config, mesh) * (kept / mesh.stage + 1.5 * largest)
 
@@ -287,11 +287,12 @@ def _slots(moe: MoeConfig, mesh: MeshConfig) -> float:
 
 
 def _named_bytes(model: ModelConfig, block: BlockConfig, mesh: MeshConfig, compute_bytes: int) -> dict[str, float]:
-    """Count the activations that `train.remat.names` can keep, per token, before `tensor` splits them."""
+    """Count the activations that `train.remat` can keep, per token, before `tensor` splits them."""
     queries, keys = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
     units = _hidden_units(model, block.ffn, mesh)
     hidden = {"mlp_hidden": units, "mlp_gate": units}
     widths: dict[str, float] = {"query": queries, "key": keys, "value": keys, "attention_out": queries, **hidden}
+    widths["mixer_out"] = model.embed_dim
     sizes = {name: width * compute_bytes for name, width in widths.items()}
     return {**sizes, "attention_lse": model.num_heads * _FP32_BYTES}
 

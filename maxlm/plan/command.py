@@ -17,7 +17,7 @@ from rich.console import Console
 from maxlm import runtime
 from maxlm.config import load_run
 from maxlm.config.errors import UserError, make_possible
-from maxlm.config.schema import RunConfig
+from maxlm.config.schema import MeshConfig, MoeConfig, RunConfig
 from maxlm.metrics.throughput import peak_flops
 from maxlm.models.cost import flops_per_token, parameter_count
 from maxlm.plan.estimate import EFFICIENCIES, Timeline, count_work
@@ -81,7 +81,9 @@ def make_plan(config: RunConfig, topology: Topology, name: str) -> Plan:
 
 def _cost(config: RunConfig, topology: Topology, program: Program, compiled: CompiledStep) -> Cost:
     devices = list(program.mesh.devices.flat)
-    module = parse(compiled.run.as_text() or "", topology.slices)
+    module = parse(
+        compiled.run.as_text() or "", slices=topology.slices, routed_rows=_routed_rows(config, program.mesh_sizes)
+    )
     work = count_work(module, program.mesh_sizes.sizes)
     peak = peak_flops(devices[0].device_kind, str(program.how.compute_dtype))
     assert peak is not None, f"no peak for {devices[0].device_kind}"
@@ -98,6 +100,14 @@ def _cost(config: RunConfig, topology: Topology, program: Program, compiled: Com
         peak_flops=peak,
         bubble=program.how.schedule.bubble,
     )
+
+
+def _routed_rows(config: RunConfig, mesh: MeshConfig) -> int | None:
+    """Count the rows that a device's experts get of a microbatch: as many as its tokens send out."""
+    choices = [block.ffn.experts_per_token for block in config.model.pattern if isinstance(block.ffn, MoeConfig)]
+    holders = mesh.data * mesh.fsdp * mesh.expert * mesh.context * config.train.microbatches
+    tokens = config.train.batch_size * config.data.sequence_length // holders
+    return tokens * max(choices) if choices else None
 
 
 def _too_much(message: str) -> int | None:

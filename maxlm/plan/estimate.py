@@ -6,13 +6,14 @@ Transfers in the background take the links one after the other, and cost what is
 Left out: copies between HBM and VMEM ahead of use, work on the host, the input, and whatever slows real machines.
 
 Where a loop's bounds are data, as of an attention kernel that skips hidden tiles, every sequence is taken to be one
-document, of which a tile of queries sees half the tiles of keys: (n + 1) / 2 of the n of the loop around it.
+document, of which a tile of queries sees half the tiles of keys: (n + 1) / 2 of the n of the loop around it. Experts
+are taken to be equally busy.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from maxlm.plan.hlo import Collective, Computation, Instruction, Module, collective_of, product_flops, spanned_axes
@@ -28,7 +29,7 @@ class Efficiency(NamedTuple):
       memory: share of the memory's rate.
       other: time of other fusions, at the least / stated cycles.
       link: share of the links' rate.
-      kernel: share of the peak that kernels of our own reach.
+      kernel: share of the peak that kernels reach.
     """
 
     product: float
@@ -50,8 +51,12 @@ _FREE = {
     *("partition-id", "replica-id", "while", "conditional", "call", "opt-barrier", "async-update"),
     *("send", "send-done", "recv", "recv-done", "domain"),
 }
-_FREE_CALLS = {"AllocateBuffer", "AssumeGatherIndicesInBound", "AsyncCollectiveStart", "AsyncCollectiveDone"}
+_FREE_CALLS = {
+    *("AllocateBuffer", "AssumeGatherIndicesInBound", "AsyncCollectiveStart", "AsyncCollectiveDone"),
+    *("PrepareAsyncCallStart", "PrepareAsyncCallDone"),
+}
 _KERNEL = "tpu_custom_call"
+_SMALL_BYTES = 2**20  # kernels with smaller results take no time to speak of
 
 
 class Traffic(NamedTuple):
@@ -67,9 +72,9 @@ class Work(NamedTuple):
     """What a step is made of, for one device.
 
     Attributes:
-      product_flops: of the matrix products that XLA makes, recomputed ones included.
-      kernel_flops: of our own kernels, as they state them.
-      unstated_kernels: how often kernels run that do not state their FLOPs.
+      product_flops: of the matrix products in the program, recomputed ones included.
+      kernel_flops: of kernels, as they state them.
+      unstated_kernels: how often large kernels run that do not state their FLOPs.
       traffic: its collectives.
     """
 
@@ -89,11 +94,10 @@ def count_work(module: Module, mesh: Mapping[str, int]) -> Work:
     products = kernels = unstated = 0.0
     totals: dict[tuple[str, tuple[str, ...]], list[float]] = defaultdict(lambda: [0.0, 0.0])
     for instruction, computation, times in module.runs(mean_trips):
-        products += times * product_flops(module, instruction)
-        for inner in module.fused(instruction):
-            if _call_target(inner) == _KERNEL:
-                kernels += times * _stated_flops(inner)
-                unstated += times * (not _stated_flops(inner))
+        products += times * product_flops(module, instruction, computation)
+        for kernel, flops in _kernels(module, instruction, computation):
+            kernels += times * flops
+            unstated += times * (not flops and kernel.results[0].bytes > _SMALL_BYTES)
         collective = collective_of(module, instruction, computation)
         if collective is not None and collective.phase != "done":
             total = totals[collective.kind, spanned_axes(collective.groups, mesh)]
@@ -153,12 +157,10 @@ class Timeline:
         if instruction.op in ("conditional", "call"):
             branches = [self._computation(name, around) for name in instruction.called]
             return max(branches, key=lambda branch: sum(branch.values()))
-        kernel_flops = [
-            _stated_flops(inner) for inner in self._module.fused(instruction) if _call_target(inner) == _KERNEL
-        ]
-        if kernel_flops:
-            return {"kernels": sum(kernel_flops) / (self._peak * self._efficiency.kernel)}
-        flops = product_flops(self._module, instruction)
+        kernels = list(_kernels(self._module, instruction, computation))
+        if kernels:
+            return {"kernels": sum(flops for _, flops in kernels) / (self._peak * self._efficiency.kernel)}
+        flops = product_flops(self._module, instruction, computation)
         cycles = float(instruction.attribute(r'"estimated_cycles":"(\d+)"') or 0) / self._chip.clock
         if flops:
             return {"products": max(cycles * self._efficiency.product, flops / self._peak)}
@@ -173,9 +175,19 @@ def _call_target(instruction: Instruction) -> str | None:
     return instruction.attribute(r'custom_call_target="([^"]*)"') if instruction.op == "custom-call" else None
 
 
-def _stated_flops(kernel: Instruction) -> float:
-    """Read a kernel's `pl.CostEstimate`; 0 where it has none."""
-    return float(kernel.attribute(r'"?flops"?:\s*"?(\d+)') or 0)
+def _kernels(module: Module, instruction: Instruction, computation: Computation) -> Iterator[tuple[Instruction, float]]:
+    """Yield the kernels in an instruction, with the FLOPs they state (`pl.CostEstimate`), 0 where they state none.
+
+    The compiler's own kernel for `ragged_dot` states those of the whole room for rows.
+    """
+    for kernel in module.fused(instruction):
+        if _call_target(kernel) != _KERNEL:
+            continue
+        flops = float(kernel.attribute(r'"?flops"?:\s*"?(\d+)') or 0)
+        if "ragged_dot" in kernel.attributes and kernel is instruction:
+            arrays = [array for name in kernel.operands for array in computation[name].results[:1]]
+            flops *= module.fill(next(array for array in arrays if len(array.shape) > 1))
+        yield kernel, flops
 
 
 def _memory_bytes(module: Module, instruction: Instruction, computation: Computation) -> float:

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
+# A computation in the background; one that is called runs on the SparseCores of a TPU.
+_STARTS, _DONES = ("async-start", "call-start"), ("async-done", "call-done")
 _ITEM_BITS = {"pred": 8, "bf16": 16, "token": 0, "opaque": 0}
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%(\S+) \(.*\{$")
@@ -77,17 +79,24 @@ class Module(NamedTuple):
       entry: the name of the one that runs.
       num_partitions: devices that run it together: of several TPU slices those of one.
       slices: TPU slices, which send each other what their devices have reduced.
+      routed_rows: rows that the experts of a device get when all are equally busy; ragged instructions have room for
+        more, and are taken to work on these alone.
     """
 
     computations: dict[str, Computation]
     entry: str
     num_partitions: int = 1
     slices: int = 1
+    routed_rows: int | None = None
+
+    def fill(self, room: Array) -> float:
+        """Return the share of a ragged instruction's rows that are in use."""
+        return 1.0 if self.routed_rows is None else min(self.routed_rows / room.shape[0], 1.0)
 
     def fused(self, instruction: Instruction) -> Iterator[Instruction]:
         """Yield an instruction, and everything in the computations it is made of, however deep."""
         yield instruction
-        if instruction.op in ("fusion", "async-start", "custom-call"):
+        if instruction.op in ("fusion", *_STARTS, "custom-call"):
             for name in instruction.called:
                 for inner in self.computations[name].values():
                     yield from self.fused(inner)
@@ -154,8 +163,8 @@ class Module(NamedTuple):
                     yield from self.runs(guess, inner, times * trips, inside)
 
 
-def parse(text: str, slices: int = 1) -> Module:
-    """Read the text of a module (`jax.stages.Compiled.as_text()`) that runs on so many TPU slices."""
+def parse(text: str, *, slices: int = 1, routed_rows: int | None = None) -> Module:
+    """Read the text of a module (`jax.stages.Compiled.as_text()`); for the other arguments see `Module`."""
     computations: dict[str, Computation] = {}
     entry, current, root = "", {}, ""
     for line in text.splitlines():
@@ -168,7 +177,7 @@ def parse(text: str, slices: int = 1) -> Module:
         elif line == "}" and root in current:
             current[root] = current.pop(root)
     partitions = re.search(r"num_partitions=(\d+)", text.partition("\n")[0])
-    return Module(computations, entry, int(partitions[1]) if partitions else 1, slices)
+    return Module(computations, entry, int(partitions[1]) if partitions else 1, slices, routed_rows)
 
 
 def _instruction(name: str, text: str) -> Instruction:
@@ -210,19 +219,19 @@ def _root(computation: Computation) -> Instruction:
 # --- matrix products -------------------------------------------------------------------------------------------------
 
 
-def product_flops(module: Module, instruction: Instruction) -> int:
+def product_flops(module: Module, instruction: Instruction, computation: Computation) -> int:
     """Count the FLOPs of the matrix products in an instruction, fused ones included."""
     total = 0
-    for computation, inner in _with_computation(module, instruction):
+    for home, inner in ((computation, instruction), *_with_computation(module, instruction)):
         if inner.op == "dot":
-            total += _dot_flops(inner, computation)
+            total += _dot_flops(inner, home)
         elif inner.op == "convolution":
-            total += _convolution_flops(inner, computation)
+            total += _convolution_flops(inner, home)
     return total
 
 
 def _with_computation(module: Module, instruction: Instruction) -> Iterator[tuple[Computation, Instruction]]:
-    for name in instruction.called if instruction.op in ("fusion", "async-start") else ():
+    for name in instruction.called if instruction.op in ("fusion", *_STARTS) else ():
         computation = module.computations[name]
         for inner in computation.values():
             yield computation, inner
@@ -310,10 +319,10 @@ def collective_of(module: Module, instruction: Instruction, computation: Computa
         phase = instruction.op.removeprefix(kind).removeprefix("-") or "sync"
         if phase == "done":
             return Collective(kind, phase, 0, ())
-        return _collective(kind, phase, instruction, computation)
+        return _collective(module, kind, phase, instruction, computation)
     if instruction.op in ("send", "recv-done") and "xla_megascale" in instruction.attributes:
         return _between_slices(module, instruction, computation)
-    if instruction.op in ("async-start", "async-done", "fusion"):
+    if instruction.op in (*_STARTS, *_DONES, "fusion"):
         return _fused_collective(module, instruction)
     return None
 
@@ -321,7 +330,7 @@ def collective_of(module: Module, instruction: Instruction, computation: Computa
 def _fused_collective(module: Module, instruction: Instruction) -> Collective | None:
     inner = list(_with_computation(module, instruction))
     found = [(computation, item) for computation, item in inner if item.op in COLLECTIVES]
-    if instruction.op == "async-done":
+    if instruction.op in _DONES:
         return Collective("async", "done", 0, ())
     if not found:
         return None
@@ -330,13 +339,13 @@ def _fused_collective(module: Module, instruction: Instruction) -> Collective | 
     kind, phase = item.op, "sync"
     if "AsyncCollectiveDone" in targets:
         return Collective(kind, "done", 0, ())
-    if "AsyncCollectiveStart" in targets or instruction.op == "async-start":
+    if "AsyncCollectiveStart" in targets or instruction.op in _STARTS:
         phase = "start"
     elif item.attribute(r'"async_collective_fusion_config":\{"flag_start":"(\d+)"'):
         return None
     elif kind == "all-reduce" and any(other.op == "dynamic-slice" for _, other in inner):
         kind = "reduce-scatter"  # the compiler's own form of it
-    return _collective(kind, phase, item, computation)
+    return _collective(module, kind, phase, item, computation)
 
 
 def _between_slices(module: Module, instruction: Instruction, computation: Computation) -> Collective:
@@ -348,11 +357,13 @@ def _between_slices(module: Module, instruction: Instruction, computation: Compu
     return Collective(kind if kind in COLLECTIVES else "collective-permute", "start", size, (group,))
 
 
-def _collective(kind: str, phase: str, instruction: Instruction, computation: Computation) -> Collective:
-    # The operands of a ragged one are the data, the room for the result, offsets and sizes.
-    operands = instruction.operands[:1] if kind == "ragged-all-to-all" else instruction.operands
-    arrays = [array for operand in operands for array in computation[operand].results[:1]]
+def _collective(
+    module: Module, kind: str, phase: str, instruction: Instruction, computation: Computation
+) -> Collective:
     groups = replica_groups(instruction.attributes)
+    arrays = [array for operand in instruction.operands for array in computation[operand].results[:1]]
+    if kind == "ragged-all-to-all":  # its operands are the data, the room for the result, offsets and sizes
+        return Collective(kind, phase, int(arrays[0].bytes * module.fill(arrays[0])), groups)
     size = sum(array.bytes for array in arrays)
     return Collective(kind, phase, size * len(groups[0]) if kind == "all-gather" else size, groups)
 

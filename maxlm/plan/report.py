@@ -72,7 +72,7 @@ class Cost:
       compile_seconds: for tracing and compiling the step.
       model_flops: what the model needs by `maxlm.models.cost`; the recomputed does not count.
       product_flops: of the matrix products in the compiled step.
-      kernel_flops: of kernels of our own, as they state them.
+      kernel_flops: of kernels, as they state them.
       unstated_kernels: how often kernels run that state none: their time is missing from the estimate.
       traffic: collectives by kind and mesh axes.
       seconds: estimates low, nominal and high; of each, the parts.

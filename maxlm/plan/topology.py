@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import math
-import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ from jax.errors import JaxRuntimeError
 from jax.experimental import topologies
 
 from maxlm.config.errors import UserError
+from maxlm.runtime import hush_libtpu
 
 GIB = 2**30
 
@@ -57,14 +57,6 @@ CHIPS = {
 _BLOCK_SIDE = 4
 _FULL_SIDE = 16
 _HOST_BOUNDS = (2, 2, 1)
-# What libtpu would ask the metadata server of a TPU machine for; unset, it complains about each on stderr.
-_NOWHERE = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5p-8",  # any that exists
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_WORKER_ID": "0",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # without it a second process on this machine dies on libtpu's lock file
-}
 
 
 class Topology(NamedTuple):
@@ -136,8 +128,7 @@ def devices_of(topology: Topology) -> list[Any]:
             "maxlm plan compiles with libtpu, which is not installed; run scripts/setup tpu (it needs no TPU, "
             "but Linux on x86_64)"
         )
-    for name, value in _NOWHERE.items():
-        os.environ.setdefault(name, value)
+    hush_libtpu()
     options: dict[str, Any] = {"num_slices": topology.slices} if topology.slices > 1 else {}
     try:
         described = topologies.get_topology_desc(

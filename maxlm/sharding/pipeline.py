@@ -42,6 +42,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from maxlm.jax_versions import vary_over
+from maxlm.sharding.fsdp import tied_to_loop
 from maxlm.sharding.mesh import AXES
 
 Index = Any  # int or int32 scalar: the formulas hold for both
@@ -122,8 +123,9 @@ class Parts(NamedTuple):
 
     Attributes:
       run_chunk: (outer, chunk, x, microbatch, first) -> (y, cost, statistics), one chunk of layers; where `first` is
-        true the embedded tokens of the microbatch take the place of x, after the blocks before the pattern. x and y have the same shape; cost is what the
-        chunk adds to the objective besides, statistics are rows like the chunk's layers, to be summed.
+        true the embedded tokens of the microbatch, after the blocks before the pattern, take the place of x. x and y
+        have the same shape; cost is what the chunk adds to the objective besides, statistics are rows like the chunk's
+        layers, to be summed.
       losses: (outer, y, microbatch) -> (objective, nats), from the last virtual stage's y, which only stage S - 1 has;
         every stage does its share.
     """
@@ -161,13 +163,13 @@ def pipelined_gradients(
     """
     stage = lax.axis_index("stage")
 
-    def forward(tick: jax.Array, carry: _Carry) -> tuple[jax.Array, _Carry, jax.Array]:
+    def forward(rows: Any, tick: jax.Array, carry: _Carry) -> tuple[jax.Array, _Carry, jax.Array]:
         work = _clipped(schedule.forward(tick, stage), schedule)
         slot = work.chunk * schedule.slots + work.microbatch % schedule.slots
         kept = lax.dynamic_index_in_dim(carry.inputs, slot, keepdims=False)
         inputs = lax.dynamic_update_index_in_dim(carry.inputs, jnp.where(work.valid, carry.x, kept), slot, 0)
         first = work.valid & (stage == 0) & (work.chunk == 0)
-        chunk = _chunk(stack, work.chunk, schedule)
+        chunk = _chunk(rows, work.chunk, schedule)
         y, cost, statistics = parts.run_chunk(outer, chunk, carry.x, work.microbatch, first)
         statistics = jax.tree.map(lambda rows: jnp.where(work.valid, rows, 0), statistics)
         carry = carry._replace(
@@ -177,7 +179,7 @@ def pipelined_gradients(
         )
         return y, carry, jnp.where(work.valid, cost, 0)
 
-    def backward(tick: jax.Array, carry: _Carry, d_loss: jax.Array | None) -> _Carry:
+    def backward(rows: Any, tick: jax.Array, carry: _Carry, d_loss: jax.Array | None) -> _Carry:
         work = _clipped(schedule.backward(tick, stage), schedule)
         d_y = carry.d_y
         if d_loss is not None:
@@ -192,7 +194,7 @@ def pipelined_gradients(
             y, cost, _ = parts.run_chunk(outer, chunk, x, work.microbatch, first)
             return y, vary_over(cost, ("stage",))
 
-        (_, cost), pull = jax.vjp(run, outer, _chunk(stack, work.chunk, schedule), kept)
+        (_, cost), pull = jax.vjp(run, outer, _chunk(rows, work.chunk, schedule), kept)
         d_outer, d_chunk, d_x = pull((d_y, jnp.where(work.valid, jnp.ones_like(cost), 0)))
         return carry._replace(
             d_y=_send(d_x, -1, schedule),
@@ -207,7 +209,8 @@ def pipelined_gradients(
         return carry._replace(d_outer=jax.tree.map(jnp.add, carry.d_outer, d_outer)), d_y, losses
 
     def steady(carry: _Carry, tick: jax.Array) -> tuple[_Carry, tuple[jax.Array, jax.Array]]:
-        y, carry, cost = forward(tick, carry)
+        rows = tied_to_loop(stack, tick)
+        y, carry, cost = forward(rows, tick, carry)
         if schedule.repeats == 1:
             carry, d_loss, losses = loss(tick, y, carry)
         else:
@@ -218,16 +221,20 @@ def pipelined_gradients(
             carry, d_loss, losses = lax.cond(
                 ends, lambda carry: loss(tick, y, carry), lambda carry: (carry, *nothing), carry
             )
-        return backward(tick, carry, d_loss), (losses[0] + cost, losses[1])
+        return backward(rows, tick, carry, d_loss), (losses[0] + cost, losses[1])
 
     warmup, all_forward = schedule.warmup_ticks, schedule.warmup_ticks + schedule.steady_ticks
     nothing = vary_over(jnp.zeros(x.shape, x.dtype), AXES)
     kept = vary_over(jnp.zeros((schedule.repeats * schedule.slots, *x.shape), x.dtype), AXES)
     carry = _Carry(nothing, nothing, kept, *zeros, _no_statistics(parts, outer, stack, nothing))
-    carry, costs = lax.scan(lambda carry, tick: forward(tick, carry)[1:], carry, jnp.arange(warmup))
+    carry, costs = lax.scan(
+        lambda carry, tick: forward(tied_to_loop(stack, tick), tick, carry)[1:], carry, jnp.arange(warmup)
+    )
     carry, (objectives, nats) = lax.scan(steady, carry, jnp.arange(warmup, all_forward))
     ticks = jnp.arange(all_forward, all_forward + warmup)
-    carry, _ = lax.scan(lambda carry, tick: (backward(tick, carry, None), None), carry, ticks)
+    carry, _ = lax.scan(
+        lambda carry, tick: (backward(tied_to_loop(stack, tick), tick, carry, None), None), carry, ticks
+    )
     return carry.d_outer, carry.d_stack, costs.sum() + objectives.sum(), nats.sum(), carry.statistics
 
 
@@ -247,7 +254,8 @@ def pipelined_losses(
     def tick(x: jax.Array, tick: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         work = _clipped(schedule.forward(tick, stage), schedule)
         first = work.valid & (stage == 0) & (work.chunk == 0)
-        y, cost, _ = parts.run_chunk(outer, _chunk(stack, work.chunk, schedule), x, work.microbatch, first)
+        chunk = _chunk(tied_to_loop(stack, tick), work.chunk, schedule)
+        y, cost, _ = parts.run_chunk(outer, chunk, x, work.microbatch, first)
         last = schedule.forward(tick, schedule.stages - 1)
         losses = parts.losses(outer, y, _clipped(last, schedule).microbatch)
         ends = last.valid & (last.chunk == schedule.repeats - 1)

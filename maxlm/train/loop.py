@@ -183,7 +183,14 @@ def _state_to_start_from(restored: Restored | None, program: Program, config: Ru
         state: TrainState = reorder_layers(restored.state, restored.record["layer_order"], program.layer_order)
         return state
     seed = config.runtime.seed
-    return create_state(program.declared, program.optimizer, program.mesh, seed=seed, layer_order=program.layer_order)
+    return create_state(
+        program.declared,
+        program.optimizer,
+        program.mesh,
+        seed=seed,
+        layer_order=program.layer_order,
+        offload="optimizer" in config.train.offload,
+    )
 
 
 def _due(step: int, every: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ import optax
 from jax.sharding import Mesh
 
 from maxlm.config.checks import resolve_mesh
+from maxlm.config.errors import ConfigError, Problem
 from maxlm.config.schema import MeshConfig, RunConfig
 from maxlm.data.dataset import Dataset, build_dataset, validation_sources
 from maxlm.kernels.shape import AttentionShape
@@ -20,6 +22,7 @@ from maxlm.models.decoder import Decoder
 from maxlm.ops.attention import choose_kernel
 from maxlm.optim.adamw import build_optimizer
 from maxlm.optim.schedule import make_schedule
+from maxlm.sharding.host import HOST_MEMORY, has_host_memory
 from maxlm.sharding.mesh import batch_sharding, build_mesh
 from maxlm.sharding.pipeline import layer_order
 from maxlm.train.loss import Batch, Numerics, Sums, compute_dtype_of, make_gradients, make_losses, numerics
@@ -30,12 +33,18 @@ log = logging.getLogger(__name__)
 
 COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
     # Parameter gathers run behind the matrix products before them; each option alone leaves them synchronous.
-    "tpu": {
+    r"TPU": {
         "xla_enable_async_all_gather": True,
         "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
     },
+    # Gradients are scattered by the SparseCores, behind the computation, instead of summed whole in front of it (both
+    # options are needed; v7x does so by itself, v5e has no SparseCores): see benchmarks/communication.md.
+    r"TPU v5p?$|TPU v6": {
+        "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": True,
+        "xla_tpu_enable_sparse_core_collective_offload_nd_reduce_scatter": True,
+    },
 }
-"""Per platform, what the compiler is told for the training step."""
+"""Per kind of device, the start of its name, what the compiler is told for the training step: all that match."""
 
 BATCH_FIELDS = {
     "tokens": jnp.int32,
@@ -115,10 +124,11 @@ def build_program(config: RunConfig, devices: list[Any] | None = None) -> Progra
     """Lay the model out on the mesh.
 
     Raises:
-      ConfigError: the mesh does not fit the devices, or the model does not fit the mesh.
+      ConfigError: the mesh does not fit the devices, the model does not fit the mesh, or there is no host memory.
     """
     devices = jax.devices() if devices is None else devices
     mesh_sizes = resolve_mesh(config, len(devices))
+    _check_host_memory(config, devices[0])
     mesh = build_mesh(mesh_sizes, devices)
     compute_dtype = compute_dtype_of(config, devices[0].platform)
     shapes = attention_shapes(config, mesh_sizes, devices[0].device_kind, compute_dtype)
@@ -129,8 +139,29 @@ def build_program(config: RunConfig, devices: list[Any] | None = None) -> Progra
     how = numerics(config, mesh_sizes, choice.kernel, compute_dtype)
     groups = (config.model.num_layers - len(config.model.prefix)) // len(config.model.pattern)
     order = layer_order(groups, how.schedule)
-    state = declare_state(declared, optimizer, mesh)
+    state = declare_state(declared, optimizer, mesh, offload="optimizer" in config.train.offload)
     return Program(mesh_sizes, mesh, declared, optimizer, state, how, order, choice.name)
+
+
+def _check_host_memory(config: RunConfig, device: Any) -> None:
+    """Refuse to offload where devices have no host memory to do it to.
+
+    Raises:
+      ConfigError: they have none.
+    """
+    if has_host_memory(device):
+        return
+    asked = {}
+    if config.train.offload:
+        asked["train.offload"] = (f"[{', '.join(config.train.offload)}]", "[]")
+    if not isinstance(config.train.remat, str):
+        for name, choice in config.train.remat.model_dump().items():
+            if choice == "offload":
+                asked[f"train.remat.{name}"] = (choice, "save or recompute")
+    reason = f"needs {HOST_MEMORY} memory, which the {device.platform} devices here do not have"
+    problems = [Problem(path, f"{path}={value} {reason}; use {path}={cure}") for path, (value, cure) in asked.items()]
+    if problems:
+        raise ConfigError(problems, f"the configuration on {device.platform}")
 
 
 def attention_shapes(config: RunConfig, mesh: MeshConfig, device_kind: str, dtype: jnp.dtype) -> list[AttentionShape]:
@@ -159,6 +190,12 @@ def attention_shapes(config: RunConfig, mesh: MeshConfig, device_kind: str, dtyp
     ]
 
 
+def compiler_options(device_kind: str) -> dict[str, str | bool]:
+    """Return what the compiler is told for the training step on these devices."""
+    matching = [options for pattern, options in COMPILER_OPTIONS.items() if re.match(pattern, device_kind)]
+    return {name: value for options in matching for name, value in options.items()}
+
+
 def compile_step(
     config: RunConfig, program: Program, more_options: Mapping[str, str | bool] | None = None
 ) -> CompiledStep:
@@ -170,7 +207,7 @@ def compile_step(
     step = make_train_step(gradients, program.optimizer, learning_rate)
     state_shardings = jax.tree.map(lambda leaf: leaf.sharding, program.state)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, None))
-    options = {**COMPILER_OPTIONS.get(program.mesh.devices.flat[0].platform, {}), **(more_options or {})}
+    options = {**compiler_options(program.mesh.devices.flat[0].device_kind), **(more_options or {})}
     compiled = jitted.lower(program.state, batch_shapes(config, program.mesh)).compile(compiler_options=options)
     return CompiledStep(compiled, time.perf_counter() - began, _peak_memory_bytes(compiled, program.mesh))
 
@@ -180,11 +217,10 @@ def _peak_memory_bytes(compiled: jax.stages.Compiled, mesh: Mesh) -> int:
     memory = compiled.memory_analysis()
     if memory is None:
         return 0
-    if mesh.devices.flat[0].platform != "cpu":
-        return int(memory.peak_memory_in_bytes)
-    # The CPU's compiler reports the arguments alone as the peak.
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return int(held + memory.temp_size_in_bytes)
+    bound = int(held + memory.temp_size_in_bytes)
+    # The CPU's compiler reports the arguments alone as the peak, the TPU's counts what lies in host memory too.
+    return bound if mesh.devices.flat[0].platform == "cpu" else min(bound, int(memory.peak_memory_in_bytes))
 
 
 def compile_losses(program: Program) -> Callable[[Decoder, Batch], Sums]:

@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from maxlm.models.decoder import Decoder
+from maxlm.sharding.host import on_host, to_device, to_place_of
 from maxlm.sharding.parameters import initialise, is_parameter, partition_spec, with_value
 
 Tree = TypeVar("Tree")
@@ -44,16 +45,26 @@ def _new_state(decoder: Decoder, optimizer: optax.GradientTransformation) -> Tra
     return TrainState(zero(), decoder, optimizer.init(decoder), jnp.zeros((2,), jnp.uint32), zero(), zero())
 
 
-def declare_state(declared: Decoder, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """Return the state as `jax.ShapeDtypeStruct`s with shardings: what a checkpoint is restored into."""
+def declare_state(
+    declared: Decoder, optimizer: optax.GradientTransformation, mesh: Mesh, *, offload: bool = False
+) -> TrainState:
+    """Return the state as `jax.ShapeDtypeStruct`s with shardings: what a checkpoint is restored into.
+
+    With `offload`, the optimizer's slots lie in host memory.
+    """
     shapes = jax.eval_shape(lambda decoder: _new_state(decoder, optimizer), declared)
 
     def placed(leaf: Any) -> Any:
-        spec = partition_spec(leaf) if is_parameter(leaf) else P()
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec)), leaf)
+        sharding = NamedSharding(mesh, partition_spec(leaf) if is_parameter(leaf) else P())
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), leaf)
 
-    result: TrainState = jax.tree.map(placed, shapes, is_leaf=is_parameter)
-    return result
+    state: TrainState = jax.tree.map(placed, shapes, is_leaf=is_parameter)
+    return state._replace(optimizer=jax.tree.map(_slot_on_host, state.optimizer)) if offload else state
+
+
+def _slot_on_host(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    # Counters stay: they are a few bytes, and the next rate is computed from them.
+    return leaf.update(sharding=on_host(leaf.sharding)) if leaf.ndim else leaf
 
 
 def create_state(
@@ -63,13 +74,15 @@ def create_state(
     *,
     seed: int,
     layer_order: Sequence[int] | None = None,
+    offload: bool = False,
 ) -> TrainState:
-    """Create the state of step 0, every array born on its devices; for `layer_order` see `initialise`."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, declare_state(declared, optimizer, mesh))
+    """Create the state of step 0, every array born where it lies; see `initialise` and `declare_state`."""
+    state = declare_state(declared, optimizer, mesh, offload=offload)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     decoder = initialise(declared, seed, mesh, layer_order)
     create = jax.jit(lambda decoder: _new_state(decoder, optimizer), out_shardings=shardings, donate_argnums=0)
-    state: TrainState = create(decoder)
-    return state
+    created: TrainState = create(decoder)
+    return created
 
 
 def reorder_layers(tree: Tree, saved: Sequence[int], wanted: Sequence[int]) -> Tree:
@@ -87,7 +100,9 @@ def reorder_layers(tree: Tree, saved: Sequence[int], wanted: Sequence[int]) -> T
     def moved(tree: Tree) -> Tree:
         def move(leaf: Any) -> Any:
             stacked = is_parameter(leaf) and leaf.get_value().ndim > len(leaf.get_metadata("spec"))
-            return with_value(leaf, leaf.get_value()[rows]) if stacked else leaf
+            return (
+                with_value(leaf, to_place_of(to_device(leaf.get_value())[rows], leaf.get_value())) if stacked else leaf
+            )
 
         result: Tree = jax.tree.map(move, tree, is_leaf=is_parameter)
         return result

@@ -11,6 +11,7 @@ import optax
 
 from maxlm.data.token_hash import advance
 from maxlm.models.decoder import Decoder
+from maxlm.optim.update import update
 from maxlm.train.loss import Batch, Sums
 from maxlm.train.state import TrainState
 
@@ -44,13 +45,11 @@ def make_train_step(
         gradient_norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(gradient_norm) & jnp.isfinite(sums.objective)
         rate = learning_rate(state.step)
-        directions, slots = optimizer.update(gradients, state.optimizer, state.decoder)
+        directions, slots = update(optimizer, gradients, state.optimizer, state.decoder, finite)
         updates = jax.tree.map(lambda direction: -rate * direction, directions)
         moved: Decoder = optax.apply_updates(state.decoder, updates)
-        new = (moved.rebalanced(state.decoder, sums.routers), slots)
-        decoder, slots = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), new, (state.decoder, state.optimizer)
-        )
+        moved = moved.rebalanced(state.decoder, sums.routers)
+        decoder = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, state.decoder)
         skipped = 1 - finite.astype(jnp.int32)
         new_state = TrainState(
             step=state.step + 1,

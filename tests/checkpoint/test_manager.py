@@ -12,6 +12,7 @@ import pytest
 from maxlm.checkpoint import Checkpointer, CheckpointReader
 from maxlm.config.errors import UserError
 from maxlm.config.schema import CheckpointConfig
+from maxlm.sharding.host import on_host, to_device, to_place_of
 
 # orbax reads and writes several files at once; those that fail after the first report to an event loop that has ended.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -55,6 +56,27 @@ def test_restores_what_was_saved(open_checkpointer, make_state, abstract, assert
     assert_equal(restored.state, state)
     shardings = [leaf.sharding for leaf in jax.tree.leaves(state)]
     assert [leaf.sharding for leaf in jax.tree.leaves(restored.state)] == shardings
+
+
+def test_arrays_in_host_memory_are_saved_and_restored_there(open_checkpointer, make_state, abstract, assert_equal):
+    state, copy = (make_state(0, rows=65536) for _ in range(2))
+    hosts = jax.tree.map(lambda x: on_host(x.sharding), state)
+    state = jax.device_put(state, hosts)
+    scramble = jax.jit(
+        lambda tree: to_place_of(jax.tree.map(lambda x: ~x if x.dtype == bool else x + 1, to_device(tree)), tree),
+        donate_argnums=0,
+    )
+    checkpointer = open_checkpointer()
+    checkpointer.save(1, state, {})
+    for _ in range(3):
+        state = scramble(state)
+    checkpointer.wait()
+    restored = checkpointer.restore(abstract(jax.device_put(copy, hosts))).state
+    assert_equal(restored, copy)
+    assert {leaf.sharding.memory_kind for leaf in jax.tree.leaves(restored)} == {"pinned_host"}
+    on_devices = checkpointer.restore(abstract(copy)).state
+    assert_equal(on_devices, copy)
+    assert {leaf.sharding.memory_kind for leaf in jax.tree.leaves(on_devices)} == {"device"}
 
 
 def test_nothing_saved_is_none(open_checkpointer, make_state, abstract):

@@ -123,19 +123,40 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
         {},
         "",
         ["train.remat=ful"],
-        ['command line: train.remat="ful" is not one of none, full, a mapping with names; did you mean full?'],
+        [
+            'train.remat="ful" is not one of none, full, a mapping with query, key, value',
+            "...; did you mean full?",
+        ],
     ),
     "remat name": (
         {},
         "",
-        ["train.remat={names: [query, keys]}"],
-        ['train.remat.names.1="keys" is not one of query, key', "did you mean key?"],
+        ["train.remat={query: save, keys: save}"],
+        ["train.remat.keys is not a known key; did you mean train.remat.key?"],
+    ),
+    "remat choice": (
+        {},
+        "",
+        ["train.remat={query: offlod}"],
+        ['train.remat.query="offlod" is not one of recompute, save, offload; did you mean offload?'],
+    ),
+    "offload without remat": (
+        {},
+        "",
+        ["train.offload=[activations]"],
+        ["train.offload=[activations] moves the inputs of blocks, but train.remat=none", "use train.remat=full"],
+    ),
+    "offload word": (
+        {},
+        "",
+        ["train.offload=[optimiser]"],
+        ['train.offload.0="optimiser" is not one of optimizer, activations; did you mean optimizer?'],
     ),
     "remat list": (
         {},
         "",
         ["train.remat=[query]"],
-        ['train.remat=["query"] must be none, full or a mapping with names'],
+        ['train.remat=["query"] must be none, full or a mapping with query, key, value, attention_out, ...'],
     ),
     "value for a list": (
         {"{path: data/text}": "{path: data/text, raw: {kind: files, paths: data/raw}}"},
@@ -476,5 +497,5 @@ def test_no_message_shows_the_machinery(write_run: Callable[..., str]) -> None:
     for replace, append, overrides, _ in CASES.values():
         with pytest.raises(ConfigError) as caught:
             load_run(write_run(replace, append), overrides)
-        for word in ("pydantic", "Input should", "literal[", "RematNames", "RopePosition", "default_factory"):
+        for word in ("pydantic", "Input should", "literal[", "RematConfig", "RopePosition", "default_factory"):
             assert word not in str(caught.value)

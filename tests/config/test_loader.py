@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from maxlm.config import ConfigError, load_run
-from maxlm.config.schema import LearnedPosition, NoPosition, RematNames, RopePosition
+from maxlm.config.schema import LearnedPosition, NoPosition, RematConfig, RopePosition
 
 
 def test_later_files_win_and_the_including_file_wins_over_all(write_run: Callable[..., str], tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_overrides(write_run: Callable[..., str]) -> None:
             "optimizer.overrides.1.learning_rate_scale=0.5",
             "data.sources.my.text.weight=2",
             "data.sources.more={path: data/more, weight: 3.0}",
-            "train.remat={names: [query, key]}",
+            "train.remat={query: save, key: offload}",
             "runtime.profile.start_step=5",
             "schedule.warmup_steps=10",
             "mesh.fsdp=-1",
@@ -112,13 +112,13 @@ def test_overrides(write_run: Callable[..., str]) -> None:
     assert config.optimizer.learning_rate == 3e-4
     assert [item.learning_rate_scale for item in config.optimizer.overrides] == [1.0, 0.5]
     assert {name: source.weight for name, source in config.data.sources.items()} == {"my.text": 2.0, "more": 3.0}
-    assert config.train.remat == RematNames(names=("query", "key"))
+    assert config.train.remat == RematConfig(query="save", key="offload")
     assert config.runtime.profile is not None
     assert config.runtime.profile.start_step == 5
     assert config.run_dir == "12"  # the last one wins
     assert loaded.origins["data.sources.my.text.weight"] == "command line"
     assert loaded.origins["data.sources.my.text.path"] == "run.yaml:10"
-    assert loaded.origins["train.remat.names.0"] == "command line"
+    assert loaded.origins["train.remat.key"] == "command line"
 
 
 def test_all_bad_overrides_are_told(write_run: Callable[..., str]) -> None:

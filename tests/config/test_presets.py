@@ -18,7 +18,18 @@ model: {vocab_size: 512, num_layers: 2, embed_dim: 64, num_heads: 4, mlp_dim: 12
 data: {sources: {text: {path: data/text}}, tokenizer: data/tokenizer.model, sequence_length: 64}
 train: {num_steps: 100000, batch_size: 64}
 """
-DEVICES = {"quickstart": 1, "quickstart_moe": 1, "gpt2_124m": 8, "llama3_1b_h100x8": 8, "llama3_8b_v5p64": 64}
+DEVICES = {
+    "quickstart": 1,
+    "quickstart_moe": 1,
+    "gpt2_124m": 8,
+    "llama3_1b_h100x8": 8,
+    "llama3_8b_v5p64": 64,
+    "llama3_8b_1m_v5p64": 64,
+    "llama3_70b_v5p1024": 1024,
+    "llama3_405b_v5p2048": 2048,
+    "mixtral_8x7b_v5p128": 128,
+    "deepseek_v3_v5p1024": 1024,
+}
 
 
 def names(paths: list[Path]) -> list[str]:

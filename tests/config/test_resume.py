@@ -13,7 +13,13 @@ FREE = [
     *["run_dir=elsewhere", "mesh.tensor=2", "mesh.data=2", "checkpoint.every=7", "metrics.tensorboard=false"],
     *["data.prefetch_batches=1", "data.tokenizer=moved", "data.sources.text.path=moved"],
     *["data.sources.text.raw={kind: python_stdlib}", "runtime.device_count=8", "runtime.platform=cpu"],
-    *["train.gather=step", "train.remat=full", "train.remat={names: [query]}", "train.microbatches=2"],
+    *[
+        "train.gather=step",
+        "train.remat=full",
+        "train.remat={query: save}",
+        "train.offload=[optimizer]",
+        "train.microbatches=2",
+    ],
     *["train.eval_every=3", "train.eval_batches=3", "train.log_every=1", "train.loss_chunk_tokens=8"],
     *["train.max_skipped_steps=1", "schedule.total_steps=100", "runtime.compile_cache=cache"],
 ]

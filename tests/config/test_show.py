@@ -15,14 +15,14 @@ ROOT = Path(__file__).parents[2]
 
 def test_shown_run_loads_again_and_names_origins(write_run: Callable[..., str], tmp_path: Path) -> None:
     replace = {"runs/test": "'3e-4'", "mlp_dim: 128": "mlp_dim: 128\n  pattern: [{}, {mixer: {window: 8}}]"}
-    overrides = ["train.remat={names: [query]}", "data.tokenizer='off'", "optimizer.epsilon=1e-15"]
+    overrides = ["train.remat={query: save}", "data.tokenizer='off'", "optimizer.epsilon=1e-15"]
     loaded = load_run(write_run(replace), overrides)
     shown = to_yaml(loaded)
     (tmp_path / "shown.yaml").write_text(shown)
     assert load_run("shown.yaml").config == loaded.config
     lines = {line.split("#")[0].strip(): line.split("# ")[1] for line in shown.splitlines() if "#" in line}
     assert lines["num_heads: 4"] == "run.yaml:6"
-    assert lines["names: [query]"] == "command line"
+    assert lines["query: save"] == "command line"
     assert lines["window: 8"] == "run.yaml:8"
     assert lines["beta2: 0.95"] == "default"
 

@@ -1,38 +1,81 @@
-"""Attention and its gradients written out in fp64, with nothing in common with the kernels."""
+"""Attention and its gradients written out in fp64, and inputs to compare kernels on."""
 
+import jax.numpy as jnp
 import numpy as np
 
+from maxlm.kernels.mask import NOTHING_SEEN, Mask
 
-def attention_fp64(q, k, v, d_out, segments_q, segments_kv, q_start, kv_start, causal, window, softcap):
-    """Return out (B, T, N, H_v), lse (B, N, T; -1e30 where nothing is seen), dq, dk and dv in fp64."""
+
+def make_inputs(
+    seed, *, batch=2, length=24, kv_length=None, heads=4, kv_heads=2, head_dim=16, v_dim=None, documents=3,
+    dtype=jnp.float32, q_start=0, kv_start=0, causal=True, window=None,
+):  # fmt: skip
+    """Return q, k, v, d_out, mask; documents lie one after the other, and some keys are of none."""
+    rng = np.random.default_rng(seed)
+    kv_length, v_dim = kv_length or length, v_dim or head_dim
+    shapes = (length, heads, head_dim), (kv_length, kv_heads, head_dim), (kv_length, kv_heads, v_dim)
+    q, k, v, d_out = (
+        jnp.asarray(rng.normal(size=(batch, *shape)), dtype) for shape in (*shapes, (length, heads, v_dim))
+    )
+    longest = max(q_start + length, kv_start + kv_length)
+    segments = np.sort(rng.integers(1, documents + 1, (batch, longest)), axis=1).astype(np.int32)
+    kv_segments = segments[:, kv_start : kv_start + kv_length].copy()
+    kv_segments[rng.random(kv_segments.shape) < 0.05] = 0
+    mask = Mask(
+        jnp.asarray(segments[:, q_start : q_start + length]),
+        jnp.asarray(kv_segments),
+        jnp.int32(q_start),
+        jnp.int32(kv_start),
+        causal=causal,
+        window=window,
+    )
+    return q, k, v, d_out, mask
+
+
+def seen_fp64(mask, length, kv_length):
+    """Return bool (B, T, S): who sees whom."""
+    distance = (int(mask.q_start) + np.arange(length))[:, None] - (int(mask.kv_start) + np.arange(kv_length))[None]
+    seen = np.ones(distance.shape, bool)
+    if mask.causal:
+        seen &= distance >= 0
+    if mask.window is not None:
+        seen &= distance < mask.window
+    q_segments, kv_segments = np.asarray(mask.q_segments_BT), np.asarray(mask.kv_segments_BS)
+    return seen & (q_segments[:, :, None] == kv_segments[:, None]) & (kv_segments > 0)[:, None]
+
+
+def attention_fp64(q, k, v, d_out, mask, softcap=None):
+    """Return out, lse, dq, dk, dv in fp64."""
     q, k, v, d_out = (np.asarray(x, np.float64) for x in (q, k, v, d_out))
-    segments_q, segments_kv = np.asarray(segments_q), np.asarray(segments_kv)
-    num_kv_heads, groups = k.shape[2], q.shape[2] // k.shape[2]
-    keys, values = np.repeat(k, groups, axis=2), np.repeat(v, groups, axis=2)
-    distance = int(q_start) + np.arange(q.shape[1])[:, None] - int(kv_start) - np.arange(k.shape[1])
-    seen = (segments_q[:, :, None] == segments_kv[:, None, :]) & (segments_kv > 0)[:, None, :]
-    seen &= distance >= 0 if causal else True
-    seen &= distance < window if window is not None else True
-    seen = seen[:, None]
-    scale = 1 / np.sqrt(q.shape[3])
-    scores = np.einsum("btnh,bsnh->bnts", q, keys) * scale
-    slope = np.ones_like(scores)
+    groups, scale = q.shape[2] // k.shape[2], 1 / np.sqrt(q.shape[3])
+    k_all, v_all = np.repeat(k, groups, axis=2), np.repeat(v, groups, axis=2)
+    scores = np.einsum("btnh,bsnh->bnts", q, k_all) * scale
+    slope = 1.0
     if softcap is not None:
+        slope = 1 / np.cosh(scores / softcap) ** 2
         scores = softcap * np.tanh(scores / softcap)
-        slope = 1 - (scores / softcap) ** 2
-    peak = np.where(seen, scores, -1e30).max(axis=3, keepdims=True)
-    exponentials = np.where(seen, np.exp(np.minimum(scores - peak, 0)), 0.0)
-    total = exponentials.sum(axis=3, keepdims=True)
-    p = exponentials / np.maximum(total, 1e-300)
-    out = np.einsum("bnts,bsnh->btnh", p, values)
-    lse = np.where(total > 0, peak + np.log(np.maximum(total, 1e-300)), -1e30)[..., 0]
-    d_p = np.einsum("btnh,bsnh->bnts", d_out, values)
-    d_s = p * (d_p - (p * d_p).sum(axis=3, keepdims=True)) * slope * scale
+    seen = seen_fp64(mask, q.shape[1], k.shape[1])[:, None]
+    peak = np.where(seen, scores, NOTHING_SEEN).max(-1, keepdims=True)
+    exp = np.where(seen, np.exp(np.where(seen, scores - peak, 0)), 0.0)
+    total = exp.sum(-1, keepdims=True)
+    p = exp / np.where(total > 0, total, 1)
+    lse = np.where(total > 0, peak + np.log(np.where(total > 0, total, 1)), NOTHING_SEEN)[..., 0]
+    out = np.einsum("bnts,bsnh->btnh", p, v_all)
+    d_p = np.einsum("btnh,bsnh->bnts", d_out, v_all)
+    delta = np.einsum("btnh,btnh->bnt", d_out, out)
+    d_s = p * (d_p - delta[..., None]) * slope * scale
 
     def per_kv_head(x):
-        return x.reshape(*x.shape[:2], num_kv_heads, groups, x.shape[3]).sum(axis=3)
+        return x.reshape(*x.shape[:2], -1, groups, x.shape[3]).sum(3)
 
-    d_q = np.einsum("bnts,bsnh->btnh", d_s, keys)
-    d_k = per_kv_head(np.einsum("bnts,btnh->bsnh", d_s, q))
-    d_v = per_kv_head(np.einsum("bnts,btnh->bsnh", p, d_out))
-    return out, lse, d_q, d_k, d_v
+    d_k, d_v = (per_kv_head(np.einsum("bnts,btnh->bsnh", x, y)) for x, y in ((d_s, q), (p, d_out)))
+    return out, lse, np.einsum("bnts,bsnh->btnh", d_s, k_all), d_k, d_v
+
+
+def relative_error(got, want):
+    """Return the largest difference over the largest value; rows that see nothing have an lse of their own size."""
+    got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+    nothing = want == NOTHING_SEEN
+    assert np.array_equal(got == np.float32(NOTHING_SEEN), nothing)
+    got, want = np.where(nothing, 0, got), np.where(nothing, 0, want)
+    return np.abs(got - want).max() / max(np.abs(want).max(), 0.1)

@@ -67,8 +67,7 @@ def make(
 
 def check(given, simulated, softcap=None, *, backward=True):
     q, k, v, d_out, mask = given
-    where = mask.q_segments_BT, mask.kv_segments_BS, mask.q_start, mask.kv_start, mask.causal, mask.window
-    want = attention_fp64(q, k, v, d_out, *where, softcap)
+    want = attention_fp64(q, k, v, d_out, mask, softcap)
     out, lse = hopper_attention.forward(q, k, v, mask, softcap=softcap, interpret=simulated)
     got = [out, lse]
     if backward:

@@ -291,11 +291,18 @@ def test_memory_is_near_the_compilers_figure(remat, ffn, expert):
 
 def test_remat_orders_activations():
     kept = {}
-    for name, remat in {"full": "full", "names": {"names": ["query", "mlp_hidden"]}, "none": "none"}.items():
+    names = {"query": "save", "mlp_hidden": "save", "key": "offload"}
+    for name, remat in {"full": "full", "names": names, "none": "none"}.items():
         kept[name] = cost.memory_per_device(run(remat=remat), MeshConfig(fsdp=1))["activations"]
     assert kept["names"] - kept["full"] == 4 * 32 * 2 * (6 + 5)
     assert kept["none"] == 4 * 32 * 3.5 * 74
     assert kept["full"] < kept["names"] < kept["none"]
+
+
+def test_what_is_offloaded_is_not_on_the_device():
+    memory = cost.memory_per_device(run(remat="full", offload=["optimizer", "activations"]), MeshConfig(fsdp=1))
+    assert memory["optimizer"] == 0
+    assert memory["activations"] == 4 * (4 * 8) * 1.5 * 74  # the block that the backward pass is in
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,13 @@ from tests.train.program import make_config
 LAYERS, MICROBATCHES = 2, 4
 
 
-def compile_gradients(mesh, layers=LAYERS, **train):
-    config = make_config(model={"num_layers": layers}, mesh=mesh, train={"microbatches": MICROBATCHES, **train})
+def compile_gradients(mesh, layers=LAYERS, model=None, other_trips=None, **train):
+    model = {"num_layers": layers, **(model or {})}
+    config = make_config(model=model, mesh=mesh, train={"microbatches": MICROBATCHES, **train})
     program = build_program(config, jax.devices()[: math.prod(config.mesh.sizes.values())])
     gradients = make_gradients(program.declared, program.mesh, program.how)
     compiled = jax.jit(gradients).lower(program.state.decoder, batch_shapes(config, program.mesh)).compile()
-    return program, collectives(compiled, program.mesh)
+    return program, collectives(compiled, program.mesh, other_trips=other_trips)
 
 
 def moved(found, kind, axes):
@@ -40,10 +41,9 @@ def test_fsdp_gathers_and_scatters_what_the_setting_says(gather):
     program, found = compile_gradients({"fsdp": 4}, gather=gather)
     stack, outside = whole_bytes(program)
     vectors = 4 * LAYERS * 2 * program.declared.model.embed_dim  # of two norms a layer: kept for the backward pass
-    # What every microbatch gathers alike, the compiler gathers once, before the loop.
     gathered = {
-        "layer": MICROBATCHES * (2 * stack - vectors) + outside,
-        "microbatch": stack + outside,
+        "layer": MICROBATCHES * (2 * stack - vectors + outside),
+        "microbatch": MICROBATCHES * (stack + outside),
         "step": stack + outside,
     }
     scatters = 1 if gather == "step" else MICROBATCHES
@@ -58,6 +58,20 @@ def test_data_sums_shards_once_a_step():
     assert parameters // 2 <= reduced <= parameters // 2 + 64  # and no more than a few scalars besides
 
 
+@pytest.mark.parametrize("gather", ["layer", "microbatch", "step"])
+def test_stages_gather_and_scatter_in_every_tick(gather):
+    mesh = {"fsdp": 2, "stage": 4}
+    program, found = compile_gradients(mesh, layers=8, gather=gather, remat="full")
+    stack, outside = whole_bytes(program)
+    stack //= mesh["stage"]
+    both, one_way = MICROBATCHES, mesh["stage"] - 1  # ticks
+    # Layer by layer: once forward; in the backward tick again to recompute, and again to differentiate.
+    times = {"layer": 3 * (both + one_way), "microbatch": both + 2 * one_way, "step": 1}[gather]
+    assert moved(found, "all-gather", ("fsdp",)) == times * stack + outside
+    scatters = 1 if gather == "step" else both + one_way
+    assert moved(found, "reduce-scatter", ("fsdp",)) == (scatters * stack + outside) // 2
+
+
 def test_tensor_moves_activations_four_times_a_block_and_pass():
     _, found = compile_gradients({"tensor": 4})
     sequences, length, dim = 16 // MICROBATCHES, 16, 32
@@ -65,6 +79,28 @@ def test_tensor_moves_activations_four_times_a_block_and_pass():
     passes = MICROBATCHES * (4 * LAYERS + 2)
     assert moved(found, "all-gather", ("tensor",)) == passes * sequences * length * dim * 4
     assert moved(found, "reduce-scatter", ("tensor",)) == passes * sequences * length * dim * 4 // 4
+
+
+@pytest.mark.parametrize("further_rounds", [0, 2])
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_experts_exchange_rows_twice_a_layer_pass_and_round(remat, further_rounds):
+    devices, experts, choices, dim = 4, 8, 2, 32
+    ffn = {"kind": "moe", "num_experts": experts, "experts_per_token": choices, "expert_dim": 16}
+    # Room for an even load, or for all that can come: min(P A, E) / A times that.
+    ffn["buffer_factor"] = 1.0 if further_rounds else 4.0
+    model = {"pattern": [{"ffn": ffn}]}
+    _, found = compile_gradients({"expert": devices}, model=model, other_trips=further_rounds, remat=remat)
+    found = [c for c in found if c.axes == ("expert",)]
+    passes = MICROBATCHES * LAYERS
+    copies = 16 * 16 // MICROBATCHES // devices * choices
+    # Forward, again where nothing is kept, backward; a further round forward, and backward with itself again.
+    exchanges = passes * (2 * (3 if remat == "full" else 2) + further_rounds * (2 + 4))
+    rows = [c for c in found if c.kind == "all-to-all"]
+    assert count(rows) == exchanges
+    assert {c.bytes for c in rows} == {devices * copies * dim * 4}
+    counts = [c for c in found if c.kind == "all-gather" and c.dtype == "s32"]
+    assert count(counts) == passes * (2 if remat == "full" else 1)
+    assert {c.bytes for c in counts} == {devices * experts * 4}
 
 
 def test_stages_permute_once_a_direction_and_tick():

@@ -64,6 +64,12 @@ def test_bubble_is_what_the_table_leaves_idle(stages, repeats, microbatches):
     assert schedule.bubble() == pytest.approx(1 - useful / time)
 
 
+def test_blocks_before_the_pattern_make_the_others_wait():
+    # 4 stages of one unit each, 2 microbatches, and a first stage with half a unit more: 5 ticks of 1, and 2 halves
+    # that one of four needs.
+    assert Schedule(4, 1, 2).bubble(0.5) == pytest.approx(1 - (2 * 4 + 2 * 0.5) / (4 * (5 + 2 * 0.5)))
+
+
 def test_layers_of_a_stage_lie_together():
     assert layer_order(8, Schedule(2, 1)) == list(range(8))
     assert layer_order(8, Schedule(2, 2)) == [0, 1, 4, 5, 2, 3, 6, 7]
@@ -101,3 +107,37 @@ def one_device():
 def test_same_as_one_device(mesh, gather, one_device):
     config = make_config(model={"num_layers": 4}, mesh=mesh, train={"microbatches": 4, "gather": gather})
     assert_same(run(config), one_device)
+
+
+BEFORE = {
+    "num_layers": 6,
+    "prefix": [{}, {"ffn": {"kind": "mlp", "activation": "gelu", "bias": "all"}}],
+    "pattern": [{"ffn": {"kind": "moe", "num_experts": 4, "experts_per_token": 2, "expert_dim": 16}}],
+}
+BEFORE_CELLS = [
+    ({"stage": 2, "fsdp": 2, "tensor": 2}, {"gather": "layer"}),
+    ({"stage": 2, "stage_repeats": 2, "expert": 2, "fsdp": 2}, {"gather": "microbatch", "remat": "full"}),
+    ({"stage": 2, "stage_repeats": 2, "context": 2, "tensor": 2}, {"gather": "layer", "remat": "full"}),
+    ({"stage": 4, "expert": 2}, {"gather": "step"}),
+]
+
+
+@pytest.fixture(scope="module")
+def one_device_with_blocks_before():
+    return run(make_config(model=BEFORE, train={"microbatches": 4}))
+
+
+def check_blocks_before(mesh, train, reference):
+    got = run(make_config(model=BEFORE, mesh=mesh, train={"microbatches": 4, **train}))
+    assert_same(got, reference)
+    assert abs(got.gradients["prefix/1/ffn/up/value"]).max() > 0
+
+
+def test_blocks_before_the_pattern_run_on_the_first_stage(one_device_with_blocks_before):
+    check_blocks_before(*BEFORE_CELLS[1], one_device_with_blocks_before)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mesh", "train"), BEFORE_CELLS)
+def test_blocks_before_the_pattern_on_many_meshes(mesh, train, one_device_with_blocks_before):
+    check_blocks_before(mesh, train, one_device_with_blocks_before)

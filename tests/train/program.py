@@ -80,7 +80,14 @@ def run(config):
         return *train_step(state, batch), kept["gradients"]
 
     order = program.layer_order
-    state = create_state(program.declared, program.optimizer, program.mesh, seed=0, layer_order=order)
+    state = create_state(
+        program.declared,
+        program.optimizer,
+        program.mesh,
+        seed=0,
+        layer_order=order,
+        offload="optimizer" in config.train.offload,
+    )
     losses, first = [], None
     for index in range(STEPS):
         place = functools.partial(jax.device_put, device=batch_sharding(program.mesh))

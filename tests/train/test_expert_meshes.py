@@ -80,7 +80,7 @@ def test_same_on_many_meshes(mesh, gather, capacity):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("remat", ["full", {"names": ["mlp_hidden", "attention_out"]}])
+@pytest.mark.parametrize("remat", ["full", {"mlp_hidden": "save", "attention_out": "offload"}])
 @pytest.mark.parametrize("model", [MODEL, little_room(MODEL)], ids=["one_round", "rounds"])
 def test_same_with_rematerialisation(remat, model):
     train = {"remat": remat, "microbatches": 2}

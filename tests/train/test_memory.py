@@ -3,8 +3,11 @@
 import math
 
 import jax
+import pytest
 
+from maxlm.config.errors import ConfigError
 from maxlm.models import cost
+from maxlm.train import setup
 from maxlm.train.loss import make_gradients
 from maxlm.train.setup import batch_shapes, build_program
 from tests.train.program import make_config
@@ -16,6 +19,21 @@ def temp_bytes(config):
     gradients = make_gradients(program.declared, program.mesh, program.how)
     lowered = jax.jit(gradients).lower(program.state.decoder, batch_shapes(config, program.mesh))
     return lowered.compile().memory_analysis().temp_size_in_bytes
+
+
+def test_offloading_needs_host_memory(monkeypatch):
+    monkeypatch.setattr(setup, "has_host_memory", lambda device: False)
+    train = {"offload": ["optimizer", "activations"], "remat": {"query": "save", "key": "offload"}}
+    with pytest.raises(ConfigError) as caught:
+        build_program(make_config(train=train), jax.devices()[:1])
+    first, second = caught.value.problems
+    assert str(first).startswith(
+        "train.offload=[optimizer, activations] needs pinned_host memory, which the cpu devices"
+    )
+    assert str(first).endswith("use train.offload=[]")
+    assert str(second).startswith("train.remat.key=offload needs")
+    assert str(second).endswith("=save or recompute")
+    build_program(make_config(train={"remat": {"query": "save"}}), jax.devices()[:1])
 
 
 def test_full_logits_never_exist():

@@ -35,9 +35,18 @@ def test_same_on_every_mesh(mesh, gather):
     assert_same(run(make_config(mesh=mesh, train={"gather": gather, "microbatches": 2})), one_device())
 
 
-@pytest.mark.parametrize("remat", ["full", {"names": ["query", "attention_out", "attention_lse", "mlp_hidden"]}])
-def test_same_with_rematerialisation(remat):
-    assert_same(run(make_config(mesh={"fsdp": 2, "tensor": 2}, train={"remat": remat})), one_device())
+SOME = {"query": "offload", "attention_out": "save", "attention_lse": "save", "mixer_out": "save", "mlp_hidden": "save"}
+
+
+@pytest.mark.parametrize(("remat", "offload"), [("full", []), (SOME, []), ("full", ["activations", "optimizer"])])
+def test_same_with_rematerialisation(remat, offload):
+    train = {"remat": remat, "offload": offload}
+    assert_same(run(make_config(mesh={"fsdp": 2, "tensor": 2}, train=train)), one_device())
+
+
+def test_same_in_stages_with_offloading():
+    train = {"remat": SOME, "offload": ["activations", "optimizer"], "microbatches": 2}
+    assert_same(run(make_config(mesh={"stage": 2, "fsdp": 2}, train=train)), one_device())
 
 
 CONTEXT_MODEL = {
@@ -94,7 +103,7 @@ def test_same_on_a_split_sequence_in_stages(mesh):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("remat", ["full", {"names": ["attention_out", "attention_lse"]}])
+@pytest.mark.parametrize("remat", ["full", {"attention_out": "save", "attention_lse": "save"}])
 @pytest.mark.parametrize("gather", ["layer", "microbatch", "step"])
 def test_same_on_a_split_sequence_with_rematerialisation(gather, remat):
     check_context({"fsdp": 2, "context": 2, "tensor": 2}, gather=gather, remat=remat, microbatches=2)

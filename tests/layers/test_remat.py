@@ -1,0 +1,84 @@
+"""What the backward pass finds of the forward pass: counted in the traced program, where nothing is merged yet."""
+
+import math
+
+import jax
+import pytest
+from jax.extend.core import jaxprs_in_params
+
+from maxlm.ops.attention import IMPLEMENTATIONS, Kernel
+from maxlm.train.loss import make_gradients
+from maxlm.train.setup import batch_shapes, build_program
+from tests.train.program import BATCH, LENGTH, MODEL, make_config
+
+HEADS = (MODEL["num_heads"], MODEL["head_dim"])
+LAYERS = MODEL["num_layers"]
+
+
+def trace(model=None, **train):
+    """Return the gradients' jaxpr of the small model on two devices."""
+    config = make_config(model=model, mesh={"fsdp": 2}, train=train)
+    program = build_program(config, jax.devices()[: math.prod(config.mesh.sizes.values())])
+    gradients = make_gradients(program.declared, program.mesh, program.how)
+    return jax.make_jaxpr(gradients)(program.state.decoder, batch_shapes(config, program.mesh)).jaxpr
+
+
+def equations(jaxpr):
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jaxprs_in_params(equation.params):
+            yield from equations(inner)
+
+
+def forward_kernels(monkeypatch, remat):
+    """Count the places in the program where the forward kernel multiplies queries with keys."""
+    kernel = IMPLEMENTATIONS["chunked"]
+
+    def forward_kernel(*arguments):
+        return kernel.forward(*arguments)
+
+    monkeypatch.setitem(IMPLEMENTATIONS, "chunked", Kernel(jax.jit(forward_kernel), kernel.backward))
+    kernels = [e.params["jaxpr"] for e in equations(trace(remat=remat)) if e.params.get("name") == "forward_kernel"]
+    # What is the same in every layer, the mask, is moved out of their loop: a part without products.
+    return sum("dot_general" in str(jaxpr) for jaxpr in kernels)
+
+
+BOTH = {"attention_out": "save", "attention_lse": "save"}
+
+
+@pytest.mark.parametrize(
+    ("remat", "count"),
+    [
+        ("none", 1),
+        ("full", 2),
+        (BOTH, 1),
+        ({"attention_out": "offload", "attention_lse": "offload"}, 1),
+        ({"attention_out": "save"}, 2),
+        ({"attention_lse": "save", "mixer_out": "save"}, 2),
+    ],
+    ids=str,
+)
+def test_forward_kernel_runs_once_where_both_its_results_are_kept(monkeypatch, remat, count):
+    assert forward_kernels(monkeypatch, remat) == count
+
+
+def on_host(model=None, **train):
+    """List the shapes of what the loops over layers keep in host memory, layers first."""
+    loops = [e for e in equations(trace(model, **train)) if e.primitive.name == "scan" and e.params["length"] == LAYERS]
+    kept = [x.aval for loop in loops for x in loop.outvars if x.aval.memory_space == jax.memory.Space.Host]
+    return sorted(aval.shape for aval in kept)
+
+
+def test_named_activations_and_block_inputs_lie_in_host_memory():
+    heads, inputs = (LAYERS, BATCH // 2, LENGTH, *HEADS), (LAYERS, BATCH // 2, LENGTH, MODEL["embed_dim"])
+    assert on_host(remat="full") == on_host(remat={"query": "save"}) == []
+    assert on_host(remat="full", offload=["activations"]) == [inputs]
+    assert on_host(remat={"query": "offload", "key": "save"}) == [heads]
+    assert on_host(remat={"query": "offload"}, offload=["activations"]) == sorted([heads, inputs])
+    assert on_host(remat="full", offload=["optimizer"]) == []
+
+
+def test_each_block_of_a_pattern_is_recomputed_by_itself():
+    model = {"num_layers": 2 * LAYERS, "pattern": [{}, {"mixer": {"window": 4}}]}
+    inputs = (LAYERS, BATCH // 2, LENGTH, MODEL["embed_dim"])
+    assert on_host(model, remat="full", offload=["activations"]) == [inputs, inputs]
