@@ -60,14 +60,14 @@ class Tiles(NamedTuple):
 def unsupported(shape: AttentionShape) -> str | None:
     """Return why these kernels cannot do it, or None."""
     if "NVIDIA" not in shape.device_kind or any(name in shape.device_kind for name in BEFORE_AMPERE):
-        return f"flash_triton needs an NVIDIA GPU, Ampere or newer, not {shape.device_kind}; chunked runs everywhere"
+        return f"needs an NVIDIA GPU, Ampere or newer, not {shape.device_kind}; chunked runs everywhere"
     if max(shape.key_size, shape.value_size) > MAX_HEAD_SIZE:
         return (
-            f"flash_triton has head sizes up to {MAX_HEAD_SIZE}, not {shape.key_size} (keys), {shape.value_size} "
+            f"has head sizes up to {MAX_HEAD_SIZE}, not {shape.key_size} (keys), {shape.value_size} "
             "(values); chunked has all"
         )
     if shape.dtype not in ("bfloat16", "float32"):
-        return f"flash_triton takes bfloat16 and float32, not {shape.dtype}; chunked takes every type"
+        return f"takes bfloat16 and float32, not {shape.dtype}; chunked takes every type"
     return None
 
 

@@ -61,7 +61,10 @@ _FREE = {
     *("partition-id", "replica-id", "while", "conditional", "call", "opt-barrier", "async-update"),
     *("send", "send-done", "recv", "recv-done", "domain"),
 }
-_FREE_CALLS = {"AllocateBuffer", "AssumeGatherIndicesInBound", "AsyncCollectiveStart", "AsyncCollectiveDone"}
+_FREE_CALLS = {
+    *("AllocateBuffer", "AssumeGatherIndicesInBound", "AsyncCollectiveStart", "AsyncCollectiveDone"),
+    *("PrepareAsyncCallStart", "PrepareAsyncCallDone"),
+}
 _KERNEL = "tpu_custom_call"
 _SMALL_BYTES = 2**20  # kernels with smaller results take no time to speak of
 

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
+# A computation in the background; one that is called runs on the SparseCores of a TPU.
+_STARTS, _DONES = ("async-start", "call-start"), ("async-done", "call-done")
 _ITEM_BITS = {"pred": 8, "bf16": 16, "token": 0, "opaque": 0}
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%(\S+) \(.*\{$")
@@ -94,7 +96,7 @@ class Module(NamedTuple):
     def fused(self, instruction: Instruction) -> Iterator[Instruction]:
         """Yield an instruction, and everything in the computations it is made of, however deep."""
         yield instruction
-        if instruction.op in ("fusion", "async-start", "custom-call"):
+        if instruction.op in ("fusion", *_STARTS, "custom-call"):
             for name in instruction.called:
                 for inner in self.computations[name].values():
                     yield from self.fused(inner)
@@ -229,7 +231,7 @@ def product_flops(module: Module, instruction: Instruction, computation: Computa
 
 
 def _with_computation(module: Module, instruction: Instruction) -> Iterator[tuple[Computation, Instruction]]:
-    for name in instruction.called if instruction.op in ("fusion", "async-start") else ():
+    for name in instruction.called if instruction.op in ("fusion", *_STARTS) else ():
         computation = module.computations[name]
         for inner in computation.values():
             yield computation, inner
@@ -320,7 +322,7 @@ def collective_of(module: Module, instruction: Instruction, computation: Computa
         return _collective(module, kind, phase, instruction, computation)
     if instruction.op in ("send", "recv-done") and "xla_megascale" in instruction.attributes:
         return _between_slices(module, instruction, computation)
-    if instruction.op in ("async-start", "async-done", "fusion"):
+    if instruction.op in (*_STARTS, *_DONES, "fusion"):
         return _fused_collective(module, instruction)
     return None
 
@@ -328,7 +330,7 @@ def collective_of(module: Module, instruction: Instruction, computation: Computa
 def _fused_collective(module: Module, instruction: Instruction) -> Collective | None:
     inner = list(_with_computation(module, instruction))
     found = [(computation, item) for computation, item in inner if item.op in COLLECTIVES]
-    if instruction.op == "async-done":
+    if instruction.op in _DONES:
         return Collective("async", "done", 0, ())
     if not found:
         return None
@@ -337,7 +339,7 @@ def _fused_collective(module: Module, instruction: Instruction) -> Collective | 
     kind, phase = item.op, "sync"
     if "AsyncCollectiveDone" in targets:
         return Collective(kind, "done", 0, ())
-    if "AsyncCollectiveStart" in targets or instruction.op == "async-start":
+    if "AsyncCollectiveStart" in targets or instruction.op in _STARTS:
         phase = "start"
     elif item.attribute(r'"async_collective_fusion_config":\{"flag_start":"(\d+)"'):
         return None

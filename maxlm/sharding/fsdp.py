@@ -41,10 +41,14 @@ def cast(module: Module, dtype: Any) -> Module:
 def gather(module: Module) -> Module:
     """All-gather every parameter along the dimension that the fsdp axes split.
 
-    In bytes that a device receives, with M microbatches: `train.gather` layer takes 2 M times the stack (again in the
-    backward pass, but for the norms' vectors) and once what is outside; microbatch and step take everything once, since
-    the compiler moves a gather that all microbatches repeat out of their loop. Gradients are scattered once a
-    microbatch, with `step` once a step.
+    How often in a step of M microbatches, by `train.gather`: step gathers and scatters everything once, microbatch M
+    times. layer scatters M times; it gathers the stack 2 M times (again in the backward pass, but for the norms'
+    vectors) and what is outside M times.
+
+    With S stages, what is outside is gathered and scattered once, and each stage's part of the stack is scattered in
+    each of M + S - 1 backward ticks (M V + V S - 1 with V chunks, of 1/V of it). step gathers it once; microbatch in
+    every tick, of which M + 2 S - 2; layer once in a forward tick and twice in a backward tick, to compute it again
+    and to differentiate it: 3 (M + S - 1) times.
 
     Works on one block and on a stack of them: dimensions are counted from the end, as the spec's entries are.
     """
@@ -57,6 +61,14 @@ def gather(module: Module) -> Module:
         return with_value(parameter, value)
 
     return map_parameters(gathered, module)
+
+
+def tied_to_loop(module: Module, index: Any) -> Module:
+    """Return the module, for the compiler another one in every iteration of the loop that the arrays of `index` count.
+
+    It would gather once, before the loop, and hold whole parameters until the loop ends.
+    """
+    return lax.optimization_barrier((module, index))[0]  # type: ignore[no-any-return]
 
 
 def is_parameter_gather(primitive: Any, *_: Any, **parameters: Any) -> bool:

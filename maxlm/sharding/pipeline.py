@@ -42,6 +42,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from maxlm.jax_versions import vary_over
+from maxlm.sharding.fsdp import tied_to_loop
 from maxlm.sharding.mesh import AXES
 
 Index = Any  # int or int32 scalar: the formulas hold for both
@@ -144,25 +145,22 @@ class _Carry(NamedTuple):
     statistics: Any
 
 
-def pipelined_gradients(
-    parts: Parts, outer: Any, stack: Any, zeros: tuple[Any, Any], x: jax.ShapeDtypeStruct, schedule: Schedule
-) -> tuple[Any, Any, jax.Array, jax.Array, Any]:
-    """Run a step's microbatches through the pipeline; inside the shard_map.
+class _Pipeline(NamedTuple):
+    """What the devices of a stage do in a tick, and what they do it with (see `pipelined_gradients`)."""
 
-    Args:
-      parts: the model.
-      outer: parameters outside the stack, whole on every stage.
-      stack: this stage's rows of the stacked parameters.
-      zeros: fp32 zeros like outer and stack, to sum gradients in.
-      x: shape and dtype of one microbatch's activations on this device.
-      schedule: the sizes.
+    parts: Parts
+    outer: Any
+    stack: Any
+    schedule: Schedule
+    stage: jax.Array
 
-    Returns:
-      gradients of outer and stack, this device's objective and nats, and the statistics of the stack's layers.
-    """
-    stage = lax.axis_index("stage")
+    def at(self, tick: jax.Array) -> _Pipeline:
+        """Return it for one tick, whose gathers of parameters the compiler cannot move out of the loop."""
+        return self._replace(stack=tied_to_loop(self.stack, tick))
 
-    def forward(tick: jax.Array, carry: _Carry) -> tuple[jax.Array, _Carry, jax.Array]:
+    def forward(self, tick: jax.Array, carry: _Carry) -> tuple[jax.Array, _Carry, jax.Array]:
+        """Run one chunk forward; return its output, the carry and what the chunk adds to the objective."""
+        parts, outer, stack, schedule, stage = self
         work = _clipped(schedule.forward(tick, stage), schedule)
         slot = work.chunk * schedule.slots + work.microbatch % schedule.slots
         kept = lax.dynamic_index_in_dim(carry.inputs, slot, keepdims=False)
@@ -178,7 +176,9 @@ def pipelined_gradients(
         )
         return y, carry, jnp.where(work.valid, cost, 0)
 
-    def backward(tick: jax.Array, carry: _Carry, d_loss: jax.Array | None) -> _Carry:
+    def backward(self, tick: jax.Array, carry: _Carry, d_loss: jax.Array | None) -> _Carry:
+        """Run one chunk again and backward; `d_loss` is what the last virtual stage starts from."""
+        parts, outer, stack, schedule, stage = self
         work = _clipped(schedule.backward(tick, stage), schedule)
         d_y = carry.d_y
         if d_loss is not None:
@@ -201,34 +201,58 @@ def pipelined_gradients(
             d_stack=_add_chunk(carry.d_stack, d_chunk, work.chunk, schedule),
         )
 
-    def loss(tick: jax.Array, y: jax.Array, carry: _Carry) -> tuple[_Carry, jax.Array, tuple[jax.Array, jax.Array]]:
+    def loss(
+        self, tick: jax.Array, y: jax.Array, carry: _Carry
+    ) -> tuple[_Carry, jax.Array, tuple[jax.Array, jax.Array]]:
+        """Do this stage's share of the loss of the microbatch that ends in a tick, forward and backward."""
+        parts, outer, _, schedule, _ = self
         work = _clipped(schedule.forward(tick, schedule.stages - 1), schedule)
         losses, pull = jax.vjp(lambda outer, y: parts.losses(outer, y, work.microbatch), outer, y)
         d_outer, d_y = pull(jax.tree.map(jnp.ones_like, losses[:1]) + jax.tree.map(jnp.zeros_like, losses[1:]))
         return carry._replace(d_outer=jax.tree.map(jnp.add, carry.d_outer, d_outer)), d_y, losses
 
-    def steady(carry: _Carry, tick: jax.Array) -> tuple[_Carry, tuple[jax.Array, jax.Array]]:
-        y, carry, cost = forward(tick, carry)
+    def steady(self, carry: _Carry, tick: jax.Array) -> tuple[_Carry, tuple[jax.Array, jax.Array]]:
+        """Run a tick with work in both directions; return what it adds to objective and nats."""
+        run, schedule = self.at(tick), self.schedule
+        y, carry, cost = run.forward(tick, carry)
         if schedule.repeats == 1:
-            carry, d_loss, losses = loss(tick, y, carry)
+            carry, d_loss, losses = run.loss(tick, y, carry)
         else:
             # Only every V-th group of S ticks ends a microbatch; the same ticks on every device.
             ends = schedule.forward(tick, schedule.stages - 1).chunk == schedule.repeats - 1
-            shapes = jax.eval_shape(loss, tick, y, carry)
+            shapes = jax.eval_shape(run.loss, tick, y, carry)
             nothing = jax.tree.map(lambda s: vary_over(jnp.zeros(s.shape, s.dtype), _axes(s)), shapes[1:])
             carry, d_loss, losses = lax.cond(
-                ends, lambda carry: loss(tick, y, carry), lambda carry: (carry, *nothing), carry
+                ends, lambda carry: run.loss(tick, y, carry), lambda carry: (carry, *nothing), carry
             )
-        return backward(tick, carry, d_loss), (losses[0] + cost, losses[1])
+        return run.backward(tick, carry, d_loss), (losses[0] + cost, losses[1])
 
+
+def pipelined_gradients(
+    parts: Parts, outer: Any, stack: Any, zeros: tuple[Any, Any], x: jax.ShapeDtypeStruct, schedule: Schedule
+) -> tuple[Any, Any, jax.Array, jax.Array, Any]:
+    """Run a step's microbatches through the pipeline; inside the shard_map.
+
+    Args:
+      parts: the model.
+      outer: parameters outside the stack, whole on every stage.
+      stack: this stage's rows of the stacked parameters.
+      zeros: fp32 zeros like outer and stack, to sum gradients in.
+      x: shape and dtype of one microbatch's activations on this device.
+      schedule: the sizes.
+
+    Returns:
+      gradients of outer and stack, this device's objective and nats, and the statistics of the stack's layers.
+    """
+    run = _Pipeline(parts, outer, stack, schedule, lax.axis_index("stage"))
     warmup, all_forward = schedule.warmup_ticks, schedule.warmup_ticks + schedule.steady_ticks
     nothing = vary_over(jnp.zeros(x.shape, x.dtype), AXES)
     kept = vary_over(jnp.zeros((schedule.repeats * schedule.slots, *x.shape), x.dtype), AXES)
     carry = _Carry(nothing, nothing, kept, *zeros, _no_statistics(parts, outer, stack, nothing))
-    carry, costs = lax.scan(lambda carry, tick: forward(tick, carry)[1:], carry, jnp.arange(warmup))
-    carry, (objectives, nats) = lax.scan(steady, carry, jnp.arange(warmup, all_forward))
+    carry, costs = lax.scan(lambda carry, tick: run.at(tick).forward(tick, carry)[1:], carry, jnp.arange(warmup))
+    carry, (objectives, nats) = lax.scan(run.steady, carry, jnp.arange(warmup, all_forward))
     ticks = jnp.arange(all_forward, all_forward + warmup)
-    carry, _ = lax.scan(lambda carry, tick: (backward(tick, carry, None), None), carry, ticks)
+    carry, _ = lax.scan(lambda carry, tick: (run.at(tick).backward(tick, carry, None), None), carry, ticks)
     return carry.d_outer, carry.d_stack, costs.sum() + objectives.sum(), nats.sum(), carry.statistics
 
 
@@ -248,7 +272,8 @@ def pipelined_losses(
     def tick(x: jax.Array, tick: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         work = _clipped(schedule.forward(tick, stage), schedule)
         first = work.valid & (stage == 0) & (work.chunk == 0)
-        y, cost, _ = parts.run_chunk(outer, _chunk(stack, work.chunk, schedule), x, work.microbatch, first)
+        chunk = _chunk(tied_to_loop(stack, tick), work.chunk, schedule)
+        y, cost, _ = parts.run_chunk(outer, chunk, x, work.microbatch, first)
         last = schedule.forward(tick, schedule.stages - 1)
         losses = parts.losses(outer, y, _clipped(last, schedule).microbatch)
         ends = last.valid & (last.chunk == schedule.repeats - 1)

@@ -21,7 +21,7 @@ from maxlm.models.decoder import Decoder
 from maxlm.ops.attention import Kernel
 from maxlm.ops.cross_entropy import LossOptions, cross_entropy
 from maxlm.sharding.context import zigzag
-from maxlm.sharding.fsdp import cast, gather, vary, zeros_like_fp32
+from maxlm.sharding.fsdp import cast, gather, tied_to_loop, vary, zeros_like_fp32
 from maxlm.sharding.mesh import BATCH_AXES, BATCH_SPEC, TOKEN_AXES
 from maxlm.sharding.parameters import partition_specs
 from maxlm.sharding.pipeline import Parts, Schedule, pipelined_gradients, pipelined_losses, spread_over_stages
@@ -117,7 +117,7 @@ def make_losses(declared: Decoder, mesh: Mesh, how: Numerics) -> Callable[[Decod
         else:
 
             def microbatch(_: None, piece: Batch) -> tuple[None, tuple[jax.Array, jax.Array]]:
-                objective, (nats, _routers) = _token_losses(held, piece, share, how)
+                objective, (nats, _routers) = _token_losses(_in_microbatch(held, piece, how), piece, share, how)
                 return None, (objective, nats)
 
             _, (objectives, nats) = lax.scan(microbatch, None, pieces)
@@ -144,6 +144,11 @@ def _at_microbatch(held: Decoder, how: Numerics) -> Decoder:
     return held.whole_outside_stack(how.compute_dtype)
 
 
+def _in_microbatch(held: Decoder, piece: Batch, how: Numerics) -> Decoder:
+    """Keep what is made whole once a microbatch from being made whole before the loop."""
+    return held if how.gather == "step" else tied_to_loop(held, piece["tokens"])
+
+
 def _accumulated_gradients(
     held: Decoder, pieces: Batch, share: jax.Array, how: Numerics
 ) -> tuple[Decoder, jax.Array, jax.Array, Stats]:
@@ -154,7 +159,8 @@ def _accumulated_gradients(
     """
 
     def microbatch(gradients: Decoder, piece: Batch) -> tuple[Decoder, tuple[jax.Array, tuple[jax.Array, Stats]]]:
-        losses, piece_gradients = jax.value_and_grad(_token_losses, has_aux=True)(held, piece, share, how)
+        shard = _in_microbatch(held, piece, how)
+        losses, piece_gradients = jax.value_and_grad(_token_losses, has_aux=True)(shard, piece, share, how)
         return jax.tree.map(jnp.add, gradients, piece_gradients), losses
 
     gradients, (objectives, (nats, routers)) = lax.scan(microbatch, zeros_like_fp32(held), pieces)

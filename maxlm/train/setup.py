@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -32,12 +33,18 @@ log = logging.getLogger(__name__)
 
 COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
     # Parameter gathers run behind the matrix products before them; each option alone leaves them synchronous.
-    "tpu": {
+    r"TPU": {
         "xla_enable_async_all_gather": True,
         "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
     },
+    # Gradients are scattered by the SparseCores, behind the computation, instead of summed whole in front of it (both
+    # options are needed; v7x does so by itself, v5e has no SparseCores): see benchmarks/communication.md.
+    r"TPU v5p?$|TPU v6": {
+        "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": True,
+        "xla_tpu_enable_sparse_core_collective_offload_nd_reduce_scatter": True,
+    },
 }
-"""Per platform, what the compiler is told for the training step."""
+"""Per kind of device, the start of its name, what the compiler is told for the training step: all that match."""
 
 BATCH_FIELDS = {
     "tokens": jnp.int32,
@@ -183,6 +190,12 @@ def attention_shapes(config: RunConfig, mesh: MeshConfig, device_kind: str, dtyp
     ]
 
 
+def compiler_options(device_kind: str) -> dict[str, str | bool]:
+    """Return what the compiler is told for the training step on these devices."""
+    matching = [options for pattern, options in COMPILER_OPTIONS.items() if re.match(pattern, device_kind)]
+    return {name: value for options in matching for name, value in options.items()}
+
+
 def compile_step(
     config: RunConfig, program: Program, more_options: Mapping[str, str | bool] | None = None
 ) -> CompiledStep:
@@ -194,7 +207,7 @@ def compile_step(
     step = make_train_step(gradients, program.optimizer, learning_rate)
     state_shardings = jax.tree.map(lambda leaf: leaf.sharding, program.state)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, None))
-    options = {**COMPILER_OPTIONS.get(program.mesh.devices.flat[0].platform, {}), **(more_options or {})}
+    options = {**compiler_options(program.mesh.devices.flat[0].device_kind), **(more_options or {})}
     compiled = jitted.lower(program.state, batch_shapes(config, program.mesh)).compile(compiler_options=options)
     return CompiledStep(compiled, time.perf_counter() - began, _peak_memory_bytes(compiled, program.mesh))
 

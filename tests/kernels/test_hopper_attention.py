@@ -4,7 +4,6 @@ The simulation has no wgmma from registers and no layouts of registers: these ar
 the real ones compile is checked by scripts/compile_attention_gpu.py.
 """
 
-import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ from jax import lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.sharding import PartitionSpec as P
 
+from maxlm.jax_versions import varying_axes
 from maxlm.kernels import hopper_attention
 from maxlm.kernels.mask import Mask
 from maxlm.kernels.shape import AttentionShape
@@ -35,10 +35,14 @@ def multiply(x, y, then=lambda: None):
 @pytest.fixture
 def simulated(monkeypatch):
     monkeypatch.setattr(plgpu, "layout_cast", lambda x, layout: x)
-    monkeypatch.setattr(plgpu, "broadcasted_iota", lambda dtype, shape, axis, layout: lax.broadcasted_iota(dtype, shape, axis))
+    monkeypatch.setattr(
+        plgpu, "broadcasted_iota", lambda dtype, shape, axis, layout: lax.broadcasted_iota(dtype, shape, axis)
+    )
     monkeypatch.setattr(hopper_attention, "_load", lambda ref, axis: ref[...])
     monkeypatch.setattr(hopper_attention, "_multiply", multiply)
-    monkeypatch.setattr(hopper_attention, "_multiply_both", lambda one, two, weigh: (weigh(product(*one)), product(*two)))
+    monkeypatch.setattr(
+        hopper_attention, "_multiply_both", lambda one, two, weigh: (weigh(product(*one)), product(*two))
+    )
     monkeypatch.setattr(
         hopper_attention,
         "_accumulate",
@@ -48,7 +52,9 @@ def simulated(monkeypatch):
     interpreter.reset_gpu_interpret_mode_state()
 
 
-def make(length=128, kv_length=None, heads=(1, 1), sizes=(64, 64), starts=(0, 0), causal=True, window=None, documents=()):
+def make(
+    length=128, kv_length=None, heads=(1, 1), sizes=(64, 64), starts=(0, 0), causal=True, window=None, documents=()
+):
     rng = np.random.default_rng(0)
     kv_length = kv_length or length
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.bfloat16)  # noqa: E731
@@ -61,8 +67,7 @@ def make(length=128, kv_length=None, heads=(1, 1), sizes=(64, 64), starts=(0, 0)
 
 def check(given, simulated, softcap=None, *, backward=True):
     q, k, v, d_out, mask = given
-    where = mask.q_segments_BT, mask.kv_segments_BS, mask.q_start, mask.kv_start, mask.causal, mask.window
-    want = attention_fp64(q, k, v, d_out, *where, softcap)
+    want = attention_fp64(q, k, v, d_out, mask, softcap)
     out, lse = hopper_attention.forward(q, k, v, mask, softcap=softcap, interpret=simulated)
     got = [out, lse]
     if backward:
@@ -76,6 +81,7 @@ def check(given, simulated, softcap=None, *, backward=True):
         assert error <= allowed, f"{name}: {error} > {allowed}"
 
 
+@pytest.mark.slow
 def test_one_block_of_everything(simulated):
     check(make(), simulated)
 
@@ -94,3 +100,37 @@ def test_one_block_of_everything(simulated):
 )
 def test_many_blocks(simulated, options, softcap):
     check(make(**options), simulated, softcap)
+
+
+def test_results_in_a_shard_map_vary_as_the_arguments():
+    q, k, v, d_out, mask = make(length=200, heads=(4, 2), sizes=(128, 128), window=40)
+    mesh = jax.make_mesh((2,), ("tensor",), axis_types=(jax.sharding.AxisType.Auto,))
+    heads = P(None, None, "tensor", None)
+
+    def program(q, k, v, d_out, mask):
+        out, lse = hopper_attention.forward(q, k, v, mask, softcap=2.0)
+        gradients = hopper_attention.backward(q, k, v, out, lse, d_out, mask, softcap=2.0)
+        assert all(varying_axes(x) == {"tensor"} for x in (out, lse, *gradients))
+        return out, lse, *gradients
+
+    specs = (heads, P(None, "tensor", None), heads, heads, heads)
+    mask_spec = Mask(P(), P(), P(), P(), mask.causal, mask.window)
+    sharded = jax.jit(jax.shard_map(program, mesh=mesh, in_specs=(heads,) * 4 + (mask_spec,), out_specs=specs))
+    results = jax.eval_shape(sharded, q, k, v, d_out, mask)
+    assert [(x.shape, x.dtype) for x in results[2:]] == [(x.shape, x.dtype) for x in (q, k, v)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, None),
+        ({"device_kind": "NVIDIA A100-SXM4-80GB"}, "flash_triton"),
+        ({"dtype": "float32"}, "flash_triton"),
+        ({"key_size": 192}, "192 (keys), 128 (values)"),
+        ({"key_size": 80, "value_size": 80}, "head sizes 64, 96 and 128"),
+    ],
+)
+def test_says_what_it_cannot_do(changes, words):
+    shape = AttentionShape("NVIDIA H200", "bfloat16", 8, 2, 128, 128, 4096, 4096)
+    reason = hopper_attention.unsupported(shape._replace(**changes))
+    assert (words in reason) if words else reason is None

@@ -129,6 +129,27 @@ def test_a_gather_in_the_background_is_one_collective():
     assert done.phase == "done"
 
 
+def test_a_scatter_on_the_sparse_cores_runs_in_the_background():
+    module = parse("""HloModule scatter, is_scheduled=true, num_partitions=4
+
+%called (g.0: bf16[8,8]) -> bf16[2,8] {
+  %g.0 = bf16[8,8]{1,0} parameter(0)
+  ROOT %scatter = bf16[2,8]{1,0} reduce-scatter(%g.0), channel_id=1, replica_groups={{0,1,2,3}}, dimensions={0}
+}, execution_thread="sparsecore"
+
+ENTRY %main (g: bf16[8,8]) -> bf16[2,8] {
+  %g = bf16[8,8]{1,0} parameter(0)
+  %start = ((bf16[8,8]{1,0}, token[]), bf16[2,8]{1,0}) call-start(%g), async_execution_thread="sparsecore", \
+to_apply=%called
+  ROOT %done = bf16[2,8]{1,0} call-done(%start)
+}
+""")
+    main = module.computations[module.entry]
+    start, done = (collective_of(module, main[name], main) for name in ("start", "done"))
+    assert (start.kind, start.phase, start.bytes, start.wire_bytes) == ("reduce-scatter", "start", 128, 96)
+    assert done.phase == "done"
+
+
 @pytest.mark.parametrize(
     ("written", "groups"),
     [

@@ -41,10 +41,9 @@ def test_fsdp_gathers_and_scatters_what_the_setting_says(gather):
     program, found = compile_gradients({"fsdp": 4}, gather=gather)
     stack, outside = whole_bytes(program)
     vectors = 4 * LAYERS * 2 * program.declared.model.embed_dim  # of two norms a layer: kept for the backward pass
-    # What every microbatch gathers alike, the compiler gathers once, before the loop.
     gathered = {
-        "layer": MICROBATCHES * (2 * stack - vectors) + outside,
-        "microbatch": stack + outside,
+        "layer": MICROBATCHES * (2 * stack - vectors + outside),
+        "microbatch": MICROBATCHES * (stack + outside),
         "step": stack + outside,
     }
     scatters = 1 if gather == "step" else MICROBATCHES
@@ -57,6 +56,20 @@ def test_data_sums_shards_once_a_step():
     parameters = 4 * sum(math.prod(p.get_value().shape) for _, p in named_parameters(program.declared))
     reduced = moved(found, "all-reduce", ("data",))
     assert parameters // 2 <= reduced <= parameters // 2 + 64  # and no more than a few scalars besides
+
+
+@pytest.mark.parametrize("gather", ["layer", "microbatch", "step"])
+def test_stages_gather_and_scatter_in_every_tick(gather):
+    mesh = {"fsdp": 2, "stage": 4}
+    program, found = compile_gradients(mesh, layers=8, gather=gather, remat="full")
+    stack, outside = whole_bytes(program)
+    stack //= mesh["stage"]
+    both, one_way = MICROBATCHES, mesh["stage"] - 1  # ticks
+    # Layer by layer: once forward; in the backward tick again to recompute, and again to differentiate.
+    times = {"layer": 3 * (both + one_way), "microbatch": both + 2 * one_way, "step": 1}[gather]
+    assert moved(found, "all-gather", ("fsdp",)) == times * stack + outside
+    scatters = 1 if gather == "step" else both + one_way
+    assert moved(found, "reduce-scatter", ("fsdp",)) == (scatters * stack + outside) // 2
 
 
 def test_tensor_moves_activations_four_times_a_block_and_pass():

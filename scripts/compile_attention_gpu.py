@@ -1,0 +1,249 @@
+"""Compile the GPU attention kernels without a GPU and print what ptxas says of them; measure them where there is one.
+
+python scripts/compile_attention_gpu.py             # any machine with jax[cuda13]: registers, spills
+python scripts/compile_attention_gpu.py --measure   # on a GPU: TFLOP/s beside cuDNN and PyTorch, taking turns
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib.util
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from maxlm.kernels import hopper_attention, triton_attention
+from maxlm.kernels.mask import Mask
+from maxlm.kernels.shape import AttentionShape
+
+torch: Any = importlib.import_module("torch") if importlib.util.find_spec("torch") else None
+
+KERNELS = {"flash_hopper": hopper_attention, "flash_triton": triton_attention}
+# What the compiler wants to know of a GPU; NVIDIA's data sheets and CUDA's table of compute capabilities.
+GPUS = {
+    "H100": {
+        "name": "NVIDIA H100 80GB HBM3",
+        "arch": "sm_90a",
+        "capability": "major: 9 feature_extension: ACCELERATED_FEATURES",
+        "cores": 132,
+        "fpus": 128,
+        "shared_memory": 228,
+        "l2": 50,
+        "memory": 80,
+        "bandwidth": 3.35e12,
+        "clock": 1.98,
+    },
+    "A100": {
+        "name": "NVIDIA A100-SXM4-80GB",
+        "arch": "sm_80",
+        "capability": "major: 8",
+        "cores": 108,
+        "fpus": 64,
+        "shared_memory": 164,
+        "l2": 40,
+        "memory": 80,
+        "bandwidth": 2.04e12,
+        "clock": 1.41,
+    },
+}
+TARGET = """
+gpu_device_info {{
+  cuda_compute_capability {{ {capability} }}
+  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
+  shared_memory_per_block: 49152 shared_memory_per_core: {per_core} shared_memory_per_block_optin: {optin}
+  core_count: {cores} fpus_per_core: {fpus} clock_rate_ghz: {clock}
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
+  registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  memory_bandwidth: {bandwidth:.0f} l2_cache_size: {l2_bytes} device_memory_size: {memory_bytes}
+  name: "{name}" driver_version: "13.0.0" runtime_version: "13.0.0" compile_time_toolkit_version: "13.0.0"
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 10 }}
+device_description_str: "{name}"
+"""
+# (kernel, GPU, head sizes of keys and values, other options)
+COMPILED = [
+    *(("flash_hopper", "H100", (size, size), {}) for size in hopper_attention.HEAD_SIZES),
+    ("flash_hopper", "H100", (128, 128), {"window": 1024, "softcap": 30.0}),
+    *(("flash_triton", "H100", sizes, {}) for sizes in ((64, 64), (80, 80), (128, 128), (192, 128), (256, 256))),
+    ("flash_triton", "H100", (128, 128), {"window": 1024, "softcap": 30.0}),
+    ("flash_triton", "H100", (128, 128), {"dtype": "float32"}),
+    *(("flash_triton", "A100", (size, size), {}) for size in (64, 128, 256)),
+]
+
+
+def target_config(gpu: dict[str, Any]) -> str:
+    """Return the text the compiler takes for a GPU that is not here."""
+    shared = gpu["shared_memory"] * 1024
+    sizes = {
+        "per_core": shared,
+        "optin": shared - 1024,
+        "l2_bytes": gpu["l2"] << 20,
+        "memory_bytes": gpu["memory"] << 30,
+    }
+    return TARGET.format(**gpu, **sizes)
+
+
+def make_arguments(
+    batch: int,
+    length: int,
+    heads: tuple[int, int],
+    sizes: tuple[int, int],
+    dtype: str,
+    sharding: Any,
+    window: int | None,
+) -> tuple[Any, ...]:
+    """Return the types of q, k, v, out, lse, d_out and the mask."""
+    array = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)  # noqa: E731
+    q, k = (array((batch, length, n, sizes[0]), dtype) for n in heads)
+    out, v = (array((batch, length, n, sizes[1]), dtype) for n in heads)
+    segments, start = array((batch, length), "int32"), array((), "int32")
+    mask = Mask(segments, segments, start, start, causal=True, window=window)
+    return q, k, v, out, array((batch, heads[0], length), "float32"), out, mask
+
+
+def compile_all(kernels: list[str]) -> None:
+    """Print a table of registers and spills."""
+    print("| kernel | GPU | heads | options | pass | registers | spilled bytes (stores, loads) | wgmma |")
+    print("|---|---|---|---|---|---|---|---|")
+    for kernel, gpu, sizes, options in COMPILED:
+        if kernel not in kernels:
+            continue
+        module, device = KERNELS[kernel], GPUS[gpu]
+        described = {"platform": "cuda", "target_config": target_config(device), "topology": "1x1x1"}
+        sharding = SingleDeviceSharding(topologies.get_topology_desc(**described).devices[0])
+        dtype = options.get("dtype", "bfloat16")
+        arguments = make_arguments(1, 4096, (16, 4), sizes, dtype, sharding, options.get("window"))
+        q, k, v, *_, mask = arguments
+        keywords = {"softcap": options.get("softcap"), "device_kind": device["name"]}
+        with tempfile.TemporaryDirectory() as folder:
+            os.environ["MOSAIC_GPU_DUMP_TO"] = os.environ["MOSAIC_GPU_DUMP_PTX"] = folder
+            for function, given in ((module.forward, (q, k, v, mask)), (module.backward, arguments)):
+                traced = jax.jit(functools.partial(function, **keywords)).trace(*given)
+                traced.lower().compile(compiler_options={"xla_dump_to": folder})
+            for name, words in sorted(assembled(Path(folder), device["arch"])):
+                label = ", ".join(f"{key} {value}" for key, value in options.items()) or "causal"
+                print(f"| {kernel} | {gpu} | {sizes[0]}/{sizes[1]} | {label} | {name} | {words} |", flush=True)
+
+
+def assembled(folder: Path, arch: str) -> Iterator[tuple[str, str]]:
+    """Yield each kernel's pass and the cells about it."""
+    for path in folder.glob("*.ptx"):
+        text = path.read_text()
+        found = re.search(r"\.entry flash_[a-z]+?_(forward|d_q|d_kv)_kernel", text)
+        if found is None:
+            continue
+        command = [find_ptxas(), "-v", f"-arch={arch}", str(path), "-o", os.devnull]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+        stores, loads, registers = (
+            re.findall(pattern, said)[-1]
+            for pattern in (r"(\d+) bytes spill stores", r"(\d+) bytes spill loads", r"Used (\d+) registers")
+        )
+        yield found[1], f"{registers} | {stores}, {loads} | {text.count('wgmma.mma_async')}"
+
+
+def find_ptxas() -> str:
+    """Return the assembler of the CUDA wheels, or of the machine."""
+    wheels = importlib.util.find_spec("nvidia")
+    folders = map(Path, (wheels and wheels.submodule_search_locations) or [])
+    found = next((str(path) for folder in folders for path in folder.glob("*/bin/ptxas")), shutil.which("ptxas"))
+    return found or sys.exit("no ptxas: install jax[cuda13]")
+
+
+def measure(turns: int) -> None:
+    """Print TFLOP/s of forward, and of forward and backward, causal; 16 heads, 16,384 tokens."""
+    device = jax.devices()[0]
+    print(f"{device.device_kind}, jax {jax.__version__}" + (f", torch {torch.__version__}" if torch else ""))
+    print("| head | length | kernel | forward, TFLOP/s | forward and backward, TFLOP/s |\n|---|---|---|---|---|")
+    for size in (64, 128):
+        for length in (1 << n for n in range(10, 16)):
+            batch = max(1, (1 << 14) // length)
+            flops = 4 * batch * 16 * size * length**2 / 2
+            calls = dict(make_calls(device, batch, length, size))
+            seconds: dict[str, list[list[float]]] = {name: [[], []] for name in calls}
+            for _ in range(turns):
+                for name, pair in calls.items():
+                    for kept, call in zip(seconds[name], pair, strict=True):
+                        kept.append(seconds_of(call))
+            for name, (forward, both) in seconds.items():
+                speeds = (n * flops / statistics.median(x) / 1e12 for n, x in ((1, forward), (3.5, both)))
+                print(f"| {size} | {length} | {name} | " + " | ".join(f"{x:.0f}" for x in speeds) + " |", flush=True)
+
+
+def make_calls(device: Any, batch: int, length: int, size: int) -> Iterator[tuple[str, tuple[Callable[[], Any], ...]]]:
+    """Yield each implementation's name, forward, and forward and backward."""
+    shape = (batch, length, 16, size)
+    q, k, v, d_out = (jax.random.normal(key, shape, jnp.bfloat16) for key in jax.random.split(jax.random.key(0), 4))
+    ones = jnp.ones((batch, length), jnp.int32)
+    mask = Mask(ones, ones, jnp.int32(0), jnp.int32(0))
+    described = AttentionShape(device.device_kind, "bfloat16", 16, 16, size, size, length, length)
+
+    def pair_of(module: Any) -> tuple[Callable[[], Any], ...]:
+        keywords = {"device_kind": device.device_kind}
+        forward = jax.jit(functools.partial(module.forward, **keywords))
+
+        @jax.jit
+        def both(*given: jax.Array) -> Any:
+            out, lse = module.forward(*given, mask, **keywords)
+            return module.backward(*given, out, lse, d_out, mask, **keywords)
+
+        return lambda: forward(q, k, v, mask), lambda: both(q, k, v)
+
+    for name, module in KERNELS.items():
+        if module.unsupported(described) is None:
+            yield name, pair_of(module)
+    cudnn = functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation="cudnn")
+    forward, both = jax.jit(cudnn), jax.jit(lambda *given: jax.vjp(cudnn, *given)[1](d_out))
+    yield "cuDNN", (lambda: forward(q, k, v), lambda: both(q, k, v))
+    if torch and torch.cuda.is_available():
+        tensors = [torch.randn(batch, 16, length, size, dtype=torch.bfloat16, device="cuda") for _ in range(4)]
+        for tensor in tensors[:3]:
+            tensor.requires_grad_()
+        attend = lambda: torch.nn.functional.scaled_dot_product_attention(*tensors[:3], is_causal=True)  # noqa: E731
+        yield "PyTorch", (attend, lambda: torch.autograd.grad(attend(), tensors[:3], tensors[3]))
+
+
+def seconds_of(call: Callable[[], Any], repeats: int = 10) -> float:
+    """Return the time of one call: of several at once, after one to warm up."""
+
+    def wait(result: Any) -> None:
+        jax.block_until_ready([x for x in jax.tree.leaves(result) if isinstance(x, jax.Array)])
+        if torch and torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    wait(call())
+    start = time.perf_counter()
+    for _ in range(repeats):
+        result = call()
+    wait(result)
+    return (time.perf_counter() - start) / repeats
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--measure", action="store_true", help="run the kernels on this machine's GPU")
+    parser.add_argument("--turns", type=int, default=5, help="of each implementation; the median counts")
+    parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=list(KERNELS), help="to compile")
+    arguments = parser.parse_args()
+    measure(arguments.turns) if arguments.measure else compile_all(arguments.kernels)
+
+
+if __name__ == "__main__":
+    main()
