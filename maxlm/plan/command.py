@@ -9,6 +9,8 @@ import logging
 import re
 import shlex
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -67,7 +69,7 @@ def make_plan(config: RunConfig, topology: Topology, name: str) -> Plan:
         versions={package: importlib.metadata.version(package) for package in ("jax", "libtpu")},
     )
     available = topology.chip.memory_bytes
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _without_cache():
         try:
             compiled = compile_step(config, program, {"xla_dump_to": folder})
         except jax.errors.JaxRuntimeError as error:
@@ -77,6 +79,17 @@ def make_plan(config: RunConfig, topology: Topology, name: str) -> Plan:
             return Plan(layout, Memory(needed, available, _largest_buffers(Path(folder))), None)
         memory = Memory(compiled.peak_memory_bytes, available, _largest_buffers(Path(folder)))
     return Plan(layout, memory, _cost(config, topology, program, compiled))
+
+
+@contextmanager
+def _without_cache() -> Iterator[None]:
+    """Keep compiled programs out of JAX's cache: those for devices that are not here cannot be read back."""
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
 
 
 def _cost(config: RunConfig, topology: Topology, program: Program, compiled: CompiledStep) -> Cost:
