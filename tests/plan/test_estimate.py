@@ -43,6 +43,8 @@ def test_three_rings_carry_three_times_as_much():
     places = [(0, x, y, z) for x in range(4) for y in range(4) for z in range(4)]
     seconds = Network(RING, places, 1.0).seconds(collective("all-gather", 8e9, tuple(range(64))))
     assert seconds == pytest.approx(63 / 64 * 8e9 / (6 * LINK) + 6 * HOP_SECONDS)
+    ring = collective("reduce-scatter", 8e9, tuple(range(64)))._replace(one_ring=True)
+    assert Network(RING, places, 1.0).seconds(ring) == pytest.approx(63 / 64 * 8e9 / (2 * LINK) + 6 * HOP_SECONDS)
 
 
 def test_groups_that_interleave_share_the_links():
