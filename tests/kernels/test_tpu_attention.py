@@ -17,7 +17,7 @@ from maxlm.kernels import block_sizes, chunked_attention, tpu_attention
 from maxlm.kernels.block_sizes import BlockSizes
 from maxlm.kernels.mask import Mask
 from maxlm.kernels.shape import AttentionShape
-from maxlm.ops.attention import IMPLEMENTATIONS, Kernel, attention
+from maxlm.ops.attention import CHUNKED, Kernel, attention
 from maxlm.ops.context_attention import context_attention
 from maxlm.sharding.context import zigzag
 from maxlm.sharding.mesh import build_mesh
@@ -180,7 +180,7 @@ def test_in_a_ring_on_several_devices():
                 functools.partial(spread, kernel), mesh=mesh, in_specs=(sequence,) * 5, out_specs=(sequence,) * 4
             )
         )(q, k, v, d_out, segments)
-        for kernel in (INTERPRETED, IMPLEMENTATIONS["chunked"])
+        for kernel in (INTERPRETED, CHUNKED)
     ]
     for name, x, want in zip(("out", *NAMES[2:]), *results, strict=True):
         assert relative_error(x, want) < 1e-5, name
@@ -190,7 +190,7 @@ def test_through_the_custom_gradient_with_a_sink():
     q, k, v, d_out, mask = make_inputs(10, length=16)
     sink = jnp.asarray([-1.0, 0.0, 1.0, 3.0])
     results = []
-    for kernel in (INTERPRETED, IMPLEMENTATIONS["chunked"]):
+    for kernel in (INTERPRETED, CHUNKED):
 
         def both(*x, kernel=kernel):
             out, pullback = jax.vjp(lambda *x: attention(*x[:3], mask, x[3], kernel), *x)
