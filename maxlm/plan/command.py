@@ -84,7 +84,7 @@ def make_plan(config: RunConfig, topology: Topology, name: str) -> Plan:
 @contextmanager
 def _without_cache() -> Iterator[None]:
     """Keep compiled programs out of JAX's cache: those for devices that are not here cannot be read back."""
-    before = jax.config.jax_enable_compilation_cache
+    before = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)
     try:
         yield
