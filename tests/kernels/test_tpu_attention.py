@@ -29,13 +29,9 @@ NAMES = ("out", "lse", "d_q", "d_k", "d_v")
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    """Blocks of 8, two to a stretch: every loop and every edge is met by short sequences."""
-    use_blocks(monkeypatch, BlockSizes(8, 8, 16))
-
-
-def use_blocks(monkeypatch, sizes):
-    monkeypatch.setattr(block_sizes, "tpu_forward", lambda shape: sizes)
-    monkeypatch.setattr(block_sizes, "tpu_backward", lambda shape: sizes)
+    """Blocks of 8, four to a stretch: every loop and every edge is met by short sequences."""
+    for choose in ("tpu_forward", "tpu_backward"):
+        monkeypatch.setattr(block_sizes, choose, lambda shape: BlockSizes(8, 8, 32))
 
 
 def both_passes(q, k, v, d_out, mask, *, softcap=None, module=tpu_attention, **options):
@@ -106,7 +102,7 @@ def test_bfloat16_loses_no_more_than_plain_bfloat16(monkeypatch):
 
 def test_no_races_and_the_same_bits_in_any_order():
     """Memory starts as nan, blocks of parallel dimensions run in a random order, copies happen early or late."""
-    inputs = make_inputs(5, batch=2, length=9, kv_length=18, heads=2, kv_heads=1, window=12, documents=2)
+    inputs = make_inputs(5, batch=2, length=9, kv_length=40, heads=2, kv_heads=1, q_start=31, window=12, documents=2)
     results = []
     for seed, mode in enumerate(("on_wait", "eager")):
         options = pltpu.InterpretParams(
