@@ -37,8 +37,8 @@ ROWS = 64
 STAGES = 2
 """Blocks in a ring: one is worked on while the next arrives."""
 _TILE = COMPUTING * ROWS
-_COMPUTE_REGISTERS, _FETCH_REGISTERS = 232, 40
-"""For each thread; 2 x 232 + 40 is what a multiprocessor has."""
+_COMPUTE_REGISTERS, _FETCH_REGISTERS = 240, 24
+"""For each thread; 2 x 240 + 24 is what a multiprocessor has."""
 _LOG2_E = math.log2(math.e)
 _FLOOR = NOTHING_SEEN / 100
 """Where a row's maximum starts: below every score; finite, so that a hidden score of -inf becomes 0."""
