@@ -61,6 +61,18 @@ GPUS = {
         "bandwidth": 2.04e12,
         "clock": 1.41,
     },
+    "L40S": {
+        "name": "NVIDIA L40S",
+        "arch": "sm_89",
+        "capability": "major: 8 minor: 9",
+        "cores": 142,
+        "fpus": 128,
+        "shared_memory": 100,
+        "l2": 96,
+        "memory": 48,
+        "bandwidth": 0.864e12,
+        "clock": 2.52,
+    },
 }
 TARGET = """
 gpu_device_info {{
@@ -85,7 +97,7 @@ COMPILED = [
     *(("flash_triton", "H100", sizes, {}) for sizes in ((64, 64), (80, 80), (128, 128), (192, 128), (256, 256))),
     ("flash_triton", "H100", (128, 128), {"window": 1024, "softcap": 30.0}),
     ("flash_triton", "H100", (128, 128), {"dtype": "float32"}),
-    *(("flash_triton", "A100", (size, size), {}) for size in (64, 128, 256)),
+    *(("flash_triton", gpu, (size, size), {}) for gpu in ("A100", "L40S") for size in (64, 128, 256)),
 ]
 
 

@@ -34,9 +34,11 @@ COMPUTING = 2
 """Warpgroups that compute; one more fetches."""
 ROWS = 64
 """Queries or keys of a computing warpgroup: the rows of a wgmma instruction."""
+STAGES = 2
+"""Blocks in a ring: one is worked on while the next arrives."""
 _TILE = COMPUTING * ROWS
-_COMPUTE_REGISTERS, _FETCH_REGISTERS = 232, 40
-"""For each thread; 2 x 232 + 40 is what a multiprocessor has."""
+_COMPUTE_REGISTERS, _FETCH_REGISTERS = 240, 24
+"""For each thread; 2 x 240 + 24 is what a multiprocessor has."""
 _LOG2_E = math.log2(math.e)
 _FLOOR = NOTHING_SEEN / 100
 """Where a row's maximum starts: below every score; finite, so that a hidden score of -inf becomes 0."""
@@ -69,31 +71,28 @@ def forward(
     Args:
       q_BTNH: queries, bf16; N is a multiple of K.
       k_BSKH: keys.
-      v_BSKH: values; their head size may be smaller than the keys'.
+      v_BSKH: values, of the keys' head size.
       mask: who sees whom.
       softcap: c turns a score s into c tanh(s / c); None leaves it.
       device_kind: one of Hopper's; they differ in nothing that matters here.
       interpret: parameters of Pallas' simulated GPU.
 
     Returns:
-      out (B, T, N, H_v) in bf16 and lse (B, N, T) fp32.
+      out (B, T, N, H) in bf16 and lse (B, N, T) fp32.
     """
     del device_kind
-    problem = _Problem.of(q_BTNH, k_BSKH, v_BSKH, mask, softcap, block=128 if q_BTNH.shape[3] <= 128 else 64)
-    batch, length, num_heads, key_size = q_BTNH.shape
-    value_size = v_BSKH.shape[3]
+    problem = _Problem.of(q_BTNH, k_BSKH, mask, softcap, block=128)
+    batch, length, num_heads, _ = q_BTNH.shape
     ranges = block_ranges(mask, _TILE, problem.block).of_queries
     segments = comparable_segments(mask, _TILE, problem.block)
     scratch = {
-        "q_tile": _matrices(COMPUTING, ROWS, key_size),
-        # The result goes where the queries were, if it has the same size.
-        "out_tile": _matrices(COMPUTING, ROWS, value_size) if value_size != key_size else None,
+        "q_tile": _matrices(COMPUTING, ROWS, problem.size),
         "lse_tile": plgpu.SMEM((COMPUTING, ROWS), jnp.float32),
-        **problem.rings(k=key_size, v=value_size, vectors={"segment": jnp.int32}),
+        **problem.rings("k", "v", {"segment": jnp.int32}),
         "q_ready": plgpu.Barrier(num_barriers=COMPUTING),
         "turn": plgpu.Barrier(num_arrivals=COMPUTING),
     }
-    shapes = (batch, length, num_heads, value_size), (batch, num_heads, ranges.shape[1] * _TILE)
+    shapes = q_BTNH.shape, (batch, num_heads, ranges.shape[1] * _TILE)
     out, lse = _call(
         _forward_kernel,
         problem,
@@ -133,14 +132,14 @@ def backward(
 
 
 def _d_q(arrays: Sequence[jax.Array], mask: Mask, softcap: float | None, interpret: Any) -> jax.Array:
-    q, k, v = arrays[:3]
-    problem = _Problem.of(q, k, v, mask, softcap, block=64)
+    q, k, *_ = arrays
+    problem = _Problem.of(q, k, mask, softcap, block=64)
     ranges = block_ranges(mask, _TILE, problem.block).of_queries
     segments = comparable_segments(mask, _TILE, problem.block)
     scratch = {
-        "q_tile": _matrices(COMPUTING, ROWS, q.shape[3]),
-        "d_out_tile": _matrices(COMPUTING, ROWS, v.shape[3]),
-        **problem.rings(k=k.shape[3], v=v.shape[3], vectors={"segment": jnp.int32}),
+        "q_tile": _matrices(COMPUTING, ROWS, problem.size),
+        "d_out_tile": _matrices(COMPUTING, ROWS, problem.size),
+        **problem.rings("k", "v", {"segment": jnp.int32}),
         "q_ready": plgpu.Barrier(num_arrivals=2, num_barriers=COMPUTING),
     }
     arguments = (mask.q_start - mask.kv_start, ranges, *segments, *arrays)
@@ -153,15 +152,15 @@ def _d_kv(
     arrays: Sequence[jax.Array], mask: Mask, softcap: float | None, interpret: Any
 ) -> tuple[jax.Array, jax.Array]:
     q, k, v = arrays[:3]
-    problem = _Problem.of(q, k, v, mask, softcap, block=64)
+    problem = _Problem.of(q, k, mask, softcap, block=64)
     ranges = block_ranges(mask, problem.block, _TILE).of_keys
     # Whole tiles of both, as lse and delta have.
     segments = comparable_segments(mask, _TILE, _TILE)
     vectors = {"segment": jnp.int32, "lse": jnp.float32, "delta": jnp.float32}
     scratch = {
-        "k_tile": _matrices(COMPUTING, ROWS, k.shape[3]),
-        "v_tile": _matrices(COMPUTING, ROWS, v.shape[3]),
-        **problem.rings(q=q.shape[3], d_out=v.shape[3], vectors=vectors),
+        "k_tile": _matrices(COMPUTING, ROWS, problem.size),
+        "v_tile": _matrices(COMPUTING, ROWS, problem.size),
+        **problem.rings("q", "d_out", vectors),
         "kv_ready": plgpu.Barrier(num_arrivals=2, num_barriers=COMPUTING),
     }
     arguments = (mask.q_start - mask.kv_start, ranges, *segments, *arrays)
@@ -176,36 +175,30 @@ class _Problem:
     """What is static in a kernel."""
 
     block: int
-    stages: int
     groups: int
-    key_size: int
-    value_size: int
+    size: int
     causal: bool
     window: int | None
     softcap: float | None
 
     @classmethod
-    def of(
-        cls, q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, softcap: float | None, *, block: int, stages: int = 2
-    ) -> _Problem:
-        groups = q.shape[2] // k.shape[2]
-        return cls(block, stages, groups, k.shape[3], v.shape[3], mask.causal, mask.window, softcap)
+    def of(cls, q: jax.Array, k: jax.Array, mask: Mask, softcap: float | None, *, block: int) -> _Problem:
+        return cls(block, q.shape[2] // k.shape[2], k.shape[3], mask.causal, mask.window, softcap)
 
     @property
     def scale(self) -> float:
-        return 1 / math.sqrt(self.key_size)
+        return 1 / math.sqrt(self.size)
 
-    def rings(self, *, vectors: dict[str, Any], **sizes: int) -> dict[str, Any]:
-        """Return buffers for the two matrices of a block, whose head sizes are given, and for vectors.
+    def rings(self, first: str, second: str, vectors: dict[str, Any]) -> dict[str, Any]:
+        """Return buffers for the two matrices of a block and for vectors, and their barriers.
 
-        The first of them arrives with the first vectors, the second with the last one if there are three.
+        Of three vectors the last arrives with the second matrix, the others with the first.
         """
-        first, second = sizes
         late = len(vectors) // 3
-        barrier = functools.partial(plgpu.Barrier, num_barriers=self.stages)
+        barrier = functools.partial(plgpu.Barrier, num_barriers=STAGES)
         return {
-            **{f"{name}_ring": _matrices(self.stages, self.block, size) for name, size in sizes.items()},
-            **{f"{name}_ring": plgpu.SMEM((self.stages, self.block), dtype) for name, dtype in vectors.items()},
+            **{f"{name}_ring": _matrices(STAGES, self.block, self.size) for name in (first, second)},
+            **{f"{name}_ring": plgpu.SMEM((STAGES, self.block), dtype) for name, dtype in vectors.items()},
             f"{first}_ready": barrier(num_arrivals=1 + len(vectors) - late),
             f"{second}_ready": barrier(num_arrivals=1 + late),
             f"{first}_free": barrier(num_arrivals=COMPUTING),
@@ -285,7 +278,7 @@ def _forward_kernel(problem, offset, ranges, q_segments, kv_segments, q, k, v, o
 
         def visit(n: jax.Array, carry: Any, *, block: jax.Array, masked: bool, **_: Any) -> Any:
             sums, peak, total = carry
-            slot = lax.rem(n, jnp.int32(problem.stages))
+            slot = lax.rem(n, jnp.int32(STAGES))
             plgpu.barrier_wait(shared.k_ready.at[slot])
             products = _multiply(q_tile, shared.k_ring.at[slot], then=functools.partial(_swap, shared.turn))
             scores, _ = problem.scores(products)
@@ -308,16 +301,15 @@ def _forward_kernel(problem, offset, ranges, q_segments, kv_segments, q, k, v, o
             plgpu.barrier_arrive(shared.v_free.at[slot])
             return sums, new_peak, total
 
-        carry = _zeros(problem.value_size), _zeros() + _FLOOR, _zeros()
+        carry = _zeros(problem.size), _zeros() + _FLOOR, _zeros()
         sums, peak, total = visits.walk(visit, carry)
         pl.when(warpgroup == 0)(lambda: _swap(shared.turn))
         seen = total > 0
         total = jnp.where(seen, total, 1.0)
-        out_tile = q_tile if shared.out_tile is None else shared.out_tile.at[warpgroup]
-        out_tile[...] = (sums * lax.broadcast_in_dim(1 / total, sums.shape, [0])).astype(jnp.bfloat16)
+        q_tile[...] = (sums * lax.broadcast_in_dim(1 / total, sums.shape, [0])).astype(jnp.bfloat16)
         lse_tile = shared.lse_tile.at[warpgroup]
         lse_tile[...] = jnp.where(seen, (peak + jnp.log(total) * _LOG2_E) / _LOG2_E, NOTHING_SEEN)
-        _write((out_tile, out.at[batch, queries, head]), (lse_tile, lse.at[batch, head, queries]))
+        _write((q_tile, out.at[batch, queries, head]), (lse_tile, lse.at[batch, head, queries]))
 
     @pl.when(warpgroup == COMPUTING)
     def _fetch() -> None:
@@ -331,7 +323,7 @@ def _forward_kernel(problem, offset, ranges, q_segments, kv_segments, q, k, v, o
                 "v": {"v": v.at[batch, keys, kv_head]},
             }
 
-        _fetch_blocks(problem, visits, sources, shared)
+        _fetch_blocks(visits, sources, shared)
 
 
 def _d_q_kernel(problem, offset, ranges, q_segments, kv_segments, q, k, v, d_out, lse, delta, d_q, shared):  # type: ignore[no-untyped-def]
@@ -352,7 +344,7 @@ def _d_q_kernel(problem, offset, ranges, q_segments, kv_segments, q, k, v, d_out
         plgpu.barrier_wait(shared.q_ready.at[warpgroup])
 
         def visit(n: jax.Array, d_q: jax.Array, *, block: jax.Array, masked: bool, **_: Any) -> jax.Array:
-            slot = lax.rem(n, jnp.int32(problem.stages))
+            slot = lax.rem(n, jnp.int32(STAGES))
             keys, values = shared.k_ring.at[slot], shared.v_ring.at[slot]
 
             def weigh(products: jax.Array) -> jax.Array:
@@ -373,7 +365,7 @@ def _d_q_kernel(problem, offset, ranges, q_segments, kv_segments, q, k, v, d_out
             plgpu.barrier_arrive(shared.k_free.at[slot])
             return d_q
 
-        sums = visits.walk(visit, _zeros(problem.key_size))
+        sums = visits.walk(visit, _zeros(problem.size))
         q_tile[...] = (sums * problem.scale).astype(jnp.bfloat16)
         _write((q_tile, d_q.at[batch, queries, head]))
 
@@ -389,7 +381,7 @@ def _d_q_kernel(problem, offset, ranges, q_segments, kv_segments, q, k, v, d_out
                 "v": {"v": v.at[batch, keys, kv_head]},
             }
 
-        _fetch_blocks(problem, visits, sources, shared)
+        _fetch_blocks(visits, sources, shared)
 
 
 def _d_kv_kernel(problem, offset, ranges, q_segments, kv_segments, q, k, v, d_out, lse, delta, d_k, d_v, shared):  # type: ignore[no-untyped-def]
@@ -411,7 +403,7 @@ def _d_kv_kernel(problem, offset, ranges, q_segments, kv_segments, q, k, v, d_ou
 
         def visit(n: jax.Array, sums: Any, *, block: jax.Array, masked: bool, **_: Any) -> Any:
             sums_k, sums_v = sums
-            slot = lax.rem(n, jnp.int32(problem.stages))
+            slot = lax.rem(n, jnp.int32(STAGES))
             queries, d_outs = shared.q_ring.at[slot], shared.d_out_ring.at[slot]
 
             plgpu.barrier_wait(shared.q_ready.at[slot])
@@ -433,7 +425,7 @@ def _d_kv_kernel(problem, offset, ranges, q_segments, kv_segments, q, k, v, d_ou
             plgpu.barrier_arrive(shared.q_free.at[slot])
             return sums_k, sums_v
 
-        sums_k, sums_v = visits.walk(visit, (_zeros(problem.key_size), _zeros(problem.value_size)))
+        sums_k, sums_v = visits.walk(visit, (_zeros(problem.size), _zeros(problem.size)))
         k_tile[...] = (sums_k * problem.scale).astype(jnp.bfloat16)
         v_tile[...] = sums_v.astype(jnp.bfloat16)
         _write((k_tile, d_k.at[batch, keys, kv_head]), (v_tile, d_v.at[batch, keys, kv_head]))
@@ -449,7 +441,7 @@ def _d_kv_kernel(problem, offset, ranges, q_segments, kv_segments, q, k, v, d_ou
                 "d_out": {"d_out": d_out.at[batch, queries, head], "delta": delta.at[batch, head, queries]},
             }
 
-        _fetch_blocks(problem, visits, sources, shared)
+        _fetch_blocks(visits, sources, shared)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -494,7 +486,7 @@ class _Visits:
         return carry
 
 
-def _fetch_blocks(problem: _Problem, visits: _Visits, sources: Callable[..., Any], shared: SimpleNamespace) -> None:
+def _fetch_blocks(visits: _Visits, sources: Callable[..., Any], shared: SimpleNamespace) -> None:
     """Bring the blocks of all visits into the rings, as soon as there is room.
 
     `sources(block, group)` says for each of the two matrices what arrives with it: {ring: reference}.
@@ -504,9 +496,9 @@ def _fetch_blocks(problem: _Problem, visits: _Visits, sources: Callable[..., Any
 
     def fetch(n: jax.Array, carry: Any, *, block: jax.Array, group: Any, masked: bool) -> Any:
         del masked
-        slot = lax.rem(n, jnp.int32(problem.stages))
+        slot = lax.rem(n, jnp.int32(STAGES))
         for name, arriving in sources(block, group).items():
-            pl.when(n >= problem.stages)(functools.partial(plgpu.barrier_wait, rings[f"{name}_free"].at[slot]))
+            pl.when(n >= STAGES)(functools.partial(plgpu.barrier_wait, rings[f"{name}_free"].at[slot]))
             for ring, source in arriving.items():
                 plgpu.copy_gmem_to_smem(source, rings[f"{ring}_ring"].at[slot], rings[f"{name}_ready"].at[slot])
         return carry
@@ -514,7 +506,7 @@ def _fetch_blocks(problem: _Problem, visits: _Visits, sources: Callable[..., Any
     visits.walk(fetch, None)
     # A barrier's last phase, too, is seen by the thread that waited for the ones before.
     for free in (barrier for name, barrier in rings.items() if name.endswith("_free")):
-        for slot in range(problem.stages):
+        for slot in range(STAGES):
             used = (visits.masked + visits.full) * visits.groups > slot
             pl.when(used)(functools.partial(plgpu.barrier_wait, free.at[slot]))
 

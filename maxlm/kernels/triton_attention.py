@@ -28,7 +28,7 @@ from maxlm.kernels.mask import NOTHING_SEEN, Mask, block_ranges, comparable_segm
 from maxlm.kernels.shape import AttentionShape
 
 MAX_HEAD_SIZE = 256
-BEFORE_AMPERE = ("P100", "P40", "V100", "T4", "TITAN", "GTX", "Quadro", "RTX 20", "RTX 6000", "RTX 8000")
+BEFORE_AMPERE = ("P100", "P40", "V100", "T4", "TITAN", "GTX", "Quadro", "RTX 20")
 LARGE_SHARED_MEMORY = ("A100", "A800", "A30", "H100", "H200", "H800", "H20", "B100", "B200", "B300")
 """GPUs with 160 KiB and more of shared memory for a block; others have 99 KiB."""
 
@@ -75,14 +75,16 @@ def choose_tiles(dtype: Any, head_size: int, device_kind: str) -> Tiles:
     """Return tiles that fit the registers and the shared memory; `head_size` is the larger of keys' and values'."""
     large = any(name in device_kind for name in LARGE_SHARED_MEMORY)
     if dtype == jnp.float32:
-        return Tiles(*(Tile(32, 32, 4, 1),) * 3) if head_size > 128 else Tiles(*(Tile(64, 32, 4, 2),) * 3)
+        if head_size <= 64:
+            return Tiles(*(Tile(64, 32, 4, 2),) * 3)
+        return Tiles(Tile(64, 32, 8, 2), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1))
     if head_size <= 64:
-        return Tiles(Tile(128, 64, 4, 3), Tile(128, 64, 8, 2), Tile(64, 128, 8, 2))
+        return Tiles(Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(64, 128, 8, 2))
     if head_size <= 128:
         stages = 3 if large else 2
         return Tiles(Tile(128, 64, 8, stages), Tile(64, 64, 8, 2), Tile(64, 64, 8, 2))
     if large:
-        return Tiles(Tile(128, 64, 8, 2), Tile(64, 32, 8, 2), Tile(32, 64, 8, 2))
+        return Tiles(Tile(128, 32, 8, 2), Tile(64, 32, 8, 2), Tile(32, 64, 8, 2))
     return Tiles(Tile(64, 32, 8, 2), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1))
 
 

@@ -4,7 +4,6 @@ The simulation has no wgmma from registers and no layouts of registers: these ar
 the real ones compile is checked by scripts/compile_attention_gpu.py.
 """
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
