@@ -91,7 +91,8 @@ def check_fp32(case):
     for name, got, want in zip(
         ("out", "lse", "dq", "dk", "dv"), run(triton_attention, case), case.oracle(), strict=True
     ):
-        scale = np.abs(want[np.abs(want) < 1e29]).max(initial=1e-3)
+        # Of the terms, which are of size 1 and may cancel: with one key to see, dq and dk are 0.
+        scale = np.abs(want[np.abs(want) < 1e29]).max(initial=0.1)
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * scale, err_msg=f"{name} {case}")
 
 
