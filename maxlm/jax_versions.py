@@ -32,4 +32,4 @@ def shape_like(shape: tuple[int, ...], dtype: Any, *like: jax.Array) -> jax.Shap
     axes = varying_axes(*like)
     if hasattr(jax.sharding, "ManualAxisType"):
         return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.sharding.ManualAxisType(varying=axes))
-    return jax.ShapeDtypeStruct(shape, dtype, vma=axes)
+    return jax.ShapeDtypeStruct(shape, dtype, vma=axes)  # type: ignore[call-arg]

@@ -20,7 +20,7 @@ from jax.extend.core import jaxprs_in_params
 
 from maxlm.config import RunConfig
 from maxlm.models.cost import flops_parts
-from maxlm.ops.attention import IMPLEMENTATIONS, Kernel
+from maxlm.ops.attention import Kernel
 from maxlm.train.loss import make_gradients
 from maxlm.train.setup import batch_shapes, build_program, compile_step
 
@@ -69,7 +69,7 @@ def make_config(train: dict[str, Any]) -> RunConfig:
             "data": {"sources": {"none": {"path": "none"}}, "tokenizer": "none", "sequence_length": 8192},
             "mesh": {"fsdp": 4},
             "train": {"num_steps": 1, "batch_size": 4, **train},
-            "runtime": {"platform": "tpu"},
+            "runtime": {"platform": "tpu", "attention_kernel": "chunked"},
         }
     )
 
@@ -79,18 +79,17 @@ def count_flops(config: RunConfig, program: Any) -> float:
 
     Attention counts as its kernel's two products forward and four backward, over the keys that the mask leaves.
     """
-    plain = dict(IMPLEMENTATIONS)
+    kernel = program.how.attention_kernel
 
     def kernel_forward(*arguments: Any) -> Any:
-        return plain["chunked"].forward(*arguments)
+        return kernel.forward(*arguments)
 
     def kernel_backward(*arguments: Any) -> Any:
-        return plain["chunked"].backward(*arguments)
+        return kernel.backward(*arguments)
 
-    IMPLEMENTATIONS["chunked"] = Kernel(jax.jit(kernel_forward), jax.jit(kernel_backward))
-    gradients = make_gradients(program.declared, program.mesh, program.how)
+    how = program.how._replace(attention_kernel=Kernel(jax.jit(kernel_forward), jax.jit(kernel_backward)))
+    gradients = make_gradients(program.declared, program.mesh, how)
     jaxpr = jax.make_jaxpr(gradients)(program.state.decoder, batch_shapes(config, program.mesh)).jaxpr
-    IMPLEMENTATIONS.update(plain)
     scores = flops_parts(config.model, 8192)["attention scores"] * 8192 / config.model.num_layers
     return sum(_flops(jaxpr, {"kernel_forward": scores / 3, "kernel_backward": scores * 2 / 3}))
 

@@ -131,7 +131,7 @@ def _stages(config: RunConfig) -> Iterator[Problem]:
         return
     pattern = {"the length of model.pattern": len(config.model.pattern)} if len(config.model.pattern) > 1 else {}
     before = len(config.model.prefix)  # run by the first stage, besides its share of the pattern's layers
-    layers, by = config.model.num_layers, {**stages, **repeats, **pattern}
+    layers, by = max(config.model.num_layers, before), {**stages, **repeats, **pattern}
     for problem in _divisible("model.num_layers", layers, by, without=before, without_name="blocks of model.prefix"):
         yield replace(problem, text=problem.text + _fitting_stages(config))
     if repeats:

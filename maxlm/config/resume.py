@@ -17,15 +17,8 @@ from maxlm.config.schema import RunConfig
 _FREE = (
     *("run_dir", "mesh.*", "checkpoint.*", "metrics.*"),
     *("data.prefetch_batches", "data.tokenizer", "data.sources.*.path", "data.sources.*.raw", "data.sources.*.raw.*"),
-    *(
-        "train.num_steps",
-        "train.microbatches",
-        "train.gather",
-        "train.remat",
-        "train.remat.*",
-        "train.offload",
-        "train.offload.*",
-    ),
+    *("train.num_steps", "train.microbatches", "train.gather"),
+    *("train.remat", "train.remat.*", "train.offload", "train.offload.*"),
     *("model.*.ffn.buffer_factor", "train.loss_chunk_tokens", "train.max_skipped_steps"),
     *("train.eval_every", "train.eval_batches", "train.log_every"),
     "runtime.*",

@@ -114,7 +114,8 @@ def backward(
     else:
 
         def step(d_q: jax.Array, given: tuple[jax.Array, ...]) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-            added, d_k, d_v = part(*given, jnp.float32)
+            stretch, k, v, kv_segments = given
+            added, d_k, d_v = part(stretch, k, v, kv_segments, jnp.float32)
             return d_q + added, (d_k, d_v)
 
         parts = [_split(x, layout.num_stretches, axis) for x, axis in ((k, 2), (v, 2), (kv_segments, 1))]
@@ -221,8 +222,11 @@ def _keys(x_BSKH: jax.Array, layout: _Layout) -> jax.Array:
 
 
 def _segments(mask: Mask, layout: _Layout) -> tuple[jax.Array, jax.Array]:
-    """Return the segments of queries (B, 1, rows), the last repeated, and of keys (B, blocks, 1, kv), then 0."""
-    rows = jnp.repeat(mask.q_segments_BT, layout.rows_per_token, axis=1)
+    """Return the segments of queries (B, 1, rows), the last repeated, and of keys (B, blocks, 1, kv), then 0.
+
+    Queries of segment 0 get -1: equal segments are then all that it takes.
+    """
+    rows = jnp.repeat(jnp.where(mask.q_segments_BT == 0, -1, mask.q_segments_BT), layout.rows_per_token, axis=1)
     rows = jnp.pad(rows, ((0, 0), (0, layout.num_rows - rows.shape[1])), mode="edge")
     keys = _fill(mask.kv_segments_BS, 1, layout.num_keys)
     return rows[:, None], keys.reshape(keys.shape[0], -1, 1, layout.sizes.kv)

@@ -29,6 +29,7 @@ from maxlm.kernels.mask import NOTHING_SEEN
 HIDDEN = 4 * NOTHING_SEEN
 """Score of a hidden key: so far below any row's maximum, which starts at NOTHING_SEEN, that exp2 makes it zero."""
 LOG2_E = math.log2(math.e)
+LANES = 128
 
 
 class BlockRanges(NamedTuple):
@@ -94,7 +95,7 @@ def forward_kernel(
       q_BNTH: queries.
       k_BKSH: keys.
       v_BKSH: values.
-      segments: of queries (B, 1, T) and of keys (B, key blocks, 1, kv_block).
+      segments: of queries (B, 1, T), above 0 or -1, and of keys (B, key blocks, 1, kv_block).
       blocks: which blocks of keys to visit.
       tiling: block sizes and mask.
     """
@@ -106,8 +107,8 @@ def forward_kernel(
     def kv_index(b: Any, h: Any, i: Any, c: Any, ranges: Any, *_: Any) -> tuple[Any, ...]:
         return b, lax.div(h, group), _stretch_to_hold(ranges, b * tiling.num_q_blocks + i, c, num_kv), 0
 
-    def segment_index(b: Any, _: Any, i: Any, c: Any, ranges: Any, *__: Any) -> tuple[Any, ...]:
-        return b, _stretch_to_hold(ranges, b * tiling.num_q_blocks + i, c, num_kv), 0, 0
+    def segment_index(b: Any, h: Any, i: Any, c: Any, *refs: Any) -> tuple[Any, ...]:
+        return b, kv_index(b, h, i, c, *refs)[2], 0, 0
 
     def row_index(b: Any, h: Any, i: Any, *_: Any) -> tuple[Any, ...]:
         return b, h, i, 0
@@ -139,6 +140,8 @@ def forward_kernel(
                 pltpu.VMEM((value_size, q_block), jnp.float32),
                 pltpu.VMEM((1, q_block), jnp.float32),
                 pltpu.VMEM((1, q_block), jnp.float32),
+                pltpu.VMEM((tiling.kv_block, q_block), jnp.float32),
+                pltpu.VMEM((tiling.kv_block, q_block), jnp.float32),
             ],
         ),
         compiler_params=pltpu.CompilerParams(
@@ -146,14 +149,33 @@ def forward_kernel(
             vmem_limit_bytes=tiling.vmem_bytes,
         ),
         interpret=tiling.interpret,
+        cost_estimate=_cost(
+            tiling, q_BNTH, k_BKSH, v_BKSH, rows=batch * num_heads * length, width=head_size + value_size
+        ),
         name=f"flash_attention_forward_{q_block}_{tiling.kv_block}",
     )(*blocks, q_BNTH, k_BKSH, v_BKSH, *segments)
+
+
+def _cost(tiling: Tiling, *arrays: jax.Array, rows: int, width: int) -> pl.CostEstimate:
+    """State the work on one document per sequence, for XLA's scheduler and for `maxlm plan`.
+
+    Args:
+      tiling: block sizes and mask.
+      *arrays: that are read or written.
+      rows: queries of all heads and sequences.
+      width: multiply-adds per pair of query and key.
+    """
+    keys = tiling.num_stretches * tiling.num_kv_blocks * tiling.kv_block
+    seen = (keys + tiling.kv_block) // 2 if tiling.causal else keys
+    seen = seen if tiling.window is None else min(seen, tiling.window + tiling.kv_block)
+    moved = sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays)
+    return pl.CostEstimate(flops=2 * rows * seen * width, transcendentals=rows * seen, bytes_accessed=moved)
 
 
 def _forward_block(*refs: Any, tiling: Tiling) -> None:
     """Attend from one block of queries to one stretch of keys."""
     blocks, (q_ref, k_ref, v_ref, q_segments_ref, kv_segments_ref, out_ref, lse_ref, *scratch) = _scalars(refs)
-    q_HT_ref, out_HT_ref, peak_ref, total_ref = scratch
+    q_HT_ref, out_HT_ref, peak_ref, total_ref, even_ref, odd_ref = scratch
     stretch = pl.program_id(3)
 
     @pl.when(stretch == 0)
@@ -163,18 +185,27 @@ def _forward_block(*refs: Any, tiling: Tiling) -> None:
         peak_ref[...] = jnp.full_like(peak_ref, NOTHING_SEEN)
         total_ref[...] = jnp.zeros_like(total_ref)
 
-    def attend(block: jax.Array, seen: Callable[[], jax.Array] | None) -> None:
-        here = _block(block, tiling)
-        scores_ST, _ = _scores(k_ref[here, :], q_HT_ref[...], tiling, seen)
+    def score(block: jax.Array, seen: Callable[[], jax.Array] | None = None) -> jax.Array:
+        return _scores(k_ref[_block(block, tiling), :], q_HT_ref[...], tiling, seen)[0]
+
+    def absorb(block: jax.Array, scores_ST: jax.Array) -> None:
+        """Take a block's scores into the running softmax."""
         peak = jnp.maximum(peak_ref[...], scores_ST.max(axis=0, keepdims=True))
         p_ST = jnp.exp2(scores_ST - peak)
         shrink = jnp.exp2(peak_ref[...] - peak)
         total_ref[...] = total_ref[...] * shrink + p_ST.sum(axis=0, keepdims=True)
         peak_ref[...] = peak
-        v_SH = v_ref[here, :]
+        v_SH = v_ref[_block(block, tiling), :]
         out_HT_ref[...] = out_HT_ref[...] * shrink + _dot(v_SH, p_ST.astype(v_SH.dtype), ((0,), (0,)), tiling)
 
-    _visit_blocks(attend, blocks, q_segments_ref, kv_segments_ref, pl.program_id(2), stretch, tiling)
+    def attend_to_all(first: jax.Array, last: jax.Array) -> None:
+        _take_turns(score, absorb, (even_ref, odd_ref), first, last)
+
+    def attend(block: jax.Array, seen: Callable[[], jax.Array]) -> None:
+        absorb(block, score(block, seen))
+
+    segment_refs = q_segments_ref, kv_segments_ref
+    _visit_blocks(attend_to_all, attend, blocks, segment_refs, (pl.program_id(2), stretch), tiling)
 
     @pl.when(stretch == pl.num_programs(3) - 1)
     def _() -> None:
@@ -183,6 +214,43 @@ def _forward_block(*refs: Any, tiling: Tiling) -> None:
         total = jnp.where(seen, total, 1.0)
         out_ref[...] = (out_HT_ref[...] / total).T.astype(out_ref.dtype)
         lse_ref[...] = jnp.where(seen, peak_ref[...] * (1 / LOG2_E) + jnp.log(total), NOTHING_SEEN)
+
+
+def _take_turns(
+    score: Callable[[jax.Array], jax.Array],
+    absorb: Callable[[jax.Array, jax.Array], None],
+    buffers: tuple[Any, Any],
+    first: jax.Array,
+    last: jax.Array,
+) -> None:
+    """Run absorb(block, score(block)) for each block, the next one's score while the last one's is absorbed.
+
+    The matrix unit then works on one block while the vector unit works on the other; two buffers of scores take turns.
+    """
+    even_ref, odd_ref = buffers
+    pairs = lax.div(jnp.maximum(last - first - 1, 0), 2)
+    left = first + 2 * pairs
+
+    @pl.when(first < last)
+    def _start() -> None:
+        even_ref[...] = score(first)
+
+    def pair(number: jax.Array, _: None) -> None:
+        block = first + 2 * number
+        odd_ref[...] = score(block + 1)
+        absorb(block, even_ref[...])
+        even_ref[...] = score(block + 2)
+        absorb(block + 1, odd_ref[...])
+
+    lax.fori_loop(0, pairs, pair, None)
+
+    @pl.when(left < last)
+    def _end() -> None:
+        absorb(left, even_ref[...])
+
+    @pl.when(left + 1 < last)
+    def _end_of_even_number() -> None:
+        absorb(left + 1, score(left + 1))
 
 
 def backward_kernel(
@@ -204,7 +272,7 @@ def backward_kernel(
       v_BKSH: values.
       d_out_BNTH: gradient of the output.
       statistics: lse and delta = rowsum(d_out * out), both (B, N, 1, T) fp32.
-      segments: of queries (B, 1, T) and of keys (B, key blocks, 1, kv_block).
+      segments: of queries (B, 1, T), above 0 or -1, and of keys (B, key blocks, 1, kv_block).
       blocks: which blocks of keys to visit.
       tiling: block sizes and mask.
       d_q_dtype: fp32 where dq is a part of a sum.
@@ -259,6 +327,7 @@ def backward_kernel(
             vmem_limit_bytes=tiling.vmem_bytes,
         ),
         interpret=tiling.interpret,
+        cost_estimate=_cost(tiling, *like, rows=batch * num_heads * length, width=3 * head_size + 2 * value_size),
         name=f"flash_attention_backward_{q_block}_{tiling.kv_block}",
     )(*blocks, q_BNTH, k_BKSH, v_BKSH, d_out_BNTH, *statistics, *segments)
 
@@ -294,7 +363,10 @@ def _backward_block(*refs: Any, tiling: Tiling) -> None:
         d_k_sum_ref[here, :] += _dot(d_s_ST, q_ref[...], ((1,), (0,)), tiling)
         d_q_HT_ref[...] += _dot(k_SH, d_s_ST, ((0,), (0,)), tiling)
 
-    _visit_blocks(add, blocks, q_segments_ref, kv_segments_ref, row, 0, tiling)
+    def add_all(first: jax.Array, last: jax.Array) -> None:
+        lax.fori_loop(first, last, lambda block, _: add(block, None), None)
+
+    _visit_blocks(add_all, add, blocks, (q_segments_ref, kv_segments_ref), (row, 0), tiling)
     d_q_ref[...] = (d_q_HT_ref[...] * tiling.scale).T.astype(d_q_ref.dtype)
 
     @pl.when((head == pl.num_programs(2) - 1) & (row == pl.num_programs(3) - 1))
@@ -316,26 +388,30 @@ def _stretch_to_hold(ranges_ref: Any, row: Any, stretch: Any, num_kv_blocks: int
 
 
 def _visit_blocks(
-    visit: Callable[[jax.Array, Callable[[], jax.Array] | None], None],
+    visit_all: Callable[[jax.Array, jax.Array], None],
+    visit: Callable[[jax.Array, Callable[[], jax.Array]], None],
     blocks: BlockRanges,
-    q_segments_ref: Any,
-    kv_segments_ref: Any,
-    row: jax.Array,
-    stretch: jax.Array | int,
+    segment_refs: tuple[Any, Any],
+    place: tuple[jax.Array, jax.Array | int],
     tiling: Tiling,
 ) -> None:
-    """Call visit(block, seen) for each block of the stretch that this row of queries sees; `block` counts in it."""
-    batch, num_kv = pl.program_id(0), tiling.num_kv_blocks
-    table_row = batch * tiling.num_q_blocks + row
-    start = stretch * num_kv
+    """Visit the blocks of keys of a stretch that a row of blocks of queries sees, counted within the stretch.
+
+    Args:
+      visit_all: is called with the range of blocks that every query sees wholly.
+      visit: is called with each other block and a function that returns who sees whom.
+      blocks: tables in scalar memory.
+      segment_refs: segments of the queries (1, T) and of the stretch (blocks, 1, S).
+      place: the row of blocks, and the stretch.
+      tiling: static numbers.
+    """
+    (row, stretch), batch, num_kv = place, pl.program_id(0), tiling.num_kv_blocks
+    table_row, start = batch * tiling.num_q_blocks + row, stretch * num_kv
     first, full_first, full_last, last = (
         jnp.clip(blocks.ranges[table_row * 4 + n] - start, 0, num_kv) for n in range(4)
     )
 
-    def seen_wholly(block: jax.Array, _: None) -> None:
-        visit(block, None)
-
-    def seen_partly(number: jax.Array, _: None) -> None:
+    def visit_other(number: jax.Array, _: None) -> None:
         before = full_first - first
         block = jnp.where(number < before, first + number, full_last + number - before)
         table_column = batch * num_kv * tiling.num_stretches + start + block
@@ -343,12 +419,12 @@ def _visit_blocks(
         meets &= blocks.q_segments[table_row * 2 + 1] >= blocks.kv_segments[table_column * 2]
 
         @pl.when(meets)
-        def _() -> None:
+        def _seen_partly() -> None:
             distance = blocks.distance[0] - (start + block) * tiling.kv_block
-            visit(block, lambda: _seen(q_segments_ref[...], kv_segments_ref[block], row, distance, tiling))
+            visit(block, lambda: _seen(segment_refs[0][...], segment_refs[1][block], row, distance, tiling))
 
-    lax.fori_loop(full_first, full_last, seen_wholly, None)
-    lax.fori_loop(0, full_first - first + last - full_last, seen_partly, None)
+    visit_all(full_first, full_last)
+    lax.fori_loop(0, full_first - first + last - full_last, visit_other, None)
 
 
 def _seen(
@@ -356,16 +432,15 @@ def _seen(
 ) -> jax.Array:
     """Return bool (S, T): whether each query sees each key; `distance` is that of the first ones of head and block."""
     shape = (tiling.kv_block, tiling.q_block)
-    kv_segments_S1 = jnp.broadcast_to(kv_segments_1S, (128, tiling.kv_block)).T[:, :1]
-    seen = (kv_segments_S1 == q_segments_1T) & (kv_segments_S1 > 0)
+    seen = jnp.broadcast_to(kv_segments_1S, (LANES, tiling.kv_block)).T[:, :1] == q_segments_1T
     if tiling.causal or tiling.window is not None:
         rows = row * tiling.q_block + lax.broadcasted_iota(jnp.int32, (1, tiling.q_block), 1)
-        tokens = lax.div(rows, tiling.rows_per_token) + distance
-        back_ST = tokens - lax.broadcasted_iota(jnp.int32, shape, 0)
+        token_1T = lax.div(rows, tiling.rows_per_token) + distance
+        key_ST = lax.broadcasted_iota(jnp.int32, shape, 0)
         if tiling.causal:
-            seen &= back_ST >= 0
+            seen &= key_ST <= token_1T
         if tiling.window is not None:
-            seen &= back_ST < tiling.window
+            seen &= key_ST > token_1T - tiling.window
     return seen
 
 

@@ -157,7 +157,9 @@ def pick(
     if config.top_groups < config.num_groups:
         biased_BTE = _within_top_groups(biased_BTE, config)
     experts_BTA = lax.top_k(biased_BTE, num_choices)[1]
-    weights_BTA = jnp.take_along_axis(scores_BTE, experts_BTA, axis=2)
+    # Not a gather: its gradient would be a scatter, which a TPU sorts first.
+    picked_BTAE = experts_BTA[..., None] == jnp.arange(scores_BTE.shape[2])
+    weights_BTA = jnp.where(picked_BTAE, scores_BTE[:, :, None], 0).sum(axis=3)
     if config.weights == "normalised":
         weights_BTA /= weights_BTA.sum(axis=2, keepdims=True) + 1e-20
     return weights_BTA * config.scale, experts_BTA

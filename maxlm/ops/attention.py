@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from maxlm.config.errors import UserError
-from maxlm.kernels import chunked_attention, tpu_attention, triton_attention
+from maxlm.kernels import chunked_attention, hopper_attention, tpu_attention, triton_attention
 from maxlm.kernels.mask import Mask
 from maxlm.kernels.shape import AttentionShape
 
@@ -88,6 +88,7 @@ def _tuned(module: Any, **options: Any) -> Callable[[str], Kernel]:
 
 TABLE: dict[str, Row] = {
     "flash_tpu": Row(("tpu",), tpu_attention.unsupported, _tuned(tpu_attention)),
+    "flash_hopper": Row(("gpu",), hopper_attention.unsupported, _tuned(hopper_attention)),
     "flash_triton": Row(("gpu",), triton_attention.unsupported, _tuned(triton_attention)),
     "chunked": Row(("cpu", "gpu", "tpu"), lambda _: None, lambda _: CHUNKED),
     "interpret": Row(("cpu",), tpu_attention.unsupported, _tuned(tpu_attention, interpret=True)),

@@ -1,8 +1,8 @@
 """Apply an optimizer; where its slots lie in host memory, a few parameters at a time.
 
 Left to itself the compiler fetches all slots first, even while gradients are still computed. So parameters take turns:
-the slots of a turn are fetched once those of the turn before the last one are back (of the first two, once all
-gradients are there). Copies overlap with the neighbouring turns' work, and the device holds the slots of two turns.
+the slots of a turn are fetched once those of the turn before are back, and the first ones once all gradients are there.
+The device holds the old and new slots of one turn.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from maxlm.sharding.parameters import named_parameters
 
 Tree = TypeVar("Tree")
 
-_MAX_TURNS = 8
+_MAX_TURNS = 16
 
 
 def update(
@@ -38,15 +38,15 @@ def update(
     on_host = any(map(is_on_host, jax.tree.leaves(slots)))
     turns = _turns(parameters) if on_host else {}
     results: list[tuple[Tree, Any]] = []
-    ready: list[Any] = [finite, finite]
+    ready: Any = finite
     for number in range(max(turns.values(), default=0) + 1):
         # What this turn has no use for is dead code: neither fetched nor computed.
-        held = to_device(_after(ready[-2], slots)) if on_host else slots
+        held = to_device(_after(ready, slots)) if on_host else slots
         directions, new = optimizer.update(gradients, held, parameters)
-        new = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, held)
-        results.append((directions, to_place_of(new, slots)))
-        sent = jax.tree_util.tree_leaves_with_path(results[-1][1])
-        ready.append([leaf for path, leaf in sent if is_on_host(leaf) and _turn_of(path, turns) == number])
+        new = to_place_of(jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, held), slots)
+        results.append((directions, new))
+        leaves = jax.tree_util.tree_leaves_with_path(new)
+        ready = [leaf for path, leaf in leaves if is_on_host(leaf) and _turn_of(path, turns) == number]
     return jax.tree_util.tree_map_with_path(lambda path, *leaves: leaves[_turn_of(path, turns)], *results)
 
 
@@ -55,7 +55,7 @@ def _turns(parameters: Any) -> dict[str, int]:
     sizes = {path: math.prod(parameter.get_value().shape) for path, parameter in named_parameters(parameters)}
     total, before, shares = sum(sizes.values()), 0, {}
     for path, size in sizes.items():
-        shares[path] = _MAX_TURNS * before // total
+        shares[path] = _MAX_TURNS * (2 * before + size) // (2 * total)
         before += size
     numbers = sorted(set(shares.values()))
     return {path: numbers.index(share) for path, share in shares.items()}

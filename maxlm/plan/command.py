@@ -9,6 +9,8 @@ import logging
 import re
 import shlex
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -16,10 +18,10 @@ from rich.console import Console
 
 from maxlm import runtime
 from maxlm.config import load_run
-from maxlm.config.errors import UserError, make_possible
+from maxlm.config.errors import RunFailedError, UserError, make_possible
 from maxlm.config.schema import MeshConfig, MoeConfig, RunConfig
 from maxlm.metrics.throughput import peak_flops
-from maxlm.models.cost import flops_per_token, parameter_count
+from maxlm.models.cost import flops_per_token, parameter_count, prefix_work
 from maxlm.plan.estimate import EFFICIENCIES, Timeline, count_work
 from maxlm.plan.hlo import parse
 from maxlm.plan.network import Network
@@ -67,7 +69,7 @@ def make_plan(config: RunConfig, topology: Topology, name: str) -> Plan:
         versions={package: importlib.metadata.version(package) for package in ("jax", "libtpu")},
     )
     available = topology.chip.memory_bytes
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _without_cache():
         try:
             compiled = compile_step(config, program, {"xla_dump_to": folder})
         except jax.errors.JaxRuntimeError as error:
@@ -79,16 +81,28 @@ def make_plan(config: RunConfig, topology: Topology, name: str) -> Plan:
     return Plan(layout, memory, _cost(config, topology, program, compiled))
 
 
+@contextmanager
+def _without_cache() -> Iterator[None]:
+    """Keep compiled programs out of JAX's cache: those for devices that are not here cannot be read back."""
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+
+
 def _cost(config: RunConfig, topology: Topology, program: Program, compiled: CompiledStep) -> Cost:
     devices = list(program.mesh.devices.flat)
-    module = parse(
-        compiled.run.as_text() or "", slices=topology.slices, routed_rows=_routed_rows(config, program.mesh_sizes)
-    )
+    text = compiled.run.as_text() or ""
+    if "estimated_cycles" not in text:
+        raise RunFailedError("this version of libtpu states no cycles for its fusions, which the estimate is made of")
+    module = parse(text, slices=topology.slices, routed_rows=_routed_rows(config, program.mesh_sizes))
     work = count_work(module, program.mesh_sizes.sizes)
     peak = peak_flops(devices[0].device_kind, str(program.how.compute_dtype))
     assert peak is not None, f"no peak for {devices[0].device_kind}"
     where = places(devices)
-    tokens = config.train.batch_size * config.data.sequence_length / len(devices)
+    tokens, schedule = config.train.batch_size * config.data.sequence_length / len(devices), program.how.schedule
     return Cost(
         compile_seconds=compiled.compile_seconds,
         model_flops=tokens * flops_per_token(config.model, config.data.sequence_length),
@@ -98,7 +112,7 @@ def _cost(config: RunConfig, topology: Topology, program: Program, compiled: Com
             for name, reached in EFFICIENCIES.items()
         },
         peak_flops=peak,
-        bubble=program.how.schedule.bubble,
+        bubble=schedule.bubble(schedule.stages * prefix_work(config.model, config.data.sequence_length)),
     )
 
 

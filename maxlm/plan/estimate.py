@@ -16,7 +16,17 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from maxlm.plan.hlo import Collective, Computation, Instruction, Module, collective_of, product_flops, spanned_axes
+from maxlm.ops.grouped_matmul import TPU_TILE_ROWS
+from maxlm.plan.hlo import (
+    Collective,
+    Computation,
+    Guess,
+    Instruction,
+    Module,
+    collective_of,
+    product_flops,
+    spanned_axes,
+)
 from maxlm.plan.network import Network
 from maxlm.plan.topology import Chip
 
@@ -84,16 +94,22 @@ class Work(NamedTuple):
     traffic: list[Traffic]
 
 
-def mean_trips(_loop: Instruction, around: float) -> float:
-    """Guess the trips of a loop whose bounds are data."""
-    return (around + 1) / 2
+def guess_trips(routed_rows: int | None) -> Guess:
+    """Return the guess at trips of loops whose bounds are data: over tiles of attention, or of the rows of experts."""
+
+    def guess(loop: Instruction, around: float) -> float:
+        if routed_rows is not None and "/ffn/" in (loop.attribute(r'op_name="([^"]*)') or ""):
+            return routed_rows / TPU_TILE_ROWS
+        return (around + 1) / 2
+
+    return guess
 
 
 def count_work(module: Module, mesh: Mapping[str, int]) -> Work:
     """Add up FLOPs and collectives over all loops; `mesh`: devices along each axis."""
     products = kernels = unstated = 0.0
     totals: dict[tuple[str, tuple[str, ...]], list[float]] = defaultdict(lambda: [0.0, 0.0])
-    for instruction, computation, times in module.runs(mean_trips):
+    for instruction, computation, times in module.runs(guess_trips(module.routed_rows)):
         products += times * product_flops(module, instruction, computation)
         for kernel, flops in _kernels(module, instruction, computation):
             kernels += times * flops
@@ -121,6 +137,7 @@ class Timeline:
     def __init__(self, module: Module, chip: Chip, peak: float, network: Network, efficiency: Efficiency) -> None:
         self._module, self._chip, self._peak = module, chip, peak
         self._network, self._efficiency = network, efficiency
+        self._guess = guess_trips(module.routed_rows)
 
     def seconds(self) -> dict[str, float]:
         """Return the seconds of a step: products, kernels, other, and communication that nothing hides."""
@@ -151,7 +168,7 @@ class Timeline:
         self, instruction: Instruction, computation: Computation, around: float, collective: Collective | None
     ) -> dict[str, float]:
         if instruction.op == "while":
-            trips = self._module.mean_trips(instruction, computation, around, mean_trips)
+            trips = self._module.mean_trips(instruction, computation, around, self._guess)
             body = instruction.attribute(r"body=%([^\s,)]+)") or ""
             return {kind: trips * seconds for kind, seconds in self._computation(body, trips).items()}
         if instruction.op in ("conditional", "call"):

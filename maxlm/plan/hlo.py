@@ -292,12 +292,14 @@ class Collective(NamedTuple):
       bytes: of the whole array: what an all-gather makes, all others take.
       groups: the devices of each group in the program's order; of a permute, sources and targets. With several slices
         the program names those of the first one only, and a group across slices is given for its first device.
+      one_ring: whether it goes round one ring of all devices, as on the SparseCores, and not along every dimension.
     """
 
     kind: str
     phase: str
     bytes: int
     groups: tuple[tuple[int, ...], ...]
+    one_ring: bool = False
 
     @property
     def wire_bytes(self) -> float:
@@ -345,7 +347,7 @@ def _fused_collective(module: Module, instruction: Instruction) -> Collective | 
         return None
     elif kind == "all-reduce" and any(other.op == "dynamic-slice" for _, other in inner):
         kind = "reduce-scatter"  # the compiler's own form of it
-    return _collective(module, kind, phase, item, computation)
+    return _collective(module, kind, phase, item, computation)._replace(one_ring=instruction.op == "call-start")
 
 
 def _between_slices(module: Module, instruction: Instruction, computation: Computation) -> Collective:

@@ -63,7 +63,8 @@ class Network:
             seconds = max(collective.bytes * line.length / (4 * line.links * self._link) for line in lines)
         elif lines:
             wire = collective.bytes * (1 - 1 / len(within)) * factor
-            seconds = wire / (self._link * sum(line.links for line in lines))
+            links = [line.links for line in lines]
+            seconds = wire / (self._link * (max(links) if collective.one_ring else sum(links)))
         seconds += factor * HOP_SECONDS * sum(line.hops for line in lines)
         if slices > 1:
             # Reduced within the slice first, so that only a part of the array crosses.

@@ -145,6 +145,89 @@ class _Carry(NamedTuple):
     statistics: Any
 
 
+class _Pipeline(NamedTuple):
+    """What the devices of a stage do in a tick, and what they do it with (see `pipelined_gradients`)."""
+
+    parts: Parts
+    outer: Any
+    stack: Any
+    schedule: Schedule
+    stage: jax.Array
+
+    def at(self, tick: jax.Array) -> _Pipeline:
+        """Return it for one tick, whose gathers of parameters the compiler cannot move out of the loop."""
+        return self._replace(stack=tied_to_loop(self.stack, tick))
+
+    def forward(self, tick: jax.Array, carry: _Carry) -> tuple[jax.Array, _Carry, jax.Array]:
+        """Run one chunk forward; return its output, the carry and what the chunk adds to the objective."""
+        parts, outer, stack, schedule, stage = self
+        work = _clipped(schedule.forward(tick, stage), schedule)
+        slot = work.chunk * schedule.slots + work.microbatch % schedule.slots
+        kept = lax.dynamic_index_in_dim(carry.inputs, slot, keepdims=False)
+        inputs = lax.dynamic_update_index_in_dim(carry.inputs, jnp.where(work.valid, carry.x, kept), slot, 0)
+        first = work.valid & (stage == 0) & (work.chunk == 0)
+        chunk = _chunk(stack, work.chunk, schedule)
+        y, cost, statistics = parts.run_chunk(outer, chunk, carry.x, work.microbatch, first)
+        statistics = jax.tree.map(lambda rows: jnp.where(work.valid, rows, 0), statistics)
+        carry = carry._replace(
+            x=_send(y, 1, schedule),
+            inputs=inputs,
+            statistics=_add_chunk(carry.statistics, statistics, work.chunk, schedule),
+        )
+        return y, carry, jnp.where(work.valid, cost, 0)
+
+    def backward(self, tick: jax.Array, carry: _Carry, d_loss: jax.Array | None) -> _Carry:
+        """Run one chunk again and backward; `d_loss` is what the last virtual stage starts from."""
+        parts, outer, stack, schedule, stage = self
+        work = _clipped(schedule.backward(tick, stage), schedule)
+        d_y = carry.d_y
+        if d_loss is not None:
+            d_y = jnp.where((stage == schedule.stages - 1) & (work.chunk == schedule.repeats - 1), d_loss, d_y)
+        d_y = jnp.where(work.valid, d_y, 0)
+        kept = lax.dynamic_index_in_dim(
+            carry.inputs, work.chunk * schedule.slots + work.microbatch % schedule.slots, keepdims=False
+        )
+        first = work.valid & (stage == 0) & (work.chunk == 0)
+
+        def run(outer: Any, chunk: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+            y, cost, _ = parts.run_chunk(outer, chunk, x, work.microbatch, first)
+            return y, vary_over(cost, ("stage",))
+
+        (_, cost), pull = jax.vjp(run, outer, _chunk(stack, work.chunk, schedule), kept)
+        d_outer, d_chunk, d_x = pull((d_y, jnp.where(work.valid, jnp.ones_like(cost), 0)))
+        return carry._replace(
+            d_y=_send(d_x, -1, schedule),
+            d_outer=jax.tree.map(jnp.add, carry.d_outer, d_outer),
+            d_stack=_add_chunk(carry.d_stack, d_chunk, work.chunk, schedule),
+        )
+
+    def loss(
+        self, tick: jax.Array, y: jax.Array, carry: _Carry
+    ) -> tuple[_Carry, jax.Array, tuple[jax.Array, jax.Array]]:
+        """Do this stage's share of the loss of the microbatch that ends in a tick, forward and backward."""
+        parts, outer, _, schedule, _ = self
+        work = _clipped(schedule.forward(tick, schedule.stages - 1), schedule)
+        losses, pull = jax.vjp(lambda outer, y: parts.losses(outer, y, work.microbatch), outer, y)
+        d_outer, d_y = pull(jax.tree.map(jnp.ones_like, losses[:1]) + jax.tree.map(jnp.zeros_like, losses[1:]))
+        return carry._replace(d_outer=jax.tree.map(jnp.add, carry.d_outer, d_outer)), d_y, losses
+
+    def steady(self, carry: _Carry, tick: jax.Array) -> tuple[_Carry, tuple[jax.Array, jax.Array]]:
+        """Run a tick with work in both directions; return what it adds to objective and nats."""
+        run, schedule = self.at(tick), self.schedule
+        y, carry, cost = run.forward(tick, carry)
+        if schedule.repeats == 1:
+            carry, d_loss, losses = run.loss(tick, y, carry)
+        else:
+            # Only every V-th group of S ticks ends a microbatch; the same ticks on every device.
+            ends = schedule.forward(tick, schedule.stages - 1).chunk == schedule.repeats - 1
+            shapes = jax.eval_shape(run.loss, tick, y, carry)
+            nothing = jax.tree.map(lambda s: vary_over(jnp.zeros(s.shape, s.dtype), _axes(s)), shapes[1:])
+            carry, d_loss, losses = lax.cond(
+                ends, lambda carry: run.loss(tick, y, carry), lambda carry: (carry, *nothing), carry
+            )
+        return run.backward(tick, carry, d_loss), (losses[0] + cost, losses[1])
+
+
 def pipelined_gradients(
     parts: Parts, outer: Any, stack: Any, zeros: tuple[Any, Any], x: jax.ShapeDtypeStruct, schedule: Schedule
 ) -> tuple[Any, Any, jax.Array, jax.Array, Any]:
@@ -161,80 +244,15 @@ def pipelined_gradients(
     Returns:
       gradients of outer and stack, this device's objective and nats, and the statistics of the stack's layers.
     """
-    stage = lax.axis_index("stage")
-
-    def forward(rows: Any, tick: jax.Array, carry: _Carry) -> tuple[jax.Array, _Carry, jax.Array]:
-        work = _clipped(schedule.forward(tick, stage), schedule)
-        slot = work.chunk * schedule.slots + work.microbatch % schedule.slots
-        kept = lax.dynamic_index_in_dim(carry.inputs, slot, keepdims=False)
-        inputs = lax.dynamic_update_index_in_dim(carry.inputs, jnp.where(work.valid, carry.x, kept), slot, 0)
-        first = work.valid & (stage == 0) & (work.chunk == 0)
-        chunk = _chunk(rows, work.chunk, schedule)
-        y, cost, statistics = parts.run_chunk(outer, chunk, carry.x, work.microbatch, first)
-        statistics = jax.tree.map(lambda rows: jnp.where(work.valid, rows, 0), statistics)
-        carry = carry._replace(
-            x=_send(y, 1, schedule),
-            inputs=inputs,
-            statistics=_add_chunk(carry.statistics, statistics, work.chunk, schedule),
-        )
-        return y, carry, jnp.where(work.valid, cost, 0)
-
-    def backward(rows: Any, tick: jax.Array, carry: _Carry, d_loss: jax.Array | None) -> _Carry:
-        work = _clipped(schedule.backward(tick, stage), schedule)
-        d_y = carry.d_y
-        if d_loss is not None:
-            d_y = jnp.where((stage == schedule.stages - 1) & (work.chunk == schedule.repeats - 1), d_loss, d_y)
-        d_y = jnp.where(work.valid, d_y, 0)
-        kept = lax.dynamic_index_in_dim(
-            carry.inputs, work.chunk * schedule.slots + work.microbatch % schedule.slots, keepdims=False
-        )
-        first = work.valid & (stage == 0) & (work.chunk == 0)
-
-        def run(outer: Any, chunk: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-            y, cost, _ = parts.run_chunk(outer, chunk, x, work.microbatch, first)
-            return y, vary_over(cost, ("stage",))
-
-        (_, cost), pull = jax.vjp(run, outer, _chunk(rows, work.chunk, schedule), kept)
-        d_outer, d_chunk, d_x = pull((d_y, jnp.where(work.valid, jnp.ones_like(cost), 0)))
-        return carry._replace(
-            d_y=_send(d_x, -1, schedule),
-            d_outer=jax.tree.map(jnp.add, carry.d_outer, d_outer),
-            d_stack=_add_chunk(carry.d_stack, d_chunk, work.chunk, schedule),
-        )
-
-    def loss(tick: jax.Array, y: jax.Array, carry: _Carry) -> tuple[_Carry, jax.Array, tuple[jax.Array, jax.Array]]:
-        work = _clipped(schedule.forward(tick, schedule.stages - 1), schedule)
-        losses, pull = jax.vjp(lambda outer, y: parts.losses(outer, y, work.microbatch), outer, y)
-        d_outer, d_y = pull(jax.tree.map(jnp.ones_like, losses[:1]) + jax.tree.map(jnp.zeros_like, losses[1:]))
-        return carry._replace(d_outer=jax.tree.map(jnp.add, carry.d_outer, d_outer)), d_y, losses
-
-    def steady(carry: _Carry, tick: jax.Array) -> tuple[_Carry, tuple[jax.Array, jax.Array]]:
-        rows = tied_to_loop(stack, tick)
-        y, carry, cost = forward(rows, tick, carry)
-        if schedule.repeats == 1:
-            carry, d_loss, losses = loss(tick, y, carry)
-        else:
-            # Only every V-th group of S ticks ends a microbatch; the same ticks on every device.
-            ends = schedule.forward(tick, schedule.stages - 1).chunk == schedule.repeats - 1
-            shapes = jax.eval_shape(loss, tick, y, carry)
-            nothing = jax.tree.map(lambda s: vary_over(jnp.zeros(s.shape, s.dtype), _axes(s)), shapes[1:])
-            carry, d_loss, losses = lax.cond(
-                ends, lambda carry: loss(tick, y, carry), lambda carry: (carry, *nothing), carry
-            )
-        return backward(rows, tick, carry, d_loss), (losses[0] + cost, losses[1])
-
+    run = _Pipeline(parts, outer, stack, schedule, lax.axis_index("stage"))
     warmup, all_forward = schedule.warmup_ticks, schedule.warmup_ticks + schedule.steady_ticks
     nothing = vary_over(jnp.zeros(x.shape, x.dtype), AXES)
     kept = vary_over(jnp.zeros((schedule.repeats * schedule.slots, *x.shape), x.dtype), AXES)
     carry = _Carry(nothing, nothing, kept, *zeros, _no_statistics(parts, outer, stack, nothing))
-    carry, costs = lax.scan(
-        lambda carry, tick: forward(tied_to_loop(stack, tick), tick, carry)[1:], carry, jnp.arange(warmup)
-    )
-    carry, (objectives, nats) = lax.scan(steady, carry, jnp.arange(warmup, all_forward))
+    carry, costs = lax.scan(lambda carry, tick: run.at(tick).forward(tick, carry)[1:], carry, jnp.arange(warmup))
+    carry, (objectives, nats) = lax.scan(run.steady, carry, jnp.arange(warmup, all_forward))
     ticks = jnp.arange(all_forward, all_forward + warmup)
-    carry, _ = lax.scan(
-        lambda carry, tick: (backward(tied_to_loop(stack, tick), tick, carry, None), None), carry, ticks
-    )
+    carry, _ = lax.scan(lambda carry, tick: (run.at(tick).backward(tick, carry, None), None), carry, ticks)
     return carry.d_outer, carry.d_stack, costs.sum() + objectives.sum(), nats.sum(), carry.statistics
 
 

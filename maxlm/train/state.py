@@ -63,7 +63,7 @@ def declare_state(
 
 
 def _slot_on_host(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    # Counters stay: they are a few bytes, and the next rate is computed from them.
+    # Counters stay: a copy each way for four bytes.
     return leaf.update(sharding=on_host(leaf.sharding)) if leaf.ndim else leaf
 
 
@@ -99,10 +99,10 @@ def reorder_layers(tree: Tree, saved: Sequence[int], wanted: Sequence[int]) -> T
 
     def moved(tree: Tree) -> Tree:
         def move(leaf: Any) -> Any:
-            stacked = is_parameter(leaf) and leaf.get_value().ndim > len(leaf.get_metadata("spec"))
-            return (
-                with_value(leaf, to_place_of(to_device(leaf.get_value())[rows], leaf.get_value())) if stacked else leaf
-            )
+            if not is_parameter(leaf) or leaf.get_value().ndim == len(leaf.get_metadata("spec")):
+                return leaf
+            value = leaf.get_value()
+            return with_value(leaf, to_place_of(to_device(value)[rows], value))
 
         result: Tree = jax.tree.map(move, tree, is_leaf=is_parameter)
         return result

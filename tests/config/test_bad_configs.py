@@ -264,8 +264,14 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
         ["model.prefix=[{}]", "model.num_layers=4"],
         [
             "model.num_layers=4 without the 1 blocks of model.prefix, 3, must be divisible by mesh.stage=2; use "
-            "model.num_layers=3 or 5, mesh.stage=1 or 3; with these layers mesh.stage may be 3"
+            "model.num_layers=3 or 5, or mesh.stage=1 or 3; with these layers mesh.stage may be 3"
         ],
+    ),
+    "nothing behind the blocks before stages": (
+        {},
+        "mesh: {stage: 4}\n",
+        ["model.prefix=[{}, {}, {}]", "model.num_layers=2"],
+        ["model.num_layers=2 must be the 3 blocks of model.prefix and a multiple of the length of model.pattern"],
     ),
     "experts on mesh": (
         {},

@@ -17,7 +17,7 @@ from maxlm.kernels import block_sizes, chunked_attention, tpu_attention
 from maxlm.kernels.block_sizes import BlockSizes
 from maxlm.kernels.mask import Mask
 from maxlm.kernels.shape import AttentionShape
-from maxlm.ops.attention import IMPLEMENTATIONS, Kernel, attention
+from maxlm.ops.attention import CHUNKED, Kernel, attention
 from maxlm.ops.context_attention import context_attention
 from maxlm.sharding.context import zigzag
 from maxlm.sharding.mesh import build_mesh
@@ -29,13 +29,9 @@ NAMES = ("out", "lse", "d_q", "d_k", "d_v")
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    """Blocks of 8, two to a stretch: every loop and every edge is met by short sequences."""
-    use_blocks(monkeypatch, BlockSizes(8, 8, 16))
-
-
-def use_blocks(monkeypatch, sizes):
-    monkeypatch.setattr(block_sizes, "tpu_forward", lambda shape: sizes)
-    monkeypatch.setattr(block_sizes, "tpu_backward", lambda shape: sizes)
+    """Blocks of 8, four to a stretch: every loop and every edge is met by short sequences."""
+    for choose in ("tpu_forward", "tpu_backward"):
+        monkeypatch.setattr(block_sizes, choose, lambda shape: BlockSizes(8, 8, 32))
 
 
 def both_passes(q, k, v, d_out, mask, *, softcap=None, module=tpu_attention, **options):
@@ -61,6 +57,7 @@ CASES = st.fixed_dictionaries(
         "head_dim": st.sampled_from([8, 16, 80]),
         "v_dim": st.sampled_from([None, 8, 24]),
         "documents": st.sampled_from([1, 3]),
+        "of_none": st.sampled_from([0, 0.05]),
         "q_start": st.sampled_from([0, 3, 16]),
         "kv_start": st.sampled_from([0, 8]),
         "window": st.sampled_from([None, 1, 9, 20]),
@@ -76,6 +73,8 @@ CASES = st.fixed_dictionaries(
         {"seed": 0, "length": 37, "window": 20, "softcap": 0.7, "kv_heads": 1, "v_dim": 24},
         {"seed": 1, "length": 130, "documents": 2, "head_dim": 80, "batch": 1},
         {"seed": 2, "length": 1, "kv_length": 45, "q_start": 40, "heads": 8, "documents": 1},
+        {"seed": 4, "length": 130, "documents": 1, "of_none": 0, "batch": 1, "heads": 2},
+        {"seed": 5, "length": 130, "documents": 1, "of_none": 0, "batch": 1, "heads": 2, "window": 45, "head_dim": 8},
         {"seed": 3, "length": 16, "kv_length": 24, "causal": False, "q_start": 16, "window": 9},
     ],
 )
@@ -106,7 +105,7 @@ def test_bfloat16_loses_no_more_than_plain_bfloat16(monkeypatch):
 
 def test_no_races_and_the_same_bits_in_any_order():
     """Memory starts as nan, blocks of parallel dimensions run in a random order, copies happen early or late."""
-    inputs = make_inputs(5, batch=2, length=9, kv_length=18, heads=2, kv_heads=1, window=12, documents=2)
+    inputs = make_inputs(5, batch=2, length=9, kv_length=40, heads=2, kv_heads=1, q_start=31, window=12, documents=2)
     results = []
     for seed, mode in enumerate(("on_wait", "eager")):
         options = pltpu.InterpretParams(
@@ -123,12 +122,11 @@ def test_no_races_and_the_same_bits_in_any_order():
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_blocks_that_nobody_sees_are_not_computed(causal):
-    """Queries of document 2 at 16..31; keys before the window, after the queries or of other documents are nan."""
-    q, k, v, d_out, _ = make_inputs(6, batch=1, length=16, kv_length=64)
-    document = jnp.repeat(jnp.asarray([[1, 2, 2, 3]], jnp.int32), 16, axis=1)
-    mask = Mask(document[:, 16:32], document, jnp.int32(16), jnp.int32(0), causal=causal, window=8)
-    last_seen = 32 if causal else 48
-    hidden = (np.arange(64) < 16) | (np.arange(64) >= last_seen)
+    """Queries at 32..47 of document 2, 16..63: keys before the window, in the future or of other documents are nan."""
+    q, k, v, d_out, _ = make_inputs(6, batch=1, length=16, kv_length=80)
+    document = jnp.repeat(jnp.asarray([[1, 2, 2, 2, 3]], jnp.int32), 16, axis=1)
+    mask = Mask(document[:, 32:48], document, jnp.int32(32), jnp.int32(0), causal=causal, window=8)
+    hidden = (np.arange(80) < 24) | (np.arange(80) >= (48 if causal else 64))
     bad_k, bad_v = (jnp.where(hidden[None, :, None, None], jnp.nan, x) for x in (k, v))
     want = attention_fp64(q, jnp.nan_to_num(bad_k), jnp.nan_to_num(bad_v), d_out, mask)
     for name, x, exact in zip(NAMES, jax.jit(both_passes)(q, bad_k, bad_v, d_out, mask), want, strict=True):
@@ -180,7 +178,7 @@ def test_in_a_ring_on_several_devices():
                 functools.partial(spread, kernel), mesh=mesh, in_specs=(sequence,) * 5, out_specs=(sequence,) * 4
             )
         )(q, k, v, d_out, segments)
-        for kernel in (INTERPRETED, IMPLEMENTATIONS["chunked"])
+        for kernel in (INTERPRETED, CHUNKED)
     ]
     for name, x, want in zip(("out", *NAMES[2:]), *results, strict=True):
         assert relative_error(x, want) < 1e-5, name
@@ -190,7 +188,7 @@ def test_through_the_custom_gradient_with_a_sink():
     q, k, v, d_out, mask = make_inputs(10, length=16)
     sink = jnp.asarray([-1.0, 0.0, 1.0, 3.0])
     results = []
-    for kernel in (INTERPRETED, IMPLEMENTATIONS["chunked"]):
+    for kernel in (INTERPRETED, CHUNKED):
 
         def both(*x, kernel=kernel):
             out, pullback = jax.vjp(lambda *x: attention(*x[:3], mask, x[3], kernel), *x)

@@ -6,7 +6,7 @@ import jax
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from maxlm.ops.attention import IMPLEMENTATIONS, Kernel
+from maxlm.ops.attention import CHUNKED, Kernel
 from maxlm.train.loss import make_gradients
 from maxlm.train.setup import batch_shapes, build_program
 from tests.train.program import BATCH, LENGTH, MODEL, make_config
@@ -32,12 +32,11 @@ def equations(jaxpr):
 
 def forward_kernels(monkeypatch, remat):
     """Count the places in the program where the forward kernel multiplies queries with keys."""
-    kernel = IMPLEMENTATIONS["chunked"]
 
     def forward_kernel(*arguments):
-        return kernel.forward(*arguments)
+        return CHUNKED.forward(*arguments)
 
-    monkeypatch.setitem(IMPLEMENTATIONS, "chunked", Kernel(jax.jit(forward_kernel), kernel.backward))
+    monkeypatch.setattr("maxlm.ops.attention.CHUNKED", Kernel(jax.jit(forward_kernel), CHUNKED.backward))
     kernels = [e.params["jaxpr"] for e in equations(trace(remat=remat)) if e.params.get("name") == "forward_kernel"]
     # What is the same in every layer, the mask, is moved out of their loop: a part without products.
     return sum("dot_general" in str(jaxpr) for jaxpr in kernels)

@@ -41,7 +41,7 @@ def test_first_that_can(table):
         (
             "tpu",
             {},
-            "runtime.attention_kernel=limited runs on gpu, not on tpu; use chunked",
+            "runtime.attention_kernel=limited runs on gpu, not on tpu; use flash_tpu, chunked or auto",
         ),
         (
             "gpu",

@@ -2,8 +2,9 @@
 
 import pytest
 
-from maxlm.plan.estimate import Efficiency, Timeline
-from maxlm.plan.hlo import Collective, parse
+from maxlm.ops.grouped_matmul import TPU_TILE_ROWS
+from maxlm.plan.estimate import Efficiency, Timeline, guess_trips
+from maxlm.plan.hlo import Collective, Instruction, parse
 from maxlm.plan.network import HOP_SECONDS, NETWORK_SECONDS, Network
 from maxlm.plan.topology import Topology
 from tests.plan.test_hlo import FUSIONS
@@ -42,6 +43,8 @@ def test_three_rings_carry_three_times_as_much():
     places = [(0, x, y, z) for x in range(4) for y in range(4) for z in range(4)]
     seconds = Network(RING, places, 1.0).seconds(collective("all-gather", 8e9, tuple(range(64))))
     assert seconds == pytest.approx(63 / 64 * 8e9 / (6 * LINK) + 6 * HOP_SECONDS)
+    ring = collective("reduce-scatter", 8e9, tuple(range(64)))._replace(one_ring=True)
+    assert Network(RING, places, 1.0).seconds(ring) == pytest.approx(63 / 64 * 8e9 / (2 * LINK) + 6 * HOP_SECONDS)
 
 
 def test_groups_that_interleave_share_the_links():
@@ -73,6 +76,13 @@ def test_only_what_the_work_does_not_hide_is_waited_for(cycles, waited):
     spent = Timeline(module, RING.chip, 1e18, along_x(RING), PERFECT).seconds()
     assert spent["products"] == pytest.approx(cycles / 1.75e9)
     assert spent["communication"] == pytest.approx(waited)
+
+
+def test_loops_over_data_are_guessed_by_what_they_are_for():
+    loop = Instruction("loop", "while", (), (), "", ', metadata={op_name="jit(step)/ffn/while"}')
+    assert guess_trips(None)(loop, 15) == 8
+    assert guess_trips(3 * TPU_TILE_ROWS)(loop, 15) == 3
+    assert guess_trips(3 * TPU_TILE_ROWS)(loop._replace(attributes='op_name="mixer/while"'), 15) == 8
 
 
 def test_a_fusion_reads_the_slice_it_takes_and_nothing_from_vmem():

@@ -1,0 +1,92 @@
+"""The TPU kernels compile ahead of time for every generation, within its vector memory, without a TPU."""
+
+import importlib.util
+import os
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
+
+from maxlm.kernels import tpu_attention
+from maxlm.kernels.block_sizes import VMEM_BYTES
+from maxlm.kernels.mask import Mask
+
+GENERATIONS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
+HEADS = {
+    "64": (8, 2, 64, 64),
+    "128": (8, 2, 128, 128),
+    "256": (4, 1, 256, 256),
+    "80": (4, 2, 80, 80),
+    "latent": (4, 4, 192, 128),
+}
+
+pytestmark = [
+    pytest.mark.tpu_aot,
+    pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the TPU's compiler"),
+]
+
+
+@pytest.fixture(autouse=True)
+def compiler_alone(monkeypatch):
+    """No metadata server is asked where the TPUs are, and other processes may have loaded the library."""
+    monkeypatch.setitem(os.environ, "TPU_SKIP_MDS_QUERY", "1")
+    monkeypatch.setitem(os.environ, "ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+
+
+def compile_both(generation, heads, length, *, kv_length=None, dtype=jnp.bfloat16, softcap=None, window=None):
+    """Compile both passes for shapes alone."""
+    device = topologies.get_topology_desc(platform="tpu", topology_name=GENERATIONS[generation]).devices[0]
+    assert device.device_kind in VMEM_BYTES
+    num_heads, num_kv_heads, size, v_size = HEADS[heads]
+    kv_length = kv_length or length
+
+    def array(*shape, dtype=dtype):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=SingleDeviceSharding(device))
+
+    q, k, v, d_out = (
+        array(1, length, num_heads, size),
+        array(1, kv_length, num_kv_heads, size),
+        array(1, kv_length, num_kv_heads, v_size),
+        array(1, length, num_heads, v_size),
+    )
+    q_segments, kv_segments = array(1, length, dtype=jnp.int32), array(1, kv_length, dtype=jnp.int32)
+    start = array(dtype=jnp.int32)
+    options = {"softcap": softcap, "device_kind": device.device_kind}
+
+    def both(q, k, v, d_out, mask):
+        out, lse = tpu_attention.forward(q, k, v, mask, **options)
+        return out, tpu_attention.backward(q, k, v, out, lse, d_out, mask, **options)
+
+    mask = Mask(q_segments, kv_segments, start, start, window=window)
+    text = jax.jit(both).lower(q, k, v, d_out, mask).compile().as_text()
+    assert text.count('custom_call_target="tpu_custom_call"') >= 2
+
+
+@pytest.mark.parametrize("generation", ["v5p", "v6e"])
+def test_compiles(generation):
+    compile_both(generation, "128", 2048)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [2048, 32768, 131072])
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_compiles_for_every_generation_head_size_and_length(generation, heads, length):
+    compile_both(generation, heads, length)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("generation", GENERATIONS)
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"length": 1, "kv_length": 8192},
+        {"length": 2088, "window": 1024, "softcap": 30.0},
+        {"length": 8192, "dtype": jnp.float32},
+    ],
+    ids=str,
+)
+def test_compiles_with_every_feature(generation, case):
+    compile_both(generation, "128", **case)
