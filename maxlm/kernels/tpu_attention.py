@@ -30,9 +30,9 @@ MAX_HEAD_SIZE = 256
 def unsupported(shape: AttentionShape) -> str | None:
     """Return why the kernels cannot do this, naming the feature, or None if they can."""
     if shape.dtype not in ("bfloat16", "float32"):
-        return f"queries, keys and values of type {shape.dtype}: the TPU kernel takes bfloat16 and float32"
+        return f"multiplies bfloat16 and float32, not {shape.dtype}"
     if max(shape.key_size, shape.value_size) > MAX_HEAD_SIZE:
-        return f"heads of {max(shape.key_size, shape.value_size)}: the TPU kernel takes up to {MAX_HEAD_SIZE}"
+        return f"has head sizes to {MAX_HEAD_SIZE}, not {max(shape.key_size, shape.value_size)}"
     return None
 
 

@@ -28,7 +28,7 @@ class Result(NamedTuple):
     token_hash: str
 
 
-def make_config(*, model=None, mesh=None, train=None, length=LENGTH):
+def make_config(*, model=None, mesh=None, train=None, runtime=None, length=LENGTH):
     """Return a config around the small model; nothing of it is read from disk."""
     return RunConfig.model_validate(
         {
@@ -38,6 +38,7 @@ def make_config(*, model=None, mesh=None, train=None, length=LENGTH):
             "mesh": {"fsdp": 1, **(mesh or {})},
             "optimizer": {"learning_rate": 1e-2},
             "train": {"num_steps": STEPS, "batch_size": BATCH, "loss_chunk_tokens": 24, **(train or {})},
+            "runtime": runtime or {},
         }
     )
 

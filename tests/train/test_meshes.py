@@ -90,6 +90,13 @@ def test_same_on_a_split_sequence(mesh):
     check_context(mesh, microbatches=2)
 
 
+def test_same_with_the_kernel_of_the_tpu_interpreted():
+    model = {"pattern": [{}, {"mixer": {"window": 6, "softcap": 3.0, "sinks": True}}]}
+    mesh = {"context": 2, "fsdp": 2, "tensor": 2}
+    interpreted = make_config(model=model, mesh=mesh, runtime={"attention_kernel": "interpret"})
+    assert_same(run(interpreted), run(make_config(model=model)))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", WIDE_CONTEXT_MESHES, ids=mesh_name)
 def test_same_on_every_split_sequence(mesh):
