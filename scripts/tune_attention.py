@@ -1,7 +1,7 @@
 """Choose the attention kernels' block sizes: print what candidates cost, and lines for maxlm/kernels/block_sizes.py.
 
-.venv/bin/python scripts/tune_attention.py tpu --generations v5p v6e      (needs libtpu, no TPU)
-.venv/bin/python scripts/tune_attention.py tpu --measure                  (on a TPU)
+.venv/bin/python -m scripts.tune_attention tpu --generations v5p v6e      (needs libtpu, no TPU)
+.venv/bin/python -m scripts.tune_attention tpu --measure                  (on a TPU)
 
 Without a TPU every candidate is compiled ahead of time and the bundles (instruction words, a cycle each unless one
 stalls) of its loops are counted: of a block that is seen wholly, of one with mask arithmetic, and of what a row of

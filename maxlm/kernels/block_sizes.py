@@ -18,6 +18,19 @@ VMEM_BYTES = {
 """Vector memory of one core, by `jax.Device.device_kind`."""
 
 
+TPU_BLOCKS = {
+    ("TPU v5", 128, "bfloat16"): ((1024, 512), (512, 512)),
+    ("TPU v6 lite", 128, "bfloat16"): ((1024, 512), (512, 512)),
+    ("TPU7x", 128, "bfloat16"): ((1024, 512), (512, 512)),
+}
+"""By device, larger head size and type: (queries, keys) of a block, forward and backward.
+
+Chosen by `scripts/tune_attention.py tpu` for 8,192 causal tokens, from instruction counts (2026-11-23, jax 0.10.2,
+libtpu 0.0.42). Whatever is not here gets 512 and 512, the best or within 3 % of it wherever it was counted.
+"""
+TPU_DEFAULT = ((512, 512), (512, 512))
+
+
 class BlockSizes(NamedTuple):
     """Tokens of a block.
 
@@ -35,18 +48,23 @@ class BlockSizes(NamedTuple):
 def tpu_forward(shape: AttentionShape) -> BlockSizes:
     """Return the blocks of the forward kernel."""
     per_key = 2 * _bytes(shape) * (_lanes(shape.key_size) + _lanes(shape.value_size))
-    return _fit(shape, q=512, kv=512, max_stretch=_budget(shape) // per_key)
+    return _fit(shape, _tpu_blocks(shape)[0], _budget(shape) // per_key)
 
 
 def tpu_backward(shape: AttentionShape) -> BlockSizes:
     """Return the blocks of the backward kernel."""
     per_key = (4 + 4 * _bytes(shape)) * (_lanes(shape.key_size) + _lanes(shape.value_size))
-    return _fit(shape, q=512, kv=512, max_stretch=_budget(shape) // per_key)
+    return _fit(shape, _tpu_blocks(shape)[1], _budget(shape) // per_key)
 
 
 def vmem_limit(device_kind: str) -> int:
     """Return how many bytes of vector memory a kernel may take: all but what the compiler keeps for itself."""
     return VMEM_BYTES.get(device_kind, 16 * MIB) * 7 // 8
+
+
+def _tpu_blocks(shape: AttentionShape) -> tuple[tuple[int, int], tuple[int, int]]:
+    key = shape.device_kind, max(shape.key_size, shape.value_size), shape.dtype
+    return TPU_BLOCKS.get(key, TPU_DEFAULT)
 
 
 def _budget(shape: AttentionShape) -> int:
@@ -62,8 +80,9 @@ def _lanes(size: int) -> int:
     return -(-size // LANES) * LANES
 
 
-def _fit(shape: AttentionShape, *, q: int, kv: int, max_stretch: int) -> BlockSizes:
+def _fit(shape: AttentionShape, blocks: tuple[int, int], max_stretch: int) -> BlockSizes:
     """Cut to what the sequence has: as many blocks and stretches as the sizes given need, but even ones."""
+    q, kv = blocks
     kv = _even(shape.key_length, kv, LANES)
     stretch = _even(shape.key_length, max(max_stretch // kv, 1) * kv, kv)
     return BlockSizes(_even(shape.query_length, q, LANES), kv, stretch)

@@ -77,7 +77,7 @@ def choose_tiles(dtype: Any, head_size: int, device_kind: str) -> Tiles:
     if dtype == jnp.float32:
         if head_size <= 64:
             return Tiles(*(Tile(64, 32, 4, 2),) * 3)
-        return Tiles(Tile(64, 32, 8, 2), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1))
+        return Tiles(Tile(64, 32, 4, 2), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1))
     if head_size <= 64:
         return Tiles(Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(64, 128, 8, 2))
     if head_size <= 128:
@@ -85,7 +85,7 @@ def choose_tiles(dtype: Any, head_size: int, device_kind: str) -> Tiles:
         return Tiles(Tile(128, 64, 8, stages), Tile(64, 64, 8, 2), Tile(64, 64, 8, 2))
     if large:
         return Tiles(Tile(128, 32, 8, 2), Tile(64, 32, 8, 2), Tile(32, 64, 8, 2))
-    return Tiles(Tile(64, 32, 8, 2), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1))
+    return Tiles(Tile(64, 32, 4, 2), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1))
 
 
 def forward(

@@ -1,17 +1,22 @@
 """The TPU kernels compile ahead of time for every generation, within its vector memory, without a TPU."""
 
+import functools
 import importlib.util
 import os
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.experimental import topologies
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
+from jax.sharding import PartitionSpec as P
 
 from maxlm.kernels import tpu_attention
 from maxlm.kernels.block_sizes import VMEM_BYTES
 from maxlm.kernels.mask import Mask
+from maxlm.ops.attention import Kernel
+from maxlm.ops.context_attention import context_attention
 
 GENERATIONS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 HEADS = {
@@ -64,9 +69,8 @@ def compile_both(generation, heads, length, *, kv_length=None, dtype=jnp.bfloat1
     assert text.count('custom_call_target="tpu_custom_call"') >= 2
 
 
-@pytest.mark.parametrize("generation", ["v5p", "v6e"])
-def test_compiles(generation):
-    compile_both(generation, "128", 2048)
+def test_compiles():
+    compile_both("v6e", "128", 2048)
 
 
 @pytest.mark.slow
@@ -90,3 +94,25 @@ def test_compiles_for_every_generation_head_size_and_length(generation, heads, l
 )
 def test_compiles_with_every_feature(generation, case):
     compile_both(generation, "128", **case)
+
+
+@pytest.mark.slow
+def test_compiles_in_a_ring():
+    """Under shard_map with its checks of what varies over the mesh."""
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=GENERATIONS["v6e"]).devices[:4]
+    pair = tpu_attention.forward, tpu_attention.backward
+    kernel = Kernel(*(functools.partial(function, device_kind=devices[0].device_kind) for function in pair))
+    mesh, sequence = Mesh(np.array(devices), ("context",)), P(None, "context")
+
+    def both(q, k, v, d_out, segments):
+        mask = Mask(segments, segments, jnp.int32(0), jnp.int32(0))
+        attend = functools.partial(context_attention, mask=mask, sink_N=None, kernel=kernel, kind="ring")
+        out, pullback = jax.vjp(attend, q, k, v)
+        return out, *pullback(d_out)
+
+    def array(*shape, dtype=jnp.bfloat16):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, sequence))
+
+    q, k, segments = array(1, 8192, 4, 128), array(1, 8192, 1, 128), array(1, 8192, dtype=jnp.int32)
+    spread = jax.shard_map(both, mesh=mesh, in_specs=(sequence,) * 5, out_specs=(sequence,) * 4)
+    assert "tpu_custom_call" in jax.jit(spread).lower(q, k, k, q, segments).compile().as_text()

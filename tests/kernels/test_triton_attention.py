@@ -91,7 +91,8 @@ def check_fp32(case):
     for name, got, want in zip(
         ("out", "lse", "dq", "dk", "dv"), run(triton_attention, case), case.oracle(), strict=True
     ):
-        scale = np.abs(want[np.abs(want) < 1e29]).max(initial=1e-3)
+        # Terms of a gradient, q (do v - delta) / sqrt(H) with elements of size 1, may cancel: to 0 with one key to see.
+        scale = np.abs(want[np.abs(want) < 1e29]).max(initial=1.0 if name.startswith("d") else 1e-3)
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * scale, err_msg=f"{name} {case}")
 
 
