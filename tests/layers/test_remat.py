@@ -15,9 +15,9 @@ HEADS = (MODEL["num_heads"], MODEL["head_dim"])
 LAYERS = MODEL["num_layers"]
 
 
-def trace(model=None, **train):
-    """Return the gradients' jaxpr of the small model on two devices."""
-    config = make_config(model=model, mesh={"fsdp": 2}, train=train)
+def trace(model=None, mesh=None, **train):
+    """Return the gradients' jaxpr of the small model, on two devices if nothing else is said."""
+    config = make_config(model=model, mesh=mesh or {"fsdp": 2}, train=train)
     program = build_program(config, jax.devices()[: math.prod(config.mesh.sizes.values())])
     gradients = make_gradients(program.declared, program.mesh, program.how)
     return jax.make_jaxpr(gradients)(program.state.decoder, batch_shapes(config, program.mesh)).jaxpr
@@ -81,3 +81,14 @@ def test_each_block_of_a_pattern_is_recomputed_by_itself():
     model = {"num_layers": 2 * LAYERS, "pattern": [{}, {"mixer": {"window": 4}}]}
     inputs = (LAYERS, BATCH // 2, LENGTH, MODEL["embed_dim"])
     assert on_host(model, remat="full", offload=["activations"]) == [inputs, inputs]
+
+
+def test_whole_experts_are_not_kept_by_any_loop():
+    width, hidden, experts, holders = MODEL["embed_dim"], 24, 8, 4
+    moe = {"kind": "moe", "num_experts": experts, "experts_per_token": 2, "expert_dim": hidden, "buffer_factor": 0.5}
+    jaxpr = trace({"pattern": [{"ffn": moe}]}, {"fsdp": 2, "expert": holders}, remat="none", gather="layer")
+    loops = [e for e in equations(jaxpr) if e.primitive.name == "scan" and e.params["length"] == LAYERS]
+    kept = {x.aval.shape for loop in loops for x in loop.outvars}
+    one = (LAYERS, experts // holders)
+    assert (*one, width // 2, hidden) in kept, "the gradients' shards, at least"
+    assert not kept & {(*one, width, hidden), (*one, hidden, width)}
