@@ -233,20 +233,21 @@ def _experts_elsewhere(model: ModelConfig, mesh: MeshConfig) -> int:
 def _activation_bytes(config: RunConfig, mesh: MeshConfig, compute_bytes: int) -> float:
     """Estimate what the forward pass keeps of every block, and the block that the backward pass is in.
 
-    The latter is there whole, recomputed if need be, and half as much again for the gradients flowing through it.
+    The latter is there whole, recomputed if need be, and half as much again for the gradients flowing through it; if
+    its experts may need further rounds, with one of them.
     """
     model, remat = config.model, config.train.remat
     kept, largest = 0.0, 0.0
     for block, count in _blocks(model):
         whole: float = _block_bytes(model, block, mesh, compute_bytes)
-        largest = max(largest, whole)
+        largest = max(largest, 1.5 * whole + _further_round_bytes(model, block.ffn, mesh, compute_bytes))
         if remat != "none":
             choices = {} if remat == "full" else remat.model_dump()
             named = _named_bytes(model, block, mesh, compute_bytes)
             at_start = 0 if "activations" in config.train.offload else model.embed_dim * compute_bytes
             whole = (at_start + sum(named[name] for name in choices if choices[name] == "save")) / mesh.tensor
         kept += count * whole
-    return _tokens_per_device(config, mesh) * (kept / mesh.stage + 1.5 * largest)
+    return _tokens_per_device(config, mesh) * (kept / mesh.stage + largest)
 
 
 def _block_bytes(model: ModelConfig, block: BlockConfig, mesh: MeshConfig, compute_bytes: int) -> float:
@@ -275,15 +276,28 @@ def _hidden_units(model: ModelConfig, ffn: MlpConfig | MoeConfig, mesh: MeshConf
     return model.mlp_dim
 
 
+def _further_round_bytes(model: ModelConfig, ffn: MlpConfig | MoeConfig, mesh: MeshConfig, compute_bytes: int) -> float:
+    """Count what a round of experts after the first holds, and as much for its gradients, per token."""
+    if not isinstance(ffn, MoeConfig) or _slots(ffn, mesh) == _most_slots(ffn, mesh):
+        return 0.0
+    hidden = _KEPT_HIDDEN[ffn.activation] * ffn.expert_dim / mesh.tensor
+    return 2 * _slots(ffn, mesh) * (2 * model.embed_dim + hidden) * compute_bytes
+
+
 def _slots(moe: MoeConfig, mesh: MeshConfig) -> float:
     """Count the rows for experts that a device holds room for, per token of its own (`maxlm/sharding/experts.py`)."""
+    return min(_most_slots(moe, mesh), moe.buffer_factor * moe.experts_per_token)
+
+
+def _most_slots(moe: MoeConfig, mesh: MeshConfig) -> float:
+    """Count the rows that may come to a device's experts, per token of its own."""
     choices = moe.experts_per_token
     if mesh.expert == 1:
         return choices
     most = float(mesh.expert) * min(choices, moe.num_experts // mesh.expert)
     if moe.capacity_factor is not None:
         most = min(most, moe.capacity_factor * choices * mesh.context)
-    return min(most, moe.buffer_factor * choices)
+    return most
 
 
 def _named_bytes(model: ModelConfig, block: BlockConfig, mesh: MeshConfig, compute_bytes: int) -> dict[str, float]:

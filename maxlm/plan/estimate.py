@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from maxlm.config.errors import RunFailedError
 from maxlm.ops.grouped_matmul import TPU_TILE_ROWS
 from maxlm.plan.hlo import (
     Collective,
@@ -98,9 +99,17 @@ def guess_trips(routed_rows: int | None) -> Guess:
     """Return the guess at trips of loops whose bounds are data: over tiles of attention, or of the rows of experts."""
 
     def guess(loop: Instruction, around: float) -> float:
-        if routed_rows is not None and "/ffn/" in (loop.attribute(r'op_name="([^"]*)') or ""):
+        scope = loop.attribute(r'op_name="([^"]*)') or ""
+        if "further_rounds" in scope:  # none where the load of experts is even
+            return 0
+        if routed_rows is not None and "/ffn/" in scope:
             return routed_rows / TPU_TILE_ROWS
-        return (around + 1) / 2
+        if "mixer/" in scope:
+            return (around + 1) / 2
+        raise RunFailedError(
+            f"the compiled step has a loop whose turns cannot be counted, {loop.name} ({scope or 'nameless'}), so "
+            "there is no estimate; train.gather, train.remat or another libtpu may change what the compiler makes of it"
+        )
 
     return guess
 

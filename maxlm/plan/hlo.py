@@ -130,14 +130,14 @@ class Module(NamedTuple):
             raise ValueError(f"{loop.name}: its condition is {test.op}")
         counter, bound = test.operands
         place = _index(condition[counter])
-        step = body[_root(body).operands[place]]
-        while step.op in ("copy", "bitcast"):
-            step = body[step.operands[0]]
+        step = _original(body, _root(body).operands[place])
         if step.op != "add":
             raise ValueError(f"{loop.name}: its counter is made by {step.op}")
-        strides = [name for name in step.operands if body[name].op == "constant"]
+        strides = [name for name in step.operands if not _is_element(body, name, place)]
+        if len(strides) != 1:
+            raise ValueError(f"{loop.name}: its counter is no sum of itself and a constant")
         start, end = constant(computation, initial[place]), constant(condition, bound)
-        return max(-(-(end - start) // constant(body, strides[-1])), 0)
+        return max(-(-(end - start) // constant(body, strides[0])), 0)
 
     def mean_trips(self, loop: Instruction, computation: Computation, around: float, guess: Guess) -> float:
         """Return the trips of a loop, guessed where its bounds are data; `around`: those of the loop around it."""
@@ -205,6 +205,20 @@ def _arrays(text: str) -> tuple[Array, ...]:
         sizes = tuple(int(size) for size in shape.split(",") if size)
         found.append(Array(dtype, sizes, int(space[1]) if space else 0))
     return tuple(found)
+
+
+def _original(computation: Computation, name: str) -> Instruction:
+    """Follow copies back."""
+    made = computation[name]
+    while made.op in ("copy", "bitcast"):
+        made = computation[made.operands[0]]
+    return made
+
+
+def _is_element(computation: Computation, name: str, place: int) -> bool:
+    """Tell whether a value is an element of a tuple, perhaps copied."""
+    made = _original(computation, name)
+    return made.op == "get-tuple-element" and _index(made) == place
 
 
 def _index(instruction: Instruction) -> int:

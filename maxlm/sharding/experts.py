@@ -162,11 +162,7 @@ def _after_the_first(run: Run, inputs: Any, plan: Plan, rounds: jax.Array) -> ja
     y = jax.eval_shape(run, inputs, plan, rounds)
     y = vary_over(jnp.zeros(y.shape, y.dtype), varying_axes(*jax.tree.leaves((inputs, plan))))
 
-    def add(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        number, y = carry
-        return number + 1, y + run(inputs, plan, number)
-
-    result: jax.Array = lax.while_loop(lambda carry: carry[0] < rounds, add, (jnp.ones_like(rounds), y))[1]
+    result: jax.Array = _further_rounds(rounds, lambda number, y: y + run(inputs, plan, number), y)
     return result
 
 
@@ -180,16 +176,24 @@ def _after_the_first_backward(run, saved, d_y):  # type: ignore[no-untyped-def]
     # whole parameters as the loop's results.
     d_inputs = jax.tree.map(lambda x: vary_over(jnp.zeros_like(x), varying_axes(x)), inputs)
 
-    def add(carry):  # type: ignore[no-untyped-def]
-        number, d_inputs = carry
+    def add(number: jax.Array, d_inputs: Any) -> Any:
         _, pull = jax.vjp(lambda inputs: run(inputs, plan, number), inputs)
-        return number + 1, jax.tree.map(jnp.add, d_inputs, pull(d_y)[0])
+        return jax.tree.map(jnp.add, d_inputs, pull(d_y)[0])
 
-    _, d_inputs = lax.while_loop(lambda carry: carry[0] < rounds, add, (jnp.ones_like(rounds), d_inputs))
-    return d_inputs, None, None
+    return _further_rounds(rounds, add, d_inputs), None, None
 
 
 _after_the_first.defvjp(_after_the_first_forward, _after_the_first_backward)
+
+
+def _further_rounds(rounds: jax.Array, add: Callable[[jax.Array, Any], Any], start: Any) -> Any:
+    """Add up the rounds after the first; `maxlm.plan` knows the loop by the scope's name: usually it has no turn."""
+    with jax.named_scope("further_rounds"):
+        return lax.while_loop(
+            lambda carry: carry[0] < rounds,
+            lambda carry: (carry[0] + 1, add(*carry)),
+            (jnp.ones_like(rounds), start),
+        )[1]
 
 
 def dispatch(rows_MD: jax.Array, plan: Plan, number: jax.Array, rows: int) -> tuple[jax.Array, tuple[Blocks, Blocks]]:

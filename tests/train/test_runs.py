@@ -133,7 +133,7 @@ def test_a_pipeline_resumes_on_context_expert_and_tensor(write_run, tmp_path):
     experts = {"kind": "moe", "num_experts": 4, "experts_per_token": 2, "expert_dim": 16}
     model = {"num_layers": 5, "embed_dim": 32, "prefix": [{}], "pattern": [{"ffn": experts}]}
     # Choosing experts is a jump: large steps would make one token's other choice, after rounding, a visible difference.
-    optimizer = {"learning_rate": 1e-3}
+    optimizer = {"learning_rate": 5e-4}
     sections = {"model": model, "train": {"num_steps": 12, "batch_size": 8, "eval_every": 0}, "optimizer": optimizer}
     train(write_run("whole", **sections))
     path = write_run("moved", **sections)
