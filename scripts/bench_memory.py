@@ -1,6 +1,6 @@
 """Memory and recomputation of the training step by `train.remat` and `train.offload`, compiled for TPU v5p without one.
 
-    pip install libtpu && JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 python scripts/bench_memory.py [variant ...]
+    scripts/setup dev && JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 .venv/bin/python scripts/bench_memory.py [variant ...]
 
 One sequence of 8,192 tokens a chip on 4 chips (fsdp 4), 8 layers of 2,048, 0.6 B parameters. Each takes minutes
 to compile.

@@ -1,4 +1,4 @@
-"""What is offloaded is not in a TPU's memory, by its compiler, which needs no TPU: `pip install libtpu`."""
+"""What is offloaded is not in a TPU's memory, by its compiler, which needs no TPU (scripts/setup dev)."""
 
 import os
 
