@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import export, lax
 
 
 def varying_axes(*arrays: jax.Array) -> frozenset[str]:
@@ -33,3 +35,29 @@ def shape_like(shape: tuple[int, ...], dtype: Any, *like: jax.Array) -> jax.Shap
     if hasattr(jax.sharding, "ManualAxisType"):
         return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.sharding.ManualAxisType(varying=axes))
     return jax.ShapeDtypeStruct(shape, dtype, vma=axes)  # type: ignore[call-arg]
+
+
+def call_on_each_device(
+    program: Callable[..., Any], *arrays: Any, platform: str, custom_calls: Sequence[str] = ()
+) -> Any:
+    """Return program(*arrays) on each device, also where the program does not say what its results vary over.
+
+    A `shard_map` that checks this refuses kernels that were not written for it. In one, the program is compiled for one
+    device, as a program of its own; its results vary over all axes that the arguments vary over.
+
+    Args:
+      program: of one device, without collectives.
+      *arrays: trees of arrays.
+      platform: cpu, cuda or tpu.
+      custom_calls: names of calls in the program that `jax.export` does not guarantee to be there in later versions.
+    """
+    axes = varying_axes(*jax.tree.leaves(arrays))
+    if not axes:
+        return program(*arrays)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arrays)
+    unchecked = [export.DisabledSafetyCheck.custom_call(name) for name in custom_calls]
+    exporter = export.export(jax.jit(program), platforms=[platform], disabled_checks=unchecked)
+    # What checks is a setting of the thread that traces: a thread of its own does not have it.
+    with ThreadPoolExecutor(1) as thread:
+        exported = thread.submit(exporter, *shapes).result()
+    return jax.tree.map(lambda x: vary_over(x, axes), exported.call(*arrays))

@@ -371,7 +371,9 @@ class RuntimeConfig(Section):
     device_count: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         None, description="fake CPU devices per process, to try a mesh on a laptop (needs platform cpu or auto)"
     )
-    attention_kernel: Literal["auto", "flash_tpu", "flash_hopper", "flash_triton", "chunked", "interpret"] = Field(
+    attention_kernel: Literal[
+        "auto", "flash_tpu", "flash_hopper", "flash_triton", "splash", "cudnn", "tokamax", "chunked", "interpret"
+    ] = Field(
         "auto", description="auto: the best one for platform and model; interpret: flash_tpu step by step, on a CPU"
     )
     step_timeout_seconds: PositiveFloat | None = Field(

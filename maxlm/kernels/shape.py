@@ -19,6 +19,8 @@ class AttentionShape(NamedTuple):
       key_length: S, tokens with a key.
       window: see `Mask.window`.
       softcap: see `chunked_attention.forward`.
+      sinks: whether the softmax has a key of value zero besides, see `maxlm.ops.attention`.
+      spread: whether devices of `context` hold other parts of the same softmax: queries and keys start anywhere.
     """
 
     device_kind: str
@@ -31,3 +33,5 @@ class AttentionShape(NamedTuple):
     key_length: int
     window: int | None = None
     softcap: float | None = None
+    sinks: bool = False
+    spread: bool = False

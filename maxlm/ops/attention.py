@@ -11,12 +11,16 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from maxlm.config.errors import UserError
-from maxlm.kernels import chunked_attention, hopper_attention, tpu_attention, triton_attention
+from maxlm.kernels import chunked_attention, hopper_attention, library_attention, tpu_attention, triton_attention
+from maxlm.kernels.library_attention import Library
 from maxlm.kernels.mask import Mask
 from maxlm.kernels.shape import AttentionShape
 
-Partial = tuple[jax.Array, jax.Array]
-"""Attention to some of the keys: out (B, T, N, H_v) and fp32 lse (B, N, T)."""
+Partial = tuple[jax.Array, Any]
+"""Attention to some of the keys: out (B, T, N, H_v) and fp32 lse (B, N, T).
+
+A library's kernel, which attends to whole sequences only, has in place of lse a tuple of what its backward pass wants.
+"""
 Gradients = tuple[jax.Array, jax.Array, jax.Array]
 
 
@@ -86,10 +90,18 @@ def _tuned(module: Any, **options: Any) -> Callable[[str], Kernel]:
     return build
 
 
+def _as_it_comes(library: Library) -> Callable[[str], Kernel]:
+    """Return build(device_kind) for a library's kernel, which chooses for itself what it depends on."""
+    return lambda _: Kernel(library.forward, library.backward)
+
+
 TABLE: dict[str, Row] = {
     "flash_tpu": Row(("tpu",), tpu_attention.unsupported, _tuned(tpu_attention)),
     "flash_hopper": Row(("gpu",), hopper_attention.unsupported, _tuned(hopper_attention)),
     "flash_triton": Row(("gpu",), triton_attention.unsupported, _tuned(triton_attention)),
+    "splash": Row(("tpu",), library_attention.unsupported, _as_it_comes(library_attention.SPLASH)),
+    "cudnn": Row(("gpu",), library_attention.cudnn_unsupported, _as_it_comes(library_attention.CUDNN)),
+    "tokamax": Row(("gpu",), library_attention.tokamax_unsupported, _as_it_comes(library_attention.TOKAMAX)),
     "chunked": Row(("cpu", "gpu", "tpu"), lambda _: None, lambda _: CHUNKED),
     "interpret": Row(("cpu",), tpu_attention.unsupported, _tuned(tpu_attention, interpret=True)),
 }
@@ -163,7 +175,7 @@ def _attend(q, k, v, mask, sink_N, implementation):  # type: ignore[no-untyped-d
 def _attention_forward(q, k, v, mask, sink_N, implementation):  # type: ignore[no-untyped-def]
     out, lse = _attend(q, k, v, mask, sink_N, implementation)
     # Named, so that remat can keep them: without lse the backward pass would run the forward kernel again.
-    out, lse = checkpoint_name(out, "attention_out"), checkpoint_name(lse, "attention_lse")
+    out, lse = checkpoint_name(out, "attention_out"), jax.tree.map(lambda x: checkpoint_name(x, "attention_lse"), lse)
     return out, (q, k, v, mask, sink_N, out, lse)
 
 

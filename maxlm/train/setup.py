@@ -168,7 +168,8 @@ def attention_shapes(config: RunConfig, mesh: MeshConfig, device_kind: str, dtyp
     """Return what each kind of attention layer asks of the kernel on one device."""
     model, whole = config.model, config.data.sequence_length
     by_heads = mesh.context if mesh.context_kind == "ulysses" else 1
-    chunk = whole // (2 * mesh.context) if mesh.context > by_heads else whole
+    spread = mesh.context > by_heads
+    chunk = whole // (2 * mesh.context) if spread else whole
     mixers = dict.fromkeys(block.mixer for block in (*model.prefix, *model.pattern))
     return [
         AttentionShape(
@@ -182,6 +183,8 @@ def attention_shapes(config: RunConfig, mesh: MeshConfig, device_kind: str, dtyp
             key_length=whole if mesh.context_kind == "all_gather" else chunk,
             window=mixer.window,
             softcap=mixer.softcap,
+            sinks=mixer.sinks,
+            spread=spread,
         )
         for mixer in mixers
     ]

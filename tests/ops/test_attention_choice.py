@@ -41,7 +41,7 @@ def test_first_that_can(table):
         (
             "tpu",
             {},
-            "runtime.attention_kernel=limited runs on gpu, not on tpu; use flash_tpu, chunked or auto",
+            "runtime.attention_kernel=limited runs on gpu, not on tpu; use flash_tpu, splash, chunked or auto",
         ),
         (
             "gpu",
@@ -59,11 +59,11 @@ def test_pinned_one_that_cannot(table, platform, model, text):
 def test_a_device_has_its_part():
     model = {"num_heads": 8, "num_kv_heads": 4}
     whole = shapes_of(**model)[0]
-    assert (whole.num_heads, whole.num_kv_heads, whole.query_length) == (8, 4, whole.key_length)
+    assert (whole.num_heads, whole.num_kv_heads, whole.query_length, whole.spread) == (8, 4, whole.key_length, False)
     ring = shapes_of({"tensor": 2, "context": 2}, **model)[0]
-    assert (ring.num_heads, ring.num_kv_heads, ring.query_length * 4) == (4, 2, whole.query_length)
+    assert (ring.num_heads, ring.num_kv_heads, ring.query_length * 4, ring.spread) == (4, 2, whole.query_length, True)
     assert ring.key_length == ring.query_length
     gathered = shapes_of({"context": 2, "context_kind": "all_gather"}, **model)[0]
     assert (gathered.query_length * 4, gathered.key_length) == (whole.query_length, whole.key_length)
     heads = shapes_of({"context": 2, "context_kind": "ulysses"}, **model)[0]
-    assert (heads.num_heads, heads.query_length) == (4, whole.query_length)
+    assert (heads.num_heads, heads.query_length, heads.spread) == (4, whole.query_length, False)
