@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
         update={
             "mesh": MeshConfig(),
             "train": saved.train.model_copy(update={"microbatches": 1}),
-            "runtime": saved.runtime.model_copy(update={"device_count": None, "attention_kernel": "auto"}),
+            "runtime": saved.runtime.model_copy(update={"device_count": None, "attention_kernel": "chunked"}),
         }
     )
     program = build_program(config, jax.local_devices()[:1])
