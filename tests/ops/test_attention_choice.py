@@ -18,7 +18,7 @@ def shapes_of(mesh=None, **model):
 
 @pytest.fixture
 def table(monkeypatch):
-    """A table with a kernel that knows no softcap, the GPU's first choice, and none that depends on what is installed."""
+    """A table with a kernel that knows no softcap, the GPU's first choice; what is installed does not matter."""
     monkeypatch.delitem(attention.TABLE, "tokamax")
     limited = Row(("gpu",), lambda shape: "has no softcap" if shape.softcap else None, lambda kind: (kind, "limited"))
     monkeypatch.setitem(attention.TABLE, "limited", limited)
