@@ -141,7 +141,8 @@ def forward_kernel(
                 pltpu.VMEM((1, q_block), jnp.float32),
                 pltpu.VMEM((1, q_block), jnp.float32),
                 pltpu.VMEM((tiling.kv_block, q_block), jnp.float32),
-                pltpu.VMEM((tiling.kv_block, q_block), jnp.float32),
+                pltpu.VMEM((1, q_block), jnp.float32),
+                pltpu.SMEM((1,), jnp.int32),
             ],
         ),
         compiler_params=pltpu.CompilerParams(
@@ -175,7 +176,7 @@ def _cost(tiling: Tiling, *arrays: jax.Array, rows: int, width: int) -> pl.CostE
 def _forward_block(*refs: Any, tiling: Tiling) -> None:
     """Attend from one block of queries to one stretch of keys."""
     blocks, (q_ref, k_ref, v_ref, q_segments_ref, kv_segments_ref, out_ref, lse_ref, *scratch) = _scalars(refs)
-    q_HT_ref, out_HT_ref, peak_ref, total_ref, even_ref, odd_ref = scratch
+    q_HT_ref, out_HT_ref, peak_ref, total_ref, scores_ref, highest_ref, waiting_ref = scratch
     stretch = pl.program_id(3)
 
     @pl.when(stretch == 0)
@@ -185,27 +186,50 @@ def _forward_block(*refs: Any, tiling: Tiling) -> None:
         peak_ref[...] = jnp.full_like(peak_ref, NOTHING_SEEN)
         total_ref[...] = jnp.zeros_like(total_ref)
 
-    def score(block: jax.Array, seen: Callable[[], jax.Array] | None = None) -> jax.Array:
-        return _scores(k_ref[_block(block, tiling), :], q_HT_ref[...], tiling, seen)[0]
+    def score(block: jax.Array, seen: Callable[[], jax.Array] | None = None) -> tuple[jax.Array, jax.Array]:
+        scores_ST = _scores(k_ref[_block(block, tiling), :], q_HT_ref[...], tiling, seen)[0]
+        return scores_ST, scores_ST.max(axis=0, keepdims=True)
 
-    def absorb(block: jax.Array, scores_ST: jax.Array) -> None:
-        """Take a block's scores into the running softmax."""
-        peak = jnp.maximum(peak_ref[...], scores_ST.max(axis=0, keepdims=True))
-        p_ST = jnp.exp2(scores_ST - peak)
+    def absorb() -> None:
+        """Take the scores that wait into the running softmax."""
+        peak = jnp.maximum(peak_ref[...], highest_ref[...])
+        p_ST = jnp.exp2(scores_ref[...] - peak)
         shrink = jnp.exp2(peak_ref[...] - peak)
         total_ref[...] = total_ref[...] * shrink + p_ST.sum(axis=0, keepdims=True)
         peak_ref[...] = peak
-        v_SH = v_ref[_block(block, tiling), :]
+        v_SH = v_ref[_block(waiting_ref[0], tiling), :]
         out_HT_ref[...] = out_HT_ref[...] * shrink + _dot(v_SH, p_ST.astype(v_SH.dtype), ((0,), (0,)), tiling)
 
-    def attend_to_all(first: jax.Array, last: jax.Array) -> None:
-        _take_turns(score, absorb, (even_ref, odd_ref), first, last)
+    def wait(block: jax.Array, scores: tuple[jax.Array, jax.Array]) -> None:
+        scores_ref[...], highest_ref[...] = scores
+        waiting_ref[0] = block
+
+    def step(block: jax.Array, seen: Callable[[], jax.Array] | None = None) -> None:
+        scores = score(block, seen)
+        absorb()
+        wait(block, scores)
+
+    waiting_ref[0] = -1
 
     def attend(block: jax.Array, seen: Callable[[], jax.Array]) -> None:
-        absorb(block, score(block, seen))
+        lax.cond(waiting_ref[0] < 0, lambda: wait(block, score(block, seen)), lambda: step(block, seen))
+
+    def attend_to_all(first: jax.Array, last: jax.Array) -> None:
+        @pl.when((waiting_ref[0] < 0) & (first < last))
+        def _() -> None:
+            scores_ref[...] = jnp.full_like(scores_ref, HIDDEN)
+            highest_ref[...] = jnp.full_like(highest_ref, NOTHING_SEEN)
+            waiting_ref[0] = first
+
+        def pair(number: jax.Array, _: None) -> None:
+            step(first + 2 * number)
+            step(first + 2 * number + 1)
+
+        lax.fori_loop(0, lax.div(last - first, 2), pair, None)
 
     segment_refs = q_segments_ref, kv_segments_ref
-    _visit_blocks(attend_to_all, attend, blocks, segment_refs, (pl.program_id(2), stretch), tiling)
+    _visit_blocks(attend_to_all, attend, blocks, segment_refs, (pl.program_id(2), stretch), tiling, unit=2)
+    pl.when(waiting_ref[0] >= 0)(absorb)
 
     @pl.when(stretch == pl.num_programs(3) - 1)
     def _() -> None:
@@ -214,43 +238,6 @@ def _forward_block(*refs: Any, tiling: Tiling) -> None:
         total = jnp.where(seen, total, 1.0)
         out_ref[...] = (out_HT_ref[...] / total).T.astype(out_ref.dtype)
         lse_ref[...] = jnp.where(seen, peak_ref[...] * (1 / LOG2_E) + jnp.log(total), NOTHING_SEEN)
-
-
-def _take_turns(
-    score: Callable[[jax.Array], jax.Array],
-    absorb: Callable[[jax.Array, jax.Array], None],
-    buffers: tuple[Any, Any],
-    first: jax.Array,
-    last: jax.Array,
-) -> None:
-    """Run absorb(block, score(block)) for each block, the next one's score while the last one's is absorbed.
-
-    The matrix unit then works on one block while the vector unit works on the other; two buffers of scores take turns.
-    """
-    even_ref, odd_ref = buffers
-    pairs = lax.div(jnp.maximum(last - first - 1, 0), 2)
-    left = first + 2 * pairs
-
-    @pl.when(first < last)
-    def _start() -> None:
-        even_ref[...] = score(first)
-
-    def pair(number: jax.Array, _: None) -> None:
-        block = first + 2 * number
-        odd_ref[...] = score(block + 1)
-        absorb(block, even_ref[...])
-        even_ref[...] = score(block + 2)
-        absorb(block + 1, odd_ref[...])
-
-    lax.fori_loop(0, pairs, pair, None)
-
-    @pl.when(left < last)
-    def _end() -> None:
-        absorb(left, even_ref[...])
-
-    @pl.when(left + 1 < last)
-    def _end_of_even_number() -> None:
-        absorb(left + 1, score(left + 1))
 
 
 def backward_kernel(
@@ -394,6 +381,7 @@ def _visit_blocks(
     segment_refs: tuple[Any, Any],
     place: tuple[jax.Array, jax.Array | int],
     tiling: Tiling,
+    unit: int = 1,
 ) -> None:
     """Visit the blocks of keys of a stretch that a row of blocks of queries sees, counted within the stretch.
 
@@ -410,6 +398,7 @@ def _visit_blocks(
     first, full_first, full_last, last = (
         jnp.clip(blocks.ranges[table_row * 4 + n] - start, 0, num_kv) for n in range(4)
     )
+    full_first += lax.rem(full_last - full_first, unit)
 
     def visit_other(number: jax.Array, _: None) -> None:
         before = full_first - first
@@ -423,8 +412,8 @@ def _visit_blocks(
             distance = blocks.distance[0] - (start + block) * tiling.kv_block
             visit(block, lambda: _seen(segment_refs[0][...], segment_refs[1][block], row, distance, tiling))
 
-    visit_all(full_first, full_last)
     lax.fori_loop(0, full_first - first + last - full_last, visit_other, None)
+    visit_all(full_first, full_last)
 
 
 def _seen(
@@ -432,7 +421,9 @@ def _seen(
 ) -> jax.Array:
     """Return bool (S, T): whether each query sees each key; `distance` is that of the first ones of head and block."""
     shape = (tiling.kv_block, tiling.q_block)
-    seen = jnp.broadcast_to(kv_segments_1S, (LANES, tiling.kv_block)).T[:, :1] == q_segments_1T
+    width = min(LANES, tiling.q_block)
+    kv_segments_SW = jnp.broadcast_to(kv_segments_1S, (width, tiling.kv_block)).T
+    seen = jnp.concatenate([kv_segments_SW] * (tiling.q_block // width), axis=1) == q_segments_1T
     if tiling.causal or tiling.window is not None:
         rows = row * tiling.q_block + lax.broadcasted_iota(jnp.int32, (1, tiling.q_block), 1)
         token_1T = lax.div(rows, tiling.rows_per_token) + distance
