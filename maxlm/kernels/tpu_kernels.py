@@ -30,6 +30,10 @@ HIDDEN = 4 * NOTHING_SEEN
 """Score of a hidden key: so far below any row's maximum, which starts at NOTHING_SEEN, that exp2 makes it zero."""
 LOG2_E = math.log2(math.e)
 LANES = 128
+TURN = 2
+"""Blocks that one turn of the forward kernel's loop takes."""
+NONE = -1
+"""Instead of the number of a block."""
 
 
 class BlockRanges(NamedTuple):
@@ -200,36 +204,12 @@ def _forward_block(*refs: Any, tiling: Tiling) -> None:
         v_SH = v_ref[_block(waiting_ref[0], tiling), :]
         out_HT_ref[...] = out_HT_ref[...] * shrink + _dot(v_SH, p_ST.astype(v_SH.dtype), ((0,), (0,)), tiling)
 
-    def wait(block: jax.Array, scores: tuple[jax.Array, jax.Array]) -> None:
-        scores_ref[...], highest_ref[...] = scores
-        waiting_ref[0] = block
-
-    def step(block: jax.Array, seen: Callable[[], jax.Array] | None = None) -> None:
-        scores = score(block, seen)
-        absorb()
-        wait(block, scores)
-
-    waiting_ref[0] = -1
-
-    def attend(block: jax.Array, seen: Callable[[], jax.Array]) -> None:
-        lax.cond(waiting_ref[0] < 0, lambda: wait(block, score(block, seen)), lambda: step(block, seen))
-
-    def attend_to_all(first: jax.Array, last: jax.Array) -> None:
-        @pl.when((waiting_ref[0] < 0) & (first < last))
-        def _() -> None:
-            scores_ref[...] = jnp.full_like(scores_ref, HIDDEN)
-            highest_ref[...] = jnp.full_like(highest_ref, NOTHING_SEEN)
-            waiting_ref[0] = first
-
-        def pair(number: jax.Array, _: None) -> None:
-            step(first + 2 * number)
-            step(first + 2 * number + 1)
-
-        lax.fori_loop(0, lax.div(last - first, 2), pair, None)
-
+    waiting = scores_ref, highest_ref, waiting_ref
+    waiting_ref[0] = NONE
+    attend_to_all, attend = _overlapped(score, absorb, waiting)
     segment_refs = q_segments_ref, kv_segments_ref
-    _visit_blocks(attend_to_all, attend, blocks, segment_refs, (pl.program_id(2), stretch), tiling, unit=2)
-    pl.when(waiting_ref[0] >= 0)(absorb)
+    _visit_blocks(attend_to_all, attend, blocks, segment_refs, (pl.program_id(2), stretch), tiling, unit=TURN)
+    pl.when(waiting_ref[0] != NONE)(absorb)
 
     @pl.when(stretch == pl.num_programs(3) - 1)
     def _() -> None:
@@ -238,6 +218,49 @@ def _forward_block(*refs: Any, tiling: Tiling) -> None:
         total = jnp.where(seen, total, 1.0)
         out_ref[...] = (out_HT_ref[...] / total).T.astype(out_ref.dtype)
         lse_ref[...] = jnp.where(seen, peak_ref[...] * (1 / LOG2_E) + jnp.log(total), NOTHING_SEEN)
+
+
+def _overlapped(
+    score: Callable[..., tuple[jax.Array, jax.Array]], absorb: Callable[[], None], waiting: tuple[Any, Any, Any]
+) -> tuple[Callable[[jax.Array, jax.Array], None], Callable[[jax.Array, Callable[[], jax.Array]], None]]:
+    """Return `_visit_blocks`' two functions, which score a block while the one before it is absorbed.
+
+    The matrix unit then has work while the vector unit takes exponentials. The scores that wait lie in one buffer: a
+    block's are written where those absorbed were read. A maximum comes from `score`, so that `absorb` can take
+    exponentials at once. In the program scores come first and are values till the others are read: written down in
+    the order of what happens, or with two buffers, the compiler's schedule overlaps less.
+
+    Args:
+      score: returns the scores of a block and their maxima.
+      absorb: takes in what waits.
+      waiting: scores (S, T), their maxima (1, T) and the number of their block (1,), NONE if none wait.
+    """
+    scores_ref, highest_ref, block_ref = waiting
+
+    def keep(block: jax.Array, scores: tuple[jax.Array, jax.Array]) -> None:
+        scores_ref[...], highest_ref[...] = scores
+        block_ref[0] = block
+
+    def step(block: jax.Array, seen: Callable[[], jax.Array] | None = None) -> None:
+        scores = score(block, seen)
+        absorb()
+        keep(block, scores)
+
+    def visit(block: jax.Array, seen: Callable[[], jax.Array]) -> None:
+        lax.cond(block_ref[0] == NONE, lambda: keep(block, score(block, seen)), lambda: step(block, seen))
+
+    def visit_all(first: jax.Array, last: jax.Array) -> None:
+        @pl.when((block_ref[0] == NONE) & (first < last))
+        def _start_with_nothing() -> None:
+            keep(first, (jnp.full_like(scores_ref, HIDDEN), jnp.full_like(highest_ref, NOTHING_SEEN)))
+
+        def turn(number: jax.Array, _: None) -> None:
+            for n in range(TURN):
+                step(first + TURN * number + n)
+
+        lax.fori_loop(0, lax.div(last - first, TURN), turn, None)
+
+    return visit_all, visit
 
 
 def backward_kernel(
@@ -386,12 +409,13 @@ def _visit_blocks(
     """Visit the blocks of keys of a stretch that a row of blocks of queries sees, counted within the stretch.
 
     Args:
-      visit_all: is called with the range of blocks that every query sees wholly.
+      visit_all: is called, last, with a range of blocks that every query sees wholly.
       visit: is called with each other block and a function that returns who sees whom.
       blocks: tables in scalar memory.
       segment_refs: segments of the queries (1, T) and of the stretch (blocks, 1, S).
       place: the row of blocks, and the stretch.
       tiling: static numbers.
+      unit: what the number of blocks in the range is a multiple of.
     """
     (row, stretch), batch, num_kv = place, pl.program_id(0), tiling.num_kv_blocks
     table_row, start = batch * tiling.num_q_blocks + row, stretch * num_kv
