@@ -34,7 +34,7 @@ from maxlm.kernels.mask import Mask
 from maxlm.kernels.tpu_kernels import TURN
 
 TPU_GENERATIONS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
-TPU_CANDIDATES = [(256, 512), (512, 512), (512, 1024), (1024, 512), (1024, 1024)]
+TPU_CANDIDATES = [(512, 512), (1024, 512), (1024, 1024)]
 PASSES = ("forward", "backward")
 KV_HEADS, GROUP = 2, 4
 REPEATS = 20
