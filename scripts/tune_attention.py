@@ -5,7 +5,7 @@
 
 Without a TPU every candidate is compiled ahead of time and the cycles of its schedule are counted, of each loop and of
 what a row of blocks costs besides: bundles (instruction words), and the empty ones in which the schedule waits for a
-unit. A causal sequence's sum of them ranks the candidates. Copies from memory are not in it; they run beside.
+unit. A long causal sequence's sum of them ranks the candidates. Copies from memory are not in it; they run beside.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import topologies
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
@@ -38,6 +39,10 @@ TPU_CANDIDATES = [(512, 512), (1024, 512), (1024, 1024)]
 PASSES = ("forward", "backward")
 KV_HEADS, GROUP = 2, 4
 REPEATS = 20
+SEQUENCES = [(8192, 1024), (8192, 8192), (block_sizes.LONG, 8192), (block_sizes.LONG, block_sizes.LONG)]
+"""Tokens, and tokens of a document on average, of the causal sequences that costs are summed over. The last decides."""
+WORTH = 0.05
+"""What blocks other than the default must save there. Documents end within blocks, which then cost more if large."""
 SCHEDULE, WORDS = "-packed-bundles-post-ra.txt", "-final_bundles.txt"
 """Files of the compiler's dump: bundles with the empty ones of waits, and what is left of them in the program."""
 
@@ -59,16 +64,32 @@ class Cost(NamedTuple):
     row: int
     per_turn: int
 
-    def of_sequence(self, length: int, q_block: int, kv_block: int) -> float:
-        """Return the bundles of one head's causal attention to one document."""
-        total = 0.0
-        for first in range(0, length, q_block):
-            whole = (first + 1) // kv_block
-            partly = -(-(first + q_block) // kv_block) - whole
-            odd = whole % self.per_turn
-            total += self.row + self.start + (whole - odd) * self.whole
-            total += (partly + odd - (1 if self.start else 0)) * self.partly
-        return total
+    def of_sequence(self, segments: np.ndarray, q_block: int, kv_block: int) -> float:
+        """Return the bundles of one head's causal attention to documents."""
+        whole, partly = blocks_of_rows(segments, q_block, kv_block)
+        odd = whole % self.per_turn
+        first = 1 if self.start else 0
+        rows = self.row + self.start + (whole - odd) * self.whole + (partly + odd - first) * self.partly
+        return float(rows.sum())
+
+
+def blocks_of_rows(segments: np.ndarray, q_block: int, kv_block: int) -> tuple[np.ndarray, np.ndarray]:
+    """Count the blocks of keys that each row of blocks sees wholly and partly; `segments` lie one after the other."""
+    queries, keys = segments.reshape(-1, 1, q_block), segments.reshape(1, -1, kv_block)
+    q_first, kv_first = (np.arange(0, len(segments), block) for block in (q_block, kv_block))
+    meet = (queries[..., 0] <= keys[..., -1]) & (queries[..., -1] >= keys[..., 0])
+    meet &= (q_first + q_block > kv_first[:, None]).T
+    whole = (queries[..., 0] == queries[..., -1]) & (keys[..., 0] == keys[..., -1]) & meet
+    whole &= (q_first >= kv_first[:, None] + kv_block - 1).T
+    return whole.sum(1), (meet & ~whole).sum(1)
+
+
+def documents(length: int, mean: int) -> np.ndarray:
+    """Return the segments of packed documents, of exponentially distributed lengths if there are more than one."""
+    if mean >= length:
+        return np.ones(length, np.int32)
+    ends = np.random.default_rng(0).exponential(mean, 4 * length // mean + 20).cumsum()
+    return np.searchsorted(ends, np.arange(length), side="right")
 
 
 def main() -> None:
@@ -76,7 +97,6 @@ def main() -> None:
     parser.add_argument("platform", choices=["tpu"])
     parser.add_argument("--generations", nargs="+", default=list(TPU_GENERATIONS), choices=TPU_GENERATIONS)
     parser.add_argument("--head-sizes", nargs="+", type=pair, default=[(128, 128)], help="such as 64 or 192/128")
-    parser.add_argument("--length", type=int, default=8192)
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--candidates", nargs="+", type=pair, default=TPU_CANDIDATES, help="such as 512/1024")
     parser.add_argument("--measure", action="store_true", help="time on the TPU that is here")
@@ -101,16 +121,21 @@ def tune_tpu(arguments: argparse.Namespace) -> None:
             os.environ["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true {passes}"
         for device in tpu_devices(arguments):
             for sizes in arguments.head_sizes:
-                best = {}
-                for which in PASSES:
-                    costs = dict(tpu_costs(device, sizes, which, arguments, Path(folder)))
-                    best[which] = min(costs, key=costs.__getitem__)
-                key = device.device_kind, max(sizes), arguments.dtype
-                lines.append(f"    {key}: {tuple(best.values())},".replace("'", '"'))
+                best = tuple(best_blocks(tpu_costs(device, sizes, which, arguments, Path(folder))) for which in PASSES)
+                if best != block_sizes.TPU_DEFAULT:
+                    key = device.device_kind, max(sizes), arguments.dtype
+                    lines.append(f"    {key}: {best},".replace("'", '"'))
                 if arguments.splash:
                     count_splash(device, sizes, Path(folder))
     print(f"# jax {jax.__version__}, {time.strftime('%Y-%m-%d')}, by {'time' if arguments.measure else 'cycles'}")
     print("\n".join(lines))
+
+
+def best_blocks(costs: Iterator[tuple[tuple[int, int], float]]) -> tuple[int, int]:
+    """Return the cheapest blocks, or the default where others save too little to make up for coarser borders."""
+    known = dict(costs)
+    best, default = min(known, key=known.__getitem__), block_sizes.TPU_DEFAULT[0]
+    return best if known[best] < (1 - WORTH) * known.get(default, float("inf")) else default
 
 
 def tpu_devices(arguments: argparse.Namespace) -> list[jax.Device]:
@@ -125,7 +150,7 @@ def tpu_costs(
 ) -> Iterator[tuple[tuple[int, int], float]]:
     """Yield (blocks, cost of a head's causal sequence): cycles, or seconds of the whole call if measured."""
     for q_block, kv_block in arguments.candidates:
-        length = arguments.length if arguments.measure else 4 * max(q_block, kv_block)
+        length = SEQUENCES[-1][0] if arguments.measure else 4 * max(q_block, kv_block)
         blocks = BlockSizes(q_block, kv_block, length)
         setattr(block_sizes, f"tpu_{which}", lambda _, blocks=blocks: blocks)
         function, inputs = attention_pass(which, length, sizes, arguments.dtype, device)
@@ -141,11 +166,12 @@ def tpu_costs(
                 continue
             cycles, words = (count_bundles(folder, which, kind) for kind in (SCHEDULE, WORDS))
             clear(folder)
-            cost = cycles.of_sequence(arguments.length, q_block, kv_block)
+            costs = [cycles.of_sequence(documents(*sequence), q_block, kv_block) for sequence in SEQUENCES]
+            cost = costs[-1]
             counts = " ".join(
                 f"{name} {n:.0f} ({w:.0f})" for name, n, w in zip(Cost._fields, cycles, words, strict=True)
             )
-            print(f"{title}: cycles (words) {counts} sequence {cost:.0f}", flush=True)
+            print(f"{title}: cycles (words) {counts} sequences {' '.join(f'{cost:.0f}' for cost in costs)}", flush=True)
         yield (q_block, kv_block), cost
 
 
