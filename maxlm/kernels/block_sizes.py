@@ -33,6 +33,8 @@ TPU_BLOCKS = {
     ("TPU v6 lite", 256, "bfloat16"): ((1024, 1024), (1024, 1024)),
     ("TPU7x", 64, "bfloat16"): ((1024, 512), (1024, 1024)),
     ("TPU7x", 128, "bfloat16"): ((1024, 512), (1024, 1024)),
+    ("TPU7x", 192, "bfloat16"): ((1024, 512), (1024, 1024)),
+    ("TPU7x", 256, "bfloat16"): ((1024, 512), (1024, 1024)),
 }
 """Blocks for long sequences, by device, larger head size and type; other head sizes take the next larger one's.
 
