@@ -21,8 +21,8 @@ VMEM_BYTES = {
 TPU_DEFAULT = ((512, 512), (512, 512))
 """(queries, keys) of a block, forward and backward, wherever `TPU_BLOCKS` says nothing else.
 
-On v5e and v5p nothing else was as much as 5 % cheaper, in bf16 with head sizes 64, 128, 192 (128 of values) and 256. On
-all TPUs larger blocks lose with packed documents: 15 to 30 % where they have 1,000 tokens on average.
+On v5e and v5p nothing else was as much as 4 % cheaper anywhere, for head sizes 64, 128, 192 (128 of values) and 256 in
+bf16. On all TPUs larger blocks lose where documents are short: up to 25 % at 1,024 tokens on average.
 """
 LONG = 32768
 """Queries from which on `TPU_BLOCKS` is asked: who trains on such sequences has long documents."""
@@ -38,7 +38,7 @@ TPU_BLOCKS = {
 }
 """Blocks for long sequences, by device, larger head size and type; other head sizes take the next larger one's.
 
-Printed by `scripts/tune_attention.py tpu --head-sizes 64 128 256 192/128`, from the cycles of schedules of one document
+Chosen by `scripts/tune_attention.py tpu --head-sizes 64 128 256 192/128` from the cycles of schedules of one document
 of 32,768 tokens (2026-11-25, jax 0.10.2, libtpu 0.0.42).
 """
 
