@@ -21,8 +21,8 @@ VMEM_BYTES = {
 TPU_DEFAULT = ((512, 512), (512, 512))
 """(queries, keys) of a block, forward and backward, wherever `TPU_BLOCKS` says nothing else.
 
-On v5e and v5p nothing else was as much as 4 % cheaper anywhere, for head sizes 64, 128, 192 (128 of values) and 256 in
-bf16. On all TPUs larger blocks lose where documents are short: up to 25 % at 1,024 tokens on average.
+Nothing else was as much as 4 % cheaper on v5e and v5p, for head sizes 64, 128, 192 (128 of values) and 256 in bf16, nor
+on any TPU in fp32. Larger blocks lose where documents are short: up to 25 % at 1,024 tokens on average.
 """
 LONG = 32768
 """Queries from which on `TPU_BLOCKS` is asked: who trains on such sequences has long documents."""
