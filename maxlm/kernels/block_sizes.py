@@ -18,17 +18,29 @@ VMEM_BYTES = {
 """Vector memory of one core, by `jax.Device.device_kind`."""
 
 
-TPU_BLOCKS = {
-    ("TPU v5", 128, "bfloat16"): ((1024, 512), (512, 512)),
-    ("TPU v6 lite", 128, "bfloat16"): ((1024, 512), (512, 512)),
-    ("TPU7x", 128, "bfloat16"): ((1024, 512), (512, 512)),
-}
-"""By device, larger head size and type: (queries, keys) of a block, forward and backward.
-
-Chosen by `scripts/tune_attention.py tpu` for 8,192 causal tokens, from instruction counts (2026-11-23, jax 0.10.2,
-libtpu 0.0.42). Whatever is not here gets 512 and 512, the best or within 3 % of it wherever it was counted.
-"""
 TPU_DEFAULT = ((512, 512), (512, 512))
+"""(queries, keys) of a block, forward and backward, wherever `TPU_BLOCKS` says nothing else.
+
+Nothing else was as much as 4 % cheaper on v5e and v5p, for head sizes 64, 128, 192 (128 of values) and 256 in bf16, nor
+on any TPU in fp32. Larger blocks lose where documents are short: up to 25 % at 1,024 tokens on average.
+"""
+LONG = 32768
+"""Queries from which on `TPU_BLOCKS` is asked: who trains on such sequences has long documents."""
+TPU_BLOCKS = {
+    ("TPU v6 lite", 64, "bfloat16"): ((1024, 1024), (1024, 1024)),
+    ("TPU v6 lite", 128, "bfloat16"): ((1024, 1024), (1024, 1024)),
+    ("TPU v6 lite", 192, "bfloat16"): ((1024, 1024), (1024, 1024)),
+    ("TPU v6 lite", 256, "bfloat16"): ((1024, 1024), (1024, 1024)),
+    ("TPU7x", 64, "bfloat16"): ((1024, 512), (1024, 1024)),
+    ("TPU7x", 128, "bfloat16"): ((1024, 512), (1024, 1024)),
+    ("TPU7x", 192, "bfloat16"): ((1024, 512), (1024, 1024)),
+    ("TPU7x", 256, "bfloat16"): ((1024, 512), (1024, 1024)),
+}
+"""Blocks for long sequences, by device, larger head size and type; other head sizes take the next larger one's.
+
+Chosen by `scripts/tune_attention.py tpu --head-sizes 64 128 256 192/128` from the cycles of schedules of one document
+of 32,768 tokens (2026-11-25, jax 0.10.2, libtpu 0.0.42).
+"""
 
 
 class BlockSizes(NamedTuple):
@@ -63,8 +75,13 @@ def vmem_limit(device_kind: str) -> int:
 
 
 def _tpu_blocks(shape: AttentionShape) -> tuple[tuple[int, int], tuple[int, int]]:
-    key = shape.device_kind, max(shape.key_size, shape.value_size), shape.dtype
-    return TPU_BLOCKS.get(key, TPU_DEFAULT)
+    """Return the row of the table of the next larger head size."""
+    size = max(shape.key_size, shape.value_size)
+    sizes = [known for kind, known, dtype in TPU_BLOCKS if (kind, dtype) == (shape.device_kind, shape.dtype)]
+    larger = [known for known in sizes if known >= size]
+    if shape.query_length < LONG or not larger:
+        return TPU_DEFAULT
+    return TPU_BLOCKS[shape.device_kind, min(larger), shape.dtype]
 
 
 def _budget(shape: AttentionShape) -> int:

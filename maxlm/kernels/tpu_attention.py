@@ -115,7 +115,8 @@ def backward(
 
         def step(d_q: jax.Array, given: tuple[jax.Array, ...]) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             stretch, k, v, kv_segments = given
-            added, d_k, d_v = part(stretch, k, v, kv_segments, jnp.float32)
+            # Else XLA may fuse the kernel with the stacking of its results, and forgets how much memory it may take.
+            added, d_k, d_v = lax.optimization_barrier(part(stretch, k, v, kv_segments, jnp.float32))
             return d_q + added, (d_k, d_v)
 
         parts = [_split(x, layout.num_stretches, axis) for x, axis in ((k, 2), (v, 2), (kv_segments, 1))]

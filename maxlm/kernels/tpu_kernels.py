@@ -30,6 +30,10 @@ HIDDEN = 4 * NOTHING_SEEN
 """Score of a hidden key: so far below any row's maximum, which starts at NOTHING_SEEN, that exp2 makes it zero."""
 LOG2_E = math.log2(math.e)
 LANES = 128
+TURN = 2
+"""Blocks that one turn of the forward kernel's loop takes."""
+NONE = -1
+"""Instead of the number of a block."""
 
 
 class BlockRanges(NamedTuple):
@@ -141,7 +145,8 @@ def forward_kernel(
                 pltpu.VMEM((1, q_block), jnp.float32),
                 pltpu.VMEM((1, q_block), jnp.float32),
                 pltpu.VMEM((tiling.kv_block, q_block), jnp.float32),
-                pltpu.VMEM((tiling.kv_block, q_block), jnp.float32),
+                pltpu.VMEM((1, q_block), jnp.float32),
+                pltpu.SMEM((1,), jnp.int32),
             ],
         ),
         compiler_params=pltpu.CompilerParams(
@@ -175,7 +180,7 @@ def _cost(tiling: Tiling, *arrays: jax.Array, rows: int, width: int) -> pl.CostE
 def _forward_block(*refs: Any, tiling: Tiling) -> None:
     """Attend from one block of queries to one stretch of keys."""
     blocks, (q_ref, k_ref, v_ref, q_segments_ref, kv_segments_ref, out_ref, lse_ref, *scratch) = _scalars(refs)
-    q_HT_ref, out_HT_ref, peak_ref, total_ref, even_ref, odd_ref = scratch
+    q_HT_ref, out_HT_ref, peak_ref, total_ref, scores_ref, highest_ref, waiting_ref = scratch
     stretch = pl.program_id(3)
 
     @pl.when(stretch == 0)
@@ -185,27 +190,26 @@ def _forward_block(*refs: Any, tiling: Tiling) -> None:
         peak_ref[...] = jnp.full_like(peak_ref, NOTHING_SEEN)
         total_ref[...] = jnp.zeros_like(total_ref)
 
-    def score(block: jax.Array, seen: Callable[[], jax.Array] | None = None) -> jax.Array:
-        return _scores(k_ref[_block(block, tiling), :], q_HT_ref[...], tiling, seen)[0]
+    def score(block: jax.Array, seen: Callable[[], jax.Array] | None = None) -> tuple[jax.Array, jax.Array]:
+        scores_ST = _scores(k_ref[_block(block, tiling), :], q_HT_ref[...], tiling, seen)[0]
+        return scores_ST, scores_ST.max(axis=0, keepdims=True)
 
-    def absorb(block: jax.Array, scores_ST: jax.Array) -> None:
-        """Take a block's scores into the running softmax."""
-        peak = jnp.maximum(peak_ref[...], scores_ST.max(axis=0, keepdims=True))
-        p_ST = jnp.exp2(scores_ST - peak)
+    def absorb() -> None:
+        """Take the scores that wait into the running softmax."""
+        peak = jnp.maximum(peak_ref[...], highest_ref[...])
+        p_ST = jnp.exp2(scores_ref[...] - peak)
         shrink = jnp.exp2(peak_ref[...] - peak)
         total_ref[...] = total_ref[...] * shrink + p_ST.sum(axis=0, keepdims=True)
         peak_ref[...] = peak
-        v_SH = v_ref[_block(block, tiling), :]
+        v_SH = v_ref[_block(waiting_ref[0], tiling), :]
         out_HT_ref[...] = out_HT_ref[...] * shrink + _dot(v_SH, p_ST.astype(v_SH.dtype), ((0,), (0,)), tiling)
 
-    def attend_to_all(first: jax.Array, last: jax.Array) -> None:
-        _take_turns(score, absorb, (even_ref, odd_ref), first, last)
-
-    def attend(block: jax.Array, seen: Callable[[], jax.Array]) -> None:
-        absorb(block, score(block, seen))
-
+    waiting = scores_ref, highest_ref, waiting_ref
+    waiting_ref[0] = NONE
+    attend_to_all, attend = _overlapped(score, absorb, waiting)
     segment_refs = q_segments_ref, kv_segments_ref
-    _visit_blocks(attend_to_all, attend, blocks, segment_refs, (pl.program_id(2), stretch), tiling)
+    _visit_blocks(attend_to_all, attend, blocks, segment_refs, (pl.program_id(2), stretch), tiling, unit=TURN)
+    pl.when(waiting_ref[0] != NONE)(absorb)
 
     @pl.when(stretch == pl.num_programs(3) - 1)
     def _() -> None:
@@ -216,41 +220,47 @@ def _forward_block(*refs: Any, tiling: Tiling) -> None:
         lse_ref[...] = jnp.where(seen, peak_ref[...] * (1 / LOG2_E) + jnp.log(total), NOTHING_SEEN)
 
 
-def _take_turns(
-    score: Callable[[jax.Array], jax.Array],
-    absorb: Callable[[jax.Array, jax.Array], None],
-    buffers: tuple[Any, Any],
-    first: jax.Array,
-    last: jax.Array,
-) -> None:
-    """Run absorb(block, score(block)) for each block, the next one's score while the last one's is absorbed.
+def _overlapped(
+    score: Callable[..., tuple[jax.Array, jax.Array]], absorb: Callable[[], None], waiting: tuple[Any, Any, Any]
+) -> tuple[Callable[[jax.Array, jax.Array], None], Callable[[jax.Array, Callable[[], jax.Array]], None]]:
+    """Return `_visit_blocks`' two functions, which score a block while the one before it is absorbed.
 
-    The matrix unit then works on one block while the vector unit works on the other; two buffers of scores take turns.
+    The matrix unit then has work while the vector unit takes exponentials. The scores that wait lie in one buffer: a
+    block's are written where those absorbed were read. A maximum comes from `score`, so that `absorb` can take
+    exponentials at once. In the program scores come first and are values till the others are read: written down in
+    the order of what happens, or with two buffers, the compiler's schedule overlaps less.
+
+    Args:
+      score: returns the scores of a block and their maxima.
+      absorb: takes in what waits.
+      waiting: scores (S, T), their maxima (1, T) and the number of their block (1,), NONE if none wait.
     """
-    even_ref, odd_ref = buffers
-    pairs = lax.div(jnp.maximum(last - first - 1, 0), 2)
-    left = first + 2 * pairs
+    scores_ref, highest_ref, block_ref = waiting
 
-    @pl.when(first < last)
-    def _start() -> None:
-        even_ref[...] = score(first)
+    def keep(block: jax.Array, scores: tuple[jax.Array, jax.Array]) -> None:
+        scores_ref[...], highest_ref[...] = scores
+        block_ref[0] = block
 
-    def pair(number: jax.Array, _: None) -> None:
-        block = first + 2 * number
-        odd_ref[...] = score(block + 1)
-        absorb(block, even_ref[...])
-        even_ref[...] = score(block + 2)
-        absorb(block + 1, odd_ref[...])
+    def step(block: jax.Array, seen: Callable[[], jax.Array] | None = None) -> None:
+        scores = score(block, seen)
+        absorb()
+        keep(block, scores)
 
-    lax.fori_loop(0, pairs, pair, None)
+    def visit(block: jax.Array, seen: Callable[[], jax.Array]) -> None:
+        lax.cond(block_ref[0] == NONE, lambda: keep(block, score(block, seen)), lambda: step(block, seen))
 
-    @pl.when(left < last)
-    def _end() -> None:
-        absorb(left, even_ref[...])
+    def visit_all(first: jax.Array, last: jax.Array) -> None:
+        @pl.when((block_ref[0] == NONE) & (first < last))
+        def _start_with_nothing() -> None:
+            keep(first, (jnp.full_like(scores_ref, HIDDEN), jnp.full_like(highest_ref, NOTHING_SEEN)))
 
-    @pl.when(left + 1 < last)
-    def _end_of_even_number() -> None:
-        absorb(left + 1, score(left + 1))
+        def turn(number: jax.Array, _: None) -> None:
+            for n in range(TURN):
+                step(first + TURN * number + n)
+
+        lax.fori_loop(0, lax.div(last - first, TURN), turn, None)
+
+    return visit_all, visit
 
 
 def backward_kernel(
@@ -394,22 +404,25 @@ def _visit_blocks(
     segment_refs: tuple[Any, Any],
     place: tuple[jax.Array, jax.Array | int],
     tiling: Tiling,
+    unit: int = 1,
 ) -> None:
     """Visit the blocks of keys of a stretch that a row of blocks of queries sees, counted within the stretch.
 
     Args:
-      visit_all: is called with the range of blocks that every query sees wholly.
+      visit_all: is called, last, with a range of blocks that every query sees wholly.
       visit: is called with each other block and a function that returns who sees whom.
       blocks: tables in scalar memory.
       segment_refs: segments of the queries (1, T) and of the stretch (blocks, 1, S).
       place: the row of blocks, and the stretch.
       tiling: static numbers.
+      unit: what the number of blocks in the range is a multiple of.
     """
     (row, stretch), batch, num_kv = place, pl.program_id(0), tiling.num_kv_blocks
     table_row, start = batch * tiling.num_q_blocks + row, stretch * num_kv
     first, full_first, full_last, last = (
         jnp.clip(blocks.ranges[table_row * 4 + n] - start, 0, num_kv) for n in range(4)
     )
+    full_first += lax.rem(full_last - full_first, unit)
 
     def visit_other(number: jax.Array, _: None) -> None:
         before = full_first - first
@@ -423,8 +436,8 @@ def _visit_blocks(
             distance = blocks.distance[0] - (start + block) * tiling.kv_block
             visit(block, lambda: _seen(segment_refs[0][...], segment_refs[1][block], row, distance, tiling))
 
-    visit_all(full_first, full_last)
     lax.fori_loop(0, full_first - first + last - full_last, visit_other, None)
+    visit_all(full_first, full_last)
 
 
 def _seen(
@@ -432,7 +445,9 @@ def _seen(
 ) -> jax.Array:
     """Return bool (S, T): whether each query sees each key; `distance` is that of the first ones of head and block."""
     shape = (tiling.kv_block, tiling.q_block)
-    seen = jnp.broadcast_to(kv_segments_1S, (LANES, tiling.kv_block)).T[:, :1] == q_segments_1T
+    width = min(LANES, tiling.q_block)
+    kv_segments_SW = jnp.broadcast_to(kv_segments_1S, (width, tiling.kv_block)).T
+    seen = jnp.concatenate([kv_segments_SW] * (tiling.q_block // width), axis=1) == q_segments_1T
     if tiling.causal or tiling.window is not None:
         rows = row * tiling.q_block + lax.broadcasted_iota(jnp.int32, (1, tiling.q_block), 1)
         token_1T = lax.div(rows, tiling.rows_per_token) + distance

@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import os
+import re
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from maxlm.kernels import tpu_attention
-from maxlm.kernels.block_sizes import VMEM_BYTES
+from maxlm.kernels.block_sizes import MIB, VMEM_BYTES, vmem_limit
 from maxlm.kernels.mask import Mask
 from maxlm.ops.attention import Kernel
 from maxlm.ops.context_attention import context_attention
@@ -41,7 +42,7 @@ def compiler_alone(monkeypatch):
 
 
 def compile_both(generation, heads, length, *, kv_length=None, dtype=jnp.bfloat16, softcap=None, window=None):
-    """Compile both passes for shapes alone."""
+    """Compile both passes for shapes alone, and print what vector memory they take (pytest -rP shows it)."""
     device = topologies.get_topology_desc(platform="tpu", topology_name=GENERATIONS[generation]).devices[0]
     assert device.device_kind in VMEM_BYTES
     num_heads, num_kv_heads, size, v_size = HEADS[heads]
@@ -66,7 +67,22 @@ def compile_both(generation, heads, length, *, kv_length=None, dtype=jnp.bfloat1
 
     mask = Mask(q_segments, kv_segments, start, start, window=window)
     text = jax.jit(both).lower(q, k, v, d_out, mask).compile().as_text()
-    assert text.count('custom_call_target="tpu_custom_call"') >= 2
+    used = vector_memory(text)
+    assert used.keys() == {"forward", "backward"}
+    assert max(used.values()) <= vmem_limit(device.device_kind)
+    taken = ", ".join(f"{which} {size / MIB:.1f}" for which, size in used.items())
+    print(f"{generation}: {taken} of {VMEM_BYTES[device.device_kind] / MIB:.0f} MiB")
+
+
+def vector_memory(text):
+    """Return the bytes of vector memory that each of our kernels in a compiled program takes, as the compiler says."""
+    used = {}
+    for line in text.splitlines():
+        kernel = re.search(r"/flash_attention_(forward|backward)_\d+_\d+/pallas_call", line)
+        if kernel and "tpu_custom_call" in line:
+            found = re.search(r'"used_scoped_memory_configs":\[\{"memory_space":"1","offset":"0","size":"(\d+)"', line)
+            used[kernel[1]] = int(found[1])
+    return used
 
 
 def test_compiles():
@@ -74,11 +90,19 @@ def test_compiles():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("length", [2048, 32768, 131072])
+@pytest.mark.parametrize("length", [2048, 8192, 32768, 131072])
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_compiles_for_every_generation_head_size_and_length(generation, heads, length):
     compile_both(generation, heads, length)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [8192, 131072])
+@pytest.mark.parametrize("heads", ["64", "128", "256", "latent"])
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_compiles_in_float32(generation, heads, length):
+    compile_both(generation, heads, length, dtype=jnp.float32)
 
 
 @pytest.mark.slow
@@ -88,7 +112,7 @@ def test_compiles_for_every_generation_head_size_and_length(generation, heads, l
     [
         {"length": 1, "kv_length": 8192},
         {"length": 2088, "window": 1024, "softcap": 30.0},
-        {"length": 8192, "dtype": jnp.float32},
+        {"length": 3000, "kv_length": 70000, "window": 4096},
     ],
     ids=str,
 )
