@@ -90,10 +90,11 @@ platform_name: "CUDA"
 dnn_version_info {{ major: 9 minor: 10 }}
 device_description_str: "{name}"
 """
+SIZES = ((64, 64), (80, 80), (96, 96), (128, 128), (192, 128), (192, 192), (256, 256))
 # (kernel, GPU, head sizes of keys and values, other options)
 COMPILED = [
-    *(("flash_hopper", "H100", (size, size), {}) for size in hopper_attention.HEAD_SIZES),
-    ("flash_hopper", "H100", (128, 128), {"window": 1024, "softcap": 30.0}),
+    *(("flash_hopper", "H100", sizes, {}) for sizes in SIZES),
+    *(("flash_hopper", "H100", sizes, {"window": 1024, "softcap": 30.0}) for sizes in SIZES),
     *(("flash_triton", "H100", sizes, {}) for sizes in ((64, 64), (80, 80), (128, 128), (192, 128), (256, 256))),
     ("flash_triton", "H100", (128, 128), {"window": 1024, "softcap": 30.0}),
     ("flash_triton", "H100", (128, 128), {"dtype": "float32"}),
@@ -159,7 +160,7 @@ def assembled(folder: Path, arch: str) -> Iterator[tuple[str, str]]:
     """Yield each kernel's pass and the cells about it."""
     for path in folder.glob("*.ptx"):
         text = path.read_text()
-        found = re.search(r"\.entry flash_[a-z]+?_(forward|d_q|d_kv)_kernel", text)
+        found = re.search(r"\.entry flash_[a-z]+?_(forward|d_q|d_kv)(?:_apart)?_kernel", text)
         if found is None:
             continue
         command = [find_ptxas(), "-v", f"-arch={arch}", str(path), "-o", os.devnull]
