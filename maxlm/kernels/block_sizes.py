@@ -63,7 +63,9 @@ def hopper(key_size: int, value_size: int) -> HopperBlocks:
     size 192: 48 KiB of queries and, for each token of a block, 1.5 KiB of keys and values.
     """
     both = key_size + value_size
-    forward = 128 if both <= 320 and value_size <= 128 else 96 if both <= 384 else 64
+    forward = 128
+    if both > 320 or key_size > 192 or value_size > 128:
+        forward = 96 if both <= 384 and value_size <= 192 else 64
     return HopperBlocks(forward, 64 if both <= 384 and key_size <= 192 else 32, 64, both > 256)
 
 

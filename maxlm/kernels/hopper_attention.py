@@ -51,7 +51,8 @@ def unsupported(shape: AttentionShape) -> str | None:
     if not any(name in shape.device_kind for name in ("H100", "H200", "H800", "H20")):
         return f"needs a Hopper GPU, not {shape.device_kind}; flash_triton runs from Ampere on"
     if shape.dtype != "bfloat16":
-        return f"multiplies bfloat16, not {shape.dtype}; flash_triton takes float32 too"
+        able = "flash_triton" if shape.dtype == "float32" else "chunked"
+        return f"multiplies bfloat16, not {shape.dtype}; {able} takes that"
     if max(shape.key_size, shape.value_size) > MAX_HEAD_SIZE:
         sizes = f"{shape.key_size} (keys), {shape.value_size} (values)"
         return f"has head sizes up to {MAX_HEAD_SIZE}, not {sizes}; chunked has all"

@@ -71,8 +71,10 @@ CASES = st.builds(
 def run(module, case, arrays=None):
     q, k, v, d_out, mask = arrays or case.arrays()
     options = {"softcap": case.softcap} | ({} if module is chunked_attention else {"interpret": True})
-    out, lse = jax.jit(functools.partial(module.forward, **options))(q, k, v, mask)
-    gradients = jax.jit(functools.partial(module.backward, **options))(q, k, v, out, lse, d_out, mask)
+    # Without the option XLA leaves out roundings to bf16.
+    jit = functools.partial(jax.jit, compiler_options={"xla_allow_excess_precision": False})
+    out, lse = jit(functools.partial(module.forward, **options))(q, k, v, mask)
+    gradients = jit(functools.partial(module.backward, **options))(q, k, v, out, lse, d_out, mask)
     return [np.asarray(x, np.float64) for x in (out, lse, *gradients)]
 
 
