@@ -97,7 +97,7 @@ SIZES = ((64, 64), (80, 80), (96, 96), (128, 128), (192, 128), (192, 192), (256,
 COMPILED = [
     *(("flash_hopper", "H100", sizes, {}) for sizes in SIZES),
     *(("flash_hopper", "H100", sizes, {"window": 1024, "softcap": 30.0}) for sizes in SIZES),
-    *(("flash_triton", "H100", sizes, {}) for sizes in ((64, 64), (80, 80), (128, 128), (192, 128), (256, 256))),
+    *(("flash_triton", "H100", sizes, {}) for sizes in SIZES),
     ("flash_triton", "H100", (128, 128), {"window": 1024, "softcap": 30.0}),
     ("flash_triton", "H100", (128, 128), {"dtype": "float32"}),
     *(("flash_triton", gpu, (size, size), {}) for gpu in ("A100", "L40S") for size in (64, 128, 256)),

@@ -3,7 +3,8 @@
 FlashAttention-3 (arXiv:2407.08608). A thread block is one warpgroup that brings blocks from memory (TMA) into rings of
 buffers, and two that compute (wgmma), each with its own 64 queries (forward, dq) or keys (dk and dv, all query heads of
 the group one after the other: nothing is repeated in memory, no atomics, two runs give the same bits). In the forward
-pass the two take turns: while one has the tensor cores, the other computes exponentials.
+pass the two take turns: while one has the tensor cores, the other computes exponentials. Where the sums of dk and dv
+are too large for one, both have the same keys: one computes p and sums dv, the other takes p and sums dk.
 
 Blocks that nobody sees are not visited, blocks in which every pair is visible need no mask (`mask.block_ranges`).
 Lengths need not fit: TMA reads zeros beyond the end, which no query sees, and writes nothing there.
@@ -422,7 +423,7 @@ def _d_kv_kernel(problem, offset, ranges, q_segments, kv_segments, q, k, v, d_ou
 
 
 def _d_kv_apart_kernel(problem, offset, ranges, q_segments, kv_segments, q, k, v, d_out, lse, delta, d_k, d_v, shared):  # type: ignore[no-untyped-def]
-    # As above, but the two warpgroups have the same keys: one computes p and sums d_v, the other takes p and sums d_k.
+    # As above, but both warpgroups have the same keys: one computes p and sums d_v, the other takes p and sums d_k.
     batch, kv_head, column = (lax.axis_index(name) for name in ("batch", "head", "block"))
     keys = pl.ds(column * ROWS, ROWS)
     visits = functools.partial(Visits.of, ranges, batch, column, problem.groups)

@@ -202,6 +202,20 @@ def test_parts_of_a_larger_softmax_add_up(simulated):
         np.testing.assert_allclose(np.asarray(x, np.float32), np.asarray(y, np.float32), rtol=2e-2, atol=2e-2)
 
 
+@pytest.mark.parametrize("key_size", range(32, 257, 32))
+@pytest.mark.parametrize("value_size", range(32, 257, 32))
+def test_blocks_fit_into_shared_memory(key_size, value_size):
+    blocks, both = block_sizes.hopper(key_size, value_size), key_size + value_size
+    rows = 64 if blocks.apart else 128
+    needed = {
+        "forward": 2 * (128 * key_size + 2 * blocks.forward * both),
+        "dq": 2 * (128 + 2 * blocks.d_q) * both,
+        "dk and dv": 2 * (rows + 2 * blocks.d_kv) * both + blocks.apart * 4 * 64 * blocks.d_kv,
+    }
+    # What is left is for vectors and barriers.
+    assert max(needed.values()) <= (227 - 4) * 1024, needed
+
+
 @pytest.mark.parametrize(("head_dim", "v_dim"), [(128, 128), (80, 80), (192, 128)])
 def test_results_in_a_shard_map_vary_as_the_arguments(head_dim, v_dim):
     q, k, v, d_out, mask, _ = make(length=200, heads=4, kv_heads=2, head_dim=head_dim, v_dim=v_dim, window=40)
