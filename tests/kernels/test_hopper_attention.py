@@ -148,6 +148,7 @@ def test_many_blocks(simulated, options):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     options=st.fixed_dictionaries(
