@@ -7,7 +7,9 @@ python scripts/compile_attention_gpu.py --measure   # on a GPU: TFLOP/s beside c
 from __future__ import annotations
 
 import argparse
+import datetime as dt
 import functools
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -90,11 +92,12 @@ platform_name: "CUDA"
 dnn_version_info {{ major: 9 minor: 10 }}
 device_description_str: "{name}"
 """
+SIZES = ((64, 64), (80, 80), (96, 96), (128, 128), (192, 128), (192, 192), (256, 256))
 # (kernel, GPU, head sizes of keys and values, other options)
 COMPILED = [
-    *(("flash_hopper", "H100", (size, size), {}) for size in hopper_attention.HEAD_SIZES),
-    ("flash_hopper", "H100", (128, 128), {"window": 1024, "softcap": 30.0}),
-    *(("flash_triton", "H100", sizes, {}) for sizes in ((64, 64), (80, 80), (128, 128), (192, 128), (256, 256))),
+    *(("flash_hopper", "H100", sizes, {}) for sizes in SIZES),
+    *(("flash_hopper", "H100", sizes, {"window": 1024, "softcap": 30.0}) for sizes in SIZES),
+    *(("flash_triton", "H100", sizes, {}) for sizes in SIZES),
     ("flash_triton", "H100", (128, 128), {"window": 1024, "softcap": 30.0}),
     ("flash_triton", "H100", (128, 128), {"dtype": "float32"}),
     *(("flash_triton", gpu, (size, size), {}) for gpu in ("A100", "L40S") for size in (64, 128, 256)),
@@ -133,8 +136,9 @@ def make_arguments(
 
 def compile_all(kernels: list[str]) -> None:
     """Print a table of registers and spills."""
-    print("| kernel | GPU | heads | options | pass | registers | spilled bytes (stores, loads) | wgmma |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(f"{dt.date.today()}, {versions()}\n")
+    print("| kernel | GPU | head size, keys/values | options | forward: registers; spilled; wgmma | dq | dk and dv |")
+    print("|---|---|---|---|---|---|---|")
     for kernel, gpu, sizes, options in COMPILED:
         if kernel not in kernels:
             continue
@@ -150,16 +154,17 @@ def compile_all(kernels: list[str]) -> None:
             for function, given in ((module.forward, (q, k, v, mask)), (module.backward, arguments)):
                 traced = jax.jit(functools.partial(function, **keywords)).trace(*given)
                 traced.lower().compile(compiler_options={"xla_dump_to": folder})
-            for name, words in sorted(assembled(Path(folder), device["arch"])):
-                label = ", ".join(f"{key} {value}" for key, value in options.items()) or "causal"
-                print(f"| {kernel} | {gpu} | {sizes[0]}/{sizes[1]} | {label} | {name} | {words} |", flush=True)
+            passes = dict(assembled(Path(folder), device["arch"]))
+        label = ", ".join(f"{key} {value}" for key, value in options.items()) or "causal"
+        cells = " | ".join(passes[name] for name in ("forward", "d_q", "d_kv"))
+        print(f"| {kernel} | {gpu} | {sizes[0]}/{sizes[1]} | {label} | {cells} |", flush=True)
 
 
 def assembled(folder: Path, arch: str) -> Iterator[tuple[str, str]]:
-    """Yield each kernel's pass and the cells about it."""
+    """Yield each kernel's pass and what to say of it."""
     for path in folder.glob("*.ptx"):
         text = path.read_text()
-        found = re.search(r"\.entry flash_[a-z]+?_(forward|d_q|d_kv)_kernel", text)
+        found = re.search(r"\.entry flash_[a-z]+?_(forward|d_q|d_kv)(?:_apart)?_kernel", text)
         if found is None:
             continue
         command = [find_ptxas(), "-v", f"-arch={arch}", str(path), "-o", os.devnull]
@@ -168,7 +173,10 @@ def assembled(folder: Path, arch: str) -> Iterator[tuple[str, str]]:
             re.findall(pattern, said)[-1]
             for pattern in (r"(\d+) bytes spill stores", r"(\d+) bytes spill loads", r"Used (\d+) registers")
         )
-        yield found[1], f"{registers} | {stores}, {loads} | {text.count('wgmma.mma_async')}"
+        spilled = f"{stores}, {loads}" if stores != "0" else "0"
+        # ptxas warns where it must wait for each product because registers are touched meanwhile.
+        waits = " one by one" if "serialized" in said else ""
+        yield found[1], f"{registers}; {spilled}; {text.count('wgmma.mma_async')}{waits}"
 
 
 def find_ptxas() -> str:
@@ -179,10 +187,17 @@ def find_ptxas() -> str:
     return found or sys.exit("no ptxas: install jax[cuda13]")
 
 
+def versions() -> str:
+    """Return the versions that a table is about."""
+    names = ("jax", "nvidia-cuda-nvcc", "nvidia-cudnn-cu13", "torch")
+    installed = {x.metadata["Name"]: x.version for x in importlib.metadata.distributions()}
+    return ", ".join(f"{name} {installed[name]}" for name in names if name in installed)
+
+
 def measure(turns: int) -> None:
-    """Print TFLOP/s of forward, and of forward and backward, causal; 16 heads, 16,384 tokens."""
+    """Print TFLOP/s of forward, and of forward and backward: causal, 16 heads, 16,384 tokens or one sequence."""
     device = jax.devices()[0]
-    print(f"{device.device_kind}, jax {jax.__version__}" + (f", torch {torch.__version__}" if torch else ""))
+    print(f"{dt.date.today()}, {device.device_kind}, {versions()}\n")
     print("| head | length | kernel | forward, TFLOP/s | forward and backward, TFLOP/s |\n|---|---|---|---|---|")
     for size in (64, 128):
         for length in (1 << n for n in range(10, 16)):
@@ -212,18 +227,18 @@ def make_calls(device: Any, batch: int, length: int, size: int) -> Iterator[tupl
         forward = jax.jit(functools.partial(module.forward, **keywords))
 
         @jax.jit
-        def both(*given: jax.Array) -> Any:
-            out, lse = module.forward(*given, mask, **keywords)
-            return module.backward(*given, out, lse, d_out, mask, **keywords)
+        def both(q: jax.Array, k: jax.Array, v: jax.Array, d_out: jax.Array, mask: Mask) -> Any:
+            out, lse = module.forward(q, k, v, mask, **keywords)
+            return module.backward(q, k, v, out, lse, d_out, mask, **keywords)
 
-        return lambda: forward(q, k, v, mask), lambda: both(q, k, v)
+        return lambda: forward(q, k, v, mask), lambda: both(q, k, v, d_out, mask)
 
     for name, module in KERNELS.items():
         if module.unsupported(described) is None:
             yield name, pair_of(module)
     cudnn = functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation="cudnn")
-    forward, both = jax.jit(cudnn), jax.jit(lambda *given: jax.vjp(cudnn, *given)[1](d_out))
-    yield "cuDNN", (lambda: forward(q, k, v), lambda: both(q, k, v))
+    forward, both = jax.jit(cudnn), jax.jit(lambda q, k, v, d_out: jax.vjp(cudnn, q, k, v)[1](d_out))
+    yield "cuDNN", (lambda: forward(q, k, v), lambda: both(q, k, v, d_out))
     if torch and torch.cuda.is_available():
         tensors = [torch.randn(batch, 16, length, size, dtype=torch.bfloat16, device="cuda") for _ in range(4)]
         for tensor in tensors[:3]:

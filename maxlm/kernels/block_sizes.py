@@ -57,6 +57,30 @@ class BlockSizes(NamedTuple):
     stretch: int
 
 
+class HopperBlocks(NamedTuple):
+    """Tokens of a block that comes through a kernel's rings; `apart`: one warpgroup sums dv, the other dk."""
+
+    forward: int
+    d_q: int
+    d_kv: int
+    apart: bool
+
+
+def hopper(key_size: int, value_size: int) -> HopperBlocks:
+    """Return the largest blocks for which 240 registers of a thread and 227 KiB of shared memory are enough.
+
+    Of 64 rows a thread holds half the head size of each sum and half the block of each matrix of scores. For head size
+    128 these are 64 + 64 registers forward, 64 + 2 x 32 for dq (p and dp) and 2 x 64 + 2 x 32 for dk and dv; of larger
+    heads the sums of dk and dv need two warpgroups. Shared memory holds 128 rows and two blocks, forward and for head
+    size 192: 48 KiB of queries and, for each token of a block, 1.5 KiB of keys and values.
+    """
+    both = key_size + value_size
+    forward = 128
+    if both > 320 or key_size > 192 or value_size > 128:
+        forward = 96 if both <= 384 and value_size <= 192 else 64
+    return HopperBlocks(forward, 64 if both <= 384 and key_size <= 192 else 32, 64, both > 256)
+
+
 def tpu_forward(shape: AttentionShape) -> BlockSizes:
     """Return the blocks of the forward kernel."""
     per_key = 2 * _bytes(shape) * (_lanes(shape.key_size) + _lanes(shape.value_size))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 NOTHING_SEEN = -1e30
 """Log-sum-exp of a row that sees no key; finite, so that it must not become nan."""
@@ -59,6 +61,54 @@ class BlockRanges(NamedTuple):
 
     of_queries: jax.Array
     of_keys: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Visits:
+    """The blocks to visit, for each query head of a group: those that need a mask come first, for all heads."""
+
+    before: jax.Array
+    masked: jax.Array
+    full: jax.Array
+    first: jax.Array
+    full_first: jax.Array
+    full_end: jax.Array
+    groups: int
+
+    @classmethod
+    def of(cls, ranges: Any, batch: jax.Array, index: jax.Array, groups: int = 1) -> Visits:
+        """Read a block's range."""
+        first, full_first, full_end, end = (ranges[batch, index, i] for i in range(4))
+        before = full_first - first
+        return cls(before, before + end - full_end, full_end - full_first, first, full_first, full_end, groups)
+
+    @property
+    def count(self) -> jax.Array:
+        """Return how many there are."""
+        return (self.masked + self.full) * self.groups
+
+    def walk(self, visit: Callable[..., Any], carry: Any) -> Any:
+        """Run carry = visit(n, carry, block=, group=, masked=) for visit n, to a block, for a head of the group."""
+
+        def masked_block(place: jax.Array) -> jax.Array:
+            return place + jnp.where(place < self.before, self.first, self.full_end - self.before)
+
+        def full_block(place: jax.Array) -> jax.Array:
+            return place + self.full_first
+
+        for start, length, block_at in ((0, self.masked, masked_block), (self.masked, self.full, full_block)):
+
+            def of_group(group: Any, carry: Any, start=start, length=length, block_at=block_at) -> Any:  # type: ignore[no-untyped-def]
+                first = start * self.groups + group * length
+
+                def one(place: jax.Array, carry: Any) -> Any:
+                    where = {"block": block_at(place), "group": group, "masked": block_at is masked_block}
+                    return visit(first + place, carry, **where)
+
+                return lax.fori_loop(0, length, one, carry)
+
+            carry = of_group(0, carry) if self.groups == 1 else lax.fori_loop(0, self.groups, of_group, carry)
+        return carry
 
 
 def comparable_segments(mask: Mask, q_block: int, kv_block: int) -> tuple[jax.Array, jax.Array]:

@@ -71,8 +71,10 @@ CASES = st.builds(
 def run(module, case, arrays=None):
     q, k, v, d_out, mask = arrays or case.arrays()
     options = {"softcap": case.softcap} | ({} if module is chunked_attention else {"interpret": True})
-    out, lse = jax.jit(functools.partial(module.forward, **options))(q, k, v, mask)
-    gradients = jax.jit(functools.partial(module.backward, **options))(q, k, v, out, lse, d_out, mask)
+    # Without the option XLA leaves out roundings to bf16.
+    jit = functools.partial(jax.jit, compiler_options={"xla_allow_excess_precision": False})
+    out, lse = jit(functools.partial(module.forward, **options))(q, k, v, mask)
+    gradients = jit(functools.partial(module.backward, **options))(q, k, v, out, lse, d_out, mask)
     return [np.asarray(x, np.float64) for x in (out, lse, *gradients)]
 
 
@@ -96,11 +98,18 @@ def check_fp32(case):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * scale, err_msg=f"{name} {case}")
 
 
+def squared_errors_bf16(case):
+    """Return the mean squared errors of kernel and plain attention, one for each of their results."""
+    results = run(triton_attention, case), run(chunked_attention, case)
+    return np.asarray([[np.mean(np.square(x - y)) for x, y in zip(got, case.oracle(), strict=True)] for got in results])
+
+
 def check_bf16(case):
-    case = dataclasses.replace(case, dtype="bfloat16")
-    results = run(triton_attention, case), run(chunked_attention, case), case.oracle()
-    for name, got, plain, want in zip(("out", "lse", "dq", "dk", "dv"), *results, strict=True):
-        error, plain_error = (np.sqrt(np.mean(np.square(x - want))) for x in (got, plain))
+    # The roundings of a single query are too few to compare: theirs differ by up to 30 % from draw to draw.
+    seeds = range(case.seed, case.seed + (8 if case.lengths[0] == 1 else 1))
+    cases = [dataclasses.replace(case, dtype="bfloat16", seed=seed) for seed in seeds]
+    errors = np.sqrt(np.mean([squared_errors_bf16(x) for x in cases], axis=0))
+    for name, error, plain_error in zip(("out", "lse", "dq", "dk", "dv"), *errors, strict=True):
         assert error <= 1.2 * plain_error + 1e-6, f"{name} {error} {plain_error} {case}"
 
 
@@ -129,6 +138,7 @@ def test_equals_fp64_everywhere(case):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(CASES)
 def test_bf16_is_as_near_as_the_plain_attention_everywhere(case):
