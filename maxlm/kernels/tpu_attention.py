@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import export, lax
+from jax import lax
 
-from maxlm.jax_versions import vary_over, varying_axes, varying_zeros
+from maxlm.jax_versions import call_on_each_device, varying_zeros
 from maxlm.kernels import block_sizes
 from maxlm.kernels.block_sizes import BlockSizes
 from maxlm.kernels.mask import Mask
@@ -188,18 +188,10 @@ def _tiling(shape: AttentionShape, layout: _Layout, mask: Mask, interpret: Any) 
 
 
 def _run(kernel: Callable[..., Any], tiling: Tiling, *arrays: Any) -> Any:
-    """Run kernel(*arrays, tiling), also where JAX's interpreter would not: it takes no arrays that vary over mesh axes.
-
-    There the interpreted kernel is turned into a program for one device, which is called on each.
-    """
-    axes = varying_axes(*jax.tree.leaves(arrays))
-    if tiling.interpret is not True or not axes:
+    """Run kernel(*arrays, tiling); interpreted, apart from a `shard_map` around: it takes no arrays that vary."""
+    if tiling.interpret is not True:
         return kernel(*arrays, tiling)
-    leaves, tree = jax.tree.flatten(arrays)
-    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in leaves]
-    program = jax.jit(lambda *leaves: kernel(*jax.tree.unflatten(tree, leaves), tiling))
-    exported = export.export(program, platforms=[jax.default_backend()])(*shapes)
-    return jax.tree.map(lambda x: vary_over(x, axes), exported.call(*leaves))
+    return call_on_each_device(lambda *arrays: kernel(*arrays, tiling), *arrays, platform=jax.default_backend())
 
 
 def _rows(x_BTNH: jax.Array, layout: _Layout) -> jax.Array:
