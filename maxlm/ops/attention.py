@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from maxlm.config.errors import UserError
-from maxlm.kernels import chunked_attention, hopper_attention, library_attention, tpu_attention, triton_attention
-from maxlm.kernels.library_attention import Library
+from maxlm.kernels import chunked_attention, external_attention, hopper_attention, tpu_attention, triton_attention
+from maxlm.kernels.external_attention import Library
 from maxlm.kernels.mask import Mask
 from maxlm.kernels.shape import AttentionShape
 
@@ -99,9 +99,9 @@ TABLE: dict[str, Row] = {
     "flash_tpu": Row(("tpu",), tpu_attention.unsupported, _tuned(tpu_attention)),
     "flash_hopper": Row(("gpu",), hopper_attention.unsupported, _tuned(hopper_attention)),
     "flash_triton": Row(("gpu",), triton_attention.unsupported, _tuned(triton_attention)),
-    "splash": Row(("tpu",), library_attention.unsupported, _as_it_comes(library_attention.SPLASH)),
-    "cudnn": Row(("gpu",), library_attention.cudnn_unsupported, _as_it_comes(library_attention.CUDNN)),
-    "tokamax": Row(("gpu",), library_attention.tokamax_unsupported, _as_it_comes(library_attention.TOKAMAX)),
+    "splash": Row(("tpu",), external_attention.unsupported, _as_it_comes(external_attention.SPLASH)),
+    "cudnn": Row(("gpu",), external_attention.cudnn_unsupported, _as_it_comes(external_attention.CUDNN)),
+    "tokamax": Row(("gpu",), external_attention.tokamax_unsupported, _as_it_comes(external_attention.TOKAMAX)),
     "chunked": Row(("cpu", "gpu", "tpu"), lambda _: None, lambda _: CHUNKED),
     "interpret": Row(("cpu",), tpu_attention.unsupported, _tuned(tpu_attention, interpret=True)),
 }

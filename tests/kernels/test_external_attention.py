@@ -16,8 +16,8 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from maxlm.kernels import library_attention
-from maxlm.kernels.library_attention import (
+from maxlm.kernels import external_attention
+from maxlm.kernels.external_attention import (
     Library,
     attend_with_cudnn,
     attend_with_splash,
@@ -31,12 +31,12 @@ from tests.kernels.oracle import attention_fp64, make_inputs, relative_error
 has_tokamax = importlib.util.find_spec("tokamax") is not None
 needs_tokamax = pytest.mark.skipif(not has_tokamax, reason="tokamax is not installed: scripts/setup tokamax")
 LIBRARIES = {
-    "splash": Library(functools.partial(attend_with_splash, interpret=True), "cpu", library_attention.KEEP_SPLASH),
+    "splash": Library(functools.partial(attend_with_splash, interpret=True), "cpu", external_attention.KEEP_SPLASH),
     "cudnn": Library(functools.partial(attend_with_cudnn, implementation="xla"), "cpu", results_of("dot_general")),
     "tokamax": Library(functools.partial(attend_with_tokamax, implementation="xla"), "cpu", results_of("dot_general")),
 }
 WITH_TOKAMAX = ["splash", "cudnn", pytest.param("tokamax", marks=needs_tokamax)]
-SHAPE = AttentionShape("Made-up 1", "bfloat16", 8, 2, 128, 128, 4096, 4096)
+SHAPE = AttentionShape("NVIDIA H200", "bfloat16", 8, 2, 128, 128, 4096, 4096)
 
 
 def inputs(seed, *, filling=0, **case):
@@ -112,17 +112,16 @@ def test_splash_compiles_for_a_mesh_of_tpus(monkeypatch):
         monkeypatch.setitem(os.environ, name, "1")
     devices = topologies.get_topology_desc(platform="tpu", topology_name="v6e:2x2").devices[:4]
     mesh, sequences = Mesh(np.array(devices), ("data",)), P("data")
-    shape = {name: (4, 1000, heads, 64) for name, heads in (("q", 4), ("k", 2))}
 
     def array(*shape, dtype=jnp.bfloat16):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, sequences))
 
     def program(q, k, v, d_out, segments):
         mask = dataclasses.replace(inputs(0, batch=1)[4], q_segments_BT=segments, kv_segments_BS=segments)
-        return both_passes(library_attention.SPLASH, q, k, v, d_out, mask)
+        return both_passes(external_attention.SPLASH, q, k, v, d_out, mask)
 
     step = jax.shard_map(program, mesh=mesh, in_specs=(sequences,) * 5, out_specs=(sequences,) * 4)
-    q, k = array(*shape["q"]), array(*shape["k"])
+    q, k = array(4, 1000, 4, 64), array(4, 1000, 2, 64)
     text = jax.jit(step).lower(q, k, k, q, array(4, 1000, dtype=jnp.int32)).compile().as_text()
     assert text.count('custom_call_target="tpu_custom_call"') == 2
 
@@ -130,18 +129,23 @@ def test_splash_compiles_for_a_mesh_of_tpus(monkeypatch):
 @pytest.mark.parametrize(
     ("reason_of", "changes", "words"),
     [
-        (library_attention.unsupported, {"window": 5, "softcap": 3.0, "value_size": 64}, None),
-        (library_attention.unsupported, {"dtype": "float32"}, "float32"),
-        (library_attention.unsupported, {"spread": True}, "mesh.context_kind=ulysses"),
-        (library_attention.unsupported, {"sinks": True}, "no sinks"),
-        (library_attention.cudnn_unsupported, {"window": 5}, None),
-        (library_attention.cudnn_unsupported, {"softcap": 3.0}, "no softcap"),
-        (library_attention.cudnn_unsupported, {"value_size": 64}, "128 and 64"),
-        (library_attention.cudnn_unsupported, {"key_size": 256, "value_size": 256}, None),
-        (library_attention.cudnn_unsupported, {"key_size": 100, "value_size": 100}, "multiples of 8, to 256, not 100"),
-        (library_attention.cudnn_unsupported, {"query_length": 4095}, "4095"),
-        (library_attention.cudnn_unsupported, {"sinks": True}, "no sinks"),
-        (library_attention.tokamax_unsupported, {}, None if has_tokamax else "scripts/setup tokamax"),
+        (external_attention.unsupported, {"window": 5, "softcap": 3.0, "value_size": 64}, None),
+        (external_attention.unsupported, {"dtype": "float32"}, "float32"),
+        (external_attention.unsupported, {"spread": True}, "mesh.context_kind=ulysses"),
+        (external_attention.unsupported, {"sinks": True}, "no sinks"),
+        (external_attention.cudnn_unsupported, {"window": 5}, None),
+        (external_attention.cudnn_unsupported, {"softcap": 3.0}, "no softcap"),
+        (external_attention.cudnn_unsupported, {"value_size": 64}, "128 and 64"),
+        (external_attention.cudnn_unsupported, {"key_size": 256, "value_size": 256}, None),
+        (
+            external_attention.cudnn_unsupported,
+            {"key_size": 256, "value_size": 256, "device_kind": "NVIDIA L40S"},
+            "to 128, not 256",
+        ),
+        (external_attention.cudnn_unsupported, {"key_size": 100, "value_size": 100}, "multiples of 8, to 256, not 100"),
+        (external_attention.cudnn_unsupported, {"query_length": 4095}, "4095"),
+        (external_attention.cudnn_unsupported, {"sinks": True}, "no sinks"),
+        (external_attention.tokamax_unsupported, {}, None if has_tokamax else "scripts/setup tokamax"),
     ],
 )
 def test_says_what_it_cannot_do(reason_of, changes, words):

@@ -26,6 +26,8 @@ from maxlm.kernels.shape import AttentionShape
 SPLASH_BLOCK = 512
 SPLASH_RESULTS = "splash_results"
 LANES = 128
+CUDNN_LARGE_HEADS = ("H100", "H200", "H800", "H20", "B100", "B200", "B300")
+"""GPUs, by a part of their name, on which cuDNN has head sizes above 128."""
 CUDNN_CALLS = tuple(f"__cudnn$fmha{kind}{way}" for kind in ("Softmax", "ScaleBiasSoftmax") for way in ("", "Backward"))
 
 
@@ -163,7 +165,7 @@ def cudnn_unsupported(shape: AttentionShape) -> str | None:
         return f"has keys and values of one head size, not {shape.key_size} and {shape.value_size}"
     if shape.softcap is not None:
         return "has no softcap"
-    largest = 128 if "A100" in shape.device_kind else 256
+    largest = 256 if any(name in shape.device_kind for name in CUDNN_LARGE_HEADS) else 128
     if shape.key_size > largest or shape.key_size % 8:
         return f"has head sizes that are multiples of 8, to {largest}, not {shape.key_size}"
     if shape.query_length % 2:
