@@ -27,7 +27,7 @@ def explain(error: ValidationError, origins: Mapping[str, str]) -> list[Problem]
     """Return one problem for each mistake; `origins` maps dotted paths to file and line."""
     problems: dict[str, Problem] = {}
     for detail in error.errors(include_url=False):
-        if detail["type"] == "default_factory_not_called" or _is_other_branch(detail):
+        if detail["type"] in ("default_factory_not_called", "block_is_wrong") or _is_other_branch(detail):
             continue  # the cause has its own entry
         path, text = _explain_one(detail)
         problems.setdefault(path, Problem(path, text, _nearest(path, origins)))

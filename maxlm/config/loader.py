@@ -123,7 +123,7 @@ def _merge(base: Node, new: Node, annotation: Any) -> Node:
         return new
     merged = dict(base.value)
     for key, node in new.value.items():
-        inner = child(annotation, key, new.plain()) if annotation is not None else None
+        inner = child(annotation, key, {**base.plain(), **new.plain()}) if annotation is not None else None
         merged[key] = _merge(merged[key], node, inner) if key in merged else node
     return Node(merged, new.origin)
 

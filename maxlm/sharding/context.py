@@ -34,6 +34,15 @@ def chunk_numbers(device: jax.Array) -> tuple[jax.Array, jax.Array]:
     return device, 2 * lax.axis_size("context") - 1 - device
 
 
+def places_of_tokens(length: int) -> jax.Array:
+    """Return where in the sequence this device's tokens stand, int32 (T,), after `zigzag`."""
+    if lax.axis_size("context") == 1:
+        return jnp.arange(length, dtype=jnp.int32)
+    half = length // 2
+    in_chunk = jnp.arange(half, dtype=jnp.int32)
+    return jnp.concatenate([number * half + in_chunk for number in chunk_numbers(lax.axis_index("context"))])
+
+
 def split_chunks(x_BT: jax.Array, axis: int = 1) -> jax.Array:
     """Put this device's early and its late chunk side by side: (B, T, ...) -> (2, B, T / 2, ...)."""
     return jnp.stack(jnp.split(x_BT, 2, axis=axis))

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 
 from maxlm.checkpoint import Checkpointer, Restored, RunDirectory
+from maxlm.checkpoint.rearrange import rearrange_layers
 from maxlm.config.errors import RunFailedError, UserError
 from maxlm.config.resume import changes_that_matter
 from maxlm.config.schema import RunConfig
@@ -30,8 +31,9 @@ from maxlm.train.setup import (
     compile_losses,
     compile_step,
     open_datasets,
+    state_as_saved,
 )
-from maxlm.train.state import TrainState, create_state, reorder_layers
+from maxlm.train.state import TrainState, create_state
 from maxlm.train.step import StepMetrics
 
 log = logging.getLogger(__name__)
@@ -57,7 +59,7 @@ def train(config: RunConfig, *, command: str) -> None:
         run_dir = stack.enter_context(RunDirectory.open(config.run_dir))
         checkpointer = stack.enter_context(Checkpointer(run_dir.checkpoints, config.checkpoint))
         _refuse_changes(checkpointer.latest_record(), config, datasets)
-        restored = checkpointer.restore(program.state)
+        restored = checkpointer.restore(program.state, saved_as=lambda record: state_as_saved(record, config, program))
         state = _state_to_start_from(restored, program, config)
         start = restored.step if restored else 0
         reporter = stack.enter_context(Reporter(config, program, datasets, run_dir=run_dir.path, resume_step=start))
@@ -84,7 +86,7 @@ class _Loop:
     ):
         self.config, self.datasets, self.compiled = config, datasets, compiled
         self.checkpointer, self.reporter = checkpointer, reporter
-        self.sharding, self.layer_order = batch_sharding(program.mesh), program.layer_order
+        self.program, self.sharding = program, batch_sharding(program.mesh)
         self.losses = compile_losses(program)
         self.watchdog = Watchdog(config.runtime.step_timeout_seconds)
 
@@ -158,6 +160,7 @@ class _Loop:
             state.decoder,
             self.datasets.validation,
             self.losses,
+            self.program.execution.objective,
             self.sharding,
             max_batches=self.config.train.eval_batches,
         )
@@ -168,7 +171,7 @@ class _Loop:
     def _save(self, step: int, state: TrainState) -> None:
         record = {
             "token_hash": hexdigest(jax.device_get(state.token_hash)),
-            "layer_order": self.layer_order,
+            "layout": [list(segment.repetitions) for segment in self.program.execution.layout.segments],
             "config": self.config.model_dump(mode="json"),
             "data": self.datasets.train.fingerprint,
             "versions": {name: version(name) for name in _VERSIONED} | {"python": platform.python_version()},
@@ -178,19 +181,12 @@ class _Loop:
 
 
 def _state_to_start_from(restored: Restored | None, program: Program, config: RunConfig) -> TrainState:
-    """Return the restored state, its layers in this mesh's order, or that of step 0."""
+    """Return the restored state, its layers as they lie on this mesh, or that of step 0."""
     if restored is not None:
-        state: TrainState = reorder_layers(restored.state, restored.record["layer_order"], program.layer_order)
+        state: TrainState = rearrange_layers(restored.state, program.state)
         return state
-    seed = config.runtime.seed
-    return create_state(
-        program.declared,
-        program.optimizer,
-        program.mesh,
-        seed=seed,
-        layer_order=program.layer_order,
-        offload="optimizer" in config.train.offload,
-    )
+    offload = "optimizer" in config.train.offload
+    return create_state(program.declared, program.optimizer, program.mesh, seed=config.runtime.seed, offload=offload)
 
 
 def _due(step: int, every: int) -> bool:

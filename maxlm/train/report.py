@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import yaml
 
-from maxlm.config.schema import ModelConfig, RunConfig
+from maxlm.config.schema import RunConfig
 from maxlm.data.baselines import read_baselines
 from maxlm.data.token_hash import hexdigest
 from maxlm.metrics.terminal import Outcome, RunTerminal, Summary
@@ -29,11 +29,11 @@ class Reporter:
 
     def __init__(self, config: RunConfig, program: Program, datasets: Datasets, *, run_dir: Path, resume_step: int):
         self._config, self._dataset, self._run_dir = config, datasets.train, run_dir
-        self._tokens_per_step = config.train.batch_size * config.data.sequence_length
+        self._tokens_per_step = config.tokens_per_step
         self._flops_per_token = cost.flops_per_token(config.model, config.data.sequence_length)
         device = program.mesh.devices.flat[0]
-        self._num_devices, self._layer_order = program.mesh.size, program.layer_order
-        table_peak = peak_flops(device.device_kind, program.how.compute_dtype.name)
+        self._num_devices, self._program = program.mesh.size, program
+        table_peak = peak_flops(device.device_kind, program.execution.compute_dtype.name)
         self._peak = config.metrics.peak_tflops * 1e12 if config.metrics.peak_tflops else table_peak
         self._began = self._mark = time.perf_counter()
         self._logged_step, self._logged_wait = resume_step, 0.0
@@ -80,7 +80,10 @@ class Reporter:
         now = time.perf_counter()
         steps, seconds = step - self._logged_step, max(now - self._mark, 1e-9)
         tokens = step * self._tokens_per_step
-        train = {f"train/{name}": value for name, value in loss_metrics([metrics.sums]).items()}
+        train = {
+            f"train/{name}": value
+            for name, value in loss_metrics(self._program.execution.objective, [metrics.sums]).items()
+        }
         values: dict[str, float | str] = {
             **train,
             "train/flops": tokens * self._flops_per_token,
@@ -89,7 +92,7 @@ class Reporter:
             "optim/parameter_norm": float(metrics.parameter_norm),
             "optim/update_ratio": float(metrics.update_ratio),
             "optim/skipped_steps": int(metrics.skipped),
-            **router_values(self._config.model, metrics.routers, self._layer_order),
+            **self._program.declared.by_layer(metrics.layers),
             **self._rates(steps, seconds),
             "time/step_seconds": seconds / steps,
             "time/input_wait_fraction": min((wait_seconds - self._logged_wait) / seconds, 1.0),
@@ -152,15 +155,14 @@ class Reporter:
     def _summary(self, program: Program, device_kind: str, resume_step: int) -> Summary:
         num_steps = self._config.train.num_steps
         total_tokens = num_steps * self._tokens_per_step
-        itemsize: Any = program.how.compute_dtype.itemsize
-        schedule = program.how.schedule
+        itemsize: Any = program.execution.compute_dtype.itemsize
+        schedule = program.execution.schedule
         kept = schedule.repeats * schedule.slots
-        before = schedule.stages * cost.prefix_work(self._config.model, self._config.data.sequence_length)
         inputs = math.prod(program.activations(self._config)) * itemsize
         return Summary(
             run_dir=str(self._run_dir),
             num_parameters=cost.parameter_count(self._config.model),
-            memory_bytes=cost.memory_per_device(self._config, program.mesh_sizes, compute_bytes=itemsize),
+            memory_bytes=program.memory_per_device(self._config),
             mesh=program.mesh_sizes.sizes,
             num_devices=self._num_devices,
             device_kind=device_kind,
@@ -169,19 +171,6 @@ class Reporter:
             tokens_per_step=self._tokens_per_step,
             total_tokens=total_tokens,
             total_flops=total_tokens * self._flops_per_token,
-            bubble=schedule.bubble(before) if schedule.stages > 1 else None,
+            bubble=schedule.bubble if schedule.stages > 1 else None,
             stage_inputs=(kept, kept * inputs),
         )
-
-
-def router_values(
-    model: ModelConfig, routers: dict[int, dict[str, Any]], layer_order: Sequence[int]
-) -> dict[str, float]:
-    """Name the metrics of every router by its layer's number in the whole model."""
-    values = {}
-    for place, metrics in routers.items():
-        for name, of_layers in metrics.items():
-            for repeat, value in zip(layer_order, of_layers, strict=True):
-                layer = len(model.prefix) + repeat * len(model.pattern) + place
-                values[f"moe/{layer}/{name}"] = float(value)
-    return values

@@ -8,26 +8,24 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
-from maxlm.config.schema import MlpConfig, ModelConfig, MoeConfig, RouterConfig
-from maxlm.layers.mlp import GATED, Mlp, activate
+from maxlm.config.layers.mlp import MlpConfig
+from maxlm.config.layers.moe import MoeConfig, RouterConfig
+from maxlm.config.model import ModelConfig
+from maxlm.layers.ffns.mlp import GATED, Mlp, activate
+from maxlm.layers.layer import Layer
 from maxlm.layers.sequence import SequenceInfo
 from maxlm.ops.grouped_matmul import grouped_matmul
 from maxlm.sharding.experts import Plan, capacity_of, combine, dispatch, in_rounds, make_plan, most_rows, take
-from maxlm.sharding.mesh import EXPERT_FSDP_AXES, FSDP_AXES, TOKEN_AXES
-from maxlm.sharding.parameters import Constant, Normal, weight
-from maxlm.sharding.tensor import enter, leave
-
-ROUTER_AXES = (*TOKEN_AXES, "tensor")
-"""Axes over which routers see different tokens."""
+from maxlm.sharding.mesh import EXPERT_FSDP_AXES, FSDP_AXES, REPORT_AXES
+from maxlm.sharding.parameters import Constant, Normal, weight, with_value
 
 
 class RouterStats(NamedTuple):
@@ -48,29 +46,30 @@ class RouterStats(NamedTuple):
     dropped: jax.Array
 
 
-class Moe(nnx.Module):
+class Moe(Layer):
     """Experts are split over `expert`, their hidden units over `tensor`."""
 
     def __init__(self, model: ModelConfig, config: MoeConfig):
         experts, dim, hidden = config.num_experts, model.embed_dim, config.expert_dim
         init, init_out = Normal(model.init_std), Normal(model.init_std / (2 * model.num_layers) ** 0.5)
-        self.router = weight((dim, experts), P(FSDP_AXES, None), init, use="fp32")
+        in_spec, out_spec = P("expert", EXPERT_FSDP_AXES, "tensor"), P("expert", "tensor", EXPERT_FSDP_AXES)
+        used = config.experts_per_token / experts
+        self.router = weight((dim, experts), P(FSDP_AXES, None), init, role="router", inputs=(0,), fp32=True)
         if config.balance.bias_update:
-            self.router_bias = weight((experts,), P(None), Constant(0.0), use="fp32")
-        self.up = weight((experts, dim, hidden), P("expert", EXPERT_FSDP_AXES, "tensor"), init)
+            self.router_bias = weight((experts,), P(None), Constant(0.0), role="state", fp32=True)
+        self.up = weight((experts, dim, hidden), in_spec, init, role="matrix", inputs=(1,), used=used)
         if config.activation in GATED:
-            self.gate = weight((experts, dim, hidden), P("expert", EXPERT_FSDP_AXES, "tensor"), init)
-        self.down = weight((experts, hidden, dim), P("expert", "tensor", EXPERT_FSDP_AXES), init_out)
+            self.gate = weight((experts, dim, hidden), in_spec, init, role="matrix", inputs=(1,), used=used)
+        self.down = weight((experts, hidden, dim), out_spec, init_out, role="matrix", inputs=(1,), used=used)
         if config.shared_dim:
-            self.shared = Mlp(model, MlpConfig(activation=config.activation), config.shared_dim)
+            self.shared = Mlp(model, MlpConfig(hidden_dim=config.shared_dim, activation=config.activation))
         self.config = config
 
     def __call__(self, x_BTD: jax.Array, info: SequenceInfo) -> tuple[jax.Array, RouterStats]:
         """Map each token on its own; (B, T / tensor, D) -> (B, T / tensor, D), and what the router did."""
-        del info
         config = self.config
         weights_BTA, experts_BTA, stats = self.route(x_BTD)
-        x_BTD, weights_BTA, experts_BTA = enter(x_BTD), enter(weights_BTA), enter(experts_BTA)
+        x_BTD, weights_BTA, experts_BTA = map(info.enter, (x_BTD, weights_BTA, experts_BTA))
         length, num_choices = experts_BTA.shape[1:]
         length *= lax.axis_size("context")
         capacity = capacity_of(config.capacity_factor, length, num_choices, config.num_experts)
@@ -85,7 +84,7 @@ class Moe(nnx.Module):
             y_BTD += self.shared.partial_sum(x_BTD)
         # The plan is the same on every tensor device, and its drops are counted once.
         dropped = (plan.place_NA == experts_BTA.size).sum() / lax.axis_size("tensor")
-        return leave(y_BTD), stats._replace(dropped=dropped.astype(jnp.float32))
+        return info.leave(y_BTD), stats._replace(dropped=dropped.astype(jnp.float32))
 
     def route(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array, RouterStats]:
         """Return weights (B, T, A) fp32, experts (B, T, A) and statistics (no drops yet); everything in fp32."""
@@ -96,6 +95,23 @@ class Moe(nnx.Module):
         scores_BTE = SCORES[self.config.router.kind](logits_BTE)
         weights_BTA, experts_BTA = pick(scores_BTE, bias_E, self.config.experts_per_token, self.config.router)
         return weights_BTA, experts_BTA, _statistics(logits_BTE, scores_BTE, experts_BTA)
+
+    def penalty(self, report: RouterStats) -> jax.Array:
+        """Return this device's part of the balance losses."""
+        return balance_loss(report, self.config)
+
+    def metrics(self, report: RouterStats) -> dict[str, jax.Array]:
+        """Return the `moe/<layer>/...` of the catalogue, a number for each row."""
+        bias_LE = self.router_bias[...] if self.config.balance.bias_update else None
+        return {f"moe/{name}": value for name, value in router_metrics(report, bias_LE, self.config).items()}
+
+    def after_step(self, before: Self, report: RouterStats) -> Self:
+        """Move the router's bias against the loads of the step."""
+        copy: Self = jax.tree.map(lambda leaf: leaf, self)
+        if self.config.balance.bias_update:
+            bias_LE = rebalanced_bias(before.router_bias[...], report.load_E, self.config)
+            copy.router_bias = with_value(self.router_bias, bias_LE)
+        return copy
 
     def _matrices(self) -> Matrices:
         gate = self.gate[...] if self.config.activation in GATED else None
@@ -202,8 +218,8 @@ def balance_loss(stats_L: RouterStats, config: MoeConfig) -> jax.Array:
     crosses devices. It is no linear function of the batch: microbatches (the same ones on every mesh) are balanced each
     for itself and averaged.
     """
-    load_LE = lax.psum(lax.stop_gradient(stats_L.load_E), ROUTER_AXES)
-    copies_L = load_LE.sum(axis=1)
+    load_LE = lax.psum(lax.stop_gradient(stats_L.load_E), REPORT_AXES)
+    copies_L = jnp.maximum(load_LE.sum(axis=1), 1)  # a row of a pipeline's stage may hold no layer
     auxiliary_L = config.num_experts * (load_LE * stats_L.score_E).sum(axis=1) / copies_L
     partial_L = config.balance.auxiliary_loss * auxiliary_L + config.balance.z_loss * stats_L.log_z_squared
     return lax.psum((partial_L * config.experts_per_token / copies_L).sum(), "tensor")
