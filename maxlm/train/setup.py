@@ -182,23 +182,31 @@ def choose_kernels(
     Raises:
       UserError: a kernel that the settings name cannot do what layers ask.
     """
+    shapes = kernel_shapes(config, mesh, declared, device_kind=device.device_kind, dtype=dtype)
+    return {
+        operation: choose_kernel(config.runtime.attention_kernel, device.platform, asked)
+        for operation, asked in shapes.items()
+    }
+
+
+def kernel_shapes(
+    config: RunConfig, mesh: MeshConfig, declared: Decoder, *, device_kind: str, dtype: jnp.dtype
+) -> dict[str, list[Any]]:
+    """Return what the model's layers ask of kernels on one device, by operation, each shape once."""
     local = Local(
-        device_kind=device.device_kind,
+        device_kind=device_kind,
         dtype=dtype.name,
         length=config.data.sequence_length,
         tensor=mesh.tensor,
         context=mesh.context,
         context_kind=mesh.context_kind,
     )
-    shapes: dict[str, list[Any]] = {}
+    shapes: dict[str, dict[Any, None]] = {}
     for block in (block for segment in declared.stack for block in segment):
         for _, layer in block.layers():
             for operation, asked in layer.kernel_shapes(local).items():
-                shapes.setdefault(operation, []).extend(asked)
-    return {
-        operation: choose_kernel(config.runtime.attention_kernel, device.platform, list(dict.fromkeys(asked)))
-        for operation, asked in shapes.items()
-    }
+                shapes.setdefault(operation, {}).update(dict.fromkeys(asked))
+    return {operation: list(asked) for operation, asked in shapes.items()}
 
 
 def compiler_options(device_kind: str) -> dict[str, str | bool]:

@@ -7,13 +7,15 @@ from maxlm.config.errors import UserError
 from maxlm.config.schema import MeshConfig
 from maxlm.ops import attention
 from maxlm.ops.attention import CHUNKED, Row, choose_kernel
-from maxlm.train.setup import attention_shapes
+from maxlm.models.decoder import Decoder
+from maxlm.train.setup import kernel_shapes
 from tests.train.program import make_config
 
 
 def shapes_of(mesh=None, **model):
     config = make_config(model=model, mesh=mesh or {})
-    return attention_shapes(config, MeshConfig(**(mesh or {})), "Made-up 1", jnp.dtype("bfloat16"))
+    device = {"device_kind": "Made-up 1", "dtype": jnp.dtype("bfloat16")}
+    return kernel_shapes(config, MeshConfig(**(mesh or {})), Decoder(config.model), **device)["attention"]
 
 
 @pytest.fixture

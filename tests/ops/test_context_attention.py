@@ -13,7 +13,7 @@ from maxlm.kernels.mask import Mask
 from maxlm.ops.attention import CHUNKED
 from maxlm.ops.context_attention import context_attention
 from maxlm.sharding.mesh import build_mesh
-from maxlm.train.loss import make_gradients
+from maxlm.train.loss.gradients import make_gradients
 from maxlm.train.setup import batch_shapes, build_program
 from tests.hlo import collectives, count
 from tests.train.program import make_config
@@ -95,10 +95,10 @@ def test_memory_of_the_ring_depends_on_tokens_per_device_alone():
 
 def compile_model(mesh, length, *, remat="none", num_layers=2):
     """Compile the gradients of a whole model; return them and the mesh."""
-    size = {"batch_size": 1, "remat": remat, "loss_chunk_tokens": 64}
-    config = make_config(mesh=mesh, model={"num_layers": num_layers}, train=size, length=length)
+    size = {"batch_size": 1, "remat": remat}
+    config = make_config(mesh=mesh, model={"num_layers": num_layers}, train=size, objective={"chunk_tokens": 64}, length=length)
     program = build_program(config, jax.devices()[: math.prod(config.mesh.sizes.values())])
-    gradients = jax.jit(make_gradients(program.declared, program.mesh, program.how))
+    gradients = jax.jit(make_gradients(program.declared, program.mesh, program.execution))
     return gradients.lower(program.state.decoder, batch_shapes(config, program.mesh)).compile(), program.mesh
 
 

@@ -183,7 +183,8 @@ SMALL_MESHES = st.sampled_from(
 def check_random(model, mesh, train, loss):
     assert math.prod(mesh.values()) <= 8
     assert_same(
-        run(make_config(model=model, mesh=mesh, train={**train, **loss})), run(make_config(model=model, train=loss))
+        run(make_config(model=model, mesh=mesh, train=train, objective=loss)),
+        run(make_config(model=model, objective=loss)),
     )
 
 

@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 
+from tests.small_models import model_settings
 from tests.train.conftest import curve, finish, read_metrics, start, train, wait_for_step
 
 
@@ -131,7 +132,8 @@ def test_a_truncated_shard_is_named(write_run, tmp_path, tiny_data):
 
 def test_a_pipeline_resumes_on_context_expert_and_tensor(write_run, tmp_path):
     experts = {"kind": "moe", "num_experts": 4, "experts_per_token": 2, "expert_dim": 16}
-    model = {"num_layers": 5, "embed_dim": 32, "prefix": [{}], "pattern": [{"ffn": experts}]}
+    sizes = {"vocab_size": 320, "num_layers": 5, "embed_dim": 32, "num_heads": 2, "mlp_dim": 32}
+    model = model_settings(**sizes, prefix=[{}], pattern=[{"ffn": experts}])
     # Choosing experts is a jump: large steps would make one token's other choice, after rounding, a visible difference.
     optimizer = {"learning_rate": 5e-4}
     sections = {"model": model, "train": {"num_steps": 12, "batch_size": 8, "eval_every": 0}, "optimizer": optimizer}

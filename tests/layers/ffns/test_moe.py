@@ -8,14 +8,19 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from maxlm.config.schema import MeshConfig, ModelConfig, MoeConfig
-from maxlm.layers.moe import Moe, RouterStats, balance_loss, pick, rebalanced_bias, router_metrics
+from maxlm.config.layers.moe import MoeConfig
+from maxlm.config.model import ModelConfig
+from maxlm.config.schema import MeshConfig
+from maxlm.layers.ffns.moe import Moe, RouterStats, balance_loss, pick, rebalanced_bias, router_metrics
+from maxlm.layers.sequence import SequenceInfo
 from maxlm.sharding.fsdp import gather, vary
 from maxlm.sharding.mesh import AXES, BATCH_AXES, TOKEN_AXES, build_mesh
 from maxlm.sharding.parameters import initialise, partition_specs
+from tests.small_models import model_settings
 
-MODEL = ModelConfig(vocab_size=8, num_layers=1, embed_dim=16, num_heads=1, mlp_dim=1, init_std=0.5)
+MODEL = ModelConfig.model_validate(model_settings(vocab_size=8, num_layers=1, embed_dim=16, init_std=0.5))
 ROWS, LENGTH = 8, 8
+INFO = SequenceInfo(None, None, None, {})  # a router asks for nothing but the way in and out
 KINDS = {
     "softmax": {"shared_dim": 8, "balance": {"z_loss": 0.1}},
     "groups": {
@@ -43,7 +48,7 @@ def build(config, **sizes):
     specs, layout = partition_specs(declared), P(BATCH_AXES, "tensor")
 
     def program(moe, x):
-        y, stats = gather(vary(moe))(jax.lax.pcast(x, ("stage", "context", "data")[:2], to="varying"), None)
+        y, stats = gather(vary(moe))(jax.lax.pcast(x, ("stage", "context", "data")[:2], to="varying"), INFO)
         stacked = jax.tree.map(lambda value: value[None], stats)
         loss = jax.lax.psum(balance_loss(stacked, config), TOKEN_AXES)
         sums = jax.tree.map(lambda value: jax.lax.psum(value, AXES), stacked)

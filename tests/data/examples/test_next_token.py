@@ -1,17 +1,20 @@
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maxlm.data.packing import NO_TOKEN, pack
+from maxlm.data.examples.next_token import NextTokenExamples
+from maxlm.data.examples.packing import NO_TOKEN
 
 BOS, EOS = 1, 2
 BYTES = np.array([0, 0, 0, 1, 2, 3, 4, 5], np.int32)
 
 
 def packed(*rows):
-    return pack(np.array(rows, np.int32), bos_id=BOS, eos_id=EOS, token_bytes=BYTES)
+    tokenizer = SimpleNamespace(bos_id=BOS, eos_id=EOS, token_bytes=BYTES)
+    return NextTokenExamples(None, tokenizer, seed=0)(np.array(rows, np.int32), range(len(rows)))
 
 
 def test_a_window_by_hand():
@@ -56,6 +59,5 @@ def test_fields_equal_a_plain_loop(rows):
             }
             assert {name: values[number, column] for name, values in batch.items()} == expected
             position += 1
-    assert {name: values.dtype for name, values in batch.items()} == {
-        name: np.dtype(np.float32 if name == "weights" else np.int32) for name in batch
-    }
+    assert {name: values.dtype for name, values in batch.items()} == NextTokenExamples.fields
+    assert {name for name, dtype in NextTokenExamples.fields.items() if dtype == np.float32} == {"weights"}

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maxlm.models.sampling import empty_caches, make_advance
+from maxlm.decoding.generate import empty_states, make_advance
 from maxlm.sharding.parameters import initialise
 from maxlm.train.setup import build_program
 from tests.train.program import make_config
@@ -18,9 +18,11 @@ def test_one_by_one_as_all_at_once():
     decoder = initialise(program.declared, 0, program.mesh)
     advance = make_advance(program.declared, program.mesh, jnp.float32)
     tokens = np.random.default_rng(0).integers(0, 64, (1, 6)).astype(np.int32)
-    want, _ = advance(decoder, tokens, empty_caches(decoder, 8, jnp.float32), jnp.int32(0), jnp.int32(5))
-    caches = empty_caches(decoder, 8, jnp.float32)
+    states = lambda: empty_states(decoder, program.mesh, 1, 8, jnp.float32)  # noqa: E731
+    one = np.ones(1, np.int32)
+    want, _ = advance(decoder, tokens, states(), 0 * one, 6 * one)
+    kept = states()
     for place in range(6):
-        got, caches = advance(decoder, tokens[:, place : place + 1], caches, jnp.int32(place), jnp.int32(0))
+        got, kept = advance(decoder, tokens[:, place : place + 1], kept, place * one, one)
     np.testing.assert_allclose(got, want, atol=1e-4)
     assert np.abs(want).max() > 0.1
