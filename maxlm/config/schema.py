@@ -6,6 +6,7 @@ Checks that need more than one section live in `checks.py`.
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -15,6 +16,17 @@ class Section(BaseModel):
     """A frozen group of settings: unknown keys, wrong types, nan and inf are refused."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class OnResume(Enum):
+    """What a change means for a run that goes on: a mark in a field's `Annotated`, for all in it if it is a section.
+
+    A change of a field without a mark makes another run.
+    """
+
+    FREE = "how the run is executed, watched or stored: may change"
+    RATE = "may change as long as no step that is done had another learning rate"
+    FIXED = "makes another run, within a section that is free"
 
 
 def _as_tuple(value: Any) -> Any:
@@ -97,7 +109,7 @@ class MoeConfig(Section):
     capacity_factor: PositiveFloat | None = Field(
         None, description="an expert takes this times its fair share of a sequence's tokens, no more (null: dropless)"
     )
-    buffer_factor: PositiveFloat = Field(
+    buffer_factor: Annotated[PositiveFloat, OnResume.FREE] = Field(
         2.0,
         description="rows that experts make room for on a device of mesh.expert, times an even load; more come in "
         "further rounds, and none is dropped",
@@ -227,21 +239,28 @@ class RawTextConfig(Section):
 
 
 class SourceConfig(Section):
-    """A folder of token shards (`train/` and `validation/`), and its share of the mixture."""
+    """A folder of token shards (`train/` and `validation/`), and its share of the mixture.
 
-    path: str
+    Another `path` may hold the same tokens: whether it does is checked by their fingerprint when it is opened.
+    """
+
+    path: Annotated[str, OnResume.FREE]
     weight: PositiveFloat = 1.0
-    raw: RawTextConfig | None = Field(None, description="raw text that `maxlm prepare` turns into this folder")
+    raw: Annotated[RawTextConfig | None, OnResume.FREE] = Field(
+        None, description="raw text that `maxlm prepare` turns into this folder"
+    )
 
 
 class DataConfig(Section):
     """What the model reads: a weighted mixture of sources, packed into sequences."""
 
     sources: Annotated[dict[Name, SourceConfig], Field(min_length=1)]
-    tokenizer: str = Field(description="SentencePiece model file; `maxlm prepare` trains it when it is absent")
+    tokenizer: Annotated[str, OnResume.FREE] = Field(
+        description="SentencePiece model file; `maxlm prepare` trains it when it is absent"
+    )
     sequence_length: PositiveInt = Field(description="tokens per sequence")
     shuffle: Literal["global", "none"] = "global"
-    prefetch_batches: PositiveInt = 4
+    prefetch_batches: Annotated[PositiveInt, OnResume.FREE] = 4
 
 
 # --- optimizer, schedule ---------------------------------------------------------------------------------------------
@@ -259,7 +278,7 @@ class OptimizerConfig(Section):
     """AdamW with decoupled weight decay (arXiv:1711.05101) after clipping by global norm."""
 
     kind: Literal["adamw"] = "adamw"
-    learning_rate: PositiveFloat = 3e-4
+    learning_rate: Annotated[PositiveFloat, OnResume.RATE] = 3e-4
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
     epsilon: PositiveFloat = 1e-8
@@ -314,28 +333,36 @@ class RematConfig(Section):
 class TrainConfig(Section):
     """The training loop and the step."""
 
-    num_steps: PositiveInt
+    num_steps: Annotated[PositiveInt, OnResume.FREE]
     batch_size: PositiveInt = Field(description="sequences per step over the whole mesh")
-    microbatches: PositiveInt = Field(1, description="gradient accumulation: pieces the batch is worked in")
-    gather: Literal["layer", "microbatch", "step"] = Field(
+    microbatches: Annotated[PositiveInt, OnResume.FREE] = Field(
+        1, description="gradient accumulation: pieces the batch is worked in"
+    )
+    gather: Annotated[Literal["layer", "microbatch", "step"], OnResume.FREE] = Field(
         "layer", description="when sharded parameters are gathered: ZeRO-3, ZeRO-2, ZeRO-1 (arXiv:1910.02054)"
     )
-    remat: Literal["none", "full"] | RematConfig = Field(
+    remat: Annotated[Literal["none", "full"] | RematConfig, OnResume.FREE] = Field(
         "none", description="what the backward pass computes again: nothing, all within blocks, or all but the named"
     )
-    offload: Annotated[tuple[Literal["optimizer", "activations"], ...], BeforeValidator(_as_tuple)] = Field(
-        (), description="what lies in host memory: optimizer slots between steps, inputs of blocks until backward"
+    offload: Annotated[tuple[Literal["optimizer", "activations"], ...], BeforeValidator(_as_tuple), OnResume.FREE] = (
+        Field(
+            (), description="what lies in host memory: optimizer slots between steps, inputs of blocks until backward"
+        )
     )
     compute_dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 on TPU and GPU, float32 on CPU"
     )
     z_loss: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of log(Z)^2 (arXiv:2204.02311)")
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    loss_chunk_tokens: PositiveInt = Field(1024, description="tokens whose logits exist at once, per device")
-    max_skipped_steps: PositiveInt = Field(10, description="stop after so many non-finite steps in a row")
-    eval_every: Count = Field(0, description="steps between evaluations (0: only at the end)")
-    eval_batches: PositiveInt = 8
-    log_every: PositiveInt = 10
+    loss_chunk_tokens: Annotated[PositiveInt, OnResume.FREE] = Field(
+        1024, description="tokens whose logits exist at once, per device"
+    )
+    max_skipped_steps: Annotated[PositiveInt, OnResume.FREE] = Field(
+        10, description="stop after so many non-finite steps in a row"
+    )
+    eval_every: Annotated[Count, OnResume.FREE] = Field(0, description="steps between evaluations (0: only at the end)")
+    eval_batches: Annotated[PositiveInt, OnResume.FREE] = 8
+    log_every: Annotated[PositiveInt, OnResume.FREE] = 10
 
 
 class CheckpointConfig(Section):
@@ -366,7 +393,7 @@ class ProfileConfig(Section):
 class RuntimeConfig(Section):
     """The process: seed, devices, kernels, watchdog."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32), OnResume.FIXED] = 0
     platform: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
     device_count: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         None, description="fake CPU devices per process, to try a mesh on a laptop (needs platform cpu or auto)"
@@ -386,13 +413,13 @@ class RuntimeConfig(Section):
 class RunConfig(Section):
     """One run, from raw text to checkpoints and curves."""
 
-    run_dir: str
+    run_dir: Annotated[str, OnResume.FREE]
     model: ModelConfig
-    mesh: MeshConfig = MeshConfig()
+    mesh: Annotated[MeshConfig, OnResume.FREE] = MeshConfig()
     data: DataConfig
     optimizer: OptimizerConfig = OptimizerConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
+    schedule: Annotated[ScheduleConfig, OnResume.RATE] = ScheduleConfig()
     train: TrainConfig
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    metrics: MetricsConfig = MetricsConfig()
-    runtime: RuntimeConfig = RuntimeConfig()
+    checkpoint: Annotated[CheckpointConfig, OnResume.FREE] = CheckpointConfig()
+    metrics: Annotated[MetricsConfig, OnResume.FREE] = MetricsConfig()
+    runtime: Annotated[RuntimeConfig, OnResume.FREE] = RuntimeConfig()

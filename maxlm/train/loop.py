@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import platform
+import shlex
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -14,7 +15,7 @@ import jax
 
 from maxlm.checkpoint import Checkpointer, Restored, RunDirectory
 from maxlm.config.errors import RunFailedError, UserError
-from maxlm.config.resume import changes_that_matter
+from maxlm.config.resume import compare_runs
 from maxlm.config.schema import RunConfig
 from maxlm.data.loader import DeviceLoader
 from maxlm.data.token_hash import hexdigest
@@ -31,7 +32,7 @@ from maxlm.train.setup import (
     compile_step,
     open_datasets,
 )
-from maxlm.train.state import TrainState, create_state, reorder_layers
+from maxlm.train.state import Consumed, Consumption, TrainState, create_state, reorder_layers
 from maxlm.train.step import StepMetrics
 
 log = logging.getLogger(__name__)
@@ -60,10 +61,13 @@ def train(config: RunConfig, *, command: str) -> None:
         restored = checkpointer.restore(program.state)
         state = _state_to_start_from(restored, program, config)
         start = restored.step if restored else 0
-        reporter = stack.enter_context(Reporter(config, program, datasets, run_dir=run_dir.path, resume_step=start))
+        consumption = Consumption(_consumed(restored, config), start, config)
+        reporter = stack.enter_context(
+            Reporter(config, program, datasets, run_dir=run_dir.path, resume_step=start, consumption=consumption)
+        )
         compiled = compile_step(config, program)
         reporter.start_clock(compiled.compile_seconds)
-        loop = _Loop(config, program, datasets, compiled, checkpointer, reporter)
+        loop = _Loop(config, program, datasets, compiled, checkpointer, reporter, consumption)
         stack.callback(loop.watchdog.disarm)
         step = loop.run(state, start, stop.requested, ProfileWindow(config.runtime.profile, run_dir.path / "profile"))
         checkpointer.wait()
@@ -81,9 +85,10 @@ class _Loop:
         compiled: CompiledStep,
         checkpointer: Checkpointer,
         reporter: Reporter,
+        consumption: Consumption,
     ):
         self.config, self.datasets, self.compiled = config, datasets, compiled
-        self.checkpointer, self.reporter = checkpointer, reporter
+        self.checkpointer, self.reporter, self.consumption = checkpointer, reporter, consumption
         self.sharding, self.layer_order = batch_sharding(program.mesh), program.layer_order
         self.losses = compile_losses(program)
         self.watchdog = Watchdog(config.runtime.step_timeout_seconds)
@@ -121,8 +126,8 @@ class _Loop:
         return DeviceLoader(
             self.datasets.train,
             self.sharding,
-            start_step=start,
-            stop_step=self.config.train.num_steps,
+            start_row=self.consumption.at(start).rows,
+            num_batches=self.config.train.num_steps - start,
             prefetch=self.config.data.prefetch_batches,
         )
 
@@ -161,12 +166,12 @@ class _Loop:
             self.sharding,
             max_batches=self.config.train.eval_batches,
         )
-        self.reporter.evaluation(step, values)
-        self.reporter.pause(time.perf_counter() - began)
+        self.reporter.evaluation(step, values, seconds=time.perf_counter() - began)
         self.watchdog.arm()
 
     def _save(self, step: int, state: TrainState) -> None:
         record = {
+            "consumed": self.consumption.at(step)._asdict(),
             "token_hash": hexdigest(jax.device_get(state.token_hash)),
             "layer_order": self.layer_order,
             "config": self.config.model_dump(mode="json"),
@@ -193,6 +198,17 @@ def _state_to_start_from(restored: Restored | None, program: Program, config: Ru
     )
 
 
+def _consumed(restored: Restored | None, config: RunConfig) -> Consumed:
+    """Return what the run has consumed before its next step; the record is exact where batch sizes have changed."""
+    if restored is None:
+        return Consumed(rows=0, tokens=0, flops=0)
+    if "consumed" in restored.record:
+        return Consumed(**restored.record["consumed"])
+    # Records of earlier versions lack it: their step s, from 0, read the rows from s * batch_size on.
+    train = config.train.model_copy(update={"batch_size": restored.record["config"]["train"]["batch_size"]})
+    return Consumption(Consumed(0, 0, 0), 0, config.model_copy(update={"train": train})).at(restored.step)
+
+
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
@@ -201,18 +217,26 @@ def _refuse_changes(record: dict[str, Any] | None, config: RunConfig, datasets: 
     """Refuse to resume as another run than the one that was saved.
 
     Raises:
-      UserError: settings that matter, or the data, have changed; names each.
+      UserError: the run has gone beyond `train.num_steps`; or settings that matter, or the data, have changed.
     """
     if record is None:
         return
-    changes = [str(change) for change in changes_that_matter(record["config"], config)]
+    _refuse_fewer_steps(record["step"], config)
+    matter, later = compare_runs(record["config"], config, steps_done=record["step"])
+    if later:
+        log.warning("learning rates of steps to come are not the saved run's: %s", ", ".join(map(str, later)))
+    changes = [str(change) for change in matter]
+    reordered = any(change.key.startswith(("data.", "runtime.seed")) for change in matter)
     if record["data"] != datasets.train.fingerprint:
         changes.append(f"data.sources (the tokens): {record['data'][:12]} -> {datasets.train.fingerprint[:12]}")
+        reordered = True
     if not changes:
         return
     listed = "\n  ".join(changes)
     if config.checkpoint.allow_config_change:
         log.warning("resuming with changed settings (checkpoint.allow_config_change=true):\n  %s", listed)
+        if reordered:
+            log.warning("the data's rows are others now: what the run has read may come again, and some may never")
         return
     raise UserError(
         f"run_dir={config.run_dir} holds a run at step {record['step']} with other settings (saved -> now):\n  "
@@ -221,13 +245,24 @@ def _refuse_changes(record: dict[str, Any] | None, config: RunConfig, datasets: 
     )
 
 
+def _refuse_fewer_steps(done: int, config: RunConfig) -> None:
+    if done > config.train.num_steps:
+        raise UserError(
+            f"run_dir={config.run_dir} holds a run at step {done}, beyond train.num_steps={config.train.num_steps}; "
+            f"use train.num_steps={done} or more, or another run_dir"
+        )
+
+
 def _places(config: RunConfig, command: str, *, done: bool) -> dict[str, str]:
-    """Say where things are and what to do next."""
-    places = {"checkpoints": f"{config.run_dir}/checkpoints", "metrics": f"{config.run_dir}/metrics.jsonl"}
+    """Say where things are and what to do next; what is shown can be pasted into a shell."""
+    run_dir = config.run_dir
+    places = {"checkpoints": shlex.quote(f"{run_dir}/checkpoints"), "metrics": shlex.quote(f"{run_dir}/metrics.jsonl")}
     if config.metrics.tensorboard:
-        places["curves"] = f"tensorboard --logdir {config.run_dir}/tensorboard"
+        places["curves"] = shlex.join(["tensorboard", "--logdir", f"{run_dir}/tensorboard"])
     if done:
-        places["sample"] = f'maxlm generate {config.run_dir} --prompt "..."'
+        # A name that begins with a dash would be an option.
+        argument = f"./{run_dir}" if run_dir.startswith("-") else run_dir
+        places["sample"] = f'{shlex.join(["maxlm", "generate", argument])} --prompt "..."'
     else:
         places["resume with"] = command
     return places
