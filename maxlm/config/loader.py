@@ -150,7 +150,7 @@ def _parse_override(override: str) -> tuple[str, Node]:
         raise _bad_override(key, f"{override!r}: include cannot be overridden; write a YAML file that includes others")
     if not text.strip():
         raise _bad_override(key, f"{override!r} has no value; write {key}=null, or {key}='' for an empty text")
-    return key, read_value(text, f"{COMMAND_LINE} ({key})")
+    return key, read_value(text, f"{COMMAND_LINE} ({key})", key)
 
 
 def _put(node: Node, steps: Sequence[str], new: Node, key: str, annotation: Any) -> Node:

@@ -59,9 +59,18 @@ METRICS = (
         "hash of all tokens so far, chained step by step: equal on every mesh and number of hosts, not for other "
         "batch sizes",
     ),
-    Metric("flops/train_loss", "nats/token", "TensorBoard only: train/loss against FLOPs spent (x-axis in GFLOP)"),
-    Metric("flops/val_<source>_loss", "nats/token", "TensorBoard only: val/<source>/loss against FLOPs spent"),
+    Metric(
+        "mflop/train_loss",
+        "nats/token",
+        "TensorBoard only: train/loss against FLOPs spent, in whole MFLOP; of points within one MFLOP the first",
+    ),
+    Metric("mflop/val_<source>_loss", "nats/token", "TensorBoard only: val/<source>/loss against FLOPs spent"),
+    Metric("gflop/train_loss", "nats/token", "the same in GFLOP, from 9e24 FLOP on, where MFLOP exceed 64 bits"),
+    Metric("gflop/val_<source>_loss", "nats/token", "the same for val/<source>/loss"),
 )
+
+FLOPS_CURVES = {"mflop": 1e6, "gflop": 1e9}
+"""FLOPs in a step of the horizontal axis of the curves over FLOPs, by their group: the first one that fits is drawn."""
 
 
 @functools.cache
@@ -83,9 +92,9 @@ def is_loss(name: str) -> bool:
     return name.endswith("/loss")
 
 
-def flops_curve(name: str) -> str:
-    """Return the tag of a loss drawn against FLOPs: val/books/loss -> flops/val_books_loss."""
-    return "flops/" + name.replace("/", "_")
+def flops_curve(name: str, group: str) -> str:
+    """Return the tag of a loss drawn against FLOPs: val/books/loss -> mflop/val_books_loss."""
+    return f"{group}/" + name.replace("/", "_")
 
 
 def markdown_table() -> str:

@@ -16,7 +16,7 @@ from maxlm.config.schema import ModelConfig, RunConfig
 from maxlm.data.baselines import read_baselines
 from maxlm.data.token_hash import hexdigest
 from maxlm.metrics.terminal import Outcome, RunTerminal, Summary
-from maxlm.metrics.throughput import peak_flops, rates
+from maxlm.metrics.throughput import LapTimer, peak_flops, rates
 from maxlm.metrics.writers import MetricsWriter
 from maxlm.models import cost
 from maxlm.train.evaluate import loss_metrics
@@ -45,9 +45,9 @@ class Reporter:
         self._num_devices, self._layer_order = program.mesh.size, program.layer_order
         table_peak = peak_flops(device.device_kind, program.how.compute_dtype.name)
         self._peak = config.metrics.peak_tflops * 1e12 if config.metrics.peak_tflops else table_peak
-        self._began = self._mark = time.perf_counter()
+        self._began, self._timer = time.perf_counter(), LapTimer()
         self._logged_step, self._logged_wait = resume_step, 0.0
-        self._evaluation_seconds = self._logged_elsewhere = 0.0
+        self._evaluation_seconds = 0.0
         self._last: dict[str, float | str] = {}
         self._terminal: RunTerminal | None = None
         self._writer: MetricsWriter | None = None
@@ -73,7 +73,7 @@ class Reporter:
     def start_clock(self, compile_seconds: float) -> None:
         """Begin to time steps, after compiling; `compile_seconds` goes with the next logged step."""
         self._last["time/compile_seconds"] = compile_seconds
-        self._mark = time.perf_counter()
+        self._timer = LapTimer()
 
     def step(self, step: int, metrics: StepMetrics, *, wait_seconds: float, stall_seconds: float) -> None:
         """Log the metrics of a step, already on the host.
@@ -84,11 +84,7 @@ class Reporter:
           wait_seconds: waited for data since the process started.
           stall_seconds: held up by checkpoints since the process started, all of it outside steps.
         """
-        now = time.perf_counter()
-        # Evaluations and checkpoints hold steps up but are no part of them.
-        elsewhere = self._evaluation_seconds + stall_seconds
-        steps = step - self._logged_step
-        seconds = max(now - self._mark - (elsewhere - self._logged_elsewhere), 1e-9)
+        steps, seconds = step - self._logged_step, self._timer.lap(self._evaluation_seconds + stall_seconds)
         consumed = self._consumption.at(step)
         train = {f"train/{name}": value for name, value in loss_metrics([metrics.sums]).items()}
         values: dict[str, float | str] = {
@@ -112,8 +108,7 @@ class Reporter:
         }
         if "time/compile_seconds" in self._last:
             values["time/compile_seconds"] = self._last.pop("time/compile_seconds")
-        self._mark, self._logged_step, self._logged_wait = now, step, wait_seconds
-        self._logged_elsewhere = elsewhere
+        self._logged_step, self._logged_wait = step, wait_seconds
         self._values(step, values)
 
     def evaluation(self, step: int, values: Mapping[str, float], *, seconds: float) -> None:
