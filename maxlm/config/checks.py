@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from maxlm.config.errors import ConfigError, Problem
 from maxlm.config.schema import LearnedPosition, MeshConfig, MoeConfig, RopePosition, RunConfig
+
+MAX_STEP_TOKENS = 2**27  # of 16 bytes, which few tokens have, they make 2^31
+_FAR = 100_000  # a number to use instead is looked for so far away
 
 
 def find_problems(valid: Mapping[str, Any]) -> list[Problem]:
@@ -257,6 +262,16 @@ def _rope_scaling(config: RunConfig) -> Iterator[Problem]:
 # --- train -----------------------------------------------------------------------------------------------------------
 
 
+def _tokens_of_a_step(config: RunConfig) -> Iterator[Problem]:
+    batch_size, length = config.train.batch_size, config.data.sequence_length
+    if batch_size * length > MAX_STEP_TOKENS:
+        both = f"train.batch_size={batch_size} * data.sequence_length={length} = {batch_size * length} tokens a step"
+        most = f"must be at most {MAX_STEP_TOKENS}: the bytes of their text are counted in int32"
+        fewer = f"use train.batch_size={MAX_STEP_TOKENS // length} or less"
+        cure = fewer if length <= MAX_STEP_TOKENS else f"use data.sequence_length={MAX_STEP_TOKENS} or less"
+        yield Problem("train.batch_size", f"{both} {most}; {cure}")
+
+
 def _offload(config: RunConfig) -> Iterator[Problem]:
     train = config.train
     if "activations" in train.offload and train.remat == "none":
@@ -283,13 +298,30 @@ def _data_paths(config: RunConfig) -> Iterator[Problem]:
             yield Problem(f"{path}.raw.paths", text)
 
 
-def _empty_paths(config: RunConfig) -> Iterator[Problem]:
-    paths = {"run_dir": config.run_dir, "data.tokenizer": config.data.tokenizer}
-    paths |= {f"data.sources.{name}.path": source.path for name, source in config.data.sources.items()}
-    for path, value in paths.items():
-        if not value.strip():
-            example = {"run_dir": "runs/name", "data.tokenizer": "data/name/tokenizer.model"}.get(path, "data/name")
-            yield Problem(path, f'{path}="" is empty; give a path such as {example}')
+def _paths(config: RunConfig) -> Iterator[Problem]:
+    yield from _path("run_dir", config.run_dir, "runs/name")
+    yield from _path("data.tokenizer", config.data.tokenizer, "data/name/tokenizer.model")
+    for name, source in config.data.sources.items():
+        yield from _path(f"data.sources.{name}.path", source.path, "data/name")
+        for index, raw in enumerate(source.raw.paths if source.raw else ()):
+            yield from _path(f"data.sources.{name}.raw.paths.{index}", raw, "data/raw")
+
+
+def _compile_cache(config: RunConfig) -> Iterator[Problem]:
+    if config.runtime.compile_cache is not None:
+        yield from _path("runtime.compile_cache", config.runtime.compile_cache, "compiled")
+
+
+def _path(path: str, value: str, example: str) -> Iterator[Problem]:
+    if not value.strip():
+        yield Problem(path, f'{path}="" is empty; give a path such as {example}')
+    if "\0" in value:
+        yield Problem(path, f"{path}={value!a} has a zero byte, which no file name can have; remove it")
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:
+        text = f"{path}={value!a} cannot be a file name here, where names are {sys.getfilesystemencoding()}"
+        yield Problem(path, f"{text}; set the environment's LC_ALL=C.UTF-8, or use other signs")
 
 
 def _override_patterns(config: RunConfig) -> Iterator[Problem]:
@@ -297,7 +329,7 @@ def _override_patterns(config: RunConfig) -> Iterator[Problem]:
         path = f"optimizer.overrides.{index}.match"
         try:
             re.compile(override.match)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             text = f"{path}={override.match!r} is not a regular expression: {error}"
             yield Problem(path, f"{text}; put a backslash before a special sign that stands for itself")
 
@@ -383,13 +415,14 @@ def _divisible(
 
 def _near_divisors(value: int, size: int) -> list[int]:
     """Return the divisors of `value` next to `size`: the one below, and the one above if it is not far."""
-    below = next(n for n in range(min(size, value), 0, -1) if value % n == 0)
-    above = next((n for n in range(size + 1, min(2 * size, value) + 1) if value % n == 0), None)
+    start = min(size, value)
+    below = next((n for n in range(start, max(start - _FAR, 0), -1) if value % n == 0), 1)
+    above = next((n for n in range(size + 1, min(2 * size, value, size + _FAR) + 1) if value % n == 0), None)
     return [below] if above is None else [below, above]
 
 
 _CHECKS: tuple[tuple[tuple[str, ...], Callable[[RunConfig], Iterator[Problem]]], ...] = (
-    (("run_dir", "data"), _empty_paths),
+    (("run_dir", "data"), _paths),
     (("model",), _pattern),
     (("model",), _experts),
     (("model",), _expert_groups),
@@ -402,6 +435,7 @@ _CHECKS: tuple[tuple[tuple[str, ...], Callable[[RunConfig], Iterator[Problem]]],
     (("model", "mesh"), _width_on_mesh),
     (("model", "mesh"), _experts_on_mesh),
     (("train", "mesh"), _batch_on_mesh),
+    (("train", "data"), _tokens_of_a_step),
     (("train",), _offload),
     (("data", "mesh"), _sequence_on_mesh),
     (("model", "data", "train", "mesh"), _stages),
@@ -409,6 +443,7 @@ _CHECKS: tuple[tuple[tuple[str, ...], Callable[[RunConfig], Iterator[Problem]]],
     (("optimizer",), _override_patterns),
     (("schedule", "train"), _schedule),
     (("checkpoint",), _keep_every),
+    (("runtime",), _compile_cache),
     (("runtime",), _fake_devices),
     (("runtime", "train"), _profile),
 )

@@ -33,9 +33,11 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-PositiveInt = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
+# Devices count in int32, and in fp32, which numbers up to 1e30 leave room to calculate with.
+INT32_MAX = 2**31 - 1
+PositiveInt = Annotated[int, Field(ge=1, le=INT32_MAX)]
+Count = Annotated[int, Field(ge=0, le=INT32_MAX)]
+PositiveFloat = Annotated[float, Field(gt=0, le=1e30)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
 
@@ -168,7 +170,7 @@ class ModelConfig(Section):
     """A decoder: first `prefix`, then `pattern` repeated until there are `num_layers` blocks."""
 
     vocab_size: PositiveInt = Field(description="rows of the embedding; at least the tokenizer's pieces")
-    num_layers: PositiveInt = Field(
+    num_layers: Annotated[int, Field(ge=1, le=100_000)] = Field(
         description="blocks in the stack; after the prefix, a multiple of the pattern's length"
     )
     embed_dim: PositiveInt = Field(description="width of the residual stream")
@@ -196,18 +198,19 @@ class ModelConfig(Section):
 # --- mesh, data ------------------------------------------------------------------------------------------------------
 
 
+AxisSize = Annotated[int, Field(le=2**20)]
 MESH_AXES = ("data", "stage", "fsdp", "expert", "context", "tensor")
 
 
 class MeshConfig(Section):
     """Devices along each axis; their product is the device count. One axis may be -1: the devices left over."""
 
-    data: int = Field(1, description="batch; parameters replicated")
-    stage: int = Field(1, description="layer stack (pipeline)")
-    fsdp: int = Field(-1, description="batch and every parameter, gradient and optimizer slot")
-    expert: int = Field(1, description="batch and experts of MoE layers")
-    context: int = Field(1, description="sequence")
-    tensor: int = Field(1, description="heads, hidden units, vocabulary")
+    data: AxisSize = Field(1, description="batch; parameters replicated")
+    stage: AxisSize = Field(1, description="layer stack (pipeline)")
+    fsdp: AxisSize = Field(-1, description="batch and every parameter, gradient and optimizer slot")
+    expert: AxisSize = Field(1, description="batch and experts of MoE layers")
+    context: AxisSize = Field(1, description="sequence")
+    tensor: AxisSize = Field(1, description="heads, hidden units, vocabulary")
     stage_repeats: PositiveInt = Field(
         1, description="chunks of layers per stage (interleaved, arXiv:2104.04473): divides the pipeline's bubble"
     )
@@ -260,7 +263,7 @@ class DataConfig(Section):
     )
     sequence_length: PositiveInt = Field(description="tokens per sequence")
     shuffle: Literal["global", "none"] = "global"
-    prefetch_batches: Annotated[PositiveInt, OnResume.FREE] = 4
+    prefetch_batches: Annotated[int, Field(ge=1, le=1000), OnResume.FREE] = 4
 
 
 # --- optimizer, schedule ---------------------------------------------------------------------------------------------
@@ -403,7 +406,7 @@ class RuntimeConfig(Section):
     ] = Field(
         "auto", description="auto: the best one for platform and model; interpret: flash_tpu step by step, on a CPU"
     )
-    step_timeout_seconds: PositiveFloat | None = Field(
+    step_timeout_seconds: Annotated[float, Field(gt=0, le=1e8)] | None = Field(
         1800.0, description="a step longer than this ends the process with all its stacks (null: never)"
     )
     compile_cache: str | None = Field(None, description="folder of compiled programs (null: none)")

@@ -86,6 +86,67 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
     "zero": ({"num_layers: 2": "num_layers: 0"}, "", [], ["run.yaml:4: model.num_layers=0 must be at least 1; use 1"]),
     "negative": ({}, "optimizer: {weight_decay: -1}\n", [], ["optimizer.weight_decay=-1 must be at least 0; use 0"]),
     "too large": ({}, "optimizer: {beta2: 1.0}\n", [], ["optimizer.beta2=1.0 must be less than 1; for example 0.95"]),
+    "more than int32": (
+        {"num_steps: 100": "num_steps: 3000000000"},
+        "",
+        [],
+        ["train.num_steps=3000000000 must be at most 2147483647, the largest int32; use 2147483647 or less"],
+    ),
+    "every count has a bound": (
+        {"vocab_size: 512": "vocab_size: 1000000000000"},
+        "optimizer: {learning_rate: 1e300}\nmesh: {data: 10000000000}\n",
+        ["train.batch_size=1000000000000", "data.sequence_length=2147483648", "data.prefetch_batches=100000"],
+        [
+            "model.vocab_size=1000000000000 must be at most 2147483647, the largest int32",
+            "optimizer.learning_rate=1e+300 must be at most 1e+30; use 1e+30 or less",
+            "train.batch_size=1000000000000 must be at most 2147483647, the largest int32",
+            "data.sequence_length=2147483648 must be at most 2147483647, the largest int32",
+            "data.prefetch_batches=100000 must be at most 1000; use 1000 or less",
+            "mesh.data=10000000000 must be at most 1048576; use 1048576 or less",
+        ],
+    ),
+    "layers without end": (
+        {"num_layers: 2": "num_layers: 2000000000"},
+        "runtime: {step_timeout_seconds: 1e12}\n",
+        [],
+        [
+            "model.num_layers=2000000000 must be at most 100000; use 100000 or less",
+            "runtime.step_timeout_seconds=1000000000000.0 must be at most 1e+08",
+        ],
+    ),
+    "tokens of a step": (
+        {"batch_size: 8": "batch_size: 2000000000"},
+        "",
+        [],
+        [
+            "train.batch_size=2000000000 * data.sequence_length=32 = 64000000000 tokens a step must be at most "
+            "134217728: the bytes of their text are counted in int32; use train.batch_size=4194304 or less"
+        ],
+    ),
+    "sequence longer than a step": (
+        {"sequence_length: 32": "sequence_length: 2000000000"},
+        "",
+        [],
+        ["use data.sequence_length=134217728 or less"],
+    ),
+    "far divisors": (
+        {"batch_size: 8": "batch_size: 4194303\n  microbatches: 2147483647"},
+        "",
+        [],
+        ["train.batch_size=4194303 must be divisible by train.microbatches=2147483647; use"],
+    ),
+    "zero byte in a path": (
+        {"run_dir: runs/test": 'run_dir: "runs/a\\0b"'},
+        'runtime: {compile_cache: "\\0"}\n',
+        [],
+        ["run_dir='runs/a\\x00b' has a zero byte, which no file name can have; remove it", "runtime.compile_cache='"],
+    ),
+    "regular expression that no memory holds": (
+        {},
+        'optimizer: {overrides: [{match: "a{99999999999}"}]}\n',
+        [],
+        ["optimizer.overrides.0.match='a{99999999999}' is not a regular expression"],
+    ),
     "nan": ({}, "optimizer: {learning_rate: .nan}\n", [], ["learning_rate=NaN must be a finite number; for example"]),
     "infinite": ({}, "optimizer: {learning_rate: 1e999}\n", [], ["learning_rate=Infinity must be a finite number"]),
     "misspelt choice": (
