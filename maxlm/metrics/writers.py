@@ -7,6 +7,7 @@ thread through a bounded queue, so a full disk ends the thread and training then
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import math
@@ -112,6 +113,9 @@ class _Lines:
         self.latest: dict[str, Any] = {}
         self._line_start = 0
         temporary = path.with_name(path.name + ".tmp")
+        for place in (path, temporary):
+            if place.exists() and not place.is_file():  # a pipe would be waited for
+                raise FileExistsError(errno.EEXIST, "is not a file", str(place))
         with temporary.open("wb") as file:
             for record in _records(path, resume_step):
                 self._line_start = file.tell()

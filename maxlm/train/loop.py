@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import platform
 import shlex
 import time
@@ -19,7 +20,9 @@ from maxlm.config.resume import compare_runs
 from maxlm.config.schema import RunConfig
 from maxlm.data.loader import DeviceLoader
 from maxlm.data.token_hash import hexdigest
-from maxlm.runtime import ProfileWindow, StopSignal, Watchdog, settle
+from maxlm.models.cost import parameter_count
+from maxlm.runtime import ProfileWindow, StopSignal, Watchdog, explain_memory, memory_bytes, settle
+from maxlm.sharding.host import HOST_MEMORY
 from maxlm.sharding.mesh import batch_sharding
 from maxlm.train.evaluate import evaluate
 from maxlm.train.report import Reporter
@@ -37,6 +40,8 @@ from maxlm.train.step import StepMetrics
 
 log = logging.getLogger(__name__)
 
+_MORE_ROOM = "use more devices, train.remat=full, more train.microbatches, or a smaller train.batch_size or model"
+
 _VERSIONED = ("maxlm", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -53,7 +58,8 @@ def train(config: RunConfig, *, command: str) -> None:
     """
     datasets = open_datasets(config)
     program = build_program(config)
-    with contextlib.ExitStack() as stack:
+    _refuse_too_large_a_state(config, program)
+    with explain_memory(_MORE_ROOM), contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignal())
         run_dir = stack.enter_context(RunDirectory.open(config.run_dir))
         checkpointer = stack.enter_context(Checkpointer(run_dir.checkpoints, config.checkpoint))
@@ -66,6 +72,7 @@ def train(config: RunConfig, *, command: str) -> None:
             Reporter(config, program, datasets, run_dir=run_dir.path, resume_step=start, consumption=consumption)
         )
         compiled = compile_step(config, program)
+        _refuse_too_large_a_step(compiled, program)
         reporter.start_clock(compiled.compile_seconds)
         loop = _Loop(config, program, datasets, compiled, checkpointer, reporter, consumption)
         stack.callback(loop.watchdog.disarm)
@@ -180,6 +187,39 @@ class _Loop:
         }
         self.checkpointer.save(step, state, record)
         self.watchdog.arm()
+
+
+def _refuse_too_large_a_state(config: RunConfig, program: Program) -> None:
+    """Refuse a train state that a device cannot hold, before any array is made.
+
+    Raises:
+      UserError: its part of parameters and optimizer, without what lies in host memory, is more than its memory.
+    """
+    leaves = [leaf for leaf in jax.tree.leaves(program.state) if leaf.sharding.memory_kind != HOST_MEMORY]
+    needed = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+    device = program.mesh.local_devices[0]
+    available = memory_bytes(device)
+    if available is not None and needed > available:
+        raise UserError(
+            f"the model has {parameter_count(config.model):,} parameters; with the optimizer they take "
+            f"{needed / 2**30:,.1f} GiB on each device, {device.device_kind} has {available / 2**30:,.1f} GiB; use "
+            "more mesh.fsdp, or a smaller model.num_layers, model.embed_dim, model.mlp_dim or model.vocab_size"
+        )
+
+
+def _refuse_too_large_a_step(compiled: CompiledStep, program: Program) -> None:
+    """Refuse a step that needs more memory than a device has: not all compilers do.
+
+    Raises:
+      UserError: it does.
+    """
+    device = program.mesh.local_devices[0]
+    available, needed = memory_bytes(device), compiled.peak_memory_bytes
+    if available is not None and needed > available:
+        raise UserError(
+            f"a step needs {needed / 2**30:,.1f} GiB on each device, {device.device_kind} has "
+            f"{available / 2**30:,.1f} GiB; {_MORE_ROOM}"
+        )
 
 
 def _state_to_start_from(restored: Restored | None, program: Program, config: RunConfig) -> TrainState:

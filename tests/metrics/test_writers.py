@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import os
 import random
 from pathlib import Path
 
@@ -252,6 +253,13 @@ def test_without_tensorboard_there_is_no_folder(tmp_path):
     writer.hparams({"a": 1}, ["train/loss"])
     writer.close()
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "metrics.jsonl.tmp"])
+def test_a_pipe_in_the_way_is_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=rf"{name}: .*is not a file; move away what is in its place"):
+        MetricsWriter(tmp_path, tensorboard=False, resume_step=3)
 
 
 def test_missing_run_directory_is_the_users_mistake(tmp_path):
