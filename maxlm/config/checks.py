@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -23,6 +25,9 @@ class _ValidSections(RunConfig):
 
     def __getattr__(self, name: str) -> Any:
         raise _InvalidSectionError(name)
+
+
+MAX_STEP_TOKENS = 2**27  # of 16 bytes, which few tokens have, they make 2^31
 
 
 def find_problems(valid: Mapping[str, Any]) -> list[Problem]:
@@ -197,6 +202,16 @@ def _positions(config: RunConfig) -> Iterator[Problem]:
 # --- train -----------------------------------------------------------------------------------------------------------
 
 
+def _tokens_of_a_step(config: RunConfig) -> Iterator[Problem]:
+    batch_size, length = config.train.batch_size, config.data.sequence_length
+    if batch_size * length > MAX_STEP_TOKENS:
+        both = f"train.batch_size={batch_size} * data.sequence_length={length} = {batch_size * length} tokens a step"
+        most = f"must be at most {MAX_STEP_TOKENS}: the bytes of their text are counted in int32"
+        fewer = f"use train.batch_size={MAX_STEP_TOKENS // length} or less"
+        cure = fewer if length <= MAX_STEP_TOKENS else f"use data.sequence_length={MAX_STEP_TOKENS} or less"
+        yield Problem("train.batch_size", f"{both} {most}; {cure}")
+
+
 def _offload(config: RunConfig) -> Iterator[Problem]:
     train = config.train
     if "activations" in train.offload and train.remat == "none":
@@ -235,13 +250,30 @@ def _data_paths(config: RunConfig) -> Iterator[Problem]:
             yield Problem(f"{path}.raw.paths", text)
 
 
-def _empty_paths(config: RunConfig) -> Iterator[Problem]:
-    paths = {"run_dir": config.run_dir, "data.tokenizer": config.data.tokenizer}
-    paths |= {f"data.sources.{name}.path": source.path for name, source in config.data.sources.items()}
-    for path, value in paths.items():
-        if not value.strip():
-            example = {"run_dir": "runs/name", "data.tokenizer": "data/name/tokenizer.model"}.get(path, "data/name")
-            yield Problem(path, f'{path}="" is empty; give a path such as {example}')
+def _paths(config: RunConfig) -> Iterator[Problem]:
+    yield from _path("run_dir", config.run_dir, "runs/name")
+    yield from _path("data.tokenizer", config.data.tokenizer, "data/name/tokenizer.model")
+    for name, source in config.data.sources.items():
+        yield from _path(f"data.sources.{name}.path", source.path, "data/name")
+        for index, raw in enumerate(source.raw.paths if source.raw else ()):
+            yield from _path(f"data.sources.{name}.raw.paths.{index}", raw, "data/raw")
+
+
+def _compile_cache(config: RunConfig) -> Iterator[Problem]:
+    if config.runtime.compile_cache is not None:
+        yield from _path("runtime.compile_cache", config.runtime.compile_cache, "compiled")
+
+
+def _path(path: str, value: str, example: str) -> Iterator[Problem]:
+    if not value.strip():
+        yield Problem(path, f'{path}="" is empty; give a path such as {example}')
+    if "\0" in value:
+        yield Problem(path, f"{path}={value!a} has a zero byte, which no file name can have; remove it")
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:
+        text = f"{path}={value!a} cannot be a file name here, where names are {sys.getfilesystemencoding()}"
+        yield Problem(path, f"{text}; set the environment's LC_ALL=C.UTF-8, or use other signs")
 
 
 def _optimizer(config: RunConfig) -> Iterator[Problem]:
@@ -300,7 +332,7 @@ def _profile(config: RunConfig) -> Iterator[Problem]:
 
 
 _CHECKS: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
-    _empty_paths,
+    _paths,
     _segments,
     _layers,
     _positions,
@@ -309,6 +341,7 @@ _CHECKS: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _vocabulary_on_mesh,
     _width_on_mesh,
     _batch_on_mesh,
+    _tokens_of_a_step,
     _offload,
     _remat_names,
     _sequence_on_mesh,
@@ -317,6 +350,7 @@ _CHECKS: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _optimizer,
     _schedule,
     _keep_every,
+    _compile_cache,
     _fake_devices,
     _profile,
 )

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 
 from maxlm.config.errors import Problem
 
+_FAR = 100_000  # a number to use instead is looked for so far away
+
 
 def divisible(path: str, value: int, by: Mapping[str, int], *, times: int = 1) -> Iterator[Problem]:
     """Yield a problem if `value` is not a multiple of the product of `by`; name values of each that would work.
@@ -35,6 +37,7 @@ def divisible(path: str, value: int, by: Mapping[str, int], *, times: int = 1) -
 
 def near_divisors(value: int, size: int) -> list[int]:
     """Return the divisors of `value` next to `size`: the one below, and the one above if it is not far."""
-    below = next(n for n in range(min(size, value), 0, -1) if value % n == 0)
-    above = next((n for n in range(size + 1, min(2 * size, value) + 1) if value % n == 0), None)
+    start = min(size, value)
+    below = next((n for n in range(start, max(start - _FAR, 0), -1) if value % n == 0), 1)
+    above = next((n for n in range(size + 1, min(2 * size, value, size + _FAR) + 1) if value % n == 0), None)
     return [below] if above is None else [below, above]

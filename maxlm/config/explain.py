@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 from maxlm.config.errors import Problem
 from maxlm.config.paths import all_paths, kinds, members, read_location, sections
+from maxlm.config.section import INT32_MAX
 
 _BOUNDS = {
     "greater_than": ("gt", "more than"),
@@ -93,7 +94,8 @@ def _rule(detail: ErrorDetails, annotation: Any) -> str:
     kind = detail["type"]
     if kind in _BOUNDS:
         name, words = _BOUNDS[kind]
-        return f"must be {words} {_short(detail['ctx'][name])}"
+        bound = detail["ctx"][name]
+        return f"must be {words} {_short(bound)}{', the largest int32' if bound == INT32_MAX else ''}"
     if kind == "finite_number":
         return "must be a finite number"
     if kind == "too_short":
@@ -109,7 +111,7 @@ def _cure(detail: ErrorDetails, path: str, parent: Any, annotation: Any) -> str:
     if kind in _BOUNDS:
         name, words = _BOUNDS[kind]
         if name in ("ge", "le"):
-            return f"use {_short(detail['ctx'][name])}"
+            return f"use {_short(detail['ctx'][name])}{' or less' if name == 'le' else ''}"
         default = _default(path, parent)
         return f"for example {default}" if default else f"use a value {words} {_short(detail['ctx'][name])}"
     if kind == "too_short":

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from maxlm.config.checks import find_problems
 from maxlm.config.errors import ConfigError, Problem
 from maxlm.config.explain import did_you_mean, explain
+from maxlm.config.model import shared_path
 from maxlm.config.paths import child, flatten, sections
 from maxlm.config.schema import RunConfig
 from maxlm.config.strict_yaml import Node, read_value, read_yaml
@@ -44,7 +45,7 @@ def load_run(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Loa
     if problems or config is None:
         raise ConfigError(problems, name)
     leaves = flatten(config.model_dump(mode="json"))
-    return LoadedRun(config, {key: origins.get(key, "default") for key in leaves})
+    return LoadedRun(config, {key: origins.get(key) or origins.get(shared_path(key), "default") for key in leaves})
 
 
 def _validate(data: dict[str, Any], origins: Mapping[str, str]) -> tuple[RunConfig | None, list[Problem]]:
@@ -119,7 +120,8 @@ def _merge(base: Node, new: Node, annotation: Any) -> Node:
     """
     if not isinstance(base.value, dict) or not isinstance(new.value, dict):
         return new
-    if len(sections(annotation)) > 1 and "kind" in new.value and new.plain()["kind"] != base.plain().get("kind"):
+    other = "kind" in base.value and "kind" in new.value and new.plain()["kind"] != base.plain()["kind"]
+    if other and len(sections(annotation)) > 1:
         return new
     merged = dict(base.value)
     for key, node in new.value.items():
@@ -150,7 +152,7 @@ def _parse_override(override: str) -> tuple[str, Node]:
         raise _bad_override(key, f"{override!r}: include cannot be overridden; write a YAML file that includes others")
     if not text.strip():
         raise _bad_override(key, f"{override!r} has no value; write {key}=null, or {key}='' for an empty text")
-    return key, read_value(text, f"{COMMAND_LINE} ({key})")
+    return key, read_value(text, f"{COMMAND_LINE} ({key})", key)
 
 
 def _put(node: Node, steps: Sequence[str], new: Node, key: str, annotation: Any) -> Node:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
@@ -11,10 +12,13 @@ from pydantic_core import PydanticCustomError
 from maxlm.config.divisible import divisible
 from maxlm.config.errors import Problem
 from maxlm.config.layers import Ffn, Mixer
-from maxlm.config.section import LayerSection, PositiveFloat, PositiveInt, Section, as_tuple
+from maxlm.config.section import LayerSection, OnResume, PositiveFloat, PositiveInt, Section, as_tuple
 
 BLOCK_ACTIVATIONS = {"mixer_out": "what the mixer adds to its block's input"}
 """What `train.remat` can name in any block."""
+
+
+MAX_LAYERS = 100_000
 
 
 class NormConfig(Section):
@@ -47,14 +51,14 @@ class BlockConfig(Section):
 class PatternBlock(BlockConfig):
     """A block of a pattern: what it does not say is as in `model.block`."""
 
-    repeat: PositiveInt = Field(1, description="how many of it follow each other")
+    repeat: Annotated[int, Field(ge=1, le=MAX_LAYERS)] = Field(1, description="how many of it follow each other")
 
 
 class SegmentConfig(Section):
     """A pattern of blocks, repeated."""
 
-    pattern: Annotated[tuple[PatternBlock, ...], BeforeValidator(as_tuple), Field(min_length=1)]
-    repeat: PositiveInt | None = Field(
+    pattern: Annotated[tuple[PatternBlock, ...], BeforeValidator(as_tuple)]
+    repeat: Annotated[int, Field(ge=1, le=MAX_LAYERS)] | None = Field(
         None, description="how often the pattern stands there (null: as often as model.num_layers asks)"
     )
 
@@ -68,10 +72,12 @@ class ModelConfig(Section):
     """A decoder: `num_layers` blocks, each like `block` unless its segment's pattern says otherwise."""
 
     vocab_size: PositiveInt = Field(description="rows of the embedding; at least the tokenizer's pieces")
-    num_layers: PositiveInt = Field(description="blocks in all segments together")
+    num_layers: Annotated[int, Field(ge=1, le=MAX_LAYERS)] = Field(description="blocks in all segments together")
     embed_dim: PositiveInt = Field(description="width of the residual stream")
-    block: BlockConfig = Field(description="what every block is, unless the pattern says otherwise")
-    segments: Annotated[tuple[SegmentConfig, ...], Field(min_length=1)] = Field(
+    block: Annotated[BlockConfig, OnResume.FREE] = Field(
+        description="what every block is, unless the pattern says otherwise"
+    )
+    segments: tuple[SegmentConfig, ...] = Field(
         default=({},),  # type: ignore[arg-type] # validated as what a user writes
         validate_default=True,
         description="patterns of blocks that follow each other; a block says what differs from model.block",
@@ -120,6 +126,15 @@ class ModelConfig(Section):
 
     def problems(self) -> Iterator[Problem]:
         """Yield segments that do not make `num_layers` blocks."""
+        empty = [f"model.segments.{number}.pattern" for number, one in enumerate(self.segments) if not one.pattern]
+        empty += [] if self.segments else ["model.segments"]
+        for path in empty:
+            block = "[{}]" if path.endswith("pattern") else "[{pattern: [{}]}]"
+            yield Problem(path, f"{path}=[] must not be empty; use {block}, a block like model.block")
+        if not empty:
+            yield from self._count_problems()
+
+    def _count_problems(self) -> Iterator[Problem]:
         open_ended = [number for number, segment in enumerate(self.segments) if segment.repeat is None]
         given = sum((segment.repeat or 0) * len(segment.blocks) for segment in self.segments)
         if len(open_ended) > 1:
@@ -142,6 +157,11 @@ class ModelConfig(Section):
             text = f"model.num_layers={self.num_layers} must be the {given} blocks of the other segments and a multiple"
             cure = f"use model.num_layers={near} or {near + length}"
             yield Problem("model.num_layers", f"{text} of the number of blocks in {path}, {length}; {cure}")
+
+
+def shared_path(path: str) -> str:
+    """Return where a setting of a pattern's block is that the pattern does not say: in `model.block`."""
+    return re.sub(r"^model\.segments\.\d+\.pattern\.\d+\.", "model.block.", path)
 
 
 def _completed(segment: Any, block: Mapping[str, Any]) -> Any:

@@ -7,6 +7,7 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from maxlm.config.schema import RunConfig
 
@@ -45,18 +46,23 @@ def kinds(section: type[BaseModel]) -> tuple[str, ...]:
     return get_args(field.annotation) if field and get_origin(field.annotation) is Literal else ()
 
 
+def field(annotation: Any, key: str | int, value: Any = None) -> FieldInfo | None:
+    """Return the field `key` of a value that is a section of this type, or None; see `child`."""
+    choices = sections(annotation)
+    if len(choices) > 1:
+        kind = value.get("kind") if isinstance(value, dict) else None
+        choices = tuple(section for section in choices if kind in kinds(section))
+    return choices[0].model_fields.get(str(key)) if choices else None
+
+
 def child(annotation: Any, key: str | int, value: Any = None) -> Any:
     """Return the type of `key` in a value of this type, or None if it has no such key.
 
     Where several sections are possible, the one that `value["kind"]` picks is taken.
     """
-    choices = sections(annotation)
-    if len(choices) > 1:
-        kind = value.get("kind") if isinstance(value, dict) else None
-        choices = tuple(section for section in choices if kind in kinds(section))
-    if choices:
-        field = choices[0].model_fields.get(str(key))
-        return field.annotation if field else None
+    if sections(annotation):
+        found = field(annotation, key, value)
+        return found.annotation if found else None
     for part in members(annotation):
         if get_origin(part) is tuple:
             return get_args(part)[0]
@@ -77,6 +83,7 @@ def read_location(location: Sequence[str | int]) -> tuple[str, Any, Any]:
         choices = members(annotation)
         if len(choices) > 1:
             named = [part for part in sections(annotation) if step == part.__name__ or step in kinds(part)]
+            named += [part for part in choices if get_origin(part) is dict and str(step).startswith("dict[")]
             if named:
                 annotation = named[0]
             continue

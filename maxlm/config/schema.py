@@ -14,23 +14,24 @@ from pydantic import BeforeValidator, Field
 from maxlm.config.model import ModelConfig
 from maxlm.config.objectives import NextTokenConfig, Objective
 from maxlm.config.optim import AdamwConfig, Optimizer
-from maxlm.config.section import Count, Fraction, Name, PositiveFloat, PositiveInt, Section, as_tuple
+from maxlm.config.section import Count, Fraction, Name, OnResume, PositiveFloat, PositiveInt, Section, as_tuple
 
 # --- mesh, data ------------------------------------------------------------------------------------------------------
 
 
+AxisSize = Annotated[int, Field(le=2**20)]
 MESH_AXES = ("data", "stage", "fsdp", "expert", "context", "tensor")
 
 
 class MeshConfig(Section):
     """Devices along each axis; their product is the device count. One axis may be -1: the devices left over."""
 
-    data: int = Field(1, description="batch; parameters replicated")
-    stage: int = Field(1, description="layer stack (pipeline)")
-    fsdp: int = Field(-1, description="batch and every parameter, gradient and optimizer slot")
-    expert: int = Field(1, description="batch and experts of MoE layers")
-    context: int = Field(1, description="sequence")
-    tensor: int = Field(1, description="heads, hidden units, vocabulary")
+    data: AxisSize = Field(1, description="batch; parameters replicated")
+    stage: AxisSize = Field(1, description="layer stack (pipeline)")
+    fsdp: AxisSize = Field(-1, description="batch and every parameter, gradient and optimizer slot")
+    expert: AxisSize = Field(1, description="batch and experts of MoE layers")
+    context: AxisSize = Field(1, description="sequence")
+    tensor: AxisSize = Field(1, description="heads, hidden units, vocabulary")
     stage_repeats: PositiveInt = Field(
         1, description="chunks of layers per stage (interleaved, arXiv:2104.04473): divides the pipeline's bubble"
     )
@@ -72,21 +73,28 @@ class RawTextConfig(Section):
 
 
 class SourceConfig(Section):
-    """A folder of token shards (`train/` and `validation/`), and its share of the mixture."""
+    """A folder of token shards (`train/` and `validation/`), and its share of the mixture.
 
-    path: str
+    Another `path` may hold the same tokens: whether it does is checked by their fingerprint when it is opened.
+    """
+
+    path: Annotated[str, OnResume.FREE]
     weight: PositiveFloat = 1.0
-    raw: RawTextConfig | None = Field(None, description="raw text that `maxlm prepare` turns into this folder")
+    raw: Annotated[RawTextConfig | None, OnResume.FREE] = Field(
+        None, description="raw text that `maxlm prepare` turns into this folder"
+    )
 
 
 class DataConfig(Section):
     """What the model reads: a weighted mixture of sources, packed into sequences."""
 
     sources: Annotated[dict[Name, SourceConfig], Field(min_length=1)]
-    tokenizer: str = Field(description="SentencePiece model file; `maxlm prepare` trains it when it is absent")
+    tokenizer: Annotated[str, OnResume.FREE] = Field(
+        description="SentencePiece model file; `maxlm prepare` trains it when it is absent"
+    )
     sequence_length: PositiveInt = Field(description="tokens per sequence")
     shuffle: Literal["global", "none"] = "global"
-    prefetch_batches: PositiveInt = 4
+    prefetch_batches: Annotated[int, Field(ge=1, le=1000), OnResume.FREE] = 4
 
 
 # --- schedule ---------------------------------------------------------------------------------------------
@@ -108,27 +116,35 @@ class ScheduleConfig(Section):
 class TrainConfig(Section):
     """The training loop and the step."""
 
-    num_steps: PositiveInt
+    num_steps: Annotated[PositiveInt, OnResume.FREE]
     batch_size: PositiveInt = Field(description="sequences per step over the whole mesh")
-    microbatches: PositiveInt = Field(1, description="gradient accumulation: pieces the batch is worked in")
-    gather: Literal["layer", "microbatch", "step"] = Field(
+    microbatches: Annotated[PositiveInt, OnResume.FREE] = Field(
+        1, description="gradient accumulation: pieces the batch is worked in"
+    )
+    gather: Annotated[Literal["layer", "microbatch", "step"], OnResume.FREE] = Field(
         "layer", description="when sharded parameters are gathered: ZeRO-3, ZeRO-2, ZeRO-1 (arXiv:1910.02054)"
     )
-    remat: Literal["none", "full"] | dict[str, Literal["recompute", "save", "offload"]] = Field(
-        "none",
-        description="what the backward pass computes again: nothing, all within blocks, or a choice for each activation "
-        "that layers name: computed again (as those without a choice), kept, or kept in host memory",
+    remat: Annotated[Literal["none", "full"] | dict[str, Literal["recompute", "save", "offload"]], OnResume.FREE] = (
+        Field(
+            "none",
+            description="what the backward pass computes again: nothing, all within blocks, or a choice for each "
+            "activation that layers name: computed again (as those without a choice), kept, or kept in host memory",
+        )
     )
-    offload: Annotated[tuple[Literal["optimizer", "activations"], ...], BeforeValidator(as_tuple)] = Field(
-        (), description="what lies in host memory: optimizer slots between steps, inputs of blocks until backward"
+    offload: Annotated[tuple[Literal["optimizer", "activations"], ...], BeforeValidator(as_tuple), OnResume.FREE] = (
+        Field(
+            (), description="what lies in host memory: optimizer slots between steps, inputs of blocks until backward"
+        )
     )
     compute_dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 on TPU and GPU, float32 on CPU"
     )
-    max_skipped_steps: PositiveInt = Field(10, description="stop after so many non-finite steps in a row")
-    eval_every: Count = Field(0, description="steps between evaluations (0: only at the end)")
-    eval_batches: PositiveInt = 8
-    log_every: PositiveInt = 10
+    max_skipped_steps: Annotated[PositiveInt, OnResume.FREE] = Field(
+        10, description="stop after so many non-finite steps in a row"
+    )
+    eval_every: Annotated[Count, OnResume.FREE] = Field(0, description="steps between evaluations (0: only at the end)")
+    eval_batches: Annotated[PositiveInt, OnResume.FREE] = 8
+    log_every: Annotated[PositiveInt, OnResume.FREE] = 10
 
     @property
     def remat_choices(self) -> dict[str, str]:
@@ -164,7 +180,7 @@ class ProfileConfig(Section):
 class RuntimeConfig(Section):
     """The process: seed, devices, kernels, watchdog."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32), OnResume.FIXED] = 0
     platform: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
     device_count: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         None, description="fake CPU devices per process, to try a mesh on a laptop (needs platform cpu or auto)"
@@ -174,7 +190,7 @@ class RuntimeConfig(Section):
     ] = Field(
         "auto", description="auto: the best one for platform and model; interpret: flash_tpu step by step, on a CPU"
     )
-    step_timeout_seconds: PositiveFloat | None = Field(
+    step_timeout_seconds: Annotated[float, Field(gt=0, le=1e8)] | None = Field(
         1800.0, description="a step longer than this ends the process with all its stacks (null: never)"
     )
     compile_cache: str | None = Field(None, description="folder of compiled programs (null: none)")
@@ -184,17 +200,17 @@ class RuntimeConfig(Section):
 class RunConfig(Section):
     """One run, from raw text to checkpoints and curves."""
 
-    run_dir: str
+    run_dir: Annotated[str, OnResume.FREE]
     model: ModelConfig
-    mesh: MeshConfig = MeshConfig()
+    mesh: Annotated[MeshConfig, OnResume.FREE] = MeshConfig()
     data: DataConfig
     objective: Objective = NextTokenConfig()
     optimizer: Optimizer = AdamwConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
+    schedule: Annotated[ScheduleConfig, OnResume.RATE] = ScheduleConfig()
     train: TrainConfig
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    metrics: MetricsConfig = MetricsConfig()
-    runtime: RuntimeConfig = RuntimeConfig()
+    checkpoint: Annotated[CheckpointConfig, OnResume.FREE] = CheckpointConfig()
+    metrics: Annotated[MetricsConfig, OnResume.FREE] = MetricsConfig()
+    runtime: Annotated[RuntimeConfig, OnResume.FREE] = RuntimeConfig()
 
     @property
     def tokens_per_step(self) -> int:

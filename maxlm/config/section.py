@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,6 +19,17 @@ class Section(BaseModel):
     """A frozen group of settings: unknown keys, wrong types, nan and inf are refused."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class OnResume(Enum):
+    """What a change means for a run that goes on: a mark in a field's `Annotated`, for all in it if it is a section.
+
+    A change of a field without a mark makes another run.
+    """
+
+    FREE = "how the run is executed, watched or stored: may change"
+    RATE = "may change as long as no step that is done had another learning rate"
+    FIXED = "makes another run, within a section that is free"
 
 
 class LayerSection(Section):
@@ -68,9 +80,11 @@ def as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-PositiveInt = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
+# Devices count in int32, and in fp32, which numbers up to 1e30 leave room to calculate with.
+INT32_MAX = 2**31 - 1
+PositiveInt = Annotated[int, Field(ge=1, le=INT32_MAX)]
+Count = Annotated[int, Field(ge=0, le=INT32_MAX)]
+PositiveFloat = Annotated[float, Field(gt=0, le=1e30)]
+NonNegativeFloat = Annotated[float, Field(ge=0, le=1e30)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]

@@ -6,7 +6,11 @@ aliases without end. Here a plain scalar is null, true, false, a decimal number 
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import shlex
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,11 +82,14 @@ def read_yaml(path: Path, name: str) -> Node:
         ConfigError: it cannot be read, is too large, or is not the YAML described above.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        reason = error.strerror or "cannot be read"
+        with open(path, "rb", opener=_open_at_once) as file:
+            kind = os.fstat(file.fileno()).st_mode
+            data = file.read(MAX_BYTES + 1) if stat.S_ISREG(kind) else None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise _error(name, f"{reason}; give the path of a readable YAML file") from error
+    if data is None:
+        raise _error(name, "a pipe or device, not a file; write what comes out of it to a file and name that")
     if len(data) > MAX_BYTES:
         raise _error(name, f"larger than {MAX_BYTES:,} bytes; is this the right file?")
     try:
@@ -93,13 +100,18 @@ def read_yaml(path: Path, name: str) -> Node:
     return _Converter(name).convert(text)
 
 
-def read_value(text: str, origin: str) -> Node:
-    """Read one line of YAML: a scalar, or a list or mapping in brackets.
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file without waiting for someone to write to it, if it is a pipe."""
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def read_value(text: str, origin: str, key: str) -> Node:
+    """Read one line of YAML: a scalar, or a list or mapping in brackets, and nothing else.
 
     Raises:
-        ConfigError: it is none of these.
+        ConfigError: it is none of these, or YAML would drop a part of it, such as a comment; names the cure for `key`.
     """
-    return _Converter(origin, one_line=True).convert(text)
+    return _Converter(origin, key=key).convert(text.strip())
 
 
 class _Loader(yaml.SafeLoader):
@@ -128,9 +140,9 @@ class _Refused(yaml.MarkedYAMLError):
 class _Converter:
     """Turn YAML text into nodes, collecting what is wrong with it."""
 
-    def __init__(self, name: str, *, one_line: bool = False):
-        self.name = name
-        self.one_line = one_line
+    def __init__(self, name: str, *, key: str | None = None):
+        """`key`: what the text is the value of, if it is one line of the command line and not a file."""
+        self.name, self.key = name, key
         self.count = 0
         self.problems: list[Problem] = []
 
@@ -146,13 +158,33 @@ class _Converter:
             if loader is not None:
                 loader.dispose()
         if root is None:
+            if self.key is not None:
+                raise self._dropped(text, "")
             return Node(None, self._where(0))
-        if self.one_line and isinstance(root, yaml.CollectionNode) and not root.flow_style:
-            raise _error(self.name, f"{text!r} is not a single value; put it in quotes, or use [..] or {{..}}")
+        if self.key is not None:
+            self._refuse_more_than_a_value(root, text)
         node = self._node(root, self._where(root.start_mark.line), 0)
         if self.problems:
             raise ConfigError(self.problems, self.name)
         return node
+
+    def _refuse_more_than_a_value(self, root: yaml.Node, text: str) -> None:
+        """Refuse what YAML reads as a value and something else: comments, anchors, document marks, line breaks."""
+        if isinstance(root, yaml.CollectionNode) and not root.flow_style:
+            raise _error(self.name, f"{text!r} is not a single value; put it in quotes, or use [..] or {{..}}")
+        kept = text[root.start_mark.index : root.end_mark.index]
+        if isinstance(root, yaml.ScalarNode) and root.style is None:
+            kept = root.value
+        if kept != text:
+            raise self._dropped(text, kept)
+        if "\n" in text:
+            raise _error(self.name, f"{text!r} is more than a line; write \\n in double quotes for a line break")
+
+    def _dropped(self, text: str, kept: str) -> ConfigError:
+        quoted = f"{self.key}={json.dumps(text, ensure_ascii=False)}"
+        return _error(
+            self.name, f"of {text!r} YAML would keep {kept!r} alone; to keep all of it: {shlex.quote(quoted)}"
+        )
 
     def _node(self, node: yaml.Node, where: str, depth: int) -> Node:
         self.count += 1
@@ -184,7 +216,7 @@ class _Converter:
         return result
 
     def _where(self, line: int) -> str:
-        return self.name if self.one_line else f"{self.name}:{line + 1}"
+        return self.name if self.key is not None else f"{self.name}:{line + 1}"
 
     def _syntax_error(self, error: yaml.YAMLError, text: str) -> ConfigError:
         if isinstance(error, _Refused) and error.problem_mark:

@@ -1,7 +1,8 @@
-"""`batch = dataset[step]`: the global batch as a pure function of (seed, step), for any split among hosts.
+"""Rows of training data as a pure function of (seed, row number), for any split into batches and among hosts.
 
-Sources are shuffled, repeated and mixed by index (grain's MapDataset), so there is no iterator state: a run resumes
-from the step number alone, and any process can read any rows of any step.
+Sources are shuffled, repeated and mixed by index (grain's MapDataset), so there is no iterator state: a step reads the
+rows that follow those consumed before it, a run resumes from their number alone, whatever its batch size then is, and
+any process can read any rows.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ SMALLEST_SHARE = 100  # grain mixes by integers whose smallest is 100, so a shar
 
 
 class Dataset:
-    """Batches of `batch_size` sequences, addressed by step; thread-safe. Made by `build_dataset`."""
+    """Sequences addressed by their row number, read `batch_size` at a time; thread-safe. Made by `build_dataset`."""
 
     def __init__(
         self,
@@ -70,24 +71,22 @@ class Dataset:
         text = json.dumps(sorted((name, shards.fingerprint) for name, shards in self.shards.items()))
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def rows(self, step: int, start: int, stop: int) -> dict[str, np.ndarray]:
-        """Return rows [start, stop) of the global batch `step`; see `maxlm.data.examples` for the fields.
+    def rows(self, start: int, stop: int) -> dict[str, np.ndarray]:
+        """Return rows [start, stop), counted from the first step's first; see `maxlm.data.examples` for the fields.
 
         Raises:
           UserError: a shard is damaged.
         """
-        if not (step >= 0 and 0 <= start <= stop <= self.batch_size):
-            raise IndexError(f"rows [{start}, {stop}) of step {step}, batch_size={self.batch_size}")
+        if not 0 <= start <= stop:
+            raise IndexError(f"rows [{start}, {stop})")
         windows = np.full((stop - start, self.sequence_length + self.examples.tokens_after), NO_TOKEN, np.int32)
-        first = step * self.batch_size + start
-        for row, index in enumerate(range(first, min(first + stop - start, len(self._windows)))):
+        for row, index in enumerate(range(start, min(stop, len(self._windows)))):
             windows[row] = self._windows[index]
-        return self.examples(windows, range(first, first + stop - start))
+        return self.examples(windows, range(start, stop))
 
-    def epochs(self, step: int) -> dict[str, float]:
-        """Return how often each source was read through after `step` steps (to a sequence)."""
+    def epochs(self, rows: int) -> dict[str, float]:
+        """Return how often each source was read through (to a sequence) by a run that consumed rows [0, rows)."""
         total = sum(self._shares.values())
-        rows = step * self.batch_size
         return {name: rows * share / total / self._num_windows[name] for name, share in self._shares.items()}
 
 

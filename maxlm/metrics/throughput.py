@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from typing import NamedTuple
 
 
@@ -49,6 +50,24 @@ def peak_flops(device_kind: str, dtype: str) -> float | None:
         if re.search(peak.kind, device_kind, re.IGNORECASE):
             return {"bfloat16": peak.bfloat16, "float32": peak.float32}[dtype]
     return None
+
+
+class LapTimer:
+    """Wall time of the steps between two logged ones, without evaluations and checkpoints that came in between."""
+
+    def __init__(self) -> None:
+        self._mark, self._elsewhere = time.perf_counter(), 0.0
+
+    def lap(self, elsewhere: float) -> float:
+        """Return the seconds since the lap before (or the start), and begin the next lap.
+
+        Args:
+          elsewhere: seconds spent on something else than steps since the start, a running total.
+        """
+        now = time.perf_counter()
+        seconds = now - self._mark - (elsewhere - self._elsewhere)
+        self._mark, self._elsewhere = now, elsewhere
+        return max(seconds, 1e-9)
 
 
 def rates(

@@ -37,9 +37,10 @@ def evaluate(
     """
     values: dict[str, float] = {}
     for source, dataset in datasets.items():
-        steps = range(min(max_batches, dataset.num_batches))
+        size = dataset.batch_size
+        starts = range(0, min(max_batches, dataset.num_batches) * size, size)
         # Dispatched without waiting: the device works on one batch while the host reads the next.
-        sums = [settle(losses(decoder, device_batch(dataset, step, sharding))) for step in steps]
+        sums = [settle(losses(decoder, device_batch(dataset, row, sharding))) for row in starts]
         host: list[Sums] = jax.device_get(sums)
         values |= {f"val/{source}/{name}": value for name, value in loss_metrics(objective, host).items()}
     return values

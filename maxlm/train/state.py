@@ -10,9 +10,41 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from maxlm.config.schema import RunConfig
+from maxlm.models.cost import flops_per_token
 from maxlm.models.decoder import Decoder
 from maxlm.sharding.host import on_host
 from maxlm.sharding.parameters import initialise, is_parameter, layers_of, partition_spec
+
+
+class Consumed(NamedTuple):
+    """What a run has read and spent since step 0; whole numbers, which are exact at any size.
+
+    Attributes:
+      rows: of the training data; the next step reads from this one on.
+      tokens: in these rows.
+      flops: by the formula in `maxlm.models.cost`.
+    """
+
+    rows: int
+    tokens: int
+    flops: int
+
+
+class Consumption:
+    """What a run has consumed after each of its steps from `start_step` on, where it had consumed `start`."""
+
+    def __init__(self, start: Consumed, start_step: int, config: RunConfig):
+        length = config.data.sequence_length
+        tokens = config.train.batch_size * length
+        self.per_step = Consumed(config.train.batch_size, tokens, round(tokens * flops_per_token(config.model, length)))
+        self._start, self._start_step = start, start_step
+
+    def at(self, step: int) -> Consumed:
+        """Return what the run has consumed after `step` steps."""
+        steps = step - self._start_step
+        pairs = zip(self._start, self.per_step, strict=True)
+        return Consumed(*(before + steps * each for before, each in pairs))
 
 
 class TrainState(NamedTuple):
@@ -61,7 +93,7 @@ def declare_state(
 
 
 def _spec_that_fits(parameter: Any, mesh: Mesh) -> P:
-    """Return a parameter's layout; rows saved for other stages may not divide by those of this mesh: they stay whole."""
+    """Return a parameter's layout; rows that were saved for other stages, and do not divide by these, stay whole."""
     spec, rows = partition_spec(parameter), parameter.get_value().shape[:1]
     if layers_of(parameter) is not None and rows[0] % mesh.shape["stage"]:
         return P(None, *spec[1:])

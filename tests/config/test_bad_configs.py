@@ -9,7 +9,7 @@ import pytest
 from maxlm.config import ConfigError, load_run
 
 # name: (replaced text, appended text, overrides, what the message must contain)
-MOE = "model.pattern=[{ffn: {kind: moe, %s}}]"
+MOE = "model.segments=[{pattern: [{ffn: {kind: moe, %s}}]}]"
 CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
     # keys
     "misspelt key": (
@@ -24,14 +24,19 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
         [],
         ["run.yaml:15: train.learning_rate is not a known key; did you mean optimizer.learning_rate?"],
     ),
-    "section key at the top": ({}, "num_heads: 3\n", [], ["run.yaml:16: num_heads", "did you mean model.num_heads?"]),
+    "section key at the top": (
+        {},
+        "num_heads: 3\n",
+        [],
+        ["run.yaml:16: num_heads", "did you mean model.block.mixer.num_heads?"],
+    ),
     "nonsense key": ({}, "zzz: 3\n", [], ["run.yaml:16: zzz is not a known key", "use one of run_dir, model, mesh"]),
     "misspelt section": ({"train:": "trian:"}, "", [], ["trian is not a known key; did you mean train?"]),
     "missing setting": (
         {"  num_layers: 2\n": ""},
         "",
         [],
-        ["run.yaml:2: model.num_layers is missing", "blocks in the stack", "`num_layers: 1`"],
+        ["run.yaml:2: model.num_layers is missing", "blocks in all segments together", "`num_layers: 1`"],
     ),
     "missing section": (
         {"run_dir: runs/test\n": ""},
@@ -40,29 +45,29 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
         ["run.yaml: run_dir is missing; add it: for example `run_dir: name`"],
     ),
     "duplicate key": (
-        {"num_heads: 4": "num_heads: 4\n  num_heads: 8"},
+        {"num_heads: 4": "num_heads: 4, num_heads: 8"},
         "",
         [],
-        ["run.yaml:7: the key 'num_heads' is here twice, first at run.yaml:6; remove one"],
+        ["run.yaml:6: the key 'num_heads' is here twice, first at run.yaml:6; remove one"],
     ),
     # values
     "text for a number": (
         {"num_heads: 4": 'num_heads: "4"'},
         "",
         [],
-        ['run.yaml:6: model.num_heads="4" must be a whole number; write 4'],
+        ['run.yaml:6: model.block.mixer.num_heads="4" must be a whole number; write 4'],
     ),
     "words for a number": (
         {"num_heads: 4": "num_heads: four"},
         "",
         [],
-        ['model.num_heads="four" must be a whole number; for example 1'],
+        ['model.block.mixer.num_heads="four" must be a whole number; for example 1'],
     ),
     "octal-looking number": (
         {"num_heads: 4": "num_heads: 010"},
         "",
         [],
-        ['model.num_heads="010" must be a whole number; write 10'],
+        ['model.block.mixer.num_heads="010" must be a whole number; write 10'],
     ),
     "underscores": ({"num_steps: 100": "num_steps: 1_000"}, "", [], ['train.num_steps="1_000"', "write 1000"]),
     "float for a count": ({"num_steps: 100": "num_steps: 1e3"}, "", [], ["train.num_steps=1000.0", "write 1000"]),
@@ -71,7 +76,7 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
         {"num_heads: 4": "num_heads:"},
         "",
         [],
-        ["model.num_heads=null must be a whole number; give it one"],
+        ["model.block.mixer.num_heads=null must be a whole number; give it one"],
     ),
     "empty section": ({}, "optimizer:\n", [], ["run.yaml:16: optimizer=null", "remove the line for its default"]),
     "section is a list": ({}, "mesh: [2, 4]\n", [], ["run.yaml:16: mesh=[2, 4] must be a mapping with data, stage"]),
@@ -86,6 +91,67 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
     "zero": ({"num_layers: 2": "num_layers: 0"}, "", [], ["run.yaml:4: model.num_layers=0 must be at least 1; use 1"]),
     "negative": ({}, "optimizer: {weight_decay: -1}\n", [], ["optimizer.weight_decay=-1 must be at least 0; use 0"]),
     "too large": ({}, "optimizer: {beta2: 1.0}\n", [], ["optimizer.beta2=1.0 must be less than 1; for example 0.95"]),
+    "more than int32": (
+        {"num_steps: 100": "num_steps: 3000000000"},
+        "",
+        [],
+        ["train.num_steps=3000000000 must be at most 2147483647, the largest int32; use 2147483647 or less"],
+    ),
+    "every count has a bound": (
+        {"vocab_size: 512": "vocab_size: 1000000000000"},
+        "optimizer: {learning_rate: 1e300}\nmesh: {data: 10000000000}\n",
+        ["train.batch_size=1000000000000", "data.sequence_length=2147483648", "data.prefetch_batches=100000"],
+        [
+            "model.vocab_size=1000000000000 must be at most 2147483647, the largest int32",
+            "optimizer.learning_rate=1e+300 must be at most 1e+30; use 1e+30 or less",
+            "train.batch_size=1000000000000 must be at most 2147483647, the largest int32",
+            "data.sequence_length=2147483648 must be at most 2147483647, the largest int32",
+            "data.prefetch_batches=100000 must be at most 1000; use 1000 or less",
+            "mesh.data=10000000000 must be at most 1048576; use 1048576 or less",
+        ],
+    ),
+    "layers without end": (
+        {"num_layers: 2": "num_layers: 2000000000"},
+        "runtime: {step_timeout_seconds: 1e12}\n",
+        [],
+        [
+            "model.num_layers=2000000000 must be at most 100000; use 100000 or less",
+            "runtime.step_timeout_seconds=1000000000000.0 must be at most 1e+08",
+        ],
+    ),
+    "tokens of a step": (
+        {"batch_size: 8": "batch_size: 2000000000"},
+        "",
+        [],
+        [
+            "train.batch_size=2000000000 * data.sequence_length=32 = 64000000000 tokens a step must be at most "
+            "134217728: the bytes of their text are counted in int32; use train.batch_size=4194304 or less"
+        ],
+    ),
+    "sequence longer than a step": (
+        {"sequence_length: 32": "sequence_length: 2000000000"},
+        "",
+        [],
+        ["use data.sequence_length=134217728 or less"],
+    ),
+    "far divisors": (
+        {"batch_size: 8": "batch_size: 4194303\n  microbatches: 2147483647"},
+        "",
+        [],
+        ["train.batch_size=4194303 must be divisible by train.microbatches=2147483647; use"],
+    ),
+    "zero byte in a path": (
+        {"run_dir: runs/test": 'run_dir: "runs/a\\0b"'},
+        'runtime: {compile_cache: "\\0"}\n',
+        [],
+        ["run_dir='runs/a\\x00b' has a zero byte, which no file name can have; remove it", "runtime.compile_cache='"],
+    ),
+    "regular expression that no memory holds": (
+        {},
+        'optimizer: {overrides: [{match: "a{99999999999}"}]}\n',
+        [],
+        ["optimizer.overrides.0.match='a{99999999999}' is not a regular expression"],
+    ),
     "nan": ({}, "optimizer: {learning_rate: .nan}\n", [], ["learning_rate=NaN must be a finite number; for example"]),
     "infinite": ({}, "optimizer: {learning_rate: 1e999}\n", [], ["learning_rate=Infinity must be a finite number"]),
     "misspelt choice": (
@@ -102,37 +168,36 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
     ),
     "only choice": ({}, "optimizer: {kind: sgd}\n", [], ['optimizer.kind="sgd" is not known here; use adamw']),
     "union kind": (
-        {"mlp_dim: 128": "mlp_dim: 128\n  position: {kind: alibi}"},
+        {"head_dim: 16": "head_dim: 16, position: {kind: alibi}"},
         "",
         [],
-        ['run.yaml:8: model.position.kind="alibi" is not one of rope, learned, none'],
+        ['run.yaml:6: model.block.mixer.position.kind="alibi" is not one of rope, none'],
     ),
     "union without kind": (
-        {"mlp_dim: 128": "mlp_dim: 128\n  position: {theta: 1.0}"},
+        {"head_dim: 16": "head_dim: 16, position: {theta: 1.0}"},
         "",
         [],
-        ["run.yaml:8: model.position.kind is missing; add one of rope, learned, none"],
+        ["run.yaml:6: model.block.mixer.position.kind is missing; add one of rope, none"],
     ),
     "key of another kind": (
-        {"mlp_dim: 128": "mlp_dim: 128\n  position: {kind: learned, theta: 1.0}"},
+        {"head_dim: 16": "head_dim: 16, position: {kind: none, theta: 1.0}"},
         "",
         [],
-        ["run.yaml:8: model.position.theta is not a known key; did you mean", "model.position.theta"],
+        ["run.yaml:6: model.block.mixer.position.theta is not a known key"],
     ),
     "remat word": (
         {},
         "",
         ["train.remat=ful"],
         [
-            'train.remat="ful" is not one of none, full, a mapping with query, key, value',
-            "...; did you mean full?",
+            'train.remat="ful" is not one of none, full, a mapping; did you mean full?',
         ],
     ),
     "remat name": (
         {},
         "",
         ["train.remat={query: save, keys: save}"],
-        ["train.remat.keys is not a known key; did you mean train.remat.key?"],
+        ["train.remat.keys is no activation of this model's layers; did you mean key?"],
     ),
     "remat choice": (
         {},
@@ -156,7 +221,7 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
         {},
         "",
         ["train.remat=[query]"],
-        ['train.remat=["query"] must be none, full or a mapping with query, key, value, attention_out, ...'],
+        ['train.remat=["query"] must be none, full or a mapping'],
     ),
     "value for a list": (
         {"{path: data/text}": "{path: data/text, raw: {kind: files, paths: data/raw}}"},
@@ -178,21 +243,24 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
     ),
     # several settings
     "heads on tensor": (
-        {"num_heads: 4": "num_heads: 30\n  num_kv_heads: 6\n  head_dim: 2"},
+        {"num_heads: 4, head_dim: 16": "num_heads: 30, num_kv_heads: 6, head_dim: 2"},
         "mesh: {tensor: 4}\n",
         [],
         [
-            "run.yaml:6: model.num_heads=30 must be divisible by mesh.tensor=4; "
-            "use model.num_heads=28 or 32, or mesh.tensor=3 or 5",
-            "run.yaml:7: model.num_kv_heads=6 must be divisible by mesh.tensor=4; "
-            "use model.num_kv_heads=4 or 8, or mesh.tensor=3 or 6",
+            "run.yaml:6: model.block.mixer.num_heads=30 must be divisible by mesh.tensor=4; "
+            "use model.block.mixer.num_heads=28 or 32, or mesh.tensor=3 or 5",
+            "run.yaml:6: model.block.mixer.num_kv_heads=6 must be divisible by mesh.tensor=4; "
+            "use model.block.mixer.num_kv_heads=4 or 8, or mesh.tensor=3 or 6",
         ],
     ),
     "hidden units on tensor": (
-        {"mlp_dim: 128": "mlp_dim: 129"},
+        {"hidden_dim: 128": "hidden_dim: 129"},
         "mesh: {tensor: 2}\n",
         [],
-        ["model.mlp_dim=129 must be divisible by mesh.tensor=2; use model.mlp_dim=128 or 130, or mesh.tensor=1 or 3"],
+        [
+            "run.yaml:7: model.block.ffn.hidden_dim=129 must be divisible by mesh.tensor=2; "
+            "use model.block.ffn.hidden_dim=128 or 130, or mesh.tensor=1 or 3"
+        ],
     ),
     "vocabulary on tensor": (
         {"vocab_size: 512": "vocab_size: 50257"},
@@ -221,11 +289,20 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
         [],
         ["data.sequence_length=30 must be divisible by mesh.tensor=4; use data.sequence_length=28 or 32"],
     ),
-    "layers that stages do not divide": (
+    "fewer layers than stages": (
         {"num_layers: 2": "num_layers: 6"},
+        "mesh: {stage: 4, stage_repeats: 2}\n",
+        ["train.microbatches=4"],
+        [
+            "mesh.stage=4 * mesh.stage_repeats=2 = 8 is more than the 6 layers, of which each stage needs one; "
+            "use mesh.stage=3 or less"
+        ],
+    ),
+    "fewer patterns than stages": (
+        {"num_layers: 2": "num_layers: 6\n  segments: [{pattern: [{repeat: 2}, {}]}]"},
         "mesh: {stage: 4}\n",
         [],
-        ["model.num_layers=6 must be divisible by mesh.stage=4; use", "with these layers mesh.stage may be 2, 3, 6"],
+        ["mesh.stage=4 is more than the 2 repetitions of the patterns in model.segments, of which each stage needs"],
     ),
     "microbatches that interleaved stages do not divide": (
         {"num_layers: 2": "num_layers: 4"},
@@ -250,45 +327,32 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
         ["must be divisible by mesh.context=4 * mesh.tensor=2 = 8; use data.sequence_length=32 or 40"],
     ),
     "heads exchanged for sequence": (
-        {"num_heads: 4": "num_heads: 8\n  num_kv_heads: 2"},
+        {"num_heads: 4": "num_heads: 8, num_kv_heads: 2"},
         "mesh: {context: 4, tensor: 2, context_kind: ulysses}\n",
         [],
         [
-            "model.num_kv_heads=2 must be divisible by mesh.tensor=2 * mesh.context=4 = 8; use model.num_kv_heads=8, "
-            "or mesh.context=1, or mesh.context_kind=ring, which does not split heads"
+            "model.block.mixer.num_kv_heads=2 must be divisible by mesh.tensor=2 * mesh.context=4 = 8; "
+            "use model.block.mixer.num_kv_heads=8, or mesh.context=1, or mesh.context_kind=ring, which does not split heads"
         ],
-    ),
-    "blocks before stages": (
-        {},
-        "mesh: {stage: 2}\n",
-        ["model.prefix=[{}]", "model.num_layers=4"],
-        [
-            "model.num_layers=4 without the 1 blocks of model.prefix, 3, must be divisible by mesh.stage=2; use "
-            "model.num_layers=3 or 5, or mesh.stage=1 or 3; with these layers mesh.stage may be 3"
-        ],
-    ),
-    "nothing behind the blocks before stages": (
-        {},
-        "mesh: {stage: 4}\n",
-        ["model.prefix=[{}, {}, {}]", "model.num_layers=2"],
-        ["model.num_layers=2 must be the 3 blocks of model.prefix and a multiple of the length of model.pattern"],
     ),
     "experts on mesh": (
         {},
         "mesh: {expert: 4}\n",
         [MOE % "num_experts: 6, experts_per_token: 2, expert_dim: 30, shared_dim: 30", "mesh.tensor=4"],
         [
-            "model.pattern.0.ffn.num_experts=6 must be divisible by mesh.expert=4; use "
-            "model.pattern.0.ffn.num_experts=4 or 8, or mesh.expert=3 or 6",
-            "model.pattern.0.ffn.expert_dim=30 must be divisible by mesh.tensor=4",
-            "model.pattern.0.ffn.shared_dim=30 must be divisible by mesh.tensor=4",
+            "model.segments.0.pattern.0.ffn.num_experts=6 must be divisible by mesh.expert=4; use "
+            "model.segments.0.pattern.0.ffn.num_experts=4 or 8, or mesh.expert=3 or 6",
+            "model.segments.0.pattern.0.ffn.expert_dim=30 must be divisible by mesh.tensor=4",
+            "model.segments.0.pattern.0.ffn.shared_dim=30 must be divisible by mesh.tensor=4",
         ],
     ),
     "more choices than experts": (
         {},
         "",
         [MOE % "num_experts: 4, experts_per_token: 5, expert_dim: 32"],
-        ["model.pattern.0.ffn.experts_per_token=5 is more than model.pattern.0.ffn.num_experts=4"],
+        [
+            "model.segments.0.pattern.0.ffn.experts_per_token=5 is more than model.segments.0.pattern.0.ffn.num_experts=4"
+        ],
     ),
     "capacity without effect": (
         {},
@@ -303,28 +367,61 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
         {},
         "",
         [MOE % "num_experts: 8, experts_per_token: 2, expert_dim: 32, router: {num_groups: 3, top_groups: 4}"],
-        ["ffn.num_experts=8 must be divisible by model.pattern.0.ffn.router.num_groups=3", "top_groups=4 is more than"],
+        [
+            "ffn.num_experts=8 must be divisible by model.segments.0.pattern.0.ffn.router.num_groups=3",
+            "top_groups=4 is more than",
+        ],
     ),
     "too few groups": (
         {},
         "",
         [MOE % "num_experts: 8, experts_per_token: 3, expert_dim: 32, router: {num_groups: 4, top_groups: 1}"],
-        ["router.top_groups=1 groups of 2 experts are fewer than model.pattern.0.ffn.experts_per_token=3; use "],
-    ),
-    "experts before the pattern": (
-        {},
-        "",
-        ["model.prefix=[{ffn: {kind: moe, num_experts: 4, experts_per_token: 1, expert_dim: 8}}]"],
-        ["model.prefix.0.ffn.kind=moe: experts can only stand in model.pattern"],
-    ),
-    "prefix as long as the stack": (
-        {},
-        "",
-        ["model.prefix=[{}, {}]"],
         [
-            "model.num_layers=2 must be the 2 blocks of model.prefix and a multiple of the length of model.pattern, "
-            "1; use model.num_layers=3 or 4"
+            "router.top_groups=1 groups of 2 experts are fewer than model.segments.0.pattern.0.ffn.experts_per_token=3; use "
         ],
+    ),
+    "two open segments": (
+        {},
+        "",
+        ["model.segments=[{}, {pattern: [{}]}]"],
+        [
+            "model.segments.0 and model.segments.1 have no repeat, and only one segment can take the layers left over; "
+            "give model.segments.1.repeat"
+        ],
+    ),
+    "segments that are too short": (
+        {},
+        "",
+        ["model.segments=[{repeat: 1}]"],
+        ["model.num_layers=2, but model.segments make 1 blocks; use model.num_layers=1, or other repeats"],
+    ),
+    "nothing left for a segment": (
+        {},
+        "",
+        ["model.segments=[{repeat: 1, pattern: [{repeat: 2}]}, {}]"],
+        [
+            "model.num_layers=2 must be the 2 blocks of the other segments and a multiple of the number of blocks in "
+            "model.segments.1.pattern, 1; use model.num_layers=3 or 4"
+        ],
+    ),
+    "no segments": ({}, "", ["model.segments=[]"], ["model.segments=[] must not be empty; use [{pattern: [{}]}]"]),
+    "empty pattern": (
+        {},
+        "",
+        ["model.segments=[{pattern: []}]"],
+        ["model.segments.0.pattern=[] must not be empty; use [{}], a block like model.block"],
+    ),
+    "one mixer in parallel": (
+        {},
+        "",
+        ["model.block.mixer={kind: parallel, mixers: [{kind: attention, num_heads: 4, head_dim: 15}]}"],
+        ["model.block.mixer.mixers"],
+    ),
+    "a mixer in parallel": (
+        {},
+        "",
+        ["model.block.mixer={kind: parallel, mixers: [{kind: none}, {kind: attention, num_heads: 4, head_dim: 15}]}"],
+        ["model.block.mixer.mixers.1.head_dim=15 must be even for model.block.mixer.mixers.1.position.kind=rope"],
     ),
     "axis of zero": (
         {},
@@ -346,31 +443,31 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
         ["runtime.device_count=8 makes fake CPU devices, but runtime.platform=tpu; use runtime.device_count=null"],
     ),
     "pattern": (
-        {"num_layers: 2": "num_layers: 3\n  pattern: [{}, {}]"},
+        {"num_layers: 2": "num_layers: 3\n  segments: [{pattern: [{}, {}]}]"},
         "",
         [],
-        ["model.num_layers=3 must be divisible by the length of model.pattern=2; use model.num_layers=2 or 4"],
+        [
+            "model.num_layers=3 must be divisible by the number of blocks in model.segments.0.pattern=2; "
+            "use model.num_layers=2 or 4"
+        ],
     ),
     "kv heads": (
-        {"num_heads: 4": "num_heads: 4\n  num_kv_heads: 3"},
+        {"num_heads: 4": "num_heads: 4, num_kv_heads: 3"},
         "",
         [],
-        ["model.num_heads=4 must be divisible by model.num_kv_heads=3; use model.num_heads=3 or 6"],
+        [
+            "model.block.mixer.num_heads=4 must be divisible by model.block.mixer.num_kv_heads=3; "
+            "use model.block.mixer.num_heads=3 or 6"
+        ],
     ),
     "odd rope": (
-        {"num_heads: 4": "num_heads: 4\n  head_dim: 15"},
+        {"head_dim: 16": "head_dim: 15"},
         "",
         [],
-        ["model.head_dim=15 must be even for model.position.kind=rope; use 14 or 16"],
-    ),
-    "width on heads": (
-        {"num_heads: 4": "num_heads: 6"},
-        "",
-        [],
-        ["model.embed_dim=64 must be divisible by model.num_heads=6 when model.head_dim is not given", "60 or 66"],
+        ["model.block.mixer.head_dim=15 must be even for model.block.mixer.position.kind=rope; use 14 or 16"],
     ),
     "learned positions": (
-        {"mlp_dim: 128": "mlp_dim: 128\n  position: {kind: learned, max_length: 16}"},
+        {"hidden_dim: 128}}": "hidden_dim: 128}}\n  position: {kind: learned, max_length: 16}"},
         "",
         [],
         [
@@ -379,7 +476,7 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
         ],
     ),
     "rope scaling": (
-        {"mlp_dim: 128": "mlp_dim: 128\n  position: {kind: rope, scaling: {low_frequency_factor: 4.0}}"},
+        {"head_dim: 16": "head_dim: 16, position: {kind: rope, scaling: {low_frequency_factor: 4.0}}"},
         "",
         [],
         ["low_frequency_factor=4.0 must be less than", "high_frequency_factor=4.0; use 1.0 and 4.0"],
@@ -454,10 +551,13 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
         ["train.num_steps.x: train.num_steps is 100 (run.yaml:14) and has no keys; set train.num_steps={x: ...}"],
     ),
     "override beyond a list": (
-        {"mlp_dim: 128": "mlp_dim: 128\n  pattern: [{}]"},
+        {"hidden_dim: 128}}": "hidden_dim: 128}}\n  segments: [{}]"},
         "",
-        ["model.pattern.1.ffn.bias=all"],
-        ["model.pattern.1.ffn.bias: model.pattern is a list of 1 (run.yaml:8); use model.pattern.0 to model.pattern.0"],
+        ["model.segments.1.repeat=2"],
+        [
+            "model.segments.1.repeat: model.segments is a list of 1 (run.yaml:8); use model.segments.0 to "
+            "model.segments.0"
+        ],
     ),
     "override in an absent list": (
         {},
@@ -482,7 +582,7 @@ def test_message_names_setting_value_and_cure(
 
 
 def test_small_run_is_valid(write_run: Callable[..., str]) -> None:
-    assert load_run(write_run()).config.model.head_dim == 16
+    assert load_run(write_run()).config.model.layers[1].mixer.num_kv_heads == 4
 
 
 def test_all_problems_at_once_each_once(write_run: Callable[..., str]) -> None:
@@ -491,8 +591,8 @@ def test_all_problems_at_once_each_once(write_run: Callable[..., str]) -> None:
         load_run(write_run(replace, "mesh: {data: 2, fsdp: 1, expert: 2}\n"), ["runtime.seed=-1"])
     assert [problem.path for problem in caught.value.problems] == [
         "run_dir",
-        "model.num_heads",
-        "model.num_head",
+        "model.block.mixer.num_heads",
+        "model.block.mixer.num_head",
         "runtime.seed",
         "train.batch_size",
     ]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from maxlm.config.errors import ConfigError
-from maxlm.config.strict_yaml import MAX_BYTES, read_scalar, read_yaml
+from maxlm.config.strict_yaml import MAX_BYTES, read_scalar, read_value, read_yaml
 
 
 def read(folder: Path, text: str | bytes) -> Any:
@@ -121,3 +124,49 @@ def test_unreadable_files(tmp_path: Path) -> None:
         read_yaml(tmp_path / "none.yaml", "y.yaml")
     with pytest.raises(ConfigError, match="y.yaml: Is a directory"):
         read_yaml(tmp_path, "y.yaml")
+
+
+def test_pipes_and_devices_are_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero"), Path("/dev/null")):
+        with pytest.raises(ConfigError, match=r"x\.yaml: a pipe or device, not a file; write what comes out of it to"):
+            read_yaml(path, "x.yaml")
+    with pytest.raises(ConfigError, match="give the path of a readable YAML file"):
+        read_yaml(tmp_path / "a\0b", "x.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("runs/x #1", "runs/x"),
+        ("#1", ""),
+        ("--- x", "x"),
+        ("---", ""),
+        ("&a x", "x"),
+        ("a\nb", "a b"),
+        ("'a' # b", "'a'"),
+        ("[1, 2] # b", "[1, 2]"),
+    ],
+)
+def test_a_value_that_yaml_would_keep_in_part_is_refused(text: str, kept: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_value(text, "command line (a.b)", "a.b")
+    message = str(caught.value)
+    assert f"of {text!r} YAML would keep {kept!r} alone; to keep all of it: " in message
+    # The cure is what a shell and this reader make the whole text of.
+    (argument,) = shlex.split(message.partition("to keep all of it: ")[2])
+    key, _, value = argument.partition("=")
+    assert (key, read_value(value, "", "a.b").value) == ("a.b", text)
+
+
+def test_line_breaks_of_a_value_must_be_written_out() -> None:
+    for text in ('"a\nb"', "'a\nb'", "[1,\n2]"):
+        with pytest.raises(ConfigError, match="is more than a line; write .* in double quotes"):
+            read_value(text, "command line (a)", "a")
+
+
+@pytest.mark.parametrize(
+    "text", ["runs/x#1", "a=b", "a:b", " 3 ", "'x # y'", '"x # y"', "[a, 'b # c']", "{a: 'x'}", "~"]
+)
+def test_whole_values_are_read(text: str) -> None:
+    assert read_value(text, "", "a").plain() == yaml.safe_load(text)

@@ -52,7 +52,7 @@ def test_what_is_prepared_can_be_read_and_says_what_was_put_in(run_config, do, r
         assert any(name in line and figure in line for line in out.splitlines())
     assert read_baselines(tmp_path / "out/text").keys() == {"uniform", "unigram", "bigram", "gzip -9"}
     dataset = build_dataset(config.data, seed=0, batch_size=2, split="train", vocab_size=400)
-    assert dataset.rows(0, 0, 2)["tokens"].shape == (2, 16)
+    assert dataset.rows(0, 2)["tokens"].shape == (2, 16)
     assert not (tmp_path / "out/text/.preparing").exists()
 
 
@@ -134,7 +134,7 @@ def test_two_sources_share_a_tokenizer_and_one_is_added_later(run_config, do, ha
     assert "more: tokenize train" in out
     assert "text: tokenize train" not in out
     assert hashes(tmp_path / "out/text") == before
-    build_dataset(config.data, seed=0, batch_size=2, split="train").rows(0, 0, 2)
+    build_dataset(config.data, seed=0, batch_size=2, split="train").rows(0, 2)
 
 
 def test_damage_is_named_and_force_repairs_it(run_config, do, hashes, tmp_path):

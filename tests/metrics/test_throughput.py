@@ -2,7 +2,8 @@
 
 import pytest
 
-from maxlm.metrics.throughput import peak_flops, rates
+from maxlm.metrics import throughput
+from maxlm.metrics.throughput import LapTimer, peak_flops, rates
 
 
 @pytest.mark.parametrize(
@@ -50,3 +51,11 @@ def test_rates_against_hand_computed_values():
 def test_no_mfu_without_a_peak():
     values = rates(tokens=10, seconds=1.0, num_devices=1, flops_per_token=1.0, peak=None)
     assert "throughput/mfu" not in values
+
+
+def test_laps_leave_out_what_held_the_steps_up(monkeypatch):
+    now = iter([100.0, 110.0, 130.0, 131.0])
+    monkeypatch.setattr(throughput.time, "perf_counter", lambda: next(now))
+    timer = LapTimer()
+    # 10 s without anything else; 20 s of which 15 were an evaluation; 1 s of steps alone.
+    assert [timer.lap(0.0), timer.lap(15.0), timer.lap(15.0)] == [10.0, 5.0, 1.0]

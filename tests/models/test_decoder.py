@@ -156,7 +156,9 @@ def test_every_preset_builds(path, tmp_path):
 def test_initial_values_depend_on_path_and_layer_alone(mesh):
     small = ModelConfig.model_validate(model_settings(**SHAPE))
     deep = ModelConfig.model_validate(model_settings(**{**SHAPE, "num_layers": 4}))
-    apart = small.model_copy(update={"segments": tuple(small.segments[0].model_copy(update={"repeat": 1}) for _ in "ab")})
+    apart = small.model_copy(
+        update={"segments": tuple(small.segments[0].model_copy(update={"repeat": 1}) for _ in "ab")}
+    )
     eight = build_mesh(MeshConfig(fsdp=2, tensor=4), jax.devices())
     one = dict(named_parameters(initialise(Decoder(small), 3, mesh)))
     sharded = dict(named_parameters(initialise(Decoder(small), 3, eight)))

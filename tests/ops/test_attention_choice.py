@@ -5,9 +5,9 @@ import pytest
 
 from maxlm.config.errors import UserError
 from maxlm.config.schema import MeshConfig
+from maxlm.models.decoder import Decoder
 from maxlm.ops import attention
 from maxlm.ops.attention import CHUNKED, Row, choose_kernel
-from maxlm.models.decoder import Decoder
 from maxlm.train.setup import kernel_shapes
 from tests.train.program import make_config
 

@@ -96,7 +96,9 @@ def test_memory_of_the_ring_depends_on_tokens_per_device_alone():
 def compile_model(mesh, length, *, remat="none", num_layers=2):
     """Compile the gradients of a whole model; return them and the mesh."""
     size = {"batch_size": 1, "remat": remat}
-    config = make_config(mesh=mesh, model={"num_layers": num_layers}, train=size, objective={"chunk_tokens": 64}, length=length)
+    config = make_config(
+        mesh=mesh, model={"num_layers": num_layers}, train=size, objective={"chunk_tokens": 64}, length=length
+    )
     program = build_program(config, jax.devices()[: math.prod(config.mesh.sizes.values())])
     gradients = jax.jit(make_gradients(program.declared, program.mesh, program.execution))
     return gradients.lower(program.state.decoder, batch_shapes(config, program.mesh)).compile(), program.mesh

@@ -52,9 +52,7 @@ def test_every_layer_once_in_order_and_no_better_cut(sizes, stages, chunks):
     # against every way to cut the row
     cuts = itertools.combinations_with_replacement(range(len(pieces) + 1), stages * chunks - 1)
     loads = [work[number] for number, _ in pieces]
-    best = min(
-        max(sum(loads[a:b]) for a, b in itertools.pairwise((0, *bounds, len(pieces)))) for bounds in cuts
-    )
+    best = min(max(sum(loads[a:b]) for a, b in itertools.pairwise((0, *bounds, len(pieces)))) for bounds in cuts)
     largest = max(sum(work[number] for number, _ in part) for part in parts)
     assert largest == best
     assert layout.imbalance == pytest.approx(best * stages * chunks / sum(loads))

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from maxlm.config.divisible import divisible
 from maxlm.config.errors import Problem
 from maxlm.config.layers.mlp import Activation
-from maxlm.config.section import Count, LayerSection, NonNegativeFloat, PositiveFloat, PositiveInt, Section
+from maxlm.config.section import (
+    Count,
+    LayerSection,
+    NonNegativeFloat,
+    OnResume,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+)
 
 if TYPE_CHECKING:
     from maxlm.config.schema import RunConfig
@@ -64,7 +72,7 @@ class MoeConfig(LayerSection):
     capacity_factor: PositiveFloat | None = Field(
         None, description="an expert takes this times its fair share of a sequence's tokens, no more (null: dropless)"
     )
-    buffer_factor: PositiveFloat = Field(
+    buffer_factor: Annotated[PositiveFloat, OnResume.FREE] = Field(
         2.0,
         description="rows that experts make room for on a device of mesh.expert, times an even load; more come in "
         "further rounds, and none is dropped",

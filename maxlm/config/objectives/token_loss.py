@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from maxlm.config.section import NonNegativeFloat, PositiveInt, Section
+from maxlm.config.section import NonNegativeFloat, OnResume, PositiveInt, Section
 
 
 class TokenLossConfig(Section):
@@ -14,4 +14,6 @@ class TokenLossConfig(Section):
 
     z_loss: NonNegativeFloat = Field(0.0, description="weight of log(Z)^2 (arXiv:2204.02311)")
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    chunk_tokens: PositiveInt = Field(1024, description="tokens whose logits exist at once, per device")
+    chunk_tokens: Annotated[PositiveInt, OnResume.FREE] = Field(
+        1024, description="tokens whose logits exist at once, per device"
+    )

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator
 
 from maxlm.config.errors import Problem
-from maxlm.config.section import NonNegativeFloat, PositiveFloat, Section, as_tuple
+from maxlm.config.section import NonNegativeFloat, OnResume, PositiveFloat, Section, as_tuple
 
 
 class OverrideConfig(Section):
@@ -27,7 +27,7 @@ class OptimizerSection(Section):
     """Rate, decay and clipping; the base of every kind of optimizer."""
 
     kind: str
-    learning_rate: PositiveFloat = 3e-4
+    learning_rate: Annotated[PositiveFloat, OnResume.RATE] = 3e-4
     weight_decay: NonNegativeFloat = 0.1
     no_decay: Annotated[
         tuple[Literal["matrix", "router", "head", "embedding", "norm", "bias"], ...], BeforeValidator(as_tuple)
@@ -41,6 +41,6 @@ class OptimizerSection(Section):
             path = f"optimizer.overrides.{index}.match"
             try:
                 re.compile(override.match)
-            except re.error as error:
+            except (re.error, OverflowError, RecursionError) as error:
                 text = f"{path}={override.match!r} is not a regular expression: {error}"
                 yield Problem(path, f"{text}; put a backslash before a special sign that stands for itself")
