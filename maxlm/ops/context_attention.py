@@ -12,7 +12,6 @@ Collectives of one layer, with c devices along `context`:
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +23,16 @@ from maxlm.jax_versions import varying_zeros
 from maxlm.kernels.mask import Mask
 from maxlm.ops.attention import Gradients, Pair, Partial, attention
 from maxlm.ops.ring_attention import RingAttention
-from maxlm.sharding.context import chunk_numbers, in_order, join_chunks, split_chunks, zigzag_order
+from maxlm.sharding.context import (
+    chunk_numbers,
+    gather_sequence,
+    join_chunks,
+    parts,
+    share,
+    split_chunks,
+    whole,
+    zigzag_order,
+)
 
 
 def context_attention(
@@ -59,11 +67,11 @@ class GatheredAttention:
 
     def forward(self, q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask) -> Partial:
         """Attend from this device's queries to the keys of all devices; return out and lse as a kernel does."""
-        keys, values, whole = _gather(k_BSKH), _gather(v_BSKH), _gather_keys_of(mask)
+        keys, values, everywhere = gather_sequence(k_BSKH), gather_sequence(v_BSKH), _gather_keys_of(mask)
 
         def attend(chunk: tuple[jax.Array, ...]) -> Partial:
             q, segments, start = chunk
-            return self.kernel.forward(q, keys, values, _place(whole, segments, start))
+            return self.kernel.forward(q, keys, values, _place(everywhere, segments, start))
 
         outs, lses = lax.map(attend, (split_chunks(q_BTNH), *_places(mask)))
         return join_chunks(outs), join_chunks(lses, axis=2)
@@ -79,11 +87,11 @@ class GatheredAttention:
         mask: Mask,
     ) -> Gradients:
         """Return the gradients of this device's queries, keys and values."""
-        keys, values, whole = _gather(k_BSKH), _gather(v_BSKH), _gather_keys_of(mask)
+        keys, values, everywhere = gather_sequence(k_BSKH), gather_sequence(v_BSKH), _gather_keys_of(mask)
 
         def add(sums: tuple[jax.Array, jax.Array], chunk: Any) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
             q, out, lse, d_out, segments, start = chunk
-            d_q, d_k, d_v = self.kernel.backward(q, keys, values, out, lse, d_out, _place(whole, segments, start))
+            d_q, d_k, d_v = self.kernel.backward(q, keys, values, out, lse, d_out, _place(everywhere, segments, start))
             return (sums[0] + d_k, sums[1] + d_v), d_q
 
         zeros = varying_zeros(keys.shape, q_BTNH, keys, values), varying_zeros(values.shape, q_BTNH, keys, values)
@@ -103,23 +111,15 @@ def _all_gather(q, k, v, mask, sink_N, kernel):  # type: ignore[no-untyped-def]
 
 def _ulysses(q, k, v, mask, sink_N, kernel):  # type: ignore[no-untyped-def]
     """Exchange sequence for heads, attend, and exchange back; autodiff turns the exchanges around."""
-    exchange = functools.partial(lax.all_to_all, axis_name="context", tiled=True)
-    q, k, v = (in_order(exchange(x, split_axis=2, concat_axis=1)) for x in (q, k, v))
-    if sink_N is not None:
-        sink_N = lax.dynamic_slice_in_dim(sink_N, lax.axis_index("context") * q.shape[2], q.shape[2])
-    segments = _gather(mask.kv_segments_BS)
-    whole = dataclasses.replace(mask, q_segments_BT=segments, kv_segments_BS=segments)
-    out = attention(q, k, v, whole, sink_N, kernel)
-    return exchange(zigzag_order(out), split_axis=1, concat_axis=2)
+    q, k, v = (whole(x, axis=2) for x in (q, k, v))
+    sink_N = None if sink_N is None else share(sink_N, axis=0)
+    segments = gather_sequence(mask.kv_segments_BS)
+    everywhere = dataclasses.replace(mask, q_segments_BT=segments, kv_segments_BS=segments)
+    return parts(attention(q, k, v, everywhere, sink_N, kernel), axis=2)
 
 
 KINDS: dict[str, Callable[..., jax.Array]] = {"ring": _ring, "all_gather": _all_gather, "ulysses": _ulysses}
 """What `mesh.context_kind` names."""
-
-
-def _gather(x_BS: jax.Array) -> jax.Array:
-    """Gather the whole sequence, in its order."""
-    return in_order(lax.all_gather(x_BS, "context", axis=1, tiled=True))
 
 
 def _scatter(x_BS: jax.Array) -> jax.Array:
@@ -128,7 +128,7 @@ def _scatter(x_BS: jax.Array) -> jax.Array:
 
 
 def _gather_keys_of(mask: Mask) -> Mask:
-    return dataclasses.replace(mask, kv_segments_BS=_gather(mask.kv_segments_BS))
+    return dataclasses.replace(mask, kv_segments_BS=gather_sequence(mask.kv_segments_BS))
 
 
 def _places(mask: Mask) -> tuple[jax.Array, jax.Array]:
