@@ -104,7 +104,10 @@ def test_several_processes_are_recognised(environment, expected):
     [
         ({"MAXLM_NUM_PROCESSES": "2"}, "MAXLM_NUM_PROCESSES is set without MAXLM_COORDINATOR and MAXLM_PROCESS_ID"),
         ({"MAXLM_COORDINATOR": "a:1", "MAXLM_NUM_PROCESSES": "two", "MAXLM_PROCESS_ID": "0"}, "NUM_PROCESSES=two and"),
-        ({"MAXLM_COORDINATOR": "a:1", "MAXLM_NUM_PROCESSES": "2", "MAXLM_PROCESS_ID": "2"}, "_PROCESS_ID=2: give whole numbers, the ids from 0"),
+        (
+            {"MAXLM_COORDINATOR": "a:1", "MAXLM_NUM_PROCESSES": "2", "MAXLM_PROCESS_ID": "2"},
+            "_PROCESS_ID=2: give whole numbers, the ids from 0",
+        ),
     ],
 )
 def test_a_place_among_processes_that_is_none(environment, expected):
