@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import io
+import os
 import re
 import sys
 import traceback
@@ -36,14 +37,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     arguments = _parse(sys.argv[1:] if argv is None else argv)
     try:
-        if arguments.command == "config":
-            return _config(arguments)
-        return int(importlib.import_module(COMMANDS[arguments.command]).run(arguments))
+        code = _config(arguments) if arguments.command == "config" else _run(arguments)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"maxlm: {error}", file=sys.stderr)
         return 2
     except RunFailedError as error:
         print(f"maxlm: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # `| head` has seen enough; Python must not try again when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         print("maxlm: interrupted", file=sys.stderr)
@@ -52,6 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         print(f"maxlm: unexpected {type(error).__name__}; the traceback is above", file=sys.stderr)
         return 1
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    return int(importlib.import_module(COMMANDS[arguments.command]).run(arguments))
 
 
 def _config(arguments: argparse.Namespace) -> int:

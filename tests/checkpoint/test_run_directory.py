@@ -75,3 +75,11 @@ def test_lock_is_not_inherited_by_forks(tmp_path):
         assert trainer.wait(timeout=60) == 0
         with RunDirectory.open(tmp_path):
             pass
+
+
+@pytest.mark.parametrize("name", ["a[1]", "a*b", "a?", "back\\\\slash", "a[1]/inside"])
+def test_names_that_checkpoints_cannot_be_read_back_from(tmp_path, name):
+    message = r"run_dir=.* could not be read back; choose another run_dir"
+    with pytest.raises(UserError, match=message), RunDirectory.open(tmp_path / name):
+        pass
+    assert list(tmp_path.iterdir()) == []

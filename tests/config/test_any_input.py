@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +66,14 @@ def test_any_override(path: str, value: str) -> None:
         load_run(ROOT / "configs/run/quickstart.yaml", [f"{path}={value}"])
     except ConfigError as error:
         assert error.problems
+
+
+@pytest.mark.parametrize("value", ["2147483647", "1048575", "1e30", "1e-300"])
+def test_any_setting_of_any_size_is_answered_at_once(value: str) -> None:
+    for path in PATHS:
+        began = time.monotonic()
+        try:
+            resolve_mesh(load_run(ROOT / "configs/run/quickstart.yaml", [f"{path}={value}"]).config, 8)
+        except ConfigError as error:
+            assert error.problems
+        assert time.monotonic() - began < 5, path

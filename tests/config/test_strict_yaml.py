@@ -129,7 +129,7 @@ def test_unreadable_files(tmp_path: Path) -> None:
 def test_pipes_and_devices_are_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path("/dev/zero"), Path("/dev/null")):
-        with pytest.raises(ConfigError, match=r"x\.yaml: a pipe or device, not a file; write what comes out of it to"):
+        with pytest.raises(ConfigError, match=r"x\.yaml: .*not a (regular )?file; "):
             read_yaml(path, "x.yaml")
     with pytest.raises(ConfigError, match="give the path of a readable YAML file"):
         read_yaml(tmp_path / "a\0b", "x.yaml")
