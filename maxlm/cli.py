@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import maxlm
 from maxlm.config.errors import RunFailedError, UserError
-from maxlm.config.loader import load_run
+from maxlm.config.reading.loader import load_run
 from maxlm.config.show import to_json_schema, to_yaml
 
 # Each module has `run(arguments) -> exit code`.

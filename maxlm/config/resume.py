@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from maxlm.config.paths import child, field
+from maxlm.config.reading.paths import child, field
 from maxlm.config.schema import RunConfig
 from maxlm.config.section import OnResume
 

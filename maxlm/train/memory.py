@@ -112,7 +112,7 @@ def _activation_bytes(
             rows = jax.tree.leaves(stacked)[0].shape[0]
             block = jax.tree.map(lambda x: x[0], stacked)
             kept, whole = (
-                _saved_bytes(run_block(how, info, prevent_cse=False), block, x_BTD, info)
+                _saved_bytes(run_block(how, info, prevent_cse=False), block, x_BTD)
                 for how in (execution.blocks._replace(gather=execution.whole), everything)
             )
             found.append((rows, kept, whole))
@@ -123,10 +123,28 @@ def _activation_bytes(
     return sum(rows * kept for rows, kept, _ in found) + 1.5 * max(whole for *_, whole in found)
 
 
-def _saved_bytes(run: Any, *inputs: Any) -> float:
-    """Count what automatic differentiation keeps of a block, without its parameters and what is there anyway."""
-    block, x_BTD, info = inputs
-    _, pull = jax.vjp(run, block, x_BTD)
-    there_anyway = {id(leaf) for leaf in jax.tree.leaves((block, info))}
-    kept = {id(leaf): leaf for leaf in jax.tree.leaves(pull) if id(leaf) not in there_anyway}
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in kept.values() if hasattr(leaf, "shape"))
+def _saved_bytes(run: Any, block: Any, x_BTD: jax.Array) -> float:
+    """Count what automatic differentiation keeps of a block, without its parameters and what is there for all blocks.
+
+    The same value, worked out in two places, counts once, as the compiler merges them.
+    """
+
+    def saved(block: Any, x_BTD: jax.Array) -> list[jax.Array]:
+        _, pull = jax.vjp(run, block, x_BTD)
+        return [leaf for leaf in jax.tree.leaves(pull) if isinstance(leaf, jax.Array)]
+
+    program = jax.make_jaxpr(saved)(block, x_BTD).jaxpr
+    # Values by how they are computed; None for what depends on nothing that is different in every block.
+    names: dict[Any, Any] = {variable: (place,) for place, variable in enumerate(program.invars)}
+    numbers: dict[Any, tuple[int]] = {}
+    for equation in program.eqns:
+        inputs = tuple(
+            names.get(value) if isinstance(value, type(program.invars[0])) else str(value) for value in equation.invars
+        )
+        if any(isinstance(name, tuple) for name in inputs):
+            how = (equation.primitive.name, str(equation.params), inputs)
+            for place, variable in enumerate(equation.outvars):
+                names[variable] = numbers.setdefault((how, place), (len(program.invars) + len(numbers),))
+    inputs = set(program.invars)
+    kept = {names[value]: value.aval for value in program.outvars if names.get(value) and value not in inputs}
+    return float(sum(math.prod(aval.shape) * aval.dtype.itemsize for aval in kept.values()))

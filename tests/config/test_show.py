@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from maxlm.config import load_run
-from maxlm.config.paths import all_paths
+from maxlm.config.reading.paths import all_paths
 from maxlm.config.show import to_json_schema, to_yaml
 
 ROOT = Path(__file__).parents[2]

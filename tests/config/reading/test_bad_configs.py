@@ -9,7 +9,7 @@ import pytest
 from maxlm.config import ConfigError, load_run
 
 # name: (replaced text, appended text, overrides, what the message must contain)
-MOE = "model.segments=[{pattern: [{ffn: {kind: moe, %s}}]}]"
+MOE = "model.block.ffn={kind: moe, %s}"
 CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
     # keys
     "misspelt key": (
@@ -332,7 +332,7 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
         [],
         [
             "model.block.mixer.num_kv_heads=2 must be divisible by mesh.tensor=2 * mesh.context=4 = 8; "
-            "use model.block.mixer.num_kv_heads=8, or mesh.context=1, or mesh.context_kind=ring, which does not split heads"
+            "use model.block.mixer.num_kv_heads=8, or mesh.context=1, or mesh.context_kind=ring, which does not",
         ],
     ),
     "experts on mesh": (
@@ -340,19 +340,17 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
         "mesh: {expert: 4}\n",
         [MOE % "num_experts: 6, experts_per_token: 2, expert_dim: 30, shared_dim: 30", "mesh.tensor=4"],
         [
-            "model.segments.0.pattern.0.ffn.num_experts=6 must be divisible by mesh.expert=4; use "
-            "model.segments.0.pattern.0.ffn.num_experts=4 or 8, or mesh.expert=3 or 6",
-            "model.segments.0.pattern.0.ffn.expert_dim=30 must be divisible by mesh.tensor=4",
-            "model.segments.0.pattern.0.ffn.shared_dim=30 must be divisible by mesh.tensor=4",
+            "model.block.ffn.num_experts=6 must be divisible by mesh.expert=4; use "
+            "model.block.ffn.num_experts=4 or 8, or mesh.expert=3 or 6",
+            "model.block.ffn.expert_dim=30 must be divisible by mesh.tensor=4",
+            "model.block.ffn.shared_dim=30 must be divisible by mesh.tensor=4",
         ],
     ),
     "more choices than experts": (
         {},
         "",
         [MOE % "num_experts: 4, experts_per_token: 5, expert_dim: 32"],
-        [
-            "model.segments.0.pattern.0.ffn.experts_per_token=5 is more than model.segments.0.pattern.0.ffn.num_experts=4"
-        ],
+        ["model.block.ffn.experts_per_token=5 is more than model.block.ffn.num_experts=4"],
     ),
     "capacity without effect": (
         {},
@@ -368,7 +366,7 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
         "",
         [MOE % "num_experts: 8, experts_per_token: 2, expert_dim: 32, router: {num_groups: 3, top_groups: 4}"],
         [
-            "ffn.num_experts=8 must be divisible by model.segments.0.pattern.0.ffn.router.num_groups=3",
+            "ffn.num_experts=8 must be divisible by model.block.ffn.router.num_groups=3",
             "top_groups=4 is more than",
         ],
     ),
@@ -376,9 +374,7 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
         {},
         "",
         [MOE % "num_experts: 8, experts_per_token: 3, expert_dim: 32, router: {num_groups: 4, top_groups: 1}"],
-        [
-            "router.top_groups=1 groups of 2 experts are fewer than model.segments.0.pattern.0.ffn.experts_per_token=3; use "
-        ],
+        ["router.top_groups=1 groups of 2 experts are fewer than model.block.ffn.experts_per_token=3; use "],
     ),
     "two open segments": (
         {},

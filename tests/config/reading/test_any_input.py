@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from maxlm.config import ConfigError, load_run
 from maxlm.config.checks import resolve_mesh
-from maxlm.config.paths import all_paths
+from maxlm.config.reading.paths import all_paths
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PATHS = sorted(all_paths())
 SCALARS = st.one_of(
     st.none(),

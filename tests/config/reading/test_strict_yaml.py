@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from maxlm.config.errors import ConfigError
-from maxlm.config.strict_yaml import MAX_BYTES, read_scalar, read_value, read_yaml
+from maxlm.config.reading.strict_yaml import MAX_BYTES, read_scalar, read_value, read_yaml
 
 
 def read(folder: Path, text: str | bytes) -> Any:

@@ -12,11 +12,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from maxlm.config.checks import find_problems
 from maxlm.config.errors import ConfigError, Problem
-from maxlm.config.explain import did_you_mean, explain
 from maxlm.config.model import shared_path
-from maxlm.config.paths import child, flatten, sections
+from maxlm.config.reading.explain import did_you_mean, explain
+from maxlm.config.reading.paths import child, flatten, sections
+from maxlm.config.reading.strict_yaml import Node, read_value, read_yaml
 from maxlm.config.schema import RunConfig
-from maxlm.config.strict_yaml import Node, read_value, read_yaml
 
 COMMAND_LINE = "command line"
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from maxlm.config.errors import Problem
-from maxlm.config.paths import all_paths, kinds, members, read_location, sections
+from maxlm.config.reading.paths import all_paths, kinds, members, read_location, sections
 from maxlm.config.section import INT32_MAX
 
 _BOUNDS = {
