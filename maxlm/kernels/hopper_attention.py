@@ -27,7 +27,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from maxlm.jax_versions import vary_over, varying_axes
 from maxlm.kernels import block_sizes
-from maxlm.kernels.mask import NOTHING_SEEN, Mask, Visits, block_ranges, comparable_segments
+from maxlm.kernels.mask import NOTHING_SEEN, Mask, Visits, block_ranges
+from maxlm.kernels.mask import fill_blocks as comparable_segments
 from maxlm.kernels.shape import AttentionShape
 
 MAX_HEAD_SIZE = 256

@@ -25,6 +25,8 @@ NOTHING_SEEN = -1e30
 """Log-sum-exp of a row that sees no key; finite, so that it must not become nan."""
 EVERYTHING = jnp.iinfo(jnp.int32).max
 """Above every rank."""
+TABLE_HEAD = 3
+"""Numbers in a row of a `visit_table` before the list of blocks."""
 
 
 @functools.partial(
@@ -43,7 +45,8 @@ class Mask:
       kv_from_BS: int32, least rank that sees the key.
       kv_until_BS: int32, least rank above those that see the key.
       reach: a promise, not a rule: no query sees a key that lies `reach` or more tokens before it in the sequence, nor
-        one after it. None promises nothing. Ring attention then sends blocks to no more neighbours than it takes.
+        one after it. EVERYTHING promises the latter alone, None nothing. Ring attention sends blocks to no more
+        neighbours than it takes, and whoever estimates the work counts by it.
     """
 
     q_segments_BT: jax.Array
@@ -90,7 +93,9 @@ def causal(
     kv_segments_BS = segments_BT if kv_segments_BS is None else kv_segments_BS
     kv_place_BS = place_BT if kv_place_BS is None else kv_place_BS
     everything = jnp.full_like(kv_place_BS, EVERYTHING)
-    mask = Mask(segments_BT, kv_segments_BS, place_BT, kv_place_BS, everything, reach=window)
+    mask = Mask(
+        segments_BT, kv_segments_BS, place_BT, kv_place_BS, everything, EVERYTHING if window is None else window
+    )
     return mask if window is None else windowed(mask, kv_place_BS, window)
 
 
@@ -210,8 +215,8 @@ class Visits:
     @classmethod
     def of(cls, table: Any, *place: Any, groups: int = 1) -> Visits:
         """Read a block's row of a `visit_table`, an array or a reference to memory: table[*place]."""
-        full_first, full_end, masked = (table[(*place, n)] for n in range(3))
-        return cls(full_first, full_end, masked, lambda number: table[(*place, 3 + number)], groups)
+        full_first, full_end, masked = (table[(*place, n)] for n in range(TABLE_HEAD))
+        return cls(full_first, full_end, masked, lambda number: table[(*place, TABLE_HEAD + number)], groups)
 
     @property
     def full(self) -> jax.Array:

@@ -24,7 +24,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from maxlm.jax_versions import shape_like, vary_over, varying_axes
-from maxlm.kernels.mask import NOTHING_SEEN, Mask, block_ranges, comparable_segments
+from maxlm.kernels.mask import NOTHING_SEEN, Mask, block_ranges
+from maxlm.kernels.mask import fill_blocks as comparable_segments
 from maxlm.kernels.shape import AttentionShape
 
 MAX_HEAD_SIZE = 256

@@ -12,13 +12,14 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from maxlm.config.schema import AttentionConfig, ModelConfig
-from maxlm.kernels.mask import Mask
+from maxlm.kernels.mask import causal
 from maxlm.layers.norm import RMSNorm
 from maxlm.layers.sequence import SequenceInfo
 from maxlm.ops.attention import attention
 from maxlm.ops.context_attention import context_attention
 from maxlm.ops.linear import linear
 from maxlm.ops.rope import rotate
+from maxlm.sharding.context import places
 from maxlm.sharding.mesh import FSDP_AXES
 from maxlm.sharding.parameters import Constant, Normal, weight
 from maxlm.sharding.tensor import enter, leave
@@ -57,8 +58,7 @@ class Attention(nnx.Module):
     def __call__(self, x_BTD: jax.Array, info: SequenceInfo) -> jax.Array:
         """Attend within each document, across `context`; (B, T / tensor, D) -> (B, T / tensor, D)."""
         q_BTNH, k_BTKH, v_BTKH = self._project(enter(x_BTD), info)
-        start = jnp.int32(0)
-        mask = Mask(info.segment_ids_BT, info.segment_ids_BT, start, start, window=self.config.window)
+        mask = causal(info.segment_ids_BT, places(info.segment_ids_BT), self.config.window)
         kernel, kind = info.attention_kernel.with_softcap(self.config.softcap), info.context_kind
         out = context_attention(q_BTNH, k_BTKH, v_BTKH, mask, self._sink_N(), kernel=kernel, kind=kind)
         return self._project_out(out)
@@ -69,8 +69,10 @@ class Attention(nnx.Module):
         keys = lax.dynamic_update_slice_in_dim(cache.keys, k_BTKH.astype(cache.keys.dtype), start, axis=1)
         values = lax.dynamic_update_slice_in_dim(cache.values, v_BTKH.astype(cache.values.dtype), start, axis=1)
         # The causal mask hides the room for tokens to come: it lies behind every query.
-        written = jnp.ones(keys.shape[:2], jnp.int32)
-        mask = Mask(info.segment_ids_BT, written, start, jnp.int32(0), window=self.config.window)
+        place = jnp.broadcast_to(jnp.arange(keys.shape[1], dtype=jnp.int32), keys.shape[:2])
+        new = start + places(info.segment_ids_BT)
+        cached = {"kv_segments_BS": jnp.ones_like(place), "kv_place_BS": place}
+        mask = causal(info.segment_ids_BT, new, self.config.window, **cached)
         kernel = info.attention_kernel.with_softcap(self.config.softcap)
         out = attention(q_BTNH, keys, values, mask, self._sink_N(), kernel)
         return self._project_out(out), Cache(keys, values)

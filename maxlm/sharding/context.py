@@ -34,6 +34,15 @@ def chunk_numbers(device: jax.Array) -> tuple[jax.Array, jax.Array]:
     return device, 2 * lax.axis_size("context") - 1 - device
 
 
+def places(x_BT: jax.Array) -> jax.Array:
+    """Return where in the sequence this device's tokens are, int32 like (B, T), counted from 0."""
+    index, half = jnp.arange(x_BT.shape[1], dtype=jnp.int32), x_BT.shape[1] // 2
+    if lax.axis_size("context") > 1:
+        early, late = chunk_numbers(lax.axis_index("context"))
+        index += jnp.where(index < half, early, late - 1) * half
+    return jnp.broadcast_to(index, x_BT.shape)
+
+
 def split_chunks(x_BT: jax.Array, axis: int = 1) -> jax.Array:
     """Put this device's early and its late chunk side by side: (B, T, ...) -> (2, B, T / 2, ...)."""
     return jnp.stack(jnp.split(x_BT, 2, axis=axis))

@@ -181,7 +181,6 @@ def attention_shapes(config: RunConfig, mesh: MeshConfig, device_kind: str, dtyp
             value_size=model.head_dim,
             query_length=chunk,
             key_length=whole if mesh.context_kind == "all_gather" else chunk,
-            window=mixer.window,
             softcap=mixer.softcap,
             sinks=mixer.sinks,
             spread=spread,

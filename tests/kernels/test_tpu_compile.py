@@ -15,9 +15,10 @@ from jax.sharding import PartitionSpec as P
 
 from maxlm.kernels import tpu_attention
 from maxlm.kernels.block_sizes import MIB, VMEM_BYTES, vmem_limit
-from maxlm.kernels.mask import Mask
+from maxlm.kernels.mask import Mask, causal
 from maxlm.ops.attention import Kernel
 from maxlm.ops.context_attention import context_attention
+from maxlm.sharding.context import places
 
 GENERATIONS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 HEADS = {
@@ -57,15 +58,14 @@ def compile_both(generation, heads, length, *, kv_length=None, dtype=jnp.bfloat1
         array(1, kv_length, num_kv_heads, v_size),
         array(1, length, num_heads, v_size),
     )
-    q_segments, kv_segments = array(1, length, dtype=jnp.int32), array(1, kv_length, dtype=jnp.int32)
-    start = array(dtype=jnp.int32)
+    of_queries, of_keys = array(1, length, dtype=jnp.int32), array(1, kv_length, dtype=jnp.int32)
     options = {"softcap": softcap, "device_kind": device.device_kind}
 
     def both(q, k, v, d_out, mask):
         out, lse = tpu_attention.forward(q, k, v, mask, **options)
         return out, tpu_attention.backward(q, k, v, out, lse, d_out, mask, **options)
 
-    mask = Mask(q_segments, kv_segments, start, start, window=window)
+    mask = Mask(of_queries, of_keys, of_queries, of_keys, of_keys, reach=window)
     text = jax.jit(both).lower(q, k, v, d_out, mask).compile().as_text()
     used = vector_memory(text)
     assert used.keys() == {"forward", "backward"}
@@ -129,7 +129,7 @@ def test_compiles_in_a_ring():
     mesh, sequence = Mesh(np.array(devices), ("context",)), P(None, "context")
 
     def both(q, k, v, d_out, segments):
-        mask = Mask(segments, segments, jnp.int32(0), jnp.int32(0))
+        mask = causal(segments, places(segments))
         attend = functools.partial(context_attention, mask=mask, sink_N=None, kernel=kernel, kind="ring")
         out, pullback = jax.vjp(attend, q, k, v)
         return out, *pullback(d_out)
