@@ -135,6 +135,18 @@ def fill_blocks(mask: Mask, q_block: int, kv_block: int) -> Mask:
     )
 
 
+def words(mask: Mask, q_block: int, kv_block: int) -> tuple[jax.Array, jax.Array]:
+    """Return uint32 (B, 2, T), segment and rank, and (B, 3, S), segment, from and count, filled up to whole blocks.
+
+    Two comparisons then tell whether a query sees a key: of their segments, and `rank - from < count`. Without signs a
+    rank below `from` wraps round to 2^32 - (from - rank), which is no less than `count`, for until - rank <= 2^32.
+    """
+    mask = fill_blocks(mask, q_block, kv_block)
+    count = jnp.where(mask.kv_from_BS < mask.kv_until_BS, mask.kv_until_BS - mask.kv_from_BS, 0)
+    queries, keys = (mask.q_segments_BT, mask.q_rank_BT), (mask.kv_segments_BS, mask.kv_from_BS, count)
+    return jnp.stack(queries, axis=1).astype(jnp.uint32), jnp.stack(keys, axis=1).astype(jnp.uint32)
+
+
 def meetings(mask: Mask, q_block: int, kv_block: int) -> tuple[jax.Array, jax.Array]:
     """Return bool (B, blocks of queries, blocks of keys) twice: which may see something, and which see all.
 
