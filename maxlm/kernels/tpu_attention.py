@@ -19,7 +19,7 @@ from jax import lax
 from maxlm.jax_versions import call_on_each_device, varying_zeros
 from maxlm.kernels import block_sizes
 from maxlm.kernels.block_sizes import BlockSizes
-from maxlm.kernels.mask import Mask, fill_blocks, meetings, visit_table
+from maxlm.kernels.mask import Mask, fill_blocks, meetings, visit_table, words
 from maxlm.kernels.shape import AttentionShape
 from maxlm.kernels.tpu_kernels import TURN, Tiling, Who, backward_kernel, forward_kernel
 
@@ -213,8 +213,11 @@ def _rows_of(mask: Mask, layout: _Layout) -> Mask:
 
 
 def _who(rows: Mask, table: jax.Array, tiling: Tiling) -> Who:
-    keys = rows.keys.reshape(rows.keys.shape[0], 3, -1, tiling.kv_block).swapaxes(1, 2)
-    return Who(rows.queries, keys, table[:, :, :, None])
+    queries, keys = words(rows, tiling.q_block, tiling.kv_block)
+    # v5e and v5p compare numbers without a sign by way of such with one. Moved by half their range, they have one.
+    keys += jnp.asarray([0, 2**31, 2**31], jnp.uint32)[:, None]
+    queries, keys = (lax.bitcast_convert_type(x, jnp.int32) for x in (queries, keys))
+    return Who(queries, keys.reshape(keys.shape[0], 3, -1, tiling.kv_block).swapaxes(1, 2), table[:, :, :, None])
 
 
 def _stretches_seen(meet: jax.Array) -> jax.Array:

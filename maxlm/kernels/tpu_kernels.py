@@ -24,7 +24,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from maxlm.jax_versions import shape_like
-from maxlm.kernels.mask import NOTHING_SEEN, Visits, sees
+from maxlm.kernels.mask import NOTHING_SEEN, Visits
 
 HIDDEN = 4 * NOTHING_SEEN
 """Score of a hidden key: so far below any row's maximum, which starts at NOTHING_SEEN, that exp2 makes it zero."""
@@ -40,8 +40,8 @@ class Who(NamedTuple):
     """Who sees whom, and which blocks meet. All int32.
 
     Attributes:
-      queries: (B, 2, T): segments and ranks, see `mask.fill_blocks`.
-      keys: (B, key blocks, 3, kv_block): segments, from and until.
+      queries: (B, 2, T): segments and ranks.
+      keys: (B, key blocks, 3, kv_block): segments, from and count of `mask.words`, the latter two less 2^31.
       table: (B, query blocks, stretches, 1, 3 + key blocks of a stretch): `mask.visit_table` of each stretch.
     """
 
@@ -411,7 +411,8 @@ def _seen(queries_2T: jax.Array, keys_3S: jax.Array, tiling: Tiling) -> jax.Arra
         x_SW = jnp.broadcast_to(x_1S, (width, tiling.kv_block)).T
         return jnp.concatenate([x_SW] * (tiling.q_block // width), axis=1)
 
-    return sees(*(queries_2T[n : n + 1] for n in range(2)), *(along_queries(keys_3S[n : n + 1]) for n in range(3)))
+    segment, start, count = (along_queries(keys_3S[n : n + 1]) for n in range(3))
+    return (queries_2T[:1] == segment) & (queries_2T[1:] - start < count)
 
 
 def _scores(

@@ -13,7 +13,7 @@ import jax
 from maxlm import runtime
 from maxlm.checkpoint import CheckpointReader
 from maxlm.config.errors import UserError
-from maxlm.config.schema import MeshConfig, RunConfig, RuntimeConfig
+from maxlm.config.schema import KernelsConfig, MeshConfig, RunConfig, RuntimeConfig
 from maxlm.data.tokenizer import Tokenizer
 from maxlm.models.sampling import Sampling, generate
 from maxlm.train.setup import build_program
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
         update={
             "mesh": MeshConfig(),
             "train": saved.train.model_copy(update={"microbatches": 1}),
-            "runtime": saved.runtime.model_copy(update={"device_count": None, "attention_kernel": "chunked"}),
+            "runtime": saved.runtime.model_copy(update={"device_count": None, "kernels": KernelsConfig(attention="chunked")}),
         }
     )
     program = build_program(config, jax.local_devices()[:1])

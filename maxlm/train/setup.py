@@ -19,7 +19,8 @@ from maxlm.config.schema import MeshConfig, RunConfig
 from maxlm.data.dataset import Dataset, build_dataset, validation_sources
 from maxlm.kernels.shape import AttentionShape
 from maxlm.models.decoder import Decoder
-from maxlm.ops.attention import choose_kernel
+from maxlm.ops.attention import ATTENTION
+from maxlm.ops.kernel_choice import choose
 from maxlm.optim.adamw import build_optimizer
 from maxlm.optim.schedule import make_schedule
 from maxlm.sharding.host import HOST_MEMORY, has_host_memory
@@ -132,7 +133,7 @@ def build_program(config: RunConfig, devices: list[Any] | None = None) -> Progra
     mesh = build_mesh(mesh_sizes, devices)
     compute_dtype = compute_dtype_of(config, devices[0].platform)
     shapes = attention_shapes(config, mesh_sizes, devices[0].device_kind, compute_dtype)
-    choice = choose_kernel(config.runtime.attention_kernel, devices[0].platform, shapes)
+    choice = choose(ATTENTION, config.runtime.kernels.attention, devices[0].platform, shapes)
     log.info("attention kernel: %s (%s)", choice.name, choice.reason)
     declared = Decoder(config.model)
     optimizer = build_optimizer(config.optimizer, declared)

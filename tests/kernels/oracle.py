@@ -31,7 +31,7 @@ def place_mask(q_segments, kv_segments, q_place, kv_place, *, causal=True, windo
     rank, place = (np.broadcast_to(x, y.shape) for x, y in ((q_place, q_segments), (kv_place, kv_segments)))
     start = place if causal else np.zeros_like(place)
     end = np.full_like(place, EVERYTHING) if window is None else place + window
-    reach = window if causal else None
+    reach = (window or EVERYTHING) if causal else None
     return Mask(*(jnp.asarray(x, jnp.int32) for x in (q_segments, kv_segments, rank, start, end)), reach=reach)
 
 
@@ -86,7 +86,7 @@ def _any(rng, shape):
 
 
 MASKS = {
-    "causal": lambda rng, shape: _whole(np.ones(shape), *(np.arange(shape[1]),) * 2, EVERYTHING),
+    "causal": lambda rng, shape: _whole(np.ones(shape), *(np.arange(shape[1]),) * 2, EVERYTHING, reach=EVERYTHING),
     "window": lambda rng, shape: _whole(np.ones(shape), *(np.arange(shape[1]),) * 2, np.arange(shape[1]) + 5, reach=5),
     "documents": lambda rng, shape: _whole(_documents(rng, shape), *(np.arange(shape[1]),) * 2, EVERYTHING),
     "bidirectional": lambda rng, shape: _whole(_documents(rng, shape), 0, 0, EVERYTHING),
