@@ -69,7 +69,7 @@ def make_config(train: dict[str, Any]) -> RunConfig:
             "data": {"sources": {"none": {"path": "none"}}, "tokenizer": "none", "sequence_length": 8192},
             "mesh": {"fsdp": 4},
             "train": {"num_steps": 1, "batch_size": 4, **train},
-            "runtime": {"platform": "tpu", "attention_kernel": "chunked"},
+            "runtime": {"platform": "tpu", "kernels": {"attention": "chunked"}},
         }
     )
 

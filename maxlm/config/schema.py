@@ -177,6 +177,14 @@ class ProfileConfig(Section):
     num_steps: PositiveInt = 3
 
 
+class KernelsConfig(Section):
+    """Which implementation runs, for each operation that has several; auto: the best for platform and model."""
+
+    attention: Literal[
+        "auto", "flash_tpu", "flash_hopper", "flash_triton", "splash", "cudnn", "tokamax", "chunked", "interpret"
+    ] = Field("auto", description="interpret: flash_tpu step by step, on a CPU")
+
+
 class RuntimeConfig(Section):
     """The process: seed, devices, kernels, watchdog."""
 
@@ -185,11 +193,7 @@ class RuntimeConfig(Section):
     device_count: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         None, description="fake CPU devices per process, to try a mesh on a laptop (needs platform cpu or auto)"
     )
-    attention_kernel: Literal[
-        "auto", "flash_tpu", "flash_hopper", "flash_triton", "splash", "cudnn", "tokamax", "chunked", "interpret"
-    ] = Field(
-        "auto", description="auto: the best one for platform and model; interpret: flash_tpu step by step, on a CPU"
-    )
+    kernels: KernelsConfig = KernelsConfig()
     step_timeout_seconds: Annotated[float, Field(gt=0, le=1e8)] | None = Field(
         1800.0, description="a step longer than this ends the process with all its stacks (null: never)"
     )

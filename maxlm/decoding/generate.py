@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from maxlm.decoding.sampling import Sampling, choose
-from maxlm.kernels.mask import Mask
+from maxlm.kernels.mask import causal
 from maxlm.layers.layer import StateArray
 from maxlm.layers.sequence import SequenceInfo
 from maxlm.models.decoder import Decoder
@@ -81,12 +81,12 @@ def make_advance(declared: Decoder, mesh: Mesh, compute_dtype: Any) -> Callable[
     ) -> tuple[jax.Array, Any]:
         decoder = gather(cast(vary(decoder), compute_dtype))
         place_T = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)
+        positions_BT = start_B[:, None] + place_T
         segments_BT = (place_T < lengths_B[:, None]).astype(jnp.int32)
-        start = jnp.int32(0)
         info = SequenceInfo(
-            start_B[:, None] + place_T,
+            positions_BT,
             segments_BT,
-            Mask(segments_BT, segments_BT, start, start),
+            causal(segments_BT, positions_BT),
             # One query against many keys is a product with a vector: nothing for a kernel of matrix products to win.
             kernels={"attention": CHUNKED},
             split=False,

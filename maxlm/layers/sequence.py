@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple
 
@@ -9,7 +10,7 @@ import jax
 from jax import lax
 
 from maxlm.jax_versions import vary_over
-from maxlm.kernels.mask import Mask
+from maxlm.kernels.mask import Mask, windowed
 from maxlm.sharding import tensor
 
 
@@ -33,6 +34,13 @@ class SequenceInfo(NamedTuple):
     context_kind: str = "ring"
     split: bool = True
     prepared: Mapping[Hashable, Any] = {}
+
+    def within(self, window: int) -> Mask:
+        """Return the mask without what lies `window` or more ranks before a token."""
+        narrowed = windowed(self.mask, self.mask.q_rank_BT, window)
+        return (
+            narrowed if self.mask.reach is None else dataclasses.replace(narrowed, reach=min(self.mask.reach, window))
+        )
 
     def enter(self, x_BTD: jax.Array) -> jax.Array:
         """Give every `tensor` device the whole sequence: (B, T / tensor, D) -> (B, T, D)."""

@@ -20,7 +20,7 @@ from maxlm import runtime
 from maxlm.config import load_run
 from maxlm.config.errors import RunFailedError, UserError, make_possible
 from maxlm.config.schema import MeshConfig, RunConfig
-from maxlm.metrics.throughput import peak_flops
+from maxlm.devices import peak_flops
 from maxlm.models.cost import flops_per_token, parameter_count
 from maxlm.plan.estimate import EFFICIENCIES, Timeline, count_work
 from maxlm.plan.hlo import parse
@@ -65,7 +65,7 @@ def make_plan(config: RunConfig, topology: Topology, name: str) -> Plan:
         mesh=program.mesh_sizes.sizes,
         num_parameters=parameter_count(config.model),
         tokens_per_step=config.tokens_per_step,
-        attention_kernel=program.kernels["attention"],
+        kernels=program.kernels,
         versions={package: importlib.metadata.version(package) for package in ("jax", "libtpu")},
     )
     available = topology.chip.memory_bytes

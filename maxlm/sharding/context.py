@@ -43,13 +43,13 @@ def chunk_numbers(device: jax.Array) -> tuple[jax.Array, jax.Array]:
     return device, 2 * lax.axis_size("context") - 1 - device
 
 
-def places_of_tokens(length: int) -> jax.Array:
-    """Return where in the sequence this device's tokens stand, int32 (T,), after `zigzag`."""
-    if lax.axis_size("context") == 1:
-        return jnp.arange(length, dtype=jnp.int32)
-    half = length // 2
-    in_chunk = jnp.arange(half, dtype=jnp.int32)
-    return jnp.concatenate([number * half + in_chunk for number in chunk_numbers(lax.axis_index("context"))])
+def places(x_BT: jax.Array) -> jax.Array:
+    """Return where in the sequence this device's tokens are, int32 like (B, T), counted from 0."""
+    index, half = jnp.arange(x_BT.shape[1], dtype=jnp.int32), x_BT.shape[1] // 2
+    if lax.axis_size("context") > 1:
+        early, late = chunk_numbers(lax.axis_index("context"))
+        index += jnp.where(index < half, early, late - 1) * half
+    return jnp.broadcast_to(index, x_BT.shape)
 
 
 def split_chunks(x_BT: jax.Array, axis: int = 1) -> jax.Array:

@@ -145,6 +145,6 @@ def _saved_bytes(run: Any, block: Any, x_BTD: jax.Array) -> float:
             how = (equation.primitive.name, str(equation.params), inputs)
             for place, variable in enumerate(equation.outvars):
                 names[variable] = numbers.setdefault((how, place), (len(program.invars) + len(numbers),))
-    inputs = set(program.invars)
-    kept = {names[value]: value.aval for value in program.outvars if names.get(value) and value not in inputs}
+    given = set(program.invars)
+    kept = {names[value]: value.aval for value in program.outvars if names.get(value) and value not in given}
     return float(sum(math.prod(aval.shape) * aval.dtype.itemsize for aval in kept.values()))

@@ -21,7 +21,8 @@ from maxlm.data.examples import EXAMPLES
 from maxlm.layers.layer import Local
 from maxlm.models import cost
 from maxlm.models.decoder import Decoder
-from maxlm.ops.attention import Choice, choose_kernel
+from maxlm.ops import OPERATIONS
+from maxlm.ops.kernel_choice import Choice, choose
 from maxlm.optim import build_optimizer
 from maxlm.optim.schedule import make_schedule
 from maxlm.runtime import compute_dtype_of
@@ -183,8 +184,9 @@ def choose_kernels(
       UserError: a kernel that the settings name cannot do what layers ask.
     """
     shapes = kernel_shapes(config, mesh, declared, device_kind=device.device_kind, dtype=dtype)
+    wanted = config.runtime.kernels
     return {
-        operation: choose_kernel(config.runtime.attention_kernel, device.platform, asked)
+        operation: choose(OPERATIONS[operation], getattr(wanted, operation), device.platform, asked)
         for operation, asked in shapes.items()
     }
 

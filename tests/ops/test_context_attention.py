@@ -3,15 +3,15 @@
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
 from maxlm.config.schema import MeshConfig
-from maxlm.kernels.mask import Mask
+from maxlm.kernels.mask import causal
 from maxlm.ops.attention import CHUNKED
 from maxlm.ops.context_attention import context_attention
+from maxlm.sharding.context import places
 from maxlm.sharding.mesh import build_mesh
 from maxlm.train.loss.gradients import make_gradients
 from maxlm.train.setup import batch_shapes, build_program
@@ -27,7 +27,7 @@ def compile_gradients(kind, devices, *, window=None, length=LENGTH):
     how = {"kernel": CHUNKED, "kind": kind}
 
     def program(q, k, v, segments):
-        mask = Mask(segments, segments, jnp.int32(0), jnp.int32(0), window=window)
+        mask = causal(segments, places(segments), window)
 
         def layer(carry, qkv):
             return carry, context_attention(*qkv, mask, None, **how)

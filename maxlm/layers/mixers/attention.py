@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from maxlm.config.layers.attention import AttentionConfig, RopePosition
 from maxlm.config.model import ModelConfig
-from maxlm.kernels.mask import Mask
+from maxlm.kernels.mask import causal
 from maxlm.kernels.shape import AttentionShape
 from maxlm.layers.layer import Local, Mixer, StateArray
 from maxlm.layers.norm import RMSNorm
@@ -69,7 +68,7 @@ class Attention(Mixer):
     def __call__(self, x_BTD: jax.Array, info: SequenceInfo) -> tuple[jax.Array, None]:
         """Attend within each document, across `context`; (B, T / tensor, D) -> (B, T / tensor, D), no report."""
         q_BTNH, k_BTKH, v_BTKH = self._project(info.enter(x_BTD), info)
-        mask = dataclasses.replace(info.mask, window=self.config.window)
+        mask = info.mask if self.config.window is None else info.within(self.config.window)
         kernel, kind = self._kernel(info), info.context_kind
         out = context_attention(q_BTNH, k_BTKH, v_BTKH, mask, self._sink_N(), kernel=kernel, kind=kind)
         return self._project_out(out, info), None
@@ -84,8 +83,9 @@ class Attention(Mixer):
         q_BTNH, k_BTKH, v_BTKH = self._project(x_BTD, info)
         keys, values = _written(state.keys, k_BTKH, start_B), _written(state.values, v_BTKH, start_B)
         # The causal mask hides the room for tokens to come: it lies behind every query.
-        written = jnp.ones(keys.shape[:2], jnp.int32)
-        mask = Mask(info.segment_ids_BT, written, start_B[0], jnp.int32(0), window=self.config.window)
+        place = jnp.broadcast_to(jnp.arange(keys.shape[1], dtype=jnp.int32), keys.shape[:2])
+        kept = {"kv_segments_BS": jnp.ones_like(place), "kv_place_BS": place}
+        mask = causal(info.segment_ids_BT, info.positions_BT, self.config.window, **kept)
         out = attention(q_BTNH, keys, values, mask, self._sink_N(), self._kernel(info))
         return self._project_out(out, info), Cache(keys, values)
 
@@ -104,7 +104,6 @@ class Attention(Mixer):
             value_size=config.head_dim,
             query_length=chunk,
             key_length=local.length if local.context_kind == "all_gather" else chunk,
-            window=config.window,
             softcap=config.softcap,
             sinks=config.sinks,
             spread=spread,

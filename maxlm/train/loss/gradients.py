@@ -15,7 +15,7 @@ from maxlm.data.token_hash import batch_hash
 from maxlm.jax_versions import vary_over, varying_axes
 from maxlm.layers.stack import StackReports
 from maxlm.models.decoder import Decoder
-from maxlm.sharding.context import places_of_tokens, zigzag
+from maxlm.sharding.context import places, zigzag
 from maxlm.sharding.fsdp import cast, gather, tied_to_loop, vary, zeros_like_fp32
 from maxlm.sharding.mesh import BATCH_AXES, BATCH_SPEC, REPORT_AXES, TOKEN_AXES
 from maxlm.sharding.parameters import partition_specs
@@ -159,8 +159,8 @@ def microbatches(batch: Batch, execution: Execution) -> Batch:
     tokens = batch["tokens"]
     shape = (-1, execution.schedule.microbatches, tokens.shape[1])
     pieces = {name: zigzag(array).reshape(shape).swapaxes(0, 1) for name, array in batch.items()}
-    places = jnp.broadcast_to(places_of_tokens(tokens.shape[1]), pieces["tokens"].shape)
-    return {**pieces, "places": vary_over(places, varying_axes(tokens))}
+    in_rows = places(tokens).reshape(shape).swapaxes(0, 1)
+    return {**pieces, "places": vary_over(in_rows, varying_axes(tokens))}
 
 
 def _weight(batch: Batch, execution: Execution) -> tuple[jax.Array, jax.Array]:

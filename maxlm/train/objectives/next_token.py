@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 
-from maxlm.kernels.mask import Mask
+from maxlm.kernels.mask import Mask, causal
 from maxlm.train.objectives.token_loss import Fields, TokenLoss
 
 
@@ -14,6 +13,4 @@ class NextToken(TokenLoss):
 
     def mask(self, fields: Fields, places_BT: jax.Array) -> Mask:
         """Hide what comes later, and other documents."""
-        del places_BT
-        start = jnp.int32(0)
-        return Mask(fields["segment_ids"], fields["segment_ids"], start, start)
+        return causal(fields["segment_ids"], places_BT)
