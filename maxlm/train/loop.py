@@ -230,8 +230,14 @@ def _state_to_start_from(restored: Restored | None, program: Program, config: Ru
     if restored is not None:
         state: TrainState = rearrange_layers(restored.state, program.state)
         return state
-    offload = "optimizer" in config.train.offload
-    return create_state(program.declared, program.optimizer, program.mesh, seed=config.runtime.seed, offload=offload)
+    return create_state(
+        program.declared,
+        program.optimizer,
+        program.mesh,
+        seed=config.runtime.seed,
+        batch_size=config.train.batch_size,
+        offload="optimizer" in config.train.offload,
+    )
 
 
 def _consumed(restored: Restored | None) -> Consumed:
