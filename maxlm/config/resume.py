@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -74,8 +75,24 @@ def compare_runs(old: Mapping[str, Any], new: RunConfig, *, steps_done: int) -> 
 
 def first_changed_rate(old: RunConfig, new: RunConfig) -> int | None:
     """Return the first step, from 0, of those that both runs have whose learning rates differ; None if none does."""
-    steps = range(min(old.train.num_steps, new.train.num_steps))
-    return next((step for step in steps if learning_rate(step, old) != learning_rate(step, new)), None)
+
+    def differs(step: int) -> bool:
+        return learning_rate(step, old) != learning_rate(step, new)
+
+    end = min(old.train.num_steps, new.train.num_steps)
+    edges = {0, end}
+    for run in (old, new):
+        total = run.schedule.total_steps or run.train.num_steps
+        edges |= {run.schedule.warmup_steps, total - run.schedule.cooldown_steps, total}
+    # Between two edges each run has one formula, and formulas that agree near both edges are one: there may be 2^31
+    # steps, too many to try. Near is by powers of two, as a slow change only shows when it exceeds rounding.
+    near = {edge + sign * (2**power - 1) for edge in edges for power in range(32) for sign in (-1, 1)}
+    places = sorted(step for step in near if 0 <= step < end)
+    found = next((index for index, step in enumerate(places) if differs(step)), None)
+    if found is None:
+        return None
+    between = range(places[found - 1] + 1 if found else 0, places[found] + 1)
+    return between[bisect.bisect_left(between, True, key=differs)]
 
 
 def learning_rate(step: int, run: RunConfig) -> float:
