@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -122,6 +123,8 @@ def environments(count: int) -> list[dict[str, str]]:
             "MAXLM_COORDINATOR": address,
             "MAXLM_NUM_PROCESSES": str(count),
             "MAXLM_PROCESS_ID": str(index),
+            # What stands before the command in the line that resumes a run.
+            "MAXLM_LAUNCHER": shlex.join(["python", sys.argv[0], "-n", str(count), "--"]),
             "JAX_COORDINATOR_BIND_ADDRESS": address,
         }
         for index in range(count)

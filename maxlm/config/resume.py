@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from maxlm.config.paths import child, field
 from maxlm.config.schema import OnResume, RunConfig
 
-Path = tuple[str | int, ...]  # not a dotted text: names of sources may have dots
+Keys = tuple[str | int, ...]  # not a dotted text: names of sources may have dots
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def learning_rate(step: int, run: RunConfig) -> float:
     return peak * (final + (1 - final) * falling)
 
 
-def _leaves(config: Mapping[str, Any]) -> dict[Path, _Leaf]:
+def _leaves(config: Mapping[str, Any]) -> dict[Keys, _Leaf]:
     """Return the leaves, with the decay's end spelt out: extending a run moves it."""
     leaves = dict(_walk(dict(config), RunConfig, None, ()))
     end = leaves.get(("schedule", "total_steps"))
@@ -124,7 +124,7 @@ def _leaves(config: Mapping[str, Any]) -> dict[Path, _Leaf]:
     return leaves
 
 
-def _walk(value: Any, annotation: Any, mark: OnResume | None, path: Path) -> Iterator[tuple[Path, _Leaf]]:
+def _walk(value: Any, annotation: Any, mark: OnResume | None, path: Keys) -> Iterator[tuple[Keys, _Leaf]]:
     """Yield (path, leaf) of everything in a value; the innermost mark on the way to a leaf counts."""
     if not isinstance(value, dict | list) or not value:
         yield path, _Leaf(value, mark)
@@ -136,7 +136,7 @@ def _walk(value: Any, annotation: Any, mark: OnResume | None, path: Path) -> Ite
         yield from _walk(item, child(annotation, key, value), [mark, *marks][-1], (*path, key))
 
 
-def _is_parent(path: Path, before: Mapping[Path, _Leaf], after: Mapping[Path, _Leaf]) -> bool:
+def _is_parent(path: Keys, before: Mapping[Keys, _Leaf], after: Mapping[Keys, _Leaf]) -> bool:
     """Tell whether one side has nothing where the other has settings, which tell the change themselves."""
     other = before if path in after else after
     return not (path in before and path in after) and any(
