@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import maxlm
 from maxlm.config.errors import RunFailedError, UserError
-from maxlm.config.loader import load_run
+from maxlm.config.reading.loader import load_run
 from maxlm.config.show import to_json_schema, to_yaml
 
 # Each module has `run(arguments) -> exit code`.
@@ -25,7 +25,7 @@ COMMANDS = {
     "prepare": "data_pipeline.prepare",
     "train": "maxlm.train.command",
     "plan": "maxlm.plan.command",
-    "generate": "maxlm.train.generate",
+    "generate": "maxlm.decoding.command",
 }
 
 
@@ -115,9 +115,10 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--slices", type=int, default=1, help="how many of it, over the data centre's network")
     plan.add_argument("--json", metavar="FILE", help="write every figure here too")
 
-    generate = commands.add_parser("generate", help="continue a text with a trained model")
+    generate = commands.add_parser("generate", help="continue texts with a trained model")
     generate.add_argument("run_dir", metavar="RUN_DIR", help="the folder of a run")
-    generate.add_argument("--prompt", required=True, help="the text to continue")
+    prompt = "the text to continue; given several times, texts are continued together"
+    generate.add_argument("--prompt", required=True, action="append", help=prompt)
     generate.add_argument("--max-tokens", type=int, default=128, help="tokens to generate (default: %(default)s)")
     generate.add_argument(
         "--temperature", type=float, default=0.8, help="0: always the likeliest (default: %(default)s)"
@@ -125,6 +126,9 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--top-k", type=int, help="choose among the k likeliest tokens (default: all)")
     generate.add_argument("--top-p", type=float, help="choose among the likeliest tokens of this total probability")
     generate.add_argument("--seed", type=int, default=0, help="of the random choices (default: %(default)s)")
+    generate.add_argument(
+        "--tensor", type=int, default=1, help="devices to split the model over (default: %(default)s)"
+    )
     generate.add_argument("--step", type=int, help="checkpoint to load (default: the newest)")
     return parser
 

@@ -28,7 +28,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from maxlm.config.errors import RunFailedError, UserError, make_possible
-from maxlm.config.schema import ProfileConfig, RuntimeConfig
+from maxlm.config.schema import ProfileConfig, RuntimeConfig, TrainConfig
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -39,6 +39,12 @@ HEARTBEAT_SECONDS = 10
 SHUTDOWN_SECONDS = 60
 # A collective that fails is mostly the echo of another process that ended: that one is to be seen first, and named.
 ECHO_SECONDS = 1.0
+
+
+def compute_dtype_of(train: TrainConfig, platform: str) -> jnp.dtype:
+    """Resolve `train.compute_dtype`: auto is bfloat16 on accelerators, float32 on the CPU."""
+    chosen = train.compute_dtype
+    return jnp.dtype({"auto": "float32" if platform == "cpu" else "bfloat16"}.get(chosen, chosen))
 
 
 # --- start-up --------------------------------------------------------------------------------------------------------

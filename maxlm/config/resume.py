@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from maxlm.config.paths import child, field
-from maxlm.config.schema import OnResume, RunConfig
+from maxlm.config.reading.paths import child, field
+from maxlm.config.schema import RunConfig
+from maxlm.config.section import OnResume
 
 Keys = tuple[str | int, ...]  # not a dotted text: names of sources may have dots
 
@@ -62,7 +63,7 @@ def compare_runs(old: Mapping[str, Any], new: RunConfig, *, steps_done: int) -> 
         was, now = before.get(path), after.get(path)
         present = now or was
         assert present is not None
-        if (was is None or now is None or was.value != now.value) and not _is_parent(path, before, after):
+        if (was and was.value) != (now and now.value) and not _is_parent(path, before, after):
             change = Change(".".join(map(str, path)), was and was.value, now and now.value)
             differing.setdefault(present.mark, []).append(change)
     matter, rates = [*differing.get(None, []), *differing.get(OnResume.FIXED, [])], differing.get(OnResume.RATE, [])

@@ -23,7 +23,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from maxlm.config.errors import UserError, make_possible
-from maxlm.config.paths import flatten
+from maxlm.config.reading.paths import flatten
 from maxlm.metrics import catalog
 
 _log = logging.getLogger(__name__)

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 from maxlm.checkpoint import Checkpointer, Restored, RunDirectory
+from maxlm.checkpoint.rearrange import rearrange_layers
 from maxlm.config.errors import RunFailedError, UserError
 from maxlm.config.resume import compare_runs
 from maxlm.config.schema import RunConfig
@@ -34,8 +35,9 @@ from maxlm.train.setup import (
     compile_losses,
     compile_step,
     open_datasets,
+    state_as_saved,
 )
-from maxlm.train.state import Consumed, Consumption, TrainState, create_state, reorder_layers
+from maxlm.train.state import Consumed, Consumption, TrainState, create_state
 from maxlm.train.step import StepMetrics
 
 log = logging.getLogger(__name__)
@@ -64,10 +66,10 @@ def train(config: RunConfig, *, command: str) -> None:
         run_dir = stack.enter_context(RunDirectory.open(config.run_dir))
         checkpointer = stack.enter_context(Checkpointer(run_dir.checkpoints, config.checkpoint))
         _refuse_changes(checkpointer.latest_record(), config, datasets)
-        restored = checkpointer.restore(program.state)
+        restored = checkpointer.restore(program.state, saved_as=lambda record: state_as_saved(record, config, program))
         state = _state_to_start_from(restored, program, config)
         start = restored.step if restored else 0
-        consumption = Consumption(_consumed(restored, config), start, config)
+        consumption = Consumption(_consumed(restored), start, config)
         reporter = stack.enter_context(
             Reporter(config, program, datasets, run_dir=run_dir.path, resume_step=start, consumption=consumption)
         )
@@ -96,7 +98,7 @@ class _Loop:
     ):
         self.config, self.datasets, self.compiled = config, datasets, compiled
         self.checkpointer, self.reporter, self.consumption = checkpointer, reporter, consumption
-        self.sharding, self.layer_order = batch_sharding(program.mesh), program.layer_order
+        self.program, self.sharding = program, batch_sharding(program.mesh)
         self.losses = compile_losses(program)
         self.watchdog = Watchdog(config.runtime.step_timeout_seconds)
 
@@ -170,6 +172,7 @@ class _Loop:
             state.decoder,
             self.datasets.validation,
             self.losses,
+            self.program.execution.objective,
             self.sharding,
             max_batches=self.config.train.eval_batches,
         )
@@ -180,7 +183,7 @@ class _Loop:
         record = {
             "consumed": self.consumption.at(step)._asdict(),
             "token_hash": hexdigest(jax.device_get(state.token_hash)),
-            "layer_order": self.layer_order,
+            "layout": [list(segment.repetitions) for segment in self.program.execution.layout.segments],
             "config": self.config.model_dump(mode="json"),
             "data": self.datasets.train.fingerprint,
             "versions": {name: version(name) for name in _VERSIONED} | {"python": platform.python_version()},
@@ -203,7 +206,7 @@ def _refuse_too_large_a_state(config: RunConfig, program: Program) -> None:
         raise UserError(
             f"the model has {parameter_count(config.model):,} parameters; with the optimizer they take "
             f"{needed / 2**30:,.1f} GiB on each device, {device.device_kind} has {available / 2**30:,.1f} GiB; use "
-            "more mesh.fsdp, or a smaller model.num_layers, model.embed_dim, model.mlp_dim or model.vocab_size"
+            "more mesh.fsdp, or a smaller model: fewer layers, narrower ones, or a smaller vocabulary"
         )
 
 
@@ -223,30 +226,19 @@ def _refuse_too_large_a_step(compiled: CompiledStep, program: Program) -> None:
 
 
 def _state_to_start_from(restored: Restored | None, program: Program, config: RunConfig) -> TrainState:
-    """Return the restored state, its layers in this mesh's order, or that of step 0."""
+    """Return the restored state, its layers as they lie on this mesh, or that of step 0."""
     if restored is not None:
-        state: TrainState = reorder_layers(restored.state, restored.record["layer_order"], program.layer_order)
+        state: TrainState = rearrange_layers(restored.state, program.state)
         return state
-    seed = config.runtime.seed
-    return create_state(
-        program.declared,
-        program.optimizer,
-        program.mesh,
-        seed=seed,
-        layer_order=program.layer_order,
-        offload="optimizer" in config.train.offload,
-    )
+    offload = "optimizer" in config.train.offload
+    return create_state(program.declared, program.optimizer, program.mesh, seed=config.runtime.seed, offload=offload)
 
 
-def _consumed(restored: Restored | None, config: RunConfig) -> Consumed:
-    """Return what the run has consumed before its next step; the record is exact where batch sizes have changed."""
+def _consumed(restored: Restored | None) -> Consumed:
+    """Return what the run has consumed before its next step, whatever its batch sizes were."""
     if restored is None:
         return Consumed(rows=0, tokens=0, flops=0)
-    if "consumed" in restored.record:
-        return Consumed(**restored.record["consumed"])
-    # Records of earlier versions lack it: their step s, from 0, read the rows from s * batch_size on.
-    train = config.train.model_copy(update={"batch_size": restored.record["config"]["train"]["batch_size"]})
-    return Consumption(Consumed(0, 0, 0), 0, config.model_copy(update={"train": train})).at(restored.step)
+    return Consumed(**restored.record["consumed"])
 
 
 def _due(step: int, every: int) -> bool:

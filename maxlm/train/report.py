@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,11 +12,12 @@ from typing import Any
 import jax
 import yaml
 
-from maxlm.config.schema import ModelConfig, RunConfig
+from maxlm.config.schema import RunConfig
 from maxlm.data.baselines import read_baselines
 from maxlm.data.token_hash import hexdigest
+from maxlm.devices import peak_flops
 from maxlm.metrics.terminal import Outcome, RunTerminal, Summary
-from maxlm.metrics.throughput import LapTimer, peak_flops, rates
+from maxlm.metrics.throughput import LapTimer, rates
 from maxlm.metrics.writers import MetricsWriter
 from maxlm.models import cost
 from maxlm.train.evaluate import loss_metrics
@@ -42,8 +43,8 @@ class Reporter:
         self._consumption = consumption
         self._flops_per_token = cost.flops_per_token(config.model, config.data.sequence_length)
         device = program.mesh.devices.flat[0]
-        self._num_devices, self._layer_order = program.mesh.size, program.layer_order
-        table_peak = peak_flops(device.device_kind, program.how.compute_dtype.name)
+        self._num_devices, self._program = program.mesh.size, program
+        table_peak = peak_flops(device.device_kind, program.execution.compute_dtype.name)
         self._peak = config.metrics.peak_tflops * 1e12 if config.metrics.peak_tflops else table_peak
         self._began, self._timer = time.perf_counter(), LapTimer()
         self._logged_step, self._logged_wait = resume_step, 0.0
@@ -86,7 +87,8 @@ class Reporter:
         """
         steps, seconds = step - self._logged_step, self._timer.lap(self._evaluation_seconds + stall_seconds)
         consumed = self._consumption.at(step)
-        train = {f"train/{name}": value for name, value in loss_metrics([metrics.sums]).items()}
+        of_step = loss_metrics(self._program.execution.objective, [metrics.sums])
+        train = {f"train/{name}": value for name, value in of_step.items()}
         values: dict[str, float | str] = {
             **train,
             "train/flops": float(consumed.flops),
@@ -95,7 +97,7 @@ class Reporter:
             "optim/parameter_norm": float(metrics.parameter_norm),
             "optim/update_ratio": float(metrics.update_ratio),
             "optim/skipped_steps": int(metrics.skipped),
-            **router_values(self._config.model, metrics.routers, self._layer_order),
+            **self._program.declared.by_layer(metrics.layers),
             **self._rates(steps, seconds),
             "time/step_seconds": seconds / steps,
             "time/input_wait_fraction": min((wait_seconds - self._logged_wait) / seconds, 1.0),
@@ -165,15 +167,14 @@ class Reporter:
     def _summary(self, program: Program, device_kind: str, resume_step: int) -> Summary:
         num_steps = self._config.train.num_steps
         total = self._consumption.at(num_steps)
-        itemsize: Any = program.how.compute_dtype.itemsize
-        schedule = program.how.schedule
+        itemsize: Any = program.execution.compute_dtype.itemsize
+        schedule = program.execution.schedule
         kept = schedule.repeats * schedule.slots
-        before = schedule.stages * cost.prefix_work(self._config.model, self._config.data.sequence_length)
         inputs = math.prod(program.activations(self._config)) * itemsize
         return Summary(
             run_dir=str(self._run_dir),
             num_parameters=cost.parameter_count(self._config.model),
-            memory_bytes=cost.memory_per_device(self._config, program.mesh_sizes, compute_bytes=itemsize),
+            memory_bytes=program.memory_per_device(self._config),
             mesh=program.mesh_sizes.sizes,
             num_devices=self._num_devices,
             device_kind=device_kind,
@@ -182,19 +183,6 @@ class Reporter:
             tokens_per_step=self._consumption.per_step.tokens,
             total_tokens=total.tokens,
             total_flops=float(total.flops),
-            bubble=schedule.bubble(before) if schedule.stages > 1 else None,
+            bubble=schedule.bubble if schedule.stages > 1 else None,
             stage_inputs=(kept, kept * inputs),
         )
-
-
-def router_values(
-    model: ModelConfig, routers: dict[int, dict[str, Any]], layer_order: Sequence[int]
-) -> dict[str, float]:
-    """Name the metrics of every router by its layer's number in the whole model."""
-    values = {}
-    for place, metrics in routers.items():
-        for name, of_layers in metrics.items():
-            for repeat, value in zip(layer_order, of_layers, strict=True):
-                layer = len(model.prefix) + repeat * len(model.pattern) + place
-                values[f"moe/{layer}/{name}"] = float(value)
-    return values

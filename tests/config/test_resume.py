@@ -28,13 +28,13 @@ FREE = [
         "train.offload=[optimizer]",
         "train.microbatches=2",
     ],
-    *["train.eval_every=3", "train.eval_batches=3", "train.log_every=1", "train.loss_chunk_tokens=8"],
+    *["train.eval_every=3", "train.eval_batches=3", "train.log_every=1", "objective.chunk_tokens=8"],
     *["train.max_skipped_steps=1", "schedule.total_steps=100", "runtime.compile_cache=cache"],
 ]
 MATTERS = [
     *["model.num_layers=4", "model.norm.kind=layernorm", "data.sequence_length=16", "data.sources.text.weight=2"],
-    *["data.shuffle=none", "optimizer.learning_rate=1.0", "optimizer.no_decay=[norms]", "schedule.warmup_steps=1"],
-    *["train.batch_size=16", "train.compute_dtype=float32", "train.z_loss=1e-4", "runtime.seed=1"],
+    *["data.shuffle=none", "optimizer.learning_rate=1.0", "optimizer.no_decay=[norm]", "schedule.warmup_steps=1"],
+    *["train.batch_size=16", "train.compute_dtype=float32", "objective.z_loss=1e-4", "runtime.seed=1"],
     *["schedule.total_steps=200", "optimizer.overrides=[{match: x}]"],
 ]
 
@@ -70,7 +70,6 @@ def test_a_first_entry_of_a_list_is_told_once(write_run: Callable[..., str]) -> 
     changes = changes_that_matter(old, load_run(path, ["optimizer.overrides=[{match: x, weight_decay: 0.1}]"]).config)
     assert [str(change) for change in changes] == [
         "optimizer.overrides.0.match: (none) -> x",
-        "optimizer.overrides.0.learning_rate_scale: (none) -> 1.0",
         "optimizer.overrides.0.weight_decay: (none) -> 0.1",
     ]
 
@@ -86,9 +85,11 @@ def test_extending_a_decaying_run_is_a_change_of_its_schedule(write_run: Callabl
 def test_settings_that_the_saved_run_did_not_know_yet_had_their_default(write_run: Callable[..., str]) -> None:
     path = write_run()
     old = load_run(path).config.model_dump(mode="json")
-    del old["train"]["z_loss"], old["optimizer"]
+    del old["objective"]["z_loss"], old["optimizer"]
     assert changes_that_matter(old, load_run(path).config) == []
-    assert changes_that_matter(old, load_run(path, ["train.z_loss=0.1"]).config) == [Change("train.z_loss", 0.0, 0.1)]
+    assert changes_that_matter(old, load_run(path, ["objective.z_loss=0.1"]).config) == [
+        Change("objective.z_loss", 0.0, 0.1)
+    ]
 
 
 def test_settings_that_are_gone_are_a_change(write_run: Callable[..., str]) -> None:
@@ -114,11 +115,11 @@ def test_names_with_dots_hide_no_change(write_run: Callable[..., str]) -> None:
 
 def test_room_for_experts_may_change_and_their_number_may_not(write_run: Callable[..., str]) -> None:
     path = write_run()
-    moe = "model.pattern=[{ffn: {kind: moe, num_experts: 4, experts_per_token: 2, expert_dim: 8%s}}]"
+    moe = "model.block.ffn={kind: moe, num_experts: 4, experts_per_token: 2, expert_dim: 8%s}"
     old = load_run(path, [moe % ""]).config.model_dump(mode="json")
     assert changes_that_matter(old, load_run(path, [moe % ", buffer_factor: 3.0"]).config) == []
     matter = changes_that_matter(old, load_run(path, [moe % ", router: {scale: 3.0}"]).config)
-    assert matter == [Change("model.pattern.0.ffn.router.scale", 1.0, 3.0)]
+    assert matter == [Change("model.segments.0.pattern.0.ffn.router.scale", 1.0, 3.0)]
 
 
 SCHEDULES = [

@@ -246,7 +246,8 @@ def test_the_command(tmp_path, raw, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.yaml").write_text(
         "run_dir: runs/x\n"
-        "model: {vocab_size: 300, num_layers: 1, embed_dim: 8, num_heads: 1, mlp_dim: 8}\n"
+        "model: {vocab_size: 300, num_layers: 1, embed_dim: 8, block: "
+        "{mixer: {kind: attention, num_heads: 1, head_dim: 8}, ffn: {kind: mlp, hidden_dim: 8}}}\n"
         "data:\n  sources: {text: {path: data/text, raw: {kind: files, paths: [raw]}}}\n"
         "  tokenizer: data/tokenizer.model\n  sequence_length: 16\n"
         "train: {num_steps: 1, batch_size: 8}\n"

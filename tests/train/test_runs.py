@@ -12,6 +12,7 @@ from maxlm.config import load_run
 from maxlm.data import token_hash
 from maxlm.data.dataset import build_dataset
 from maxlm.models.cost import flops_per_token
+from tests.small_models import model_settings
 from tests.train.conftest import curve, finish, read_metrics, start, train, wait_for_step
 
 
@@ -153,7 +154,7 @@ def test_divergence_skips_steps_then_stops_and_loses_nothing(write_run, tmp_path
     path = write_run(train={"num_steps": 200, "max_skipped_steps": 3}, optimizer={"clip_norm": None})
     # Every update is as large as fp32 allows: the second step's loss cannot be finite.
     # And settings as large as they may be change nothing about that.
-    names = ["train.loss_chunk_tokens", "train.eval_batches", "checkpoint.keep_last", "train.num_steps"]
+    names = ["objective.chunk_tokens", "train.eval_batches", "checkpoint.keep_last", "train.num_steps"]
     large = [f"{name}=2147483647" for name in names]
     output = train(path, "optimizer.learning_rate=1e38", "schedule.warmup_steps=0", *large, code=1)
     assert "the last 3 steps" in output
@@ -195,7 +196,8 @@ def test_a_truncated_shard_is_named(write_run, tmp_path, tiny_data):
 
 def test_a_pipeline_resumes_on_context_expert_and_tensor(write_run, tmp_path):
     experts = {"kind": "moe", "num_experts": 4, "experts_per_token": 2, "expert_dim": 16}
-    model = {"num_layers": 5, "embed_dim": 32, "prefix": [{}], "pattern": [{"ffn": experts}]}
+    sizes = {"vocab_size": 320, "num_layers": 5, "embed_dim": 32, "num_heads": 2, "mlp_dim": 32}
+    model = model_settings(**sizes, prefix=[{}], pattern=[{"ffn": experts}])
     # Choosing experts is a jump: large steps would make one token's other choice, after rounding, a visible difference.
     optimizer = {"learning_rate": 5e-4}
     sections = {"model": model, "train": {"num_steps": 12, "batch_size": 8, "eval_every": 0}, "optimizer": optimizer}
