@@ -103,7 +103,7 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
         ["train.batch_size=1000000000000", "data.sequence_length=2147483648", "data.prefetch_batches=100000"],
         [
             "model.vocab_size=1000000000000 must be at most 2147483647, the largest int32",
-            "optimizer.learning_rate=1e+300 must be at most 1e+30; use 1e+30 or less",
+            "optimizer.learning_rate=1e+300 must be at most 3e+38; use 3e+38 or less",
             "train.batch_size=1000000000000 must be at most 2147483647, the largest int32",
             "data.sequence_length=2147483648 must be at most 2147483647, the largest int32",
             "data.prefetch_batches=100000 must be at most 1000; use 1000 or less",
