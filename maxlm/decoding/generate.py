@@ -18,6 +18,7 @@ from maxlm.layers.layer import StateArray
 from maxlm.layers.sequence import SequenceInfo
 from maxlm.models.decoder import Decoder
 from maxlm.ops.attention import CHUNKED
+from maxlm.products import einsum_fp32
 from maxlm.sharding.fsdp import cast, gather, vary
 from maxlm.sharding.mesh import DECODING_AXES
 from maxlm.sharding.parameters import partition_specs
@@ -93,7 +94,7 @@ def make_advance(declared: Decoder, mesh: Mesh, compute_dtype: Any) -> Callable[
         )
         x_BTD, states = decoder.decode(tokens_BT, info, states, start_B)
         x_BD = jnp.take_along_axis(x_BTD, lengths_B[:, None, None] - 1, axis=1)[:, 0]
-        logits_BV = jnp.einsum("BD,DV->BV", x_BD, decoder.output_DV(), preferred_element_type=jnp.float32)
+        logits_BV = einsum_fp32("BD,DV->BV", x_BD, decoder.output_DV())
         return logits_BV, states
 
     rows, of_states = P(DECODING_AXES), state_specs(declared)
