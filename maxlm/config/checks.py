@@ -10,6 +10,7 @@ from typing import Any
 
 from maxlm.config.errors import ConfigError, Problem
 from maxlm.config.schema import LearnedPosition, MeshConfig, MoeConfig, RopePosition, RunConfig
+from maxlm.files import place_of
 
 
 def find_problems(valid: Mapping[str, Any]) -> list[Problem]:
@@ -270,17 +271,30 @@ def _offload(config: RunConfig) -> Iterator[Problem]:
 def _data_paths(config: RunConfig) -> Iterator[Problem]:
     seen: dict[str, str] = {}
     for name, source in config.data.sources.items():
-        path = f"data.sources.{name}"
-        if source.path in seen:
-            text = f"{path}.path={source.path!r} is the folder of data.sources.{seen[source.path]} too; use another"
+        path, place = f"data.sources.{name}", place_of(source.path)
+        if place in seen:
+            text = f"{path}.path={source.path!r} is the folder of data.sources.{seen[place]} too; use another"
             yield Problem(f"{path}.path", f"{text}, or one source with the sum of the weights")
-        seen[source.path] = name
+        seen[place] = name
         if source.raw and source.raw.kind == "files" and not source.raw.paths:
             text = f"{path}.raw.kind=files needs {path}.raw.paths; give a list such as [data/raw]"
             yield Problem(f"{path}.raw", text)
         if source.raw and source.raw.kind == "python_stdlib" and source.raw.paths:
             text = f"{path}.raw.paths is not used by {path}.raw.kind=python_stdlib; remove it, or use kind: files"
             yield Problem(f"{path}.raw.paths", text)
+
+
+def _places(config: RunConfig) -> Iterator[Problem]:
+    """What a run writes and what it reads lie in different places, however their paths are written."""
+    taken = {f"data.sources.{name}.path": place_of(source.path) for name, source in config.data.sources.items()}
+    for name, value, cure in (
+        ("run_dir", config.run_dir, "runs/name"),
+        ("data.tokenizer", config.data.tokenizer, "data/name/tokenizer.model"),
+    ):
+        for other, place in taken.items():
+            if value.strip() and place_of(value) == place:
+                yield Problem(name, f"{name}={value!r} is the same place as {other}; use another, such as {cure}")
+        taken[name] = place_of(value)
 
 
 def _empty_paths(config: RunConfig) -> Iterator[Problem]:
@@ -390,6 +404,7 @@ def _near_divisors(value: int, size: int) -> list[int]:
 
 _CHECKS: tuple[tuple[tuple[str, ...], Callable[[RunConfig], Iterator[Problem]]], ...] = (
     (("run_dir", "data"), _empty_paths),
+    (("run_dir", "data"), _places),
     (("model",), _pattern),
     (("model",), _experts),
     (("model",), _expert_groups),

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from maxlm.config.errors import ConfigError, Problem
+from maxlm.files import open_regular
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 24
@@ -78,7 +79,7 @@ def read_yaml(path: Path, name: str) -> Node:
         ConfigError: it cannot be read, is too large, or is not the YAML described above.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
         reason = error.strerror or "cannot be read"
