@@ -40,8 +40,9 @@ class Sampling:
     top_p: float | None = None
 
 
-def choose(logits_BV: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Array:
-    """Choose the next tokens, int32 (B,)."""
+def choose(logits_BV: jax.Array, key: jax.Array, sampling: Sampling, num_ids: int) -> jax.Array:
+    """Choose the next tokens, int32 (B,), among the ids [0, num_ids): columns beyond only fill the vocabulary up."""
+    logits_BV = logits_BV[:, :num_ids]
     if sampling.temperature == 0:
         return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
     logits_BV = logits_BV / sampling.temperature
@@ -67,6 +68,7 @@ def generate(
     sampling: Sampling,
     seed: int,
     stop_id: int,
+    num_ids: int,
     compute_dtype: Any,
 ) -> Iterator[int]:
     """Yield up to `max_tokens` tokens that continue a prompt, without `stop_id`, at which it ends.
@@ -79,10 +81,11 @@ def generate(
       sampling: how a token is chosen.
       seed: of the random choices; same seed, same text.
       stop_id: the end-of-document token.
+      num_ids: how many ids the tokenizer has; the model's vocabulary may be larger.
       compute_dtype: of weights, activations and cache.
     """
     advance = make_advance(decoder, mesh, compute_dtype)
-    pick = jax.jit(choose, static_argnums=2)
+    pick = jax.jit(choose, static_argnums=(2, 3))
     padded = -(-len(prompt) // PREFILL_BLOCK) * PREFILL_BLOCK
     room = -(-(padded + max_tokens) // PREFILL_BLOCK) * PREFILL_BLOCK
     caches = empty_caches(decoder, room, compute_dtype)
@@ -91,7 +94,7 @@ def generate(
     key = jax.random.key(seed)
     logits_BTV, caches = advance(decoder, jnp.asarray(tokens), caches, jnp.int32(0), jnp.int32(len(prompt) - 1))
     for index in range(max_tokens):
-        token = pick(logits_BTV, jax.random.fold_in(key, index), sampling)
+        token = pick(logits_BTV, jax.random.fold_in(key, index), sampling, num_ids)
         if int(token[0]) == stop_id:
             return
         yield int(token[0])

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 
 from maxlm import runtime
-from maxlm.checkpoint import CheckpointReader
+from maxlm.checkpoint import CheckpointReader, tokenizer_of_checkpoint
 from maxlm.config.errors import UserError
 from maxlm.config.schema import MeshConfig, RunConfig, RuntimeConfig
 from maxlm.data.tokenizer import Tokenizer
@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     if record is None:
         raise UserError(f"{arguments.run_dir} has no checkpoint; train first: maxlm train RUN.yaml")
     saved = RunConfig.model_validate(record["config"])
-    tokenizer = Tokenizer(saved.data.tokenizer)
+    tokenizer = Tokenizer(tokenizer_of_checkpoint(arguments.run_dir, record))
     prompt = [tokenizer.bos_id, *tokenizer.encode(arguments.prompt)]
     _check_length(saved, len(prompt), arguments.max_tokens)
     # One device, whatever the run was trained on: the mesh and what depends on it go back to their defaults.
@@ -54,6 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
         sampling=sampling,
         seed=arguments.seed,
         stop_id=tokenizer.eos_id,
+        num_ids=tokenizer.vocab_size,
         compute_dtype=program.how.compute_dtype,
     )
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

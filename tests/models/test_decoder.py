@@ -88,6 +88,7 @@ def test_greedy_text_is_what_whole_sequences_give(model, mesh, decoder):
         sampling=Sampling(temperature=0.0),
         seed=0,
         stop_id=-1,
+        num_ids=model.vocab_size,
         compute_dtype=jnp.float32,
     )
     sequence = list(prompt)
@@ -101,6 +102,7 @@ def test_greedy_text_is_what_whole_sequences_give(model, mesh, decoder):
 
 def test_generation_ends_at_the_stop_token(model, mesh, decoder):
     arguments = {"max_tokens": 6, "sampling": Sampling(0.0), "seed": 0, "compute_dtype": jnp.float32}
+    arguments["num_ids"] = model.vocab_size
     first = next(generate(decoder, mesh, [1, 2], stop_id=-1, **arguments))
     assert list(generate(decoder, mesh, [1, 2], stop_id=first, **arguments)) == []
 
@@ -110,7 +112,7 @@ def test_top_k_and_top_p_never_choose_what_they_exclude():
     keys = jax.random.split(jax.random.key(0), 200)
 
     def chosen(**sampling):
-        return {int(choose(logits, key, Sampling(1.0, **sampling))[0]) for key in keys}
+        return {int(choose(logits, key, Sampling(1.0, **sampling), logits.shape[1])[0]) for key in keys}
 
     assert chosen() == {0, 1, 2, 3}
     assert chosen(top_k=2) == {0, 1}
@@ -125,8 +127,8 @@ def test_every_preset_builds(path, tmp_path):
     if path.parent.name != "run":
         if path.parent.name != "model":
             pytest.skip("not a model; its values are validated by tests/config/test_presets.py")
-        base = {"include": str(path), "run_dir": "x", "train": {"num_steps": 10, "batch_size": 8}}
-        data = {"sources": {"x": {"path": "x"}}, "tokenizer": "x", "sequence_length": 16}
+        base = {"include": str(path), "run_dir": "run", "train": {"num_steps": 10, "batch_size": 8}}
+        data = {"sources": {"x": {"path": "x"}}, "tokenizer": "t", "sequence_length": 16}
         path = tmp_path / "run.yaml"
         path.write_text(yaml.safe_dump({**base, "data": data}))
     config = load_run(path, overrides).config
