@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from maxlm.checkpoint import Checkpointer, Restored, RunDirectory
+from maxlm.checkpoint import Checkpointer, Restored, RunDirectory, tokenizer_to_open
 from maxlm.config.errors import RunFailedError, UserError
 from maxlm.config.resume import changes_that_matter
 from maxlm.config.schema import RunConfig
@@ -50,13 +50,14 @@ def train(config: RunConfig, *, command: str) -> None:
       UserError: a setting, the data, the directory or a checkpoint is not as it must be.
       RunFailedError: too many steps in a row were not finite.
     """
-    datasets = open_datasets(config)
+    datasets = open_datasets(_with_own_tokenizer(config))
     program = build_program(config)
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignal())
         run_dir = stack.enter_context(RunDirectory.open(config.run_dir))
         checkpointer = stack.enter_context(Checkpointer(run_dir.checkpoints, config.checkpoint))
         _refuse_changes(checkpointer.latest_record(), config, datasets)
+        run_dir.keep_tokenizer(datasets.train.tokenizer.proto)
         restored = checkpointer.restore(program.state)
         state = _state_to_start_from(restored, program, config)
         start = restored.step if restored else 0
@@ -171,10 +172,17 @@ class _Loop:
             "layer_order": self.layer_order,
             "config": self.config.model_dump(mode="json"),
             "data": self.datasets.train.fingerprint,
+            "tokenizer": self.datasets.train.tokenizer.fingerprint,
             "versions": {name: version(name) for name in _VERSIONED} | {"python": platform.python_version()},
         }
         self.checkpointer.save(step, state, record)
         self.watchdog.arm()
+
+
+def _with_own_tokenizer(config: RunConfig) -> RunConfig:
+    """Return the config with the run's copy of its tokenizer, once there is a checkpoint that was trained with it."""
+    tokenizer = tokenizer_to_open(config.run_dir, config.data.tokenizer)
+    return config.model_copy(update={"data": config.data.model_copy(update={"tokenizer": tokenizer})})
 
 
 def _state_to_start_from(restored: Restored | None, program: Program, config: RunConfig) -> TrainState:
@@ -208,6 +216,9 @@ def _refuse_changes(record: dict[str, Any] | None, config: RunConfig, datasets: 
     changes = [str(change) for change in changes_that_matter(record["config"], config)]
     if record["data"] != datasets.train.fingerprint:
         changes.append(f"data.sources (the tokens): {record['data'][:12]} -> {datasets.train.fingerprint[:12]}")
+    tokenizer = datasets.train.tokenizer.fingerprint
+    if record.get("tokenizer", tokenizer) != tokenizer:
+        changes.append(f"data.tokenizer (its contents): {record['tokenizer'][:12]} -> {tokenizer[:12]}")
     if not changes:
         return
     listed = "\n  ".join(changes)
