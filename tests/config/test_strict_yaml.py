@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -121,3 +122,12 @@ def test_unreadable_files(tmp_path: Path) -> None:
         read_yaml(tmp_path / "none.yaml", "y.yaml")
     with pytest.raises(ConfigError, match="y.yaml: Is a directory"):
         read_yaml(tmp_path, "y.yaml")
+
+
+@pytest.mark.timeout(20)
+def test_special_files_are_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.yaml")
+    with pytest.raises(ConfigError, match=r"f: it is a FIFO, not a regular file; give the path of a readable YAML"):
+        read_yaml(tmp_path / "fifo.yaml", "f")
+    with pytest.raises(ConfigError, match="it is a device, not a regular file"):
+        read_yaml(Path("/dev/zero"), "zero")
