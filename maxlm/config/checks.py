@@ -295,6 +295,10 @@ def _places(config: RunConfig) -> Iterator[Problem]:
             if value.strip() and place_of(value) == place:
                 yield Problem(name, f"{name}={value!r} is the same place as {other}; use another, such as {cure}")
         taken[name] = place_of(value)
+    own = f"{config.run_dir}/tokenizer.model"
+    if config.run_dir.strip() and place_of(config.data.tokenizer) == place_of(own):
+        text = f"data.tokenizer={config.data.tokenizer!r} is where the run keeps its own copy of the tokenizer"
+        yield Problem("data.tokenizer", f"{text}; use another, such as data/name/tokenizer.model")
 
 
 def _empty_paths(config: RunConfig) -> Iterator[Problem]:

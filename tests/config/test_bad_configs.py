@@ -462,6 +462,12 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
             "data.tokenizer='data/text' is the same place as run_dir; use another, such as data/name/",
         ],
     ),
+    "a tokenizer in the run's own place": (
+        {},
+        "",
+        ["data.tokenizer=runs/x/../test/tokenizer.model"],
+        ["data.tokenizer='runs/x/../test/tokenizer.model' is where the run keeps its own copy of the tokenizer; use"],
+    ),
     "empty path": ({"runs/test": "''"}, "", [], ['run.yaml:1: run_dir="" is empty; give a path such as runs/name']),
     # overrides
     "override without value": ({}, "", ["mesh.tensor"], ["'mesh.tensor' is not an override; write key.path=value"]),
