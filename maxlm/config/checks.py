@@ -284,17 +284,8 @@ def _data_paths(config: RunConfig) -> Iterator[Problem]:
             yield Problem(f"{path}.raw.paths", text)
 
 
-def _places(config: RunConfig) -> Iterator[Problem]:
-    """What a run writes and what it reads lie in different places, however their paths are written."""
-    taken = {f"data.sources.{name}.path": place_of(source.path) for name, source in config.data.sources.items()}
-    for name, value, cure in (
-        ("run_dir", config.run_dir, "runs/name"),
-        ("data.tokenizer", config.data.tokenizer, "data/name/tokenizer.model"),
-    ):
-        for other, place in taken.items():
-            if value.strip() and place_of(value) == place:
-                yield Problem(name, f"{name}={value!r} is the same place as {other}; use another, such as {cure}")
-        taken[name] = place_of(value)
+def _own_tokenizer(config: RunConfig) -> Iterator[Problem]:
+    """`maxlm prepare --force` may train the tokenizer again, but never the copy that a run goes on with."""
     own = f"{config.run_dir}/tokenizer.model"
     if config.run_dir.strip() and place_of(config.data.tokenizer) == place_of(own):
         text = f"data.tokenizer={config.data.tokenizer!r} is where the run keeps its own copy of the tokenizer"
@@ -408,7 +399,7 @@ def _near_divisors(value: int, size: int) -> list[int]:
 
 _CHECKS: tuple[tuple[tuple[str, ...], Callable[[RunConfig], Iterator[Problem]]], ...] = (
     (("run_dir", "data"), _empty_paths),
-    (("run_dir", "data"), _places),
+    (("run_dir", "data"), _own_tokenizer),
     (("model",), _pattern),
     (("model",), _experts),
     (("model",), _expert_groups),

@@ -447,21 +447,6 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
         [],
         ["run.yaml:11: data.sources.more.path='./data/x/../text/' is the folder of data.sources.text too"],
     ),
-    "a run in a source's folder": (
-        {"runs/test": "./data/text/"},
-        "",
-        [],
-        ["run.yaml:1: run_dir='./data/text/' is the same place as data.sources.text.path; use another, such as runs/"],
-    ),
-    "a tokenizer in a source's place": (
-        {},
-        "",
-        ["data.tokenizer=data/text", "run_dir=data/../data/text"],
-        [
-            "data.tokenizer='data/text' is the same place as data.sources.text.path; use another, such as data/name/",
-            "data.tokenizer='data/text' is the same place as run_dir; use another, such as data/name/",
-        ],
-    ),
     "a tokenizer in the run's own place": (
         {},
         "",

@@ -127,8 +127,8 @@ def test_every_preset_builds(path, tmp_path):
     if path.parent.name != "run":
         if path.parent.name != "model":
             pytest.skip("not a model; its values are validated by tests/config/test_presets.py")
-        base = {"include": str(path), "run_dir": "run", "train": {"num_steps": 10, "batch_size": 8}}
-        data = {"sources": {"x": {"path": "x"}}, "tokenizer": "t", "sequence_length": 16}
+        base = {"include": str(path), "run_dir": "x", "train": {"num_steps": 10, "batch_size": 8}}
+        data = {"sources": {"x": {"path": "x"}}, "tokenizer": "x", "sequence_length": 16}
         path = tmp_path / "run.yaml"
         path.write_text(yaml.safe_dump({**base, "data": data}))
     config = load_run(path, overrides).config
