@@ -29,6 +29,7 @@ from types import FrameType
 GRACE_SECONDS = 2.0
 POLL_SECONDS = 0.05
 LINES_KEPT = 30
+MOST_PROCESSES = 1024
 
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
@@ -89,8 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("-n", type=int, required=True, metavar="N", help="number of processes")
     parser.add_argument("command", nargs="+", metavar="-- COMMAND", help="what each process runs")
     options = parser.parse_args(arguments)
-    if options.n < 1:
-        parser.error(f"-n {options.n}: at least one process is needed")
+    if not 1 <= options.n <= MOST_PROCESSES:
+        parser.error(f"-n {options.n}: from 1 to {MOST_PROCESSES} processes can run on one machine")
     workers: list[Worker] = []
     signals = Signals(workers)
     try:
@@ -99,8 +100,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for worker in workers:
             worker.start_reading()
         return watch(workers, signals)
-    except FileNotFoundError:
-        sys.stderr.write(f"launch/local.py: no such command: {options.command[0]}\n")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        sys.stderr.write(f"launch/local.py: {options.command[0]!a} cannot be started: {reason}\n")
         return 2
     finally:
         send(workers, signal.SIGKILL)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
+import os
 import re
 import sys
 import traceback
@@ -15,7 +17,7 @@ from collections.abc import Sequence
 
 import maxlm
 from maxlm.config.errors import RunFailedError, UserError
-from maxlm.config.loader import load_run
+from maxlm.config.reading.loader import load_run
 from maxlm.config.show import to_json_schema, to_yaml
 
 # Each module has `run(arguments) -> exit code`.
@@ -23,22 +25,29 @@ COMMANDS = {
     "prepare": "data_pipeline.prepare",
     "train": "maxlm.train.command",
     "plan": "maxlm.plan.command",
-    "generate": "maxlm.train.generate",
+    "generate": "maxlm.decoding.command",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    # Whatever the terminal's encoding, and whatever is shown: a sign that it lacks is written as its number.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not so where a notebook has replaced it
+            stream.reconfigure(errors="backslashreplace")
     arguments = _parse(sys.argv[1:] if argv is None else argv)
     try:
-        if arguments.command == "config":
-            return _config(arguments)
-        return int(importlib.import_module(COMMANDS[arguments.command]).run(arguments))
+        code = _config(arguments) if arguments.command == "config" else _run(arguments)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"maxlm: {error}", file=sys.stderr)
         return 2
     except RunFailedError as error:
         print(f"maxlm: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # `| head` has seen enough; Python must not try again when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         print("maxlm: interrupted", file=sys.stderr)
@@ -49,8 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _run(arguments: argparse.Namespace) -> int:
+    return int(importlib.import_module(COMMANDS[arguments.command]).run(arguments))
+
+
 def _config(arguments: argparse.Namespace) -> int:
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     if arguments.action == "schema":
         print(to_json_schema(), end="")
         return 0
@@ -103,9 +115,10 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--slices", type=int, default=1, help="how many of it, over the data centre's network")
     plan.add_argument("--json", metavar="FILE", help="write every figure here too")
 
-    generate = commands.add_parser("generate", help="continue a text with a trained model")
+    generate = commands.add_parser("generate", help="continue texts with a trained model")
     generate.add_argument("run_dir", metavar="RUN_DIR", help="the folder of a run")
-    generate.add_argument("--prompt", required=True, help="the text to continue")
+    prompt = "the text to continue; given several times, texts are continued together"
+    generate.add_argument("--prompt", required=True, action="append", help=prompt)
     generate.add_argument("--max-tokens", type=int, default=128, help="tokens to generate (default: %(default)s)")
     generate.add_argument(
         "--temperature", type=float, default=0.8, help="0: always the likeliest (default: %(default)s)"
@@ -113,6 +126,9 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--top-k", type=int, help="choose among the k likeliest tokens (default: all)")
     generate.add_argument("--top-p", type=float, help="choose among the likeliest tokens of this total probability")
     generate.add_argument("--seed", type=int, default=0, help="of the random choices (default: %(default)s)")
+    generate.add_argument(
+        "--tensor", type=int, default=1, help="devices to split the model over (default: %(default)s)"
+    )
     generate.add_argument("--step", type=int, help="checkpoint to load (default: the newest)")
     return parser
 

@@ -28,7 +28,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from maxlm.config.errors import RunFailedError, UserError, make_possible
-from maxlm.config.schema import ProfileConfig, RuntimeConfig
+from maxlm.config.schema import ProfileConfig, RuntimeConfig, TrainConfig
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -39,6 +39,12 @@ HEARTBEAT_SECONDS = 10
 SHUTDOWN_SECONDS = 60
 # A collective that fails is mostly the echo of another process that ended: that one is to be seen first, and named.
 ECHO_SECONDS = 1.0
+
+
+def compute_dtype_of(train: TrainConfig, platform: str) -> jnp.dtype:
+    """Resolve `train.compute_dtype`: auto is bfloat16 on accelerators, float32 on the CPU."""
+    chosen = train.compute_dtype
+    return jnp.dtype({"auto": "float32" if platform == "cpu" else "bfloat16"}.get(chosen, chosen))
 
 
 # --- start-up --------------------------------------------------------------------------------------------------------
@@ -134,12 +140,7 @@ def _connect(environment: Any) -> None:
     if launcher is None:
         return
     if launcher == "maxlm":
-        arguments |= {
-            "coordinator_address": environment["MAXLM_COORDINATOR"],
-            "num_processes": int(environment["MAXLM_NUM_PROCESSES"]),
-            "process_id": int(environment["MAXLM_PROCESS_ID"]),
-            "cluster_detection_method": "deactivate",
-        }
+        arguments |= _place(environment)
     try:
         jax.distributed.initialize(**arguments)
     except (ValueError, KeyError, RuntimeError) as error:
@@ -152,12 +153,35 @@ def _connect(environment: Any) -> None:
         ) from error
 
 
+def _place(environment: Any) -> dict[str, Any]:
+    """Return which process of how many this one is, as the environment says.
+
+    Raises:
+        UserError: a variable is missing or no number, or the place is none of theirs.
+    """
+    missing = [name for name in ("MAXLM_COORDINATOR", "MAXLM_PROCESS_ID") if not environment.get(name)]
+    if missing:
+        raise UserError(f"MAXLM_NUM_PROCESSES is set without {' and '.join(missing)}; set all three, or none")
+    texts = {name: environment[name] for name in ("MAXLM_NUM_PROCESSES", "MAXLM_PROCESS_ID")}
+    if not all(text.isdecimal() for text in texts.values()) or int(texts["MAXLM_PROCESS_ID"]) >= int(
+        texts["MAXLM_NUM_PROCESSES"]
+    ):
+        both = " and ".join(f"{name}={text}" for name, text in texts.items())
+        raise UserError(f"{both}: give whole numbers, the ids from 0 to one less than the processes")
+    return {
+        "coordinator_address": environment["MAXLM_COORDINATOR"],
+        "num_processes": int(texts["MAXLM_NUM_PROCESSES"]),
+        "process_id": int(texts["MAXLM_PROCESS_ID"]),
+        "cluster_detection_method": "deactivate",
+    }
+
+
 def _launcher(environment: Any) -> str | None:
     """Name what started several processes; None for a process on its own."""
     if "MAXLM_NUM_PROCESSES" in environment:
         return "maxlm"
     # A batch script without srun sees SLURM_NTASKS of the whole job but is a step of one task.
-    if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+    if environment.get("SLURM_STEP_NUM_TASKS", "1") not in ("", "0", "1"):
         return "Slurm"
     if "OMPI_MCA_orte_hnp_uri" in environment:
         return "Open MPI"
@@ -185,6 +209,30 @@ def _find_devices(platform: str) -> None:
             f"runtime.platform={platform}: JAX finds no such device, only {found} ({jax.devices()[0].device_kind}); "
             "install maxlm's extra for it (cuda or tpu), unset JAX_PLATFORMS, or set runtime.platform=auto"
         )
+
+
+def memory_bytes(device: jax.Device) -> int | None:
+    """Return the memory of a device; of a CPU device its share of the machine's. None where it is not known."""
+    if device.platform == "cpu":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
+    statistics = device.memory_stats() or {}
+    return statistics.get("bytes_limit")
+
+
+@contextmanager
+def explain_memory(cure: str) -> Iterator[None]:
+    """Say what to do when a device has no memory left.
+
+    Raises:
+        RunFailedError: in place of JAX's error.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise RunFailedError(f"a device has too little memory: {reason}\n{cure}") from error
 
 
 # --- agreement between processes -------------------------------------------------------------------------------------
@@ -372,12 +420,18 @@ class ProfileWindow:
         self._profile = profile
         self._directory = directory
         self._tracing = False
+        self._told = False
 
     def update(self, step: int) -> None:
         """Start or end the trace; call before each step with the number of the step to come."""
         if self._profile is None:
             return
         first = self._profile.start_step
+        if step > first and not self._tracing and not self._told:
+            log.warning(
+                "runtime.profile.start_step=%d was before this process began, at step %d: no trace", first, step
+            )
+        self._told = True
         if step == first and not self._tracing:
             jax.profiler.start_trace(str(self._directory))
             self._tracing = True

@@ -150,7 +150,7 @@ def dataset_rate(dataset: Dataset) -> float:
     began = time.perf_counter()
     step = 0
     while (seconds := time.perf_counter() - began) < 2 * SECONDS:
-        dataset.rows(step, 0, dataset.batch_size)
+        dataset.rows(step * dataset.batch_size, (step + 1) * dataset.batch_size)
         step += 1
     return step * dataset.batch_size / seconds
 

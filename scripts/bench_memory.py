@@ -21,7 +21,7 @@ from jax.extend.core import jaxprs_in_params
 from maxlm.config import RunConfig
 from maxlm.models.cost import flops_parts
 from maxlm.ops.attention import Kernel
-from maxlm.train.loss import make_gradients
+from maxlm.train.loss.gradients import make_gradients
 from maxlm.train.setup import batch_shapes, build_program, compile_step
 
 GIB = 2**30
@@ -69,7 +69,7 @@ def make_config(train: dict[str, Any]) -> RunConfig:
             "data": {"sources": {"none": {"path": "none"}}, "tokenizer": "none", "sequence_length": 8192},
             "mesh": {"fsdp": 4},
             "train": {"num_steps": 1, "batch_size": 4, **train},
-            "runtime": {"platform": "tpu", "attention_kernel": "chunked"},
+            "runtime": {"platform": "tpu", "kernels": {"attention": "chunked"}},
         }
     )
 
@@ -79,7 +79,7 @@ def count_flops(config: RunConfig, program: Any) -> float:
 
     Attention counts as its kernel's two products forward and four backward, over the keys that the mask leaves.
     """
-    kernel = program.how.attention_kernel
+    kernel = program.execution.attention_kernel
 
     def kernel_forward(*arguments: Any) -> Any:
         return kernel.forward(*arguments)
@@ -87,7 +87,7 @@ def count_flops(config: RunConfig, program: Any) -> float:
     def kernel_backward(*arguments: Any) -> Any:
         return kernel.backward(*arguments)
 
-    how = program.how._replace(attention_kernel=Kernel(jax.jit(kernel_forward), jax.jit(kernel_backward)))
+    how = program.execution._replace(attention_kernel=Kernel(jax.jit(kernel_forward), jax.jit(kernel_backward)))
     gradients = make_gradients(program.declared, program.mesh, how)
     jaxpr = jax.make_jaxpr(gradients)(program.state.decoder, batch_shapes(config, program.mesh)).jaxpr
     scores = flops_parts(config.model, 8192)["attention scores"] * 8192 / config.model.num_layers

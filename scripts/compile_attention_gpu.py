@@ -31,7 +31,7 @@ from jax.sharding import SingleDeviceSharding
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from maxlm.kernels import hopper_attention, triton_attention
-from maxlm.kernels.mask import Mask
+from maxlm.kernels.mask import Mask, causal
 from maxlm.kernels.shape import AttentionShape
 
 torch: Any = importlib.import_module("torch") if importlib.util.find_spec("torch") else None
@@ -96,9 +96,9 @@ SIZES = ((64, 64), (80, 80), (96, 96), (128, 128), (192, 128), (192, 192), (256,
 # (kernel, GPU, head sizes of keys and values, other options)
 COMPILED = [
     *(("flash_hopper", "H100", sizes, {}) for sizes in SIZES),
-    *(("flash_hopper", "H100", sizes, {"window": 1024, "softcap": 30.0}) for sizes in SIZES),
+    *(("flash_hopper", "H100", sizes, {"softcap": 30.0}) for sizes in SIZES),
     *(("flash_triton", "H100", sizes, {}) for sizes in SIZES),
-    ("flash_triton", "H100", (128, 128), {"window": 1024, "softcap": 30.0}),
+    ("flash_triton", "H100", (128, 128), {"softcap": 30.0}),
     ("flash_triton", "H100", (128, 128), {"dtype": "float32"}),
     *(("flash_triton", gpu, (size, size), {}) for gpu in ("A100", "L40S") for size in (64, 128, 256)),
 ]
@@ -123,14 +123,12 @@ def make_arguments(
     sizes: tuple[int, int],
     dtype: str,
     sharding: Any,
-    window: int | None,
 ) -> tuple[Any, ...]:
     """Return the types of q, k, v, out, lse, d_out and the mask."""
     array = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)  # noqa: E731
     q, k = (array((batch, length, n, sizes[0]), dtype) for n in heads)
     out, v = (array((batch, length, n, sizes[1]), dtype) for n in heads)
-    segments, start = array((batch, length), "int32"), array((), "int32")
-    mask = Mask(segments, segments, start, start, causal=True, window=window)
+    mask = Mask(*[array((batch, length), "int32")] * 5)
     return q, k, v, out, array((batch, heads[0], length), "float32"), out, mask
 
 
@@ -146,7 +144,7 @@ def compile_all(kernels: list[str]) -> None:
         described = {"platform": "cuda", "target_config": target_config(device), "topology": "1x1x1"}
         sharding = SingleDeviceSharding(topologies.get_topology_desc(**described).devices[0])
         dtype = options.get("dtype", "bfloat16")
-        arguments = make_arguments(1, 4096, (16, 4), sizes, dtype, sharding, options.get("window"))
+        arguments = make_arguments(1, 4096, (16, 4), sizes, dtype, sharding)
         q, k, v, *_, mask = arguments
         keywords = {"softcap": options.get("softcap"), "device_kind": device["name"]}
         with tempfile.TemporaryDirectory() as folder:
@@ -155,7 +153,7 @@ def compile_all(kernels: list[str]) -> None:
                 traced = jax.jit(functools.partial(function, **keywords)).trace(*given)
                 traced.lower().compile(compiler_options={"xla_dump_to": folder})
             passes = dict(assembled(Path(folder), device["arch"]))
-        label = ", ".join(f"{key} {value}" for key, value in options.items()) or "causal"
+        label = ", ".join(f"{key} {value}" for key, value in options.items()) or "none"
         cells = " | ".join(passes[name] for name in ("forward", "d_q", "d_kv"))
         print(f"| {kernel} | {gpu} | {sizes[0]}/{sizes[1]} | {label} | {cells} |", flush=True)
 
@@ -164,7 +162,7 @@ def assembled(folder: Path, arch: str) -> Iterator[tuple[str, str]]:
     """Yield each kernel's pass and what to say of it."""
     for path in folder.glob("*.ptx"):
         text = path.read_text()
-        found = re.search(r"\.entry flash_[a-z]+?_(forward|d_q|d_kv)(?:_apart)?_kernel", text)
+        found = re.search(r"\.entry flash_[a-z]+?_(forward|d_q|d_kv)_kernel", text)
         if found is None:
             continue
         command = [find_ptxas(), "-v", f"-arch={arch}", str(path), "-o", os.devnull]
@@ -219,7 +217,7 @@ def make_calls(device: Any, batch: int, length: int, size: int) -> Iterator[tupl
     shape = (batch, length, 16, size)
     q, k, v, d_out = (jax.random.normal(key, shape, jnp.bfloat16) for key in jax.random.split(jax.random.key(0), 4))
     ones = jnp.ones((batch, length), jnp.int32)
-    mask = Mask(ones, ones, jnp.int32(0), jnp.int32(0))
+    mask = causal(ones, jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), ones.shape))
     described = AttentionShape(device.device_kind, "bfloat16", 16, 16, size, size, length, length)
 
     def pair_of(module: Any) -> tuple[Callable[[], Any], ...]:

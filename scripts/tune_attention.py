@@ -11,7 +11,6 @@ unit. A long causal sequence's sum of them ranks the candidates. Copies from mem
 from __future__ import annotations
 
 import argparse
-import functools
 import os
 import re
 import statistics
@@ -31,7 +30,7 @@ from jax.sharding import SingleDeviceSharding
 
 from maxlm.kernels import block_sizes, tpu_attention
 from maxlm.kernels.block_sizes import BlockSizes
-from maxlm.kernels.mask import Mask
+from maxlm.kernels.mask import causal
 from maxlm.kernels.tpu_kernels import TURN
 
 TPU_GENERATIONS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
@@ -185,13 +184,22 @@ def attention_pass(which: str, length: int, sizes: tuple[int, int], dtype: str, 
         return array(1, length, count, size)
 
     (size, v_size), num_heads = sizes, KV_HEADS * GROUP
-    segments, start = array(1, length, dtype="int32"), array(dtype="int32")
+    segments = array(1, length, dtype="int32")
     inputs = heads(num_heads, size), heads(KV_HEADS, size), heads(KV_HEADS, v_size)
-    mask = Mask(segments, segments, start, start)
+
+    def forward(q, k, v, segments):
+        place = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), segments.shape)
+        return tpu_attention.forward(q, k, v, causal(segments, place), device_kind=device.device_kind)
+
+    def backward(q, k, v, out, lse, d_out, segments):
+        place = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), segments.shape)
+        mask = causal(segments, place)
+        return tpu_attention.backward(q, k, v, out, lse, d_out, mask, device_kind=device.device_kind)
+
     if which == "forward":
-        return functools.partial(tpu_attention.forward, device_kind=device.device_kind), (*inputs, mask)
+        return forward, (*inputs, segments)
     out, lse = heads(num_heads, v_size), array(1, num_heads, length, dtype="float32")
-    return functools.partial(tpu_attention.backward, device_kind=device.device_kind), (*inputs, out, lse, out, mask)
+    return backward, (*inputs, out, lse, out, segments)
 
 
 def median_seconds(function, shapes) -> float:
@@ -199,7 +207,7 @@ def median_seconds(function, shapes) -> float:
 
     def fill(shape: jax.ShapeDtypeStruct) -> jax.Array:
         if shape.dtype == jnp.int32:
-            return jnp.full(shape.shape, 1 if shape.shape else 0, jnp.int32)
+            return jnp.ones(shape.shape, jnp.int32)
         return jax.random.normal(jax.random.key(0), shape.shape, shape.dtype)
 
     inputs, compiled = jax.tree.map(fill, shapes), jax.jit(function)

@@ -17,7 +17,7 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("files",),
     ("config",),
-    ("jax_versions",),
+    ("devices", "jax_versions", "products"),
     ("runtime", "sharding", "kernels"),
     ("ops", "optim", "data", "checkpoint", "metrics"),
     ("layers",),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import types
 from pathlib import Path
 
 import pytest
+import yaml
 
 from maxlm import cli
 from maxlm.config.errors import UserError
@@ -99,3 +101,24 @@ def test_config_commands_load_no_array_library() -> None:
 def test_runs_as_a_module() -> None:
     command = [sys.executable, "-m", "maxlm", "--version"]
     assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.startswith("maxlm 0.")
+
+
+def test_a_reader_that_has_seen_enough_is_no_traceback() -> None:
+    command = [sys.executable, "-m", "maxlm", "config", "schema"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.wait(timeout=60) == 1
+    assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-16"])
+def test_any_encoding_shows_any_text(encoding: str) -> None:
+    command = [sys.executable, "-m", "maxlm", "config", "show", QUICKSTART, "run_dir=runs/\u2603 \u00fc"]
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run(command, capture_output=True, check=False, cwd=ROOT, env=environment)
+    assert done.stderr == b""
+    assert done.returncode == 0
+    shown = yaml.safe_load(done.stdout.decode(encoding))["run_dir"]
+    assert shown.encode("ascii", "backslashreplace") == rb"runs/\u2603 \xfc"

@@ -87,6 +87,7 @@ def test_fake_devices_need_the_cpu():
         ({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"}, "Slurm"),
         ({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "1"}, None),
         ({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "2"}, None),
+        ({"SLURM_STEP_NUM_TASKS": ""}, None),
         ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, None),
         ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}, "Kubernetes"),
         ({"OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:1"}, "Open MPI"),
@@ -96,6 +97,22 @@ def test_fake_devices_need_the_cpu():
 )
 def test_several_processes_are_recognised(environment, expected):
     assert runtime._launcher(environment) == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"MAXLM_NUM_PROCESSES": "2"}, "MAXLM_NUM_PROCESSES is set without MAXLM_COORDINATOR and MAXLM_PROCESS_ID"),
+        ({"MAXLM_COORDINATOR": "a:1", "MAXLM_NUM_PROCESSES": "two", "MAXLM_PROCESS_ID": "0"}, "NUM_PROCESSES=two and"),
+        (
+            {"MAXLM_COORDINATOR": "a:1", "MAXLM_NUM_PROCESSES": "2", "MAXLM_PROCESS_ID": "2"},
+            "_PROCESS_ID=2: give whole numbers, the ids from 0",
+        ),
+    ],
+)
+def test_a_place_among_processes_that_is_none(environment, expected):
+    with pytest.raises(UserError, match=expected):
+        runtime._connect(environment)
 
 
 def test_one_process_agrees_with_itself():
@@ -209,6 +226,13 @@ def test_profile_window_traces_its_steps_only(tmp_path, monkeypatch):
     window.close()
     assert seen == [(1, 0), (2, 0), (3, 1), (4, 1), (5, 2), (6, 2), (7, 2)]
     assert calls == [("start", str(tmp_path)), ("stop",)]
+
+
+def test_profile_window_that_is_over_is_told_once(tmp_path, caplog):
+    window = runtime.ProfileWindow(ProfileConfig(start_step=3, num_steps=2), tmp_path)
+    for step in range(5, 9):
+        window.update(step)
+    assert caplog.messages == ["runtime.profile.start_step=3 was before this process began, at step 5: no trace"]
 
 
 def test_profile_window_that_the_run_ends_in_is_written(tmp_path):

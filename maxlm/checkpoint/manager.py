@@ -6,6 +6,7 @@ import errno
 import logging
 import shutil
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -117,13 +118,15 @@ class Checkpointer:
         """Return the newest readable record, or None."""
         return self._reader.latest_record()
 
-    def restore(self, abstract_state: Any) -> Restored | None:
+    def restore(
+        self, abstract_state: Any, *, saved_as: Callable[[dict[str, Any]], Any] | None = None
+    ) -> Restored | None:
         """Restore the newest whole checkpoint onto the shardings of `abstract_state`; see CheckpointReader.restore.
 
         Newer, damaged ones are set aside (renamed, never deleted) once an older one has proved whole.
         """
         self.wait()
-        restored = self._reader.restore(abstract_state)
+        restored = self._reader.restore(abstract_state, saved_as=saved_as)
         if restored is not None and restored.damaged:
             on_first_process(lambda: _set_aside(restored))
         return restored

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import textwrap
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,13 +59,21 @@ class CheckpointReader:
             self._warn(step, content["cause"])
         return None
 
-    def restore(self, abstract_state: Any, *, step: int | None = None, partial: bool = False) -> Restored | None:
+    def restore(
+        self,
+        abstract_state: Any,
+        *,
+        step: int | None = None,
+        partial: bool = False,
+        saved_as: Callable[[dict[str, Any]], Any] | None = None,
+    ) -> Restored | None:
         """Restore the newest whole checkpoint (or that of `step`) onto the shardings of `abstract_state`.
 
         Args:
             abstract_state: any tree of jax.ShapeDtypeStruct with a sharding; modules are trees.
             step: restore this checkpoint and no other.
             partial: `abstract_state` may lack saved leaves, e.g. `{"model": ...}` without the optimizer's.
+            saved_as: returns, from a checkpoint's record, the tree that is in it where that is not `abstract_state`.
 
         Returns:
             None if there is no checkpoint at all.
@@ -78,7 +87,7 @@ class CheckpointReader:
         causes: dict[Path, str] = {}
         for candidate in saved if step is None else [step]:
             try:
-                state, record = self._restore_step(candidate, abstract_state, partial=partial)
+                state, record = self._restore_step(candidate, saved_as or (lambda _: abstract_state), partial=partial)
             except layout.DamagedError as error:
                 self._warn(candidate, str(error))
                 causes[layout.step_path(self.directory, candidate)] = str(error)
@@ -92,12 +101,15 @@ class CheckpointReader:
             )
         return None
 
-    def _restore_step(self, step: int, abstract_state: Any, *, partial: bool) -> tuple[Any, dict[str, Any]]:
+    def _restore_step(
+        self, step: int, saved_as: Callable[[dict[str, Any]], Any], *, partial: bool
+    ) -> tuple[Any, dict[str, Any]]:
         path = layout.step_path(self.directory, step)
         content = self._read_record(step)
         if "cause" in content:
             raise layout.DamagedError(content["cause"])
         manifest: leaves.Manifest = content["leaves"]
+        abstract_state = saved_as(content["record"])
         wanted = leaves.flatten(abstract_state)
         leaves.check_fits(manifest, wanted, partial=partial, where=str(path))
         arrays = _read_arrays(path / layout.STATE, wanted)

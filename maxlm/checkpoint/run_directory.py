@@ -22,6 +22,10 @@ from maxlm.runtime import on_first_process
 
 log = logging.getLogger(__name__)
 
+# orbax searches for parts of a checkpoint by patterns that have its path in them, and tensorstore takes \\ for /: what
+# is saved in such a folder cannot be read back.
+UNSAFE = "*?[\\"
+
 # Below this not even metrics and a small checkpoint fit; better said before the first step than after an hour.
 MINIMUM_FREE_BYTES = 32 * 2**20
 
@@ -56,9 +60,15 @@ class RunDirectory:
         """Own the folder `path` until the end of the block; process 0 holds the lock for all processes.
 
         Raises:
-            UserError: it cannot be written, has too little space, or another job owns it.
+            UserError: its name is unsafe, it cannot be written, has too little space, or another job owns it.
         """
         run = cls(Path(path).absolute())
+        unsafe = [sign for sign in UNSAFE if sign in str(run.path)]
+        if unsafe:
+            raise UserError(
+                f"run_dir={run.path}: checkpoints in a folder with {' or '.join(unsafe)} in its path could not be read "
+                "back; choose another run_dir"
+            )
         locks: list[IO[str]] = []
         try:
             on_first_process(lambda: run._take(locks))

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-import re
+import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from maxlm.config.divisible import divisible, near_divisors
 from maxlm.config.errors import ConfigError, Problem
-from maxlm.config.schema import LearnedPosition, MeshConfig, MoeConfig, RopePosition, RunConfig
+from maxlm.config.model import BLOCK_ACTIVATIONS, LearnedPosition
+from maxlm.config.schema import MeshConfig, RunConfig
 from maxlm.files import place_of
+
+
+class _InvalidSectionError(Exception):
+    """A section that a check asks for is not valid by itself, which has been told already."""
+
+
+class _ValidSections(RunConfig):
+    """A run of which only the valid sections are there."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise _InvalidSectionError(name)
+
+
+MAX_STEP_TOKENS = 2**27  # of 16 bytes, which few tokens have, they make 2^31
 
 
 def find_problems(valid: Mapping[str, Any]) -> list[Problem]:
@@ -18,8 +36,16 @@ def find_problems(valid: Mapping[str, Any]) -> list[Problem]:
 
     A mesh axis of -1 counts as 1 here; `resolve_mesh` checks again once the device count is known.
     """
-    config = RunConfig.model_construct(**valid)
-    return [problem for needed, check in _CHECKS if all(name in valid for name in needed) for problem in check(config)]
+    run = _ValidSections.model_construct(**valid)
+    for name in set(RunConfig.model_fields) - set(valid):
+        run.__dict__.pop(name, None)  # pydantic fills in defaults
+    problems: list[Problem] = []
+    for check in _CHECKS:
+        try:
+            problems.extend(check(run))
+        except _InvalidSectionError:
+            continue
+    return problems
 
 
 def resolve_mesh(config: RunConfig, device_count: int) -> MeshConfig:
@@ -48,7 +74,7 @@ def _wrong_product(sizes: Mapping[str, int], device_count: int) -> Problem:
     """Explain a mesh whose sizes do not multiply to the device count, and give one near it that does."""
     given = {f"mesh.{axis}": size for axis, size in sizes.items() if size > 1}
     if -1 in sizes.values():
-        return replace(next(_divisible("the device count", device_count, given)), path="mesh")
+        return replace(next(divisible("the device count", device_count, given)), path="mesh")
     fixed = math.prod(given.values())
     fits = []
     for axis, size in {"mesh.fsdp": 1, **given}.items():
@@ -65,7 +91,7 @@ def _near_mesh(given: Mapping[str, int], device_count: int) -> str:
     """Return sizes at most those given that multiply to the device count, the rest on fsdp."""
     left, near = device_count, {"mesh.fsdp": 1}
     for axis, size in given.items():
-        near[axis] = _near_divisors(left, size)[0]
+        near[axis] = near_divisors(left, size)[0]
         left //= near[axis]
     near["mesh.fsdp"] *= left
     return " ".join(f"{axis}={size}" for axis, size in near.items())
@@ -95,59 +121,52 @@ def _mesh_on_fake_devices(config: RunConfig) -> Iterator[Problem]:
         yield _wrong_product(sizes, count)
 
 
-def _heads_on_mesh(config: RunConfig) -> Iterator[Problem]:
-    tensor = {"mesh.tensor": config.mesh.tensor}
-    exchanged = config.mesh.context_kind == "ulysses" and config.mesh.context > 1
-    heads = {**tensor, "mesh.context": config.mesh.context} if exchanged else tensor
-    for name in ("num_heads", "num_kv_heads"):
-        for problem in _divisible(f"model.{name}", getattr(config.model, name), heads):
-            other_kind = ", or mesh.context_kind=ring, which does not split heads" if exchanged else ""
-            yield replace(problem, text=problem.text + other_kind)
-    for name in ("mlp_dim", "vocab_size"):
-        yield from _divisible(f"model.{name}", getattr(config.model, name), tensor)
+def _vocabulary_on_mesh(config: RunConfig) -> Iterator[Problem]:
+    yield from divisible("model.vocab_size", config.model.vocab_size, {"mesh.tensor": config.mesh.tensor})
 
 
 def _width_on_mesh(config: RunConfig) -> Iterator[Problem]:
     mesh = config.mesh
     axes = {"mesh.fsdp": mesh.fsdp, "mesh.expert": mesh.expert, "mesh.context": mesh.context}
-    yield from _divisible("model.embed_dim", config.model.embed_dim, axes)
+    yield from divisible("model.embed_dim", config.model.embed_dim, axes)
 
 
 def _batch_on_mesh(config: RunConfig) -> Iterator[Problem]:
     mesh = config.mesh
     axes = {"mesh.data": mesh.data, "mesh.fsdp": mesh.fsdp, "mesh.expert": mesh.expert}
     by = {**axes, "train.microbatches": config.train.microbatches}
-    yield from _divisible("train.batch_size", config.train.batch_size, by)
+    yield from divisible("train.batch_size", config.train.batch_size, by)
 
 
 def _stages(config: RunConfig) -> Iterator[Problem]:
-    """Every stage runs as many layers, as often, and computes its share of every microbatch's loss."""
+    """Every stage has layers, and computes its share of every microbatch's loss."""
     mesh, train = config.mesh, config.train
     stages = {"mesh.stage": mesh.stage}
-    repeats = {"mesh.stage_repeats": mesh.stage_repeats} if mesh.stage_repeats > 1 else {}
     if mesh.stage <= 1:
-        if repeats:
+        if mesh.stage_repeats > 1:
             text = f"mesh.stage_repeats={mesh.stage_repeats} needs mesh.stage of at least 2; use mesh.stage_repeats=1"
             yield Problem("mesh.stage_repeats", text)
         return
-    pattern = {"the length of model.pattern": len(config.model.pattern)} if len(config.model.pattern) > 1 else {}
-    before = len(config.model.prefix)  # run by the first stage, besides its share of the pattern's layers
-    layers, by = max(config.model.num_layers, before), {**stages, **repeats, **pattern}
-    for problem in _divisible("model.num_layers", layers, by, without=before, without_name="blocks of model.prefix"):
-        yield replace(problem, text=problem.text + _fitting_stages(config))
-    if repeats:
-        yield from _divisible("train.microbatches", train.microbatches, stages)
+    if not list(config.model.problems()):
+        yield from _enough_layers(config)
+    if mesh.stage_repeats > 1:
+        yield from divisible("train.microbatches", train.microbatches, stages)
     split = {"mesh.data": mesh.data, "mesh.fsdp": mesh.fsdp, "mesh.expert": mesh.expert}
     split |= {"mesh.context": mesh.context, "mesh.tensor": mesh.tensor, "train.microbatches": train.microbatches}
-    tokens = train.batch_size * config.data.sequence_length
-    yield from _divisible("train.batch_size * data.sequence_length", tokens, {**split, **stages})
+    yield from divisible("train.batch_size * data.sequence_length", config.tokens_per_step, {**split, **stages})
 
 
-def _fitting_stages(config: RunConfig) -> str:
-    """List the stage counts, with repeats where they fit, that divide the layers as they are."""
-    groups = (config.model.num_layers - len(config.model.prefix)) // len(config.model.pattern)
-    fits = [str(stages) for stages in range(2, groups + 1) if groups % (stages * config.mesh.stage_repeats) == 0]
-    return f"; with these layers mesh.stage may be {', '.join(fits)}" if fits else ""
+def _enough_layers(config: RunConfig) -> Iterator[Problem]:
+    """A stage holds whole patterns of the model's segments, at least one."""
+    mesh, patterns = config.mesh, sum(config.model.repeats)
+    if patterns >= mesh.virtual_stages:
+        return
+    by = f"mesh.stage={mesh.stage}"
+    if mesh.stage_repeats > 1:
+        by += f" * mesh.stage_repeats={mesh.stage_repeats} = {mesh.virtual_stages}"
+    what = "layers" if patterns == config.model.num_layers else "repetitions of the patterns in model.segments"
+    text = f"{by} is more than the {patterns} {what}, of which each stage needs one"
+    yield Problem("mesh.stage", f"{text}; use mesh.stage={max(patterns // mesh.stage_repeats, 1)} or less")
 
 
 def _sequence_on_mesh(config: RunConfig) -> Iterator[Problem]:
@@ -155,86 +174,22 @@ def _sequence_on_mesh(config: RunConfig) -> Iterator[Problem]:
     context, tensor = config.mesh.context, config.mesh.tensor
     axes = {"mesh.context": context, "mesh.tensor": tensor}
     chunks = 2 if context > 1 and tensor % 2 else 1
-    yield from _divisible("data.sequence_length", config.data.sequence_length, axes, times=chunks)
+    yield from divisible("data.sequence_length", config.data.sequence_length, axes, times=chunks)
 
 
 # --- model -----------------------------------------------------------------------------------------------------------
 
 
-def _pattern(config: RunConfig) -> Iterator[Problem]:
-    model = config.model
-    length, before = len(model.pattern), len(model.prefix)
-    if not before:
-        yield from _divisible("model.num_layers", model.num_layers, {"the length of model.pattern": length})
-    elif model.num_layers <= before or (model.num_layers - before) % length:
-        text = f"model.num_layers={model.num_layers} must be the {before} blocks of model.prefix and a multiple of "
-        near = before + max((model.num_layers - before) // length, 1) * length
-        text += f"the length of model.pattern, {length}"
-        yield Problem("model.num_layers", f"{text}; use model.num_layers={near} or {near + length}")
-    for index, block in enumerate(model.prefix):
-        if isinstance(block.ffn, MoeConfig):
-            path = f"model.prefix.{index}.ffn"
-            text = f"{path}.kind=moe: experts can only stand in model.pattern, whose routers are balanced"
-            yield Problem(f"{path}.kind", f"{text}; use kind: mlp, or put the block into model.pattern")
+def _segments(config: RunConfig) -> Iterator[Problem]:
+    yield from config.model.problems()
 
 
-# --- experts ---------------------------------------------------------------------------------------------------------
-
-
-def _moe(config: RunConfig) -> Iterator[tuple[str, MoeConfig]]:
-    """Yield the mixtures of experts, with their paths."""
-    for index, block in enumerate(config.model.pattern):
-        if isinstance(block.ffn, MoeConfig):
-            yield f"model.pattern.{index}.ffn", block.ffn
-
-
-def _experts(config: RunConfig) -> Iterator[Problem]:
-    for path, moe in _moe(config):
-        experts, choices = moe.num_experts, moe.experts_per_token
-        if choices > experts:
-            text = f"{path}.experts_per_token={choices} is more than {path}.num_experts={experts}"
-            yield Problem(f"{path}.experts_per_token", f"{text}; use {path}.experts_per_token={experts} or less")
-        if moe.capacity_factor and moe.capacity_factor * choices >= experts:
-            text = f"{path}.capacity_factor={moe.capacity_factor}: an expert would take every token of a sequence"
-            cure = f"use less than num_experts / experts_per_token = {experts / choices:g}, or null"
-            yield Problem(f"{path}.capacity_factor", f"{text}; {cure}, which drops nothing")
-
-
-def _expert_groups(config: RunConfig) -> Iterator[Problem]:
-    for path, moe in _moe(config):
-        router, experts, choices = moe.router, moe.num_experts, moe.experts_per_token
-        groups = {f"{path}.router.num_groups": router.num_groups}
-        uneven = list(_divisible(f"{path}.num_experts", experts, groups))
-        yield from uneven
-        if router.top_groups > router.num_groups:
-            text = f"{path}.router.top_groups={router.top_groups} is more than {path}.router.num_groups="
-            cure = f"use {path}.router.top_groups={router.num_groups} or less"
-            yield Problem(f"{path}.router.top_groups", f"{text}{router.num_groups}; {cure}")
-        elif not uneven and choices <= experts and choices > experts // router.num_groups * router.top_groups:
-            size = experts // router.num_groups
-            text = f"{path}.router.top_groups={router.top_groups} groups of {size} experts are fewer than "
-            cure = f"use {path}.router.top_groups={-(-choices // size)} or more"
-            yield Problem(f"{path}.router.top_groups", f"{text}{path}.experts_per_token={choices}; {cure}")
-
-
-def _experts_on_mesh(config: RunConfig) -> Iterator[Problem]:
-    for path, moe in _moe(config):
-        yield from _divisible(f"{path}.num_experts", moe.num_experts, {"mesh.expert": config.mesh.expert})
-        for name in ("expert_dim", "shared_dim"):
-            yield from _divisible(f"{path}.{name}", getattr(moe, name), {"mesh.tensor": config.mesh.tensor})
-
-
-def _heads(config: RunConfig) -> Iterator[Problem]:
-    model = config.model
-    yield from _divisible("model.num_heads", model.num_heads, {"model.num_kv_heads": model.num_kv_heads})
-    if "head_dim" not in model.model_fields_set:
-        for problem in _divisible("model.embed_dim", model.embed_dim, {"model.num_heads": model.num_heads}):
-            text = problem.text.replace("; use", " when model.head_dim is not given; use")
-            yield Problem(problem.path, f"{text}, or give model.head_dim")
-    elif isinstance(model.position, RopePosition) and model.head_dim % 2:
-        near = f"{model.head_dim - 1} or {model.head_dim + 1}" if model.head_dim > 1 else "2"
-        text = f"model.head_dim={model.head_dim} must be even for model.position.kind=rope; use {near}"
-        yield Problem("model.head_dim", text)
+def _layers(config: RunConfig) -> Iterator[Problem]:
+    for path, section in config.model.sections():
+        try:
+            yield from section.problems(path, config)
+        except _InvalidSectionError:
+            continue
 
 
 def _positions(config: RunConfig) -> Iterator[Problem]:
@@ -245,17 +200,17 @@ def _positions(config: RunConfig) -> Iterator[Problem]:
         yield Problem("model.position.max_length", f"{text}; {cure}")
 
 
-def _rope_scaling(config: RunConfig) -> Iterator[Problem]:
-    position = config.model.position
-    scaling = position.scaling if isinstance(position, RopePosition) else None
-    if scaling and scaling.low_frequency_factor >= scaling.high_frequency_factor:
-        path = "model.position.scaling"
-        low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
-        text = f"{path}.low_frequency_factor={low} must be less than {path}.high_frequency_factor={high}"
-        yield Problem(f"{path}.low_frequency_factor", f"{text}; use 1.0 and 4.0")
-
-
 # --- train -----------------------------------------------------------------------------------------------------------
+
+
+def _tokens_of_a_step(config: RunConfig) -> Iterator[Problem]:
+    batch_size, length = config.train.batch_size, config.data.sequence_length
+    if batch_size * length > MAX_STEP_TOKENS:
+        both = f"train.batch_size={batch_size} * data.sequence_length={length} = {batch_size * length} tokens a step"
+        most = f"must be at most {MAX_STEP_TOKENS}: the bytes of their text are counted in int32"
+        fewer = f"use train.batch_size={MAX_STEP_TOKENS // length} or less"
+        cure = fewer if length <= MAX_STEP_TOKENS else f"use data.sequence_length={MAX_STEP_TOKENS} or less"
+        yield Problem("train.batch_size", f"{both} {most}; {cure}")
 
 
 def _offload(config: RunConfig) -> Iterator[Problem]:
@@ -263,6 +218,18 @@ def _offload(config: RunConfig) -> Iterator[Problem]:
     if "activations" in train.offload and train.remat == "none":
         text = "train.offload=[activations] moves the inputs of blocks, but train.remat=none keeps all activations"
         yield Problem("train.offload", f"{text} on the device; use train.remat=full, or train.remat={{query: save}}")
+
+
+def _remat_names(config: RunConfig) -> Iterator[Problem]:
+    """A choice is for an activation that some layer of the model names."""
+    known = dict(BLOCK_ACTIVATIONS)
+    for _, section in config.model.sections():
+        known |= section.activations
+    for name in config.train.remat_choices:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            cure = f"did you mean {near[0]}?" if near else f"use {', '.join(known)}"
+            yield Problem(f"train.remat.{name}", f"train.remat.{name} is no activation of this model's layers; {cure}")
 
 
 # --- data, optimizer, schedule ---------------------------------------------------------------------------------------
@@ -292,23 +259,34 @@ def _own_tokenizer(config: RunConfig) -> Iterator[Problem]:
         yield Problem("data.tokenizer", f"{text}; use another, such as data/name/tokenizer.model")
 
 
-def _empty_paths(config: RunConfig) -> Iterator[Problem]:
-    paths = {"run_dir": config.run_dir, "data.tokenizer": config.data.tokenizer}
-    paths |= {f"data.sources.{name}.path": source.path for name, source in config.data.sources.items()}
-    for path, value in paths.items():
-        if not value.strip():
-            example = {"run_dir": "runs/name", "data.tokenizer": "data/name/tokenizer.model"}.get(path, "data/name")
-            yield Problem(path, f'{path}="" is empty; give a path such as {example}')
+def _paths(config: RunConfig) -> Iterator[Problem]:
+    yield from _path("run_dir", config.run_dir, "runs/name")
+    yield from _path("data.tokenizer", config.data.tokenizer, "data/name/tokenizer.model")
+    for name, source in config.data.sources.items():
+        yield from _path(f"data.sources.{name}.path", source.path, "data/name")
+        for index, raw in enumerate(source.raw.paths if source.raw else ()):
+            yield from _path(f"data.sources.{name}.raw.paths.{index}", raw, "data/raw")
 
 
-def _override_patterns(config: RunConfig) -> Iterator[Problem]:
-    for index, override in enumerate(config.optimizer.overrides):
-        path = f"optimizer.overrides.{index}.match"
-        try:
-            re.compile(override.match)
-        except re.error as error:
-            text = f"{path}={override.match!r} is not a regular expression: {error}"
-            yield Problem(path, f"{text}; put a backslash before a special sign that stands for itself")
+def _compile_cache(config: RunConfig) -> Iterator[Problem]:
+    if config.runtime.compile_cache is not None:
+        yield from _path("runtime.compile_cache", config.runtime.compile_cache, "compiled")
+
+
+def _path(path: str, value: str, example: str) -> Iterator[Problem]:
+    if not value.strip():
+        yield Problem(path, f'{path}="" is empty; give a path such as {example}')
+    if "\0" in value:
+        yield Problem(path, f"{path}={value!a} has a zero byte, which no file name can have; remove it")
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:
+        text = f"{path}={value!a} cannot be a file name here, where names are {sys.getfilesystemencoding()}"
+        yield Problem(path, f"{text}; set the environment's LC_ALL=C.UTF-8, or use other signs")
+
+
+def _optimizer(config: RunConfig) -> Iterator[Problem]:
+    yield from config.optimizer.problems()
 
 
 def _schedule(config: RunConfig) -> Iterator[Problem]:
@@ -342,7 +320,7 @@ def _keep_every(config: RunConfig) -> Iterator[Problem]:
         text = f"checkpoint.keep_every={keep} has nothing to keep with checkpoint.every=0 (only at the end)"
         yield Problem("checkpoint.keep_every", f"{text}; use checkpoint.every={keep}, or remove it")
     elif keep:
-        yield from _divisible("checkpoint.keep_every", keep, {"checkpoint.every": every})
+        yield from divisible("checkpoint.keep_every", keep, {"checkpoint.every": every})
 
 
 def _fake_devices(config: RunConfig) -> Iterator[Problem]:
@@ -362,63 +340,27 @@ def _profile(config: RunConfig) -> Iterator[Problem]:
         yield Problem("runtime.profile.start_step", f"{both} is after the last step, train.num_steps={total}; {cure}")
 
 
-# --- numbers ---------------------------------------------------------------------------------------------------------
-
-
-def _divisible(
-    path: str, value: int, by: Mapping[str, int], *, times: int = 1, without: int = 0, without_name: str = ""
-) -> Iterator[Problem]:
-    """Yield a problem if `value` is not a multiple of the product of `by`; name values of each that would work.
-
-    `times` is one more factor, which is not a setting; `without` is taken off the value first.
-    """
-    whole, value = value, value - without
-    factors = {name: size for name, size in by.items() if size > 1}
-    product = times * math.prod(factors.values())
-    if value % product == 0:
-        return
-    names = " * ".join([str(times)] * (times > 1) + [f"{name}={size}" for name, size in factors.items()])
-    down = value // product * product
-    cures = [f"{path}={f'{down + without} or ' if down else ''}{down + product + without}"]
-    for name, size in factors.items():
-        rest = product // size
-        if value % rest == 0:
-            near = _near_divisors(value // rest, size)
-            cures.append(f"{name}={' or '.join(str(divisor) for divisor in near)}")
-    names += f" = {product}" if len(factors) + (times > 1) > 1 else ""
-    taken = f" without the {without} {without_name}, {value}," if without else ""
-    yield Problem(path, f"{path}={whole}{taken} must be divisible by {names}; use {', or '.join(cures)}")
-
-
-def _near_divisors(value: int, size: int) -> list[int]:
-    """Return the divisors of `value` next to `size`: the one below, and the one above if it is not far."""
-    below = next(n for n in range(min(size, value), 0, -1) if value % n == 0)
-    above = next((n for n in range(size + 1, min(2 * size, value) + 1) if value % n == 0), None)
-    return [below] if above is None else [below, above]
-
-
-_CHECKS: tuple[tuple[tuple[str, ...], Callable[[RunConfig], Iterator[Problem]]], ...] = (
-    (("run_dir", "data"), _empty_paths),
-    (("run_dir", "data"), _own_tokenizer),
-    (("model",), _pattern),
-    (("model",), _experts),
-    (("model",), _expert_groups),
-    (("model",), _heads),
-    (("model",), _rope_scaling),
-    (("model", "data"), _positions),
-    (("mesh",), _mesh_axes),
-    (("mesh", "runtime"), _mesh_on_fake_devices),
-    (("model", "mesh"), _heads_on_mesh),
-    (("model", "mesh"), _width_on_mesh),
-    (("model", "mesh"), _experts_on_mesh),
-    (("train", "mesh"), _batch_on_mesh),
-    (("train",), _offload),
-    (("data", "mesh"), _sequence_on_mesh),
-    (("model", "data", "train", "mesh"), _stages),
-    (("data",), _data_paths),
-    (("optimizer",), _override_patterns),
-    (("schedule", "train"), _schedule),
-    (("checkpoint",), _keep_every),
-    (("runtime",), _fake_devices),
-    (("runtime", "train"), _profile),
+_CHECKS: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
+    _paths,
+    _own_tokenizer,
+    _segments,
+    _layers,
+    _positions,
+    _mesh_axes,
+    _mesh_on_fake_devices,
+    _vocabulary_on_mesh,
+    _width_on_mesh,
+    _batch_on_mesh,
+    _tokens_of_a_step,
+    _offload,
+    _remat_names,
+    _sequence_on_mesh,
+    _stages,
+    _data_paths,
+    _optimizer,
+    _schedule,
+    _keep_every,
+    _compile_cache,
+    _fake_devices,
+    _profile,
 )

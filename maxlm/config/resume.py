@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from maxlm.config.paths import flatten
+from maxlm.config.reading.paths import child, field
 from maxlm.config.schema import RunConfig
+from maxlm.config.section import OnResume
 
-# How a run is executed, watched and stored; none of these changes what the model learns.
-# The token data behind the paths is checked by its fingerprint when it is opened.
-_FREE = (
-    *("run_dir", "mesh.*", "checkpoint.*", "metrics.*"),
-    *("data.prefetch_batches", "data.tokenizer", "data.sources.*.path", "data.sources.*.raw", "data.sources.*.raw.*"),
-    *("train.num_steps", "train.microbatches", "train.gather"),
-    *("train.remat", "train.remat.*", "train.offload", "train.offload.*"),
-    *("model.*.ffn.buffer_factor", "train.loss_chunk_tokens", "train.max_skipped_steps"),
-    *("train.eval_every", "train.eval_batches", "train.log_every"),
-    "runtime.*",
-)
-_NEVER_FREE = ("runtime.seed",)
+Path = tuple[str | int, ...]  # not a dotted text: names of sources may have dots
 
 
 @dataclass(frozen=True)
@@ -39,43 +29,108 @@ class Change:
         return f"{self.key}: {old} -> {new}"
 
 
-def changes_that_matter(old: Mapping[str, Any], new: RunConfig) -> list[Change]:
-    """Return the changes that make `new` another run than the saved one.
+class Changes(NamedTuple):
+    """What differs from a saved run.
+
+    Attributes:
+      matter: changes that make another run.
+      later: changes of the schedule that give other learning rates to steps to come alone.
+    """
+
+    matter: list[Change]
+    later: list[Change]
+
+
+class _Leaf(NamedTuple):
+    value: Any
+    mark: OnResume | None
+
+
+def compare_runs(old: Mapping[str, Any], new: RunConfig, *, steps_done: int) -> Changes:
+    """Tell whether `new` goes on with the saved run or is another.
 
     Args:
-        old: the saved run, `config.model_dump(mode="json")`.
-        new: the run that wants to continue it.
+      old: the saved run, `config.model_dump(mode="json")`.
+      new: the run that wants to continue it.
+      steps_done: steps of the saved run; their learning rates may not have been others.
     """
-    before, after = _resolved(_with_new_defaults(old)), _resolved(new.model_dump(mode="json"))
-    keys = dict.fromkeys([*after, *before])
-    return [
-        Change(key, before.get(key), after.get(key))
-        for key in keys
-        if before.get(key) != after.get(key) and _matters(key) and not _is_parent(key, before, after)
-    ]
+    saved = _validated(old)
+    before = _leaves(old if saved is None else saved.model_dump(mode="json"))
+    after = _leaves(new.model_dump(mode="json"))
+    differing: dict[OnResume | None, list[Change]] = {}
+    for path in dict.fromkeys([*after, *before]):
+        was, now = before.get(path), after.get(path)
+        present = now or was
+        assert present is not None
+        if (was and was.value) != (now and now.value) and not _is_parent(path, before, after):
+            change = Change(".".join(map(str, path)), was and was.value, now and now.value)
+            differing.setdefault(present.mark, []).append(change)
+    matter, rates = [*differing.get(None, []), *differing.get(OnResume.FIXED, [])], differing.get(OnResume.RATE, [])
+    # A run whose settings this version does not know has learning rates that it does not know.
+    first = (0 if saved is None else first_changed_rate(saved, new)) if rates else None
+    if first is None:
+        return Changes(matter, [])
+    return Changes(matter + rates, []) if first < steps_done else Changes(matter, rates)
 
 
-def _is_parent(key: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+def first_changed_rate(old: RunConfig, new: RunConfig) -> int | None:
+    """Return the first step, from 0, of those that both runs have whose learning rates differ; None if none does."""
+    steps = range(min(old.train.num_steps, new.train.num_steps))
+    return next((step for step in steps if learning_rate(step, old) != learning_rate(step, new)), None)
+
+
+def learning_rate(step: int, run: RunConfig) -> float:
+    """Return the learning rate of step number `step`, from 0, as `maxlm.optim.schedule` does, but without jax."""
+    schedule, peak = run.schedule, run.optimizer.learning_rate
+    warmup, total = schedule.warmup_steps, schedule.total_steps or run.train.num_steps
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    start = total - schedule.cooldown_steps if schedule.kind == "wsd" else warmup
+    progress = min(max((step - start + 1) / max(total - start, 1), 0.0), 1.0)
+    falling = {
+        "constant": 1.0,
+        "linear": 1 - progress,
+        "wsd": 1 - progress,
+        "cosine": 0.5 * (1 + math.cos(math.pi * progress)),
+        "inverse_sqrt": math.sqrt(max(warmup, 1) / max(step, warmup, 1)),
+    }[schedule.kind]
+    final = 0.0 if schedule.kind in ("constant", "inverse_sqrt") else schedule.final_fraction
+    return peak * (final + (1 - final) * falling)
+
+
+def _leaves(config: Mapping[str, Any]) -> dict[Path, _Leaf]:
+    """Return the leaves, with the decay's end spelt out: extending a run moves it."""
+    leaves = dict(_walk(dict(config), RunConfig, None, ()))
+    end = leaves.get(("schedule", "total_steps"))
+    if end is not None and end.value is None:
+        num_steps = leaves.get(("train", "num_steps"))
+        leaves["schedule", "total_steps"] = end._replace(value=num_steps and num_steps.value)
+    return leaves
+
+
+def _walk(value: Any, annotation: Any, mark: OnResume | None, path: Path) -> Iterator[tuple[Path, _Leaf]]:
+    """Yield (path, leaf) of everything in a value; the innermost mark on the way to a leaf counts."""
+    if not isinstance(value, dict | list) or not value:
+        yield path, _Leaf(value, mark)
+        return
+    items: Any = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, item in items:
+        found = field(annotation, key, value)
+        marks = [data for data in found.metadata if isinstance(data, OnResume)] if found else []
+        yield from _walk(item, child(annotation, key, value), [mark, *marks][-1], (*path, key))
+
+
+def _is_parent(path: Path, before: Mapping[Path, _Leaf], after: Mapping[Path, _Leaf]) -> bool:
     """Tell whether one side has nothing where the other has settings, which tell the change themselves."""
-    other = before if key in after else after
-    return not (key in before and key in after) and any(name.startswith(f"{key}.") for name in other)
+    other = before if path in after else after
+    return not (path in before and path in after) and any(
+        len(longer) > len(path) and longer[: len(path)] == path for longer in other
+    )
 
 
-def _matters(key: str) -> bool:
-    return key in _NEVER_FREE or not any(fnmatch.fnmatchcase(key, pattern) for pattern in _FREE)
-
-
-def _resolved(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the leaves, with the decay's end spelt out: extending a decaying run changes every learning rate."""
-    flat = flatten(config)
-    if flat.get("schedule.total_steps") is None:
-        flat["schedule.total_steps"] = flat.get("train.num_steps")
-    return flat
-
-
-def _with_new_defaults(old: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Give a run saved by an earlier version the settings it did not know yet."""
+def _validated(old: Mapping[str, Any]) -> RunConfig | None:
+    """Return the saved run with the settings that the version which saved it did not know yet, or None."""
     try:
-        return RunConfig.model_validate(old).model_dump(mode="json")
+        return RunConfig.model_validate(old)
     except ValidationError:
-        return old
+        return None

@@ -1,201 +1,37 @@
 """Every knob of a run: frozen, strict sections, each handed only to its owner.
 
-This file is the list. It imports no jax, so launchers, editors and linters read it in a fraction of a second.
+This file is the list; the architecture is in `model.py` and `layers/`, optimizers are in `optim/`, and what is learned
+is in `objectives/`. Nothing here imports jax, so launchers, editors and linters read it in a fraction of a second.
 Checks that need more than one section live in `checks.py`.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
-
-class Section(BaseModel):
-    """A frozen group of settings: unknown keys, wrong types, nan and inf are refused."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
-
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
-PositiveInt = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]
-
-
-# --- model -----------------------------------------------------------------------------------------------------------
-
-
-class AttentionConfig(Section):
-    """Multi-head, grouped-query or multi-query attention (arXiv:1706.03762, arXiv:2305.13245)."""
-
-    kind: Literal["attention"] = "attention"
-    window: PositiveInt | None = Field(None, description="attend to the last `window` tokens only (null: all)")
-    qk_norm: Literal["none", "rmsnorm"] = Field("none", description="normalise each head's query and key")
-    bias: Literal["none", "qkv", "all"] = Field("none", description="projections with a bias")
-    softcap: PositiveFloat | None = Field(
-        None, description="squash scores s to softcap * tanh(s / softcap) (arXiv:2408.00118; null: leave them)"
-    )
-    sinks: bool = Field(False, description="a learned score per head for attention to nothing (arXiv:2309.17453)")
-
-
-class MlpConfig(Section):
-    """Feed-forward layer; swiglu and geglu are gated (arXiv:2002.05202)."""
-
-    kind: Literal["mlp"] = "mlp"
-    activation: Literal["swiglu", "geglu", "relu", "gelu"] = "swiglu"
-    bias: Literal["none", "all"] = "none"
-
-
-class RouterConfig(Section):
-    """How a token scores and picks its experts, in fp32."""
-
-    kind: Literal["softmax", "sigmoid"] = Field(
-        "softmax", description="scores over all experts (arXiv:2101.03961), or each by itself (arXiv:2412.19437)"
-    )
-    weights: Literal["normalised", "as_scored"] = Field(
-        "normalised", description="weights of the picked experts: their scores divided by the sum, or the scores"
-    )
-    scale: PositiveFloat = Field(1.0, description="factor on the weights")
-    num_groups: PositiveInt = Field(1, description="groups of neighbouring experts")
-    top_groups: PositiveInt = Field(
-        1, description="groups a token may pick from: those with the largest sum of their two best (arXiv:2412.19437)"
-    )
-    apply_to: Literal["output", "input"] = Field("output", description="what of an expert the weight multiplies")
-
-
-class BalanceConfig(Section):
-    """What keeps experts equally busy; each at 0 is off. Loads are those of all devices together."""
-
-    auxiliary_loss: Annotated[float, Field(ge=0)] = Field(
-        0.01, description="weight of E sum(load x mean score) per layer and microbatch (arXiv:2101.03961, eq. 4)"
-    )
-    z_loss: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="weight of the router's log(Z)^2 per layer (arXiv:2202.08906)"
-    )
-    bias_update: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="step by which a bias on the picking moves against the load, no gradient (arXiv:2408.15664)"
-    )
-
-
-class MoeConfig(Section):
-    """A mixture of experts: each token goes through `experts_per_token` of them, and all through a shared one."""
-
-    kind: Literal["moe"] = "moe"
-    num_experts: PositiveInt
-    experts_per_token: PositiveInt
-    expert_dim: PositiveInt = Field(description="hidden units of one expert")
-    shared_dim: Count = Field(0, description="hidden units of the experts that see every token, summed (0: none)")
-    activation: Literal["swiglu", "geglu", "relu", "gelu"] = "swiglu"
-    router: RouterConfig = RouterConfig()
-    balance: BalanceConfig = BalanceConfig()
-    capacity_factor: PositiveFloat | None = Field(
-        None, description="an expert takes this times its fair share of a sequence's tokens, no more (null: dropless)"
-    )
-    buffer_factor: PositiveFloat = Field(
-        2.0,
-        description="rows that experts make room for on a device of mesh.expert, times an even load; more come in "
-        "further rounds, and none is dropped",
-    )
-
-
-class BlockConfig(Section):
-    """One block: x + mixer(norm(x)), then x + ffn(norm(x))."""
-
-    mixer: AttentionConfig = AttentionConfig()
-    ffn: Annotated[MlpConfig | MoeConfig, Field(discriminator="kind")] = MlpConfig()
-
-
-class NormConfig(Section):
-    """Normalisation before every mixer and ffn, and before the head."""
-
-    kind: Literal["rmsnorm", "layernorm"] = "rmsnorm"
-    epsilon: PositiveFloat = 1e-5
-
-
-class RopeScaling(Section):
-    """Llama 3's stretching of low rotary frequencies for long contexts (arXiv:2407.21783)."""
-
-    kind: Literal["llama3"] = "llama3"
-    factor: PositiveFloat = 8.0
-    low_frequency_factor: PositiveFloat = 1.0
-    high_frequency_factor: PositiveFloat = 4.0
-    original_length: PositiveInt = 8192
-
-
-class RopePosition(Section):
-    """Rotary positions (arXiv:2104.09864), half-split layout."""
-
-    kind: Literal["rope"] = "rope"
-    theta: PositiveFloat = 10_000.0
-    scaling: RopeScaling | None = None
-
-
-class LearnedPosition(Section):
-    """A learned vector per position, added to the embeddings."""
-
-    kind: Literal["learned"] = "learned"
-    max_length: PositiveInt = 1024
-
-
-class NoPosition(Section):
-    """No position information besides the causal mask."""
-
-    kind: Literal["none"] = "none"
-
-
-Position = Annotated[RopePosition | LearnedPosition | NoPosition, Field(discriminator="kind")]
-
-
-class ModelConfig(Section):
-    """A decoder: first `prefix`, then `pattern` repeated until there are `num_layers` blocks."""
-
-    vocab_size: PositiveInt = Field(description="rows of the embedding; at least the tokenizer's pieces")
-    num_layers: PositiveInt = Field(
-        description="blocks in the stack; after the prefix, a multiple of the pattern's length"
-    )
-    embed_dim: PositiveInt = Field(description="width of the residual stream")
-    num_heads: PositiveInt = Field(description="query heads")
-    num_kv_heads: PositiveInt = Field(
-        default_factory=lambda values: values["num_heads"], description="key/value heads (default: num_heads)"
-    )
-    head_dim: PositiveInt = Field(
-        default_factory=lambda values: max(values["embed_dim"] // values["num_heads"], 1),
-        description="width of one head (default: embed_dim / num_heads)",
-    )
-    mlp_dim: PositiveInt = Field(description="hidden units of the feed-forward layers")
-    prefix: Annotated[tuple[BlockConfig, ...], BeforeValidator(_as_tuple)] = Field(
-        (), description="blocks before the repeated ones, once, such as the dense layers that precede experts"
-    )
-    pattern: Annotated[tuple[BlockConfig, ...], BeforeValidator(_as_tuple), Field(min_length=1)] = (BlockConfig(),)
-    norm: NormConfig = NormConfig()
-    position: Position = RopePosition()
-    tie_embeddings: bool = Field(False, description="use the embedding table as the output projection too")
-    init_std: PositiveFloat = Field(
-        0.02, description="standard deviation of initial weights; outputs of mixer and ffn get / sqrt(2 num_layers)"
-    )
-
+from maxlm.config.model import ModelConfig
+from maxlm.config.objectives import NextTokenConfig, Objective
+from maxlm.config.optim import AdamwConfig, Optimizer
+from maxlm.config.section import Count, Fraction, Name, OnResume, PositiveFloat, PositiveInt, Section, as_tuple
 
 # --- mesh, data ------------------------------------------------------------------------------------------------------
 
 
+AxisSize = Annotated[int, Field(le=2**20)]
 MESH_AXES = ("data", "stage", "fsdp", "expert", "context", "tensor")
 
 
 class MeshConfig(Section):
     """Devices along each axis; their product is the device count. One axis may be -1: the devices left over."""
 
-    data: int = Field(1, description="batch; parameters replicated")
-    stage: int = Field(1, description="layer stack (pipeline)")
-    fsdp: int = Field(-1, description="batch and every parameter, gradient and optimizer slot")
-    expert: int = Field(1, description="batch and experts of MoE layers")
-    context: int = Field(1, description="sequence")
-    tensor: int = Field(1, description="heads, hidden units, vocabulary")
+    data: AxisSize = Field(1, description="batch; parameters replicated")
+    stage: AxisSize = Field(1, description="layer stack (pipeline)")
+    fsdp: AxisSize = Field(-1, description="batch and every parameter, gradient and optimizer slot")
+    expert: AxisSize = Field(1, description="batch and experts of MoE layers")
+    context: AxisSize = Field(1, description="sequence")
+    tensor: AxisSize = Field(1, description="heads, hidden units, vocabulary")
     stage_repeats: PositiveInt = Field(
         1, description="chunks of layers per stage (interleaved, arXiv:2104.04473): divides the pipeline's bubble"
     )
@@ -210,6 +46,16 @@ class MeshConfig(Section):
         """Devices along each axis, outermost first."""
         return {axis: getattr(self, axis) for axis in MESH_AXES}
 
+    @property
+    def batch_devices(self) -> int:
+        """Devices that the sequences of a batch are split over."""
+        return self.data * self.fsdp * self.expert
+
+    @property
+    def virtual_stages(self) -> int:
+        """Runs of layers that microbatches walk through, `stage_repeats` for each stage."""
+        return self.stage * self.stage_repeats
+
 
 class RawTextConfig(Section):
     """Where raw text comes from, for `maxlm prepare`."""
@@ -217,7 +63,7 @@ class RawTextConfig(Section):
     kind: Literal["python_stdlib", "files"] = Field(
         description="python_stdlib: sources of the running Python's standard library; files: text files under `paths`"
     )
-    paths: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = Field(
+    paths: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = Field(
         (), description="files, or folders searched for *.txt, *.md, *.py and *.jsonl (key `text`)"
     )
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
@@ -235,50 +81,31 @@ class RawTextConfig(Section):
 
 
 class SourceConfig(Section):
-    """A folder of token shards (`train/` and `validation/`), and its share of the mixture."""
+    """A folder of token shards (`train/` and `validation/`), and its share of the mixture.
 
-    path: str
+    Another `path` may hold the same tokens: whether it does is checked by their fingerprint when it is opened.
+    """
+
+    path: Annotated[str, OnResume.FREE]
     weight: PositiveFloat = 1.0
-    raw: RawTextConfig | None = Field(None, description="raw text that `maxlm prepare` turns into this folder")
+    raw: Annotated[RawTextConfig | None, OnResume.FREE] = Field(
+        None, description="raw text that `maxlm prepare` turns into this folder"
+    )
 
 
 class DataConfig(Section):
     """What the model reads: a weighted mixture of sources, packed into sequences."""
 
     sources: Annotated[dict[Name, SourceConfig], Field(min_length=1)]
-    tokenizer: str = Field(description="SentencePiece model file; `maxlm prepare` trains it when it is absent")
+    tokenizer: Annotated[str, OnResume.FREE] = Field(
+        description="SentencePiece model file; `maxlm prepare` trains it when it is absent"
+    )
     sequence_length: PositiveInt = Field(description="tokens per sequence")
     shuffle: Literal["global", "none"] = "global"
-    prefetch_batches: PositiveInt = 4
+    prefetch_batches: Annotated[int, Field(ge=1, le=1000), OnResume.FREE] = 4
 
 
-# --- optimizer, schedule ---------------------------------------------------------------------------------------------
-
-
-class OverrideConfig(Section):
-    """Other settings for parameters whose path (`stack/0/mixer/query`) matches a regular expression; the last wins."""
-
-    match: str
-    learning_rate_scale: Annotated[float, Field(ge=0)] = 1.0
-    weight_decay: Annotated[float, Field(ge=0)] | None = None
-
-
-class OptimizerConfig(Section):
-    """AdamW with decoupled weight decay (arXiv:1711.05101) after clipping by global norm."""
-
-    kind: Literal["adamw"] = "adamw"
-    learning_rate: PositiveFloat = 3e-4
-    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    epsilon: PositiveFloat = 1e-8
-    weight_decay: Annotated[float, Field(ge=0)] = 0.1
-    no_decay: Annotated[tuple[Literal["norms", "biases", "embeddings"], ...], BeforeValidator(_as_tuple)] = (
-        "norms",
-        "biases",
-        "embeddings",
-    )
-    clip_norm: PositiveFloat | None = 1.0
-    overrides: Annotated[tuple[OverrideConfig, ...], BeforeValidator(_as_tuple)] = ()
+# --- schedule ---------------------------------------------------------------------------------------------
 
 
 class ScheduleConfig(Section):
@@ -294,56 +121,43 @@ class ScheduleConfig(Section):
 # --- train, checkpoint, metrics, runtime -----------------------------------------------------------------------------
 
 
-RematChoice = Literal["recompute", "save", "offload"]
-
-
-class RematConfig(Section):
-    """What becomes of a block's activations until its backward pass: computed again, kept, or kept in host memory.
-
-    A block's input is always kept; what has no name here is computed again.
-    """
-
-    query: RematChoice = Field(
-        "recompute", description="as attention sees it: normalised and rotated; key, value likewise"
-    )
-    key: RematChoice = "recompute"
-    value: RematChoice = "recompute"
-    attention_out: RematChoice = Field(
-        "recompute", description="with attention_lse: the attention kernel runs forward once"
-    )
-    attention_lse: RematChoice = Field(
-        "recompute", description="log sum exp of the scores, fp32, one per token and head"
-    )
-    mixer_out: RematChoice = Field("recompute", description="what the mixer adds to its block's input")
-    mlp_hidden: RematChoice = Field("recompute", description="hidden units before the nonlinearity, or before the gate")
-    mlp_gate: RematChoice = Field("recompute", description="the gate before its nonlinearity")
-
-
 class TrainConfig(Section):
     """The training loop and the step."""
 
-    num_steps: PositiveInt
+    num_steps: Annotated[PositiveInt, OnResume.FREE]
     batch_size: PositiveInt = Field(description="sequences per step over the whole mesh")
-    microbatches: PositiveInt = Field(1, description="gradient accumulation: pieces the batch is worked in")
-    gather: Literal["layer", "microbatch", "step"] = Field(
+    microbatches: Annotated[PositiveInt, OnResume.FREE] = Field(
+        1, description="gradient accumulation: pieces the batch is worked in"
+    )
+    gather: Annotated[Literal["layer", "microbatch", "step"], OnResume.FREE] = Field(
         "layer", description="when sharded parameters are gathered: ZeRO-3, ZeRO-2, ZeRO-1 (arXiv:1910.02054)"
     )
-    remat: Literal["none", "full"] | RematConfig = Field(
-        "none", description="what the backward pass computes again: nothing, all within blocks, or all but the named"
+    remat: Annotated[Literal["none", "full"] | dict[str, Literal["recompute", "save", "offload"]], OnResume.FREE] = (
+        Field(
+            "none",
+            description="what the backward pass computes again: nothing, all within blocks, or a choice for each "
+            "activation that layers name: computed again (as those without a choice), kept, or kept in host memory",
+        )
     )
-    offload: Annotated[tuple[Literal["optimizer", "activations"], ...], BeforeValidator(_as_tuple)] = Field(
-        (), description="what lies in host memory: optimizer slots between steps, inputs of blocks until backward"
+    offload: Annotated[tuple[Literal["optimizer", "activations"], ...], BeforeValidator(as_tuple), OnResume.FREE] = (
+        Field(
+            (), description="what lies in host memory: optimizer slots between steps, inputs of blocks until backward"
+        )
     )
     compute_dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 on TPU and GPU, float32 on CPU"
     )
-    z_loss: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of log(Z)^2 (arXiv:2204.02311)")
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    loss_chunk_tokens: PositiveInt = Field(1024, description="tokens whose logits exist at once, per device")
-    max_skipped_steps: PositiveInt = Field(10, description="stop after so many non-finite steps in a row")
-    eval_every: Count = Field(0, description="steps between evaluations (0: only at the end)")
-    eval_batches: PositiveInt = 8
-    log_every: PositiveInt = 10
+    max_skipped_steps: Annotated[PositiveInt, OnResume.FREE] = Field(
+        10, description="stop after so many non-finite steps in a row"
+    )
+    eval_every: Annotated[Count, OnResume.FREE] = Field(0, description="steps between evaluations (0: only at the end)")
+    eval_batches: Annotated[PositiveInt, OnResume.FREE] = 8
+    log_every: Annotated[PositiveInt, OnResume.FREE] = 10
+
+    @property
+    def remat_choices(self) -> dict[str, str]:
+        """The choices for single activations, none where `remat` speaks of all."""
+        return {} if isinstance(self.remat, str) else dict(self.remat)
 
 
 class CheckpointConfig(Section):
@@ -371,20 +185,24 @@ class ProfileConfig(Section):
     num_steps: PositiveInt = 3
 
 
+class KernelsConfig(Section):
+    """Which implementation runs, for each operation that has several; auto: the best for platform and model."""
+
+    attention: Literal[
+        "auto", "flash_tpu", "flash_hopper", "flash_triton", "splash", "cudnn", "tokamax", "chunked", "interpret"
+    ] = Field("auto", description="interpret: flash_tpu step by step, on a CPU")
+
+
 class RuntimeConfig(Section):
     """The process: seed, devices, kernels, watchdog."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32), OnResume.FIXED] = 0
     platform: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
     device_count: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         None, description="fake CPU devices per process, to try a mesh on a laptop (needs platform cpu or auto)"
     )
-    attention_kernel: Literal[
-        "auto", "flash_tpu", "flash_hopper", "flash_triton", "splash", "cudnn", "tokamax", "chunked", "interpret"
-    ] = Field(
-        "auto", description="auto: the best one for platform and model; interpret: flash_tpu step by step, on a CPU"
-    )
-    step_timeout_seconds: PositiveFloat | None = Field(
+    kernels: KernelsConfig = KernelsConfig()
+    step_timeout_seconds: Annotated[float, Field(gt=0, le=1e8)] | None = Field(
         1800.0, description="a step longer than this ends the process with all its stacks (null: never)"
     )
     compile_cache: str | None = Field(None, description="folder of compiled programs (null: none)")
@@ -394,13 +212,19 @@ class RuntimeConfig(Section):
 class RunConfig(Section):
     """One run, from raw text to checkpoints and curves."""
 
-    run_dir: str
+    run_dir: Annotated[str, OnResume.FREE]
     model: ModelConfig
-    mesh: MeshConfig = MeshConfig()
+    mesh: Annotated[MeshConfig, OnResume.FREE] = MeshConfig()
     data: DataConfig
-    optimizer: OptimizerConfig = OptimizerConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
+    objective: Objective = NextTokenConfig()
+    optimizer: Optimizer = AdamwConfig()
+    schedule: Annotated[ScheduleConfig, OnResume.RATE] = ScheduleConfig()
     train: TrainConfig
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    metrics: MetricsConfig = MetricsConfig()
-    runtime: RuntimeConfig = RuntimeConfig()
+    checkpoint: Annotated[CheckpointConfig, OnResume.FREE] = CheckpointConfig()
+    metrics: Annotated[MetricsConfig, OnResume.FREE] = MetricsConfig()
+    runtime: Annotated[RuntimeConfig, OnResume.FREE] = RuntimeConfig()
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of a batch."""
+        return self.train.batch_size * self.data.sequence_length

@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-from maxlm.config.loader import LoadedRun
+from maxlm.config.reading.loader import LoadedRun
+from maxlm.config.reading.strict_yaml import FLOAT
 from maxlm.config.schema import RunConfig
-from maxlm.config.strict_yaml import FLOAT
 
 
 def to_yaml(loaded: LoadedRun) -> str:

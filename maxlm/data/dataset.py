@@ -1,7 +1,8 @@
-"""`batch = dataset[step]`: the global batch as a pure function of (seed, step), for any split among hosts.
+"""Rows of training data as a pure function of (seed, row number), for any split into batches and among hosts.
 
-Sources are shuffled, repeated and mixed by index (grain's MapDataset), so there is no iterator state: a run resumes
-from the step number alone, and any process can read any rows of any step.
+Sources are shuffled, repeated and mixed by index (grain's MapDataset), so there is no iterator state: a step reads the
+rows that follow those consumed before it, a run resumes from their number alone, whatever its batch size then is, and
+any process can read any rows.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import grain
 import numpy as np
 
 from maxlm.config.errors import UserError
+from maxlm.config.objectives import NextTokenConfig, Objective
 from maxlm.config.schema import DataConfig, SourceConfig
-from maxlm.data.packing import NO_TOKEN, pack
+from maxlm.data.examples import Examples, build_examples
+from maxlm.data.examples.packing import NO_TOKEN
 from maxlm.data.shards import INDEX_NAME, TokenShards
 from maxlm.data.tokenizer import Tokenizer
 from maxlm.data.windows import TrainingWindows, ValidationWindows
@@ -28,7 +31,7 @@ SMALLEST_SHARE = 100  # grain mixes by integers whose smallest is 100, so a shar
 
 
 class Dataset:
-    """Batches of `batch_size` sequences, addressed by step; thread-safe. Made by `build_dataset`."""
+    """Sequences addressed by their row number, read `batch_size` at a time; thread-safe. Made by `build_dataset`."""
 
     def __init__(
         self,
@@ -37,11 +40,12 @@ class Dataset:
         *,
         shards: Mapping[str, TokenShards],
         tokenizer: Tokenizer,
+        examples: Examples,
         batch_size: int,
         sequence_length: int,
     ):
         self.batch_size, self.sequence_length = batch_size, sequence_length
-        self.tokenizer = tokenizer
+        self.tokenizer, self.examples = tokenizer, examples
         self.shards = dict(shards)
         self._num_windows = {name: source.num_windows for name, source in windows.items()}
         self._shares = dict(shares)
@@ -67,25 +71,22 @@ class Dataset:
         text = json.dumps(sorted((name, shards.fingerprint) for name, shards in self.shards.items()))
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def rows(self, step: int, start: int, stop: int) -> dict[str, np.ndarray]:
-        """Return rows [start, stop) of the global batch `step`; see `maxlm.data.packing.pack` for the fields.
+    def rows(self, start: int, stop: int) -> dict[str, np.ndarray]:
+        """Return rows [start, stop), counted from the first step's first; see `maxlm.data.examples` for the fields.
 
         Raises:
           UserError: a shard is damaged.
         """
-        if not (step >= 0 and 0 <= start <= stop <= self.batch_size):
-            raise IndexError(f"rows [{start}, {stop}) of step {step}, batch_size={self.batch_size}")
-        windows = np.full((stop - start, self.sequence_length + 1), NO_TOKEN, np.int32)
-        first = step * self.batch_size + start
-        for row, index in enumerate(range(first, min(first + stop - start, len(self._windows)))):
+        if not 0 <= start <= stop:
+            raise IndexError(f"rows [{start}, {stop})")
+        windows = np.full((stop - start, self.sequence_length + self.examples.tokens_after), NO_TOKEN, np.int32)
+        for row, index in enumerate(range(start, min(stop, len(self._windows)))):
             windows[row] = self._windows[index]
-        tokenizer = self.tokenizer
-        return pack(windows, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, token_bytes=tokenizer.token_bytes)
+        return self.examples(windows, range(start, stop))
 
-    def epochs(self, step: int) -> dict[str, float]:
-        """Return how often each source was read through after `step` steps (to a sequence)."""
+    def epochs(self, rows: int) -> dict[str, float]:
+        """Return how often each source was read through (to a sequence) by a run that consumed rows [0, rows)."""
         total = sum(self._shares.values())
-        rows = step * self.batch_size
         return {name: rows * share / total / self._num_windows[name] for name, share in self._shares.items()}
 
 
@@ -97,6 +98,7 @@ def build_dataset(
     split: Split,
     source: str | None = None,
     vocab_size: int | None = None,
+    objective: Objective = NextTokenConfig(),  # noqa: B008 - frozen
 ) -> Dataset:
     """Open the sources of a run, or one of them, and check all that is cheap to check.
 
@@ -106,6 +108,7 @@ def build_dataset(
       split: `train` is endless, shuffled and mixed; `validation` is one source once, in its order.
       source: name of the only source to read.
       vocab_size: the model's vocabulary, which the tokenizer must fit in.
+      objective: what the fields of a batch are for.
 
     Raises:
       UserError: folders, indexes or shards that are missing or damaged, or a tokenizer that does not match.
@@ -120,17 +123,20 @@ def build_dataset(
         )
     shards = _open_all(configs, split, tokenizer)
     length, shuffle = data.sequence_length, data.shuffle == "global"
+    examples = build_examples(objective, tokenizer, seed=seed)
+    more: dict[str, int] = {"sequence_length": length, "tokens_after": examples.tokens_after}
     windows: dict[str, Windows] = {}
     for name, opened in shards.items():
         if split == "train":
-            windows[name] = TrainingWindows(opened, sequence_length=length, seed=seed, name=name, shuffle=shuffle)
+            windows[name] = TrainingWindows(opened, seed=seed, name=name, shuffle=shuffle, **more)
         else:
-            windows[name] = ValidationWindows(opened, sequence_length=length)
+            windows[name] = ValidationWindows(opened, **more)
     return Dataset(
         windows,
         mixture_shares({name: config.weight for name, config in configs.items()}),
         shards=shards,
         tokenizer=tokenizer,
+        examples=examples,
         batch_size=batch_size,
         sequence_length=length,
     )

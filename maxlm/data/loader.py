@@ -1,6 +1,6 @@
 """Batches on devices ahead of time: a background thread reads the rows this process' devices need.
 
-The thread holds no state that matters: the batch of a step is a pure function of the step.
+The thread holds no state that matters: a batch is a pure function of its first row.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ Item = tuple[int, Batch]
 
 
 class DeviceLoader:
-    """Iterate over (step, global batch) for steps [start_step, stop_step), reading `prefetch` batches ahead.
+    """Iterate over (first row, global batch) of `num_batches` batches on end, reading `prefetch` of them ahead.
 
     Each process reads only the rows its devices hold, each row once. What goes wrong while reading is raised by
-    `next` at the step it concerns. Close it (or leave the `with` block) to end the thread.
+    `next` at the batch it concerns. Close it (or leave the `with` block) to end the thread.
 
     Args:
       sharding: of the (B, T) fields.
+      start_row: the first batch's first row.
     """
 
     def __init__(
@@ -34,13 +35,14 @@ class DeviceLoader:
         dataset: Dataset,
         sharding: jax.sharding.NamedSharding,
         *,
-        start_step: int,
-        stop_step: int,
+        start_row: int,
+        num_batches: int,
         prefetch: int = 2,
     ):
         self._dataset, self._sharding = dataset, sharding
-        self._steps = range(start_step, stop_step)
-        self._next_step = start_step
+        size = dataset.batch_size
+        self._starts = range(start_row, start_row + num_batches * size, size)
+        self._next_row = start_row
         self._queue: queue.Queue[Item | BaseException] = queue.Queue(maxsize=prefetch)
         self._closed = threading.Event()
         self._wait_seconds = 0.0
@@ -56,7 +58,7 @@ class DeviceLoader:
         return self
 
     def __next__(self) -> Item:
-        if self._next_step >= self._steps.stop or self._closed.is_set():
+        if self._next_row >= self._starts.stop or self._closed.is_set():
             raise StopIteration
         began = time.perf_counter()
         item = self._queue.get()
@@ -64,7 +66,7 @@ class DeviceLoader:
         if isinstance(item, BaseException):
             self.close()
             raise item
-        self._next_step = item[0] + 1
+        self._next_row = item[0] + self._dataset.batch_size
         return item
 
     def __enter__(self) -> DeviceLoader:
@@ -89,20 +91,23 @@ class DeviceLoader:
 
     def _work(self) -> None:
         try:
-            for step in self._steps:
+            for row in self._starts:
                 if self._closed.is_set():
                     return
-                self._queue.put((step, device_batch(self._dataset, step, self._sharding)))
+                self._queue.put((row, device_batch(self._dataset, row, self._sharding)))
         except BaseException as error:  # noqa: BLE001 - handed to the consumer, whatever it is
             self._queue.put(error)
 
 
-def device_batch(dataset: Dataset, step: int, sharding: jax.sharding.NamedSharding) -> Batch:
-    """Return the global batch of a step, laid out as `sharding` says; each process reads only its rows."""
+def device_batch(dataset: Dataset, start_row: int, sharding: jax.sharding.NamedSharding) -> Batch:
+    """Return the global batch that begins at `start_row`, laid out as `sharding` says.
+
+    Each process reads only its rows.
+    """
     shape = (dataset.batch_size, dataset.sequence_length)
     places = sharding.addressable_devices_indices_map(shape).values()
     row_ranges = {index[0].indices(shape[0])[:2] for index in places if index is not None}
-    blocks = {rows: dataset.rows(step, *rows) for rows in sorted(row_ranges)}
+    blocks = {(start, stop): dataset.rows(start_row + start, start_row + stop) for start, stop in sorted(row_ranges)}
 
     def field(name: str) -> jax.Array:
         def shard(index: tuple[slice, ...] | None) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""One source as an index-addressed, endless sequence of windows of T+1 tokens.
+"""One source as an index-addressed, endless sequence of windows: T tokens, and as many after them as an objective asks.
 
 Epoch e of a source with N tokens has N // T windows. Their union is the stream once, cut from a place that depends on
 e, and their order is a permutation that depends on e. The stream is a ring: after its last token comes its first.
@@ -12,7 +12,7 @@ import grain
 import numpy as np
 
 from maxlm.config.errors import UserError
-from maxlm.data.packing import NO_TOKEN
+from maxlm.data.examples.packing import NO_TOKEN
 from maxlm.data.shards import TokenShards
 
 MAX_WINDOWS = 2**32 - 1  # grain's index shuffle works on 32-bit indices
@@ -21,11 +21,13 @@ MAX_WINDOWS = 2**32 - 1  # grain's index shuffle works on 32-bit indices
 class TrainingWindows:
     """Windows of a training stream, shuffled anew in each epoch; `dataset[i]` for any i >= 0."""
 
-    def __init__(self, shards: TokenShards, *, sequence_length: int, seed: int, name: str, shuffle: bool):
-        self._shards, self._length = shards, sequence_length
+    def __init__(
+        self, shards: TokenShards, *, sequence_length: int, seed: int, name: str, shuffle: bool, tokens_after: int = 1
+    ):
+        self._shards, self._length, self._size = shards, sequence_length, sequence_length + tokens_after
         self._key, self._shuffle = f"{seed}/{name}", shuffle
         self.num_windows = shards.num_tokens // sequence_length
-        if shards.num_tokens <= sequence_length:
+        if shards.num_tokens < self._size:
             raise UserError(
                 f"{shards.folder}: {shards.num_tokens} tokens are too few for data.sequence_length="
                 f"{sequence_length}; add text, or use a shorter sequence"
@@ -34,7 +36,7 @@ class TrainingWindows:
             raise UserError(f"{shards.folder}: more than {MAX_WINDOWS} sequences; split it into several data.sources")
 
     def dataset(self) -> grain.MapDataset:
-        """Return the grain dataset of windows, int32 (T+1,)."""
+        """Return the grain dataset of windows, int32 (T + tokens_after,)."""
         places = grain.MapDataset.range(self.num_windows)
         if self._shuffle:
             places = places.shuffle(seed=_number(self._key, 2**32))
@@ -44,28 +46,28 @@ class TrainingWindows:
         epoch, size = index // self.num_windows, self._shards.num_tokens
         offset = _number(f"{self._key}/{epoch}", size) if self._shuffle else 0
         start = (offset + place * self._length) % size
-        count = min(self._length + 1, size - start)
+        count = min(self._size, size - start)
         window = self._shards.read(start, count)
-        if count <= self._length:
-            window = np.concatenate([window, self._shards.read(0, self._length + 1 - count)])
+        if count < self._size:
+            window = np.concatenate([window, self._shards.read(0, self._size - count)])
         return window
 
 
 class ValidationWindows:
     """Windows of a validation stream in their order, each token a target once; the last one may end in `NO_TOKEN`."""
 
-    def __init__(self, shards: TokenShards, *, sequence_length: int):
-        self._shards, self._length = shards, sequence_length
+    def __init__(self, shards: TokenShards, *, sequence_length: int, tokens_after: int = 1):
+        self._shards, self._length, self._size = shards, sequence_length, sequence_length + tokens_after
         self.num_windows = -(-max(shards.num_tokens - 1, 0) // sequence_length)
 
     def dataset(self) -> grain.MapDataset:
-        """Return the grain dataset of windows, int32 (T+1,)."""
+        """Return the grain dataset of windows, int32 (T + tokens_after,)."""
         return grain.MapDataset.range(self.num_windows).map(self._read)
 
     def _read(self, place: int) -> np.ndarray:
         start = place * self._length
-        count = min(self._length + 1, self._shards.num_tokens - start)
-        window = np.full(self._length + 1, NO_TOKEN, np.int32)
+        count = min(self._size, self._shards.num_tokens - start)
+        window = np.full(self._size, NO_TOKEN, np.int32)
         window[:count] = self._shards.read(start, count)
         return window
 

@@ -19,15 +19,16 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 
+from maxlm.devices import find_gpu
 from maxlm.jax_versions import call_on_each_device
-from maxlm.kernels.mask import Mask
+from maxlm.kernels.mask import Mask, fill_blocks, sees
 from maxlm.kernels.shape import AttentionShape
 
 SPLASH_BLOCK = 512
 SPLASH_RESULTS = "splash_results"
 LANES = 128
-CUDNN_LARGE_HEADS = ("H100", "H200", "H800", "H20", "B100", "B200", "B300")
-"""GPUs, by a part of their name, on which cuDNN has head sizes above 128."""
+CUDNN_LARGE_HEADS = (9.0, 10.0)
+"""Compute capabilities of which cuDNN has head sizes above 128."""
 CUDNN_CALLS = tuple(f"__cudnn$fmha{kind}{way}" for kind in ("Softmax", "ScaleBiasSoftmax") for way in ("", "Backward"))
 
 
@@ -35,7 +36,8 @@ class Library(NamedTuple):
     """A library's attention, with the two functions of every kernel.
 
     Attributes:
-      attend: (q, k, v, mask, softcap) -> out, differentiable in q, k and v. Rows of segment 0 may hold anything finite.
+      attend: (q, k, v, mask, softcap) -> out, differentiable in q, k and v. Rows that see nothing may be anything
+        finite.
       platform: what it is compiled for: cpu, cuda or tpu.
       keep: policy of `jax.checkpoint`: what the backward pass gets from the forward pass; it computes the rest again.
       custom_calls: calls in it that `jax.export` does not take for granted.
@@ -56,8 +58,7 @@ class Library(NamedTuple):
             return out, tuple(x for x in jax.tree.leaves(pullback) if not _is_one_of(x, given))
 
         out, kept = self._call(program, q_BTNH, k_BSKH, v_BSKH, mask)
-        # Filling attends to filling, but kernels return zeros for it.
-        return jnp.where(_is_token(mask), out, 0), kept
+        return jnp.where(_seen(mask).any(axis=2)[:, :, None, None], out, 0), kept
 
     def backward(
         self,
@@ -80,7 +81,7 @@ class Library(NamedTuple):
             leaves = [x if _is_one_of(x, given) else next(left) for x in leaves]
             return jax.tree.unflatten(structure, leaves)(d_out)
 
-        d_out = jnp.where(_is_token(mask), d_out_BTNH, 0).astype(out_BTNH.dtype)
+        d_out = jnp.where(_seen(mask).any(axis=2)[:, :, None, None], d_out_BTNH, 0).astype(out_BTNH.dtype)
         d_q, d_k, d_v = self._call(program, kept, d_out, q_BTNH, k_BSKH, v_BSKH, mask)
         return d_q, d_k, d_v
 
@@ -97,8 +98,10 @@ def _is_one_of(x: Any, arrays: Any) -> bool:
     return any(x is y for y in jax.tree.leaves(arrays))
 
 
-def _is_token(mask: Mask) -> jax.Array:
-    return (mask.q_segments_BT > 0)[:, :, None, None]
+def _seen(mask: Mask) -> jax.Array:
+    """Return bool (B, T, S): who sees whom."""
+    mask = fill_blocks(mask, 1, 1)
+    return sees(*jnp.unstack(mask.queries[..., None], axis=1), *jnp.unstack(mask.keys[:, :, None], axis=1))
 
 
 def unsupported(shape: AttentionShape) -> str | None:
@@ -110,6 +113,13 @@ def unsupported(shape: AttentionShape) -> str | None:
     if shape.sinks:
         return "has no sinks"
     return None
+
+
+def splash_unsupported(shape: AttentionShape) -> str | None:
+    """Return why splash attention cannot do this, or None."""
+    if not shape.causal:
+        return "compiles the mask in, and knows causal ones with or without a window; this one is data"
+    return unsupported(shape)
 
 
 def attend_with_splash(
@@ -125,7 +135,9 @@ def attend_with_splash(
     length, num_heads, size = q_BTNH.shape[1:]
     block = min(SPLASH_BLOCK, _up_to(length, LANES))
     filled = _up_to(length, block)
-    kernel = _splash_kernel(filled, block, num_heads, mask.causal, mask.window, softcap, interpret)
+    if mask.reach is None:
+        raise ValueError("splash attention compiles causality and window in: it takes the masks of `mask.causal`")
+    kernel = _splash_kernel(filled, block, num_heads, min(mask.reach, filled), softcap, interpret)
 
     def fill(x_BT: jax.Array) -> jax.Array:
         return jnp.pad(x_BT, [(0, filled - length if axis == 1 else 0) for axis in range(x_BT.ndim)])
@@ -136,14 +148,9 @@ def attend_with_splash(
 
 
 @functools.lru_cache(maxsize=16)
-def _splash_kernel(
-    length: int, block: int, num_heads: int, causal: bool, window: int | None, softcap: float | None, interpret: bool
-) -> Any:
+def _splash_kernel(length: int, block: int, num_heads: int, window: int, softcap: float | None, interpret: bool) -> Any:
     """Build the kernel, once for all layers and passes: its tables of blocks take 94 s for 131,072 tokens."""
-    visible: Any = splash_mask.FullMask((length, length))
-    if causal or window is not None:
-        before, after = None if window is None else window - 1, 0 if causal else None
-        visible = splash_mask.LocalMask((length, length), (before, after), 0)
+    visible = splash_mask.LocalMask((length, length), (window - 1 if window < length else None, 0), 0)
     with jax.ensure_compile_time_eval():  # tables, not parts of a program that is being traced
         return splash.make_splash_mha(
             splash_mask.MultiHeadMask([visible] * num_heads),
@@ -165,7 +172,8 @@ def cudnn_unsupported(shape: AttentionShape) -> str | None:
         return f"has keys and values of one head size, not {shape.key_size} and {shape.value_size}"
     if shape.softcap is not None:
         return "has no softcap"
-    largest = 256 if any(name in shape.device_kind for name in CUDNN_LARGE_HEADS) else 128
+    gpu = find_gpu(shape.device_kind)
+    largest = 256 if gpu and gpu.capability in CUDNN_LARGE_HEADS else 128
     if shape.key_size > largest or shape.key_size % 8:
         return f"has head sizes that are multiples of 8, to {largest}, not {shape.key_size}"
     if shape.query_length % 2:
@@ -182,7 +190,7 @@ def attend_with_cudnn(
     *,
     implementation: Any = "cudnn",
 ) -> jax.Array:
-    """Attend with cuDNN through `jax.nn`. It knows no documents: which tokens share one is a mask of T x T elements."""
+    """Attend with cuDNN through `jax.nn`. Of masks it knows causality and window: all else is T x T elements."""
     assert softcap is None
     return jax.nn.dot_product_attention(
         q_BTNH, k_BTKH, v_BTKH, implementation=implementation, **_dense_mask(mask, q_BTNH.shape[1])
@@ -205,7 +213,7 @@ def attend_with_tokamax(
     *,
     implementation: Any = ("mosaic", "triton"),
 ) -> jax.Array:
-    """Attend with the first of tokamax' kernels that can, never with its plain XLA; documents as for cuDNN."""
+    """Attend with the first of tokamax' kernels that can, never with its plain XLA; masks as for cuDNN."""
     flags, tokamax = (importlib.import_module(name) for name in ("absl.flags", "tokamax"))  # an extra, slow to import
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(["maxlm"])  # or it would take our command line for its own
@@ -217,12 +225,17 @@ def attend_with_tokamax(
 
 
 def _dense_mask(mask: Mask, length: int) -> dict[str, Any]:
-    """Return the arguments with which `jax.nn.dot_product_attention`'s like is told who sees whom."""
-    same = mask.q_segments_BT[:, None, :, None] == mask.kv_segments_BS[:, None, None, :]
-    window = None
-    if mask.window is not None:
-        window = mask.window - 1, 0 if mask.causal else length
-    return {"mask": same, "is_causal": mask.causal, "local_window_size": window}
+    """Return the arguments with which `jax.nn.dot_product_attention`'s like is told who sees whom.
+
+    The mask says it all; that none sees what is later, or far back, is repeated for kernels that skip by it alone.
+    """
+    seen = _seen(mask)
+    # A row that sees nothing sees everything, to be finite; it is thrown away.
+    arguments: dict[str, Any] = {"mask": (seen | ~seen.any(axis=2, keepdims=True))[:, None]}
+    if mask.reach is not None:
+        arguments["is_causal"] = True
+        arguments["local_window_size"] = (mask.reach - 1, 0) if mask.reach < length else None
+    return arguments
 
 
 def _up_to(length: int, unit: int) -> int:

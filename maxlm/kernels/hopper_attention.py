@@ -25,11 +25,14 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from maxlm.devices import find_gpu
 from maxlm.jax_versions import vary_over, varying_axes
 from maxlm.kernels import block_sizes
-from maxlm.kernels.mask import NOTHING_SEEN, Mask, Visits, block_ranges, comparable_segments
+from maxlm.kernels.mask import NOTHING_SEEN, Mask, Visits, block_ranges, words
 from maxlm.kernels.shape import AttentionShape
 
+HOPPER = 9.0
+"""Compute capability: the instructions are of this generation alone."""
 MAX_HEAD_SIZE = 256
 SIZE_STEP = 32
 """Head sizes are filled up with zeros to whole steps: TMA writes and wgmma reads tiles of 32 or 64 columns."""
@@ -49,7 +52,8 @@ _FLOOR = NOTHING_SEEN / 100
 
 def unsupported(shape: AttentionShape) -> str | None:
     """Return why these kernels cannot do it, or None."""
-    if not any(name in shape.device_kind for name in ("H100", "H200", "H800", "H20")):
+    gpu = find_gpu(shape.device_kind)
+    if gpu is None or gpu.capability != HOPPER:
         return f"needs a Hopper GPU, not {shape.device_kind}; flash_triton runs from Ampere on"
     if shape.dtype != "bfloat16":
         able = "flash_triton" if shape.dtype == "float32" else "chunked"
@@ -85,21 +89,22 @@ def forward(
       out (B, T, N, H_v) in bf16 and lse (B, N, T) fp32.
     """
     del device_kind
-    problem = _Problem.of(q_BTNH, k_BSKH, v_BSKH, mask, softcap, "forward")
+    problem = _Problem.of(q_BTNH, k_BSKH, v_BSKH, softcap, "forward")
     q, k, v = map(_fill_up, (q_BTNH, k_BSKH, v_BSKH))
     batch, length, num_heads, _ = q.shape
-    ranges = block_ranges(mask, _TILE, problem.block).of_queries
-    segments = comparable_segments(mask, _TILE, problem.block)
     scratch = {
         "q_tile": problem.matrices(COMPUTING, ROWS, problem.key_size),
         "lse_tile": plgpu.SMEM((COMPUTING, ROWS), jnp.float32),
-        **problem.rings({"k": problem.key_size, "v": problem.value_size}, {"segment": jnp.int32}),
-        "q_ready": plgpu.Barrier(num_barriers=COMPUTING),
+        "tile_ready": plgpu.Barrier(num_barriers=COMPUTING),
+        **problem.rings(),
         "turn": plgpu.Barrier(num_arrivals=COMPUTING),
     }
-    lse_shape = batch, num_heads, ranges.shape[1] * _TILE
-    outputs = _like(q, problem.value_size), jax.ShapeDtypeStruct(lse_shape, jnp.float32)
-    out, lse = _call(_forward_kernel, problem, mask, ranges, (*segments, q, k, v), outputs, scratch, interpret)
+    shapes = (
+        jax.ShapeDtypeStruct((*q.shape[:3], problem.value_size), q.dtype),
+        jax.ShapeDtypeStruct((batch, num_heads, length + -length % _TILE), jnp.float32),
+    )
+    inputs = *words(mask, _TILE, _TILE), q, k, v
+    out, lse = _call(_forward_kernel, problem, mask, inputs, shapes, scratch, interpret)
     return out[..., : v_BSKH.shape[3]], lse[:, :, :length]
 
 
@@ -124,85 +129,89 @@ def backward(
     delta_BTN = jnp.sum(d_out_BTNH.astype(jnp.float32) * out_BTNH.astype(jnp.float32), axis=3)
     missing = -q_BTNH.shape[1] % _TILE
     lse, delta = (jnp.pad(x, ((0, 0), (0, 0), (0, missing))) for x in (lse_BNT * _LOG2_E, delta_BTN.mT))
-    arrays = *map(_fill_up, (q_BTNH, k_BSKH, v_BSKH, d_out_BTNH)), lse, delta
-    of = functools.partial(_Problem.of, q_BTNH, k_BSKH, v_BSKH, mask, softcap)
-    gradients = *_d_q(of("d_q"), arrays, mask, interpret), *_d_kv(of("d_kv"), arrays, mask, interpret)
+    inputs = *words(mask, _TILE, _TILE), *map(_fill_up, (q_BTNH, k_BSKH, v_BSKH, d_out_BTNH)), lse, delta
+    gradients: tuple[jax.Array, ...] = ()
+    for kernel, like in (("d_q", inputs[2:3]), ("d_kv", inputs[3:5])):
+        problem = _Problem.of(q_BTNH, k_BSKH, v_BSKH, softcap, kernel)
+        scratch = problem.tiles() | problem.rings()
+        if problem.apart:
+            scratch["p_tile"] = _matrices(1, ROWS, 32, problem.block, jnp.float32)
+            scratch |= {"p_ready": plgpu.Barrier(), "p_taken": plgpu.Barrier()}
+        body = _d_kv_apart_kernel if problem.apart else _gradient_kernel
+        outputs = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in like)
+        gradients += _call(body, problem, mask, inputs, outputs, scratch, interpret)
     d_q, d_k, d_v = (x[..., : y.shape[3]] for x, y in zip(gradients, (q_BTNH, k_BSKH, v_BSKH), strict=True))
     return d_q, d_k, d_v
-
-
-def _d_q(problem: _Problem, arrays: Sequence[jax.Array], mask: Mask, interpret: Any) -> tuple[jax.Array, ...]:
-    ranges = block_ranges(mask, _TILE, problem.block).of_queries
-    segments = comparable_segments(mask, _TILE, problem.block)
-    scratch = {
-        "q_tile": problem.matrices(COMPUTING, ROWS, problem.key_size),
-        "d_out_tile": problem.matrices(COMPUTING, ROWS, problem.value_size),
-        **problem.rings({"k": problem.key_size, "v": problem.value_size}, {"segment": jnp.int32}),
-        "q_ready": plgpu.Barrier(num_arrivals=2, num_barriers=COMPUTING),
-    }
-    inputs = *segments, *arrays
-    return _call(_d_q_kernel, problem, mask, ranges, inputs, (_like(arrays[0]),), scratch, interpret)
-
-
-def _d_kv(problem: _Problem, arrays: Sequence[jax.Array], mask: Mask, interpret: Any) -> tuple[jax.Array, ...]:
-    tiles = 1 if problem.apart else COMPUTING
-    ranges = block_ranges(mask, problem.block, tiles * ROWS).of_keys
-    # Whole tiles of both, as lse and delta have.
-    segments = comparable_segments(mask, _TILE, _TILE)
-    vectors = {"segment": jnp.int32, "lse": jnp.float32, "delta": jnp.float32}
-    scratch = {
-        "k_tile": problem.matrices(tiles, ROWS, problem.key_size),
-        "v_tile": problem.matrices(tiles, ROWS, problem.value_size),
-        **problem.rings({"q": problem.key_size, "d_out": problem.value_size}, vectors),
-        "kv_ready": plgpu.Barrier(num_arrivals=2, num_barriers=tiles),
-    }
-    if problem.apart:
-        scratch["p_tile"] = _matrices(1, ROWS, 32, problem.block, jnp.float32)
-        scratch |= {"p_ready": plgpu.Barrier(), "p_taken": plgpu.Barrier()}
-    kernel = _d_kv_apart_kernel if problem.apart else _d_kv_kernel
-    outputs = tuple(map(_like, arrays[1:3]))
-    return _call(kernel, problem, mask, ranges, (*segments, *arrays), outputs, scratch, interpret)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Problem:
     """What is static in a kernel."""
 
+    kernel: str
     block: int
     apart: bool
     groups: int
     key_size: int
     value_size: int
     scale: float
-    causal: bool
-    window: int | None
     softcap: float | None
 
     @classmethod
-    def of(cls, q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, softcap: float | None, kernel: str) -> _Problem:
+    def of(cls, q: jax.Array, k: jax.Array, v: jax.Array, softcap: float | None, kernel: str) -> _Problem:
         key_size, value_size = (x.shape[3] + -x.shape[3] % SIZE_STEP for x in (k, v))
         blocks = block_sizes.hopper(key_size, value_size)
-        groups, scale = q.shape[2] // k.shape[2], 1 / math.sqrt(k.shape[3])
-        chosen = getattr(blocks, kernel), blocks.apart, groups, key_size, value_size, scale
-        return cls(*chosen, mask.causal, mask.window, softcap)
+        apart, groups = blocks.apart and kernel == "d_kv", q.shape[2] // k.shape[2]
+        return cls(
+            kernel, getattr(blocks, kernel), apart, groups, key_size, value_size, 1 / math.sqrt(k.shape[3]), softcap
+        )
+
+    @property
+    def of_keys(self) -> bool:
+        """Return whether a thread block owns keys, and queries pass by in the rings."""
+        return self.kernel == "d_kv"
+
+    @property
+    def num_tiles(self) -> int:
+        return 1 if self.apart else COMPUTING
+
+    def table(self, mask: Mask) -> jax.Array:
+        """Return which blocks pass by each thread block."""
+        rows = self.num_tiles * ROWS
+        if self.of_keys:
+            return block_ranges(mask, self.block, rows).of_keys
+        return block_ranges(mask, rows, self.block).of_queries
+
+    def visits(self, table: Any, batch: jax.Array, index: jax.Array) -> Visits:
+        return Visits.of(table, batch, index, groups=self.groups if self.of_keys else 1)
 
     def matrices(self, count: int, rows: int, columns: int) -> Any:
         """Return shared memory for bf16 matrices, in tiles that divide whatever is multiplied with whatever."""
         return _matrices(count, rows, math.gcd(64, self.block, self.key_size, self.value_size), columns)
 
-    def rings(self, matrices: dict[str, int], vectors: dict[str, Any]) -> dict[str, Any]:
-        """Return buffers for the two matrices of a block, by head size, and for vectors, and their barriers.
+    def tiles(self) -> dict[str, Any]:
+        """Return what holds a thread block's own tokens in the backward pass: q and d_out, or k and v."""
+        return {
+            "first_tile": self.matrices(self.num_tiles, ROWS, self.key_size),
+            "second_tile": self.matrices(self.num_tiles, ROWS, self.value_size),
+            "tile_ready": plgpu.Barrier(num_arrivals=2, num_barriers=self.num_tiles),
+        }
 
-        Of three vectors the last arrives with the second matrix, the others with the first.
+    def rings(self) -> dict[str, Any]:
+        """Return buffers for the blocks that pass by: k and v, or q and d_out, with lse and delta, and their barriers.
+
+        What the mask says of a block, and lse, arrive with the first matrix, delta with the second.
         """
-        late = len(vectors) // 3
-        arrivals = 1 + len(vectors) - late, 1 + late
+        vectors = ("lse", "delta") if self.of_keys else ()
+        arrivals = {"first": 2 + len(vectors[:1]), "second": 1 + len(vectors[1:])}
         barrier = functools.partial(plgpu.Barrier, num_barriers=STAGES)
         return {
-            **{f"{name}_ring": self.matrices(STAGES, self.block, size) for name, size in matrices.items()},
-            **{f"{name}_ring": plgpu.SMEM((STAGES, self.block), dtype) for name, dtype in vectors.items()},
-            **{f"{name}_ready": barrier(num_arrivals=n) for name, n in zip(matrices, arrivals, strict=True)},
-            **{f"{name}_free": barrier(num_arrivals=COMPUTING) for name in matrices},
+            "first_ring": self.matrices(STAGES, self.block, self.key_size),
+            "second_ring": self.matrices(STAGES, self.block, self.value_size),
+            "mask_ring": plgpu.SMEM((STAGES, 2 if self.of_keys else 3, self.block), jnp.uint32),
+            **{f"{name}_ring": plgpu.SMEM((STAGES, self.block), jnp.float32) for name in vectors},
+            **{f"{name}_ready": barrier(num_arrivals=n) for name, n in arrivals.items()},
+            **{f"{name}_free": barrier(num_arrivals=COMPUTING) for name in arrivals},
         }
 
     def scores(self, products: jax.Array) -> tuple[jax.Array, jax.Array | None]:
@@ -213,95 +222,59 @@ class _Problem:
         capped = 1 - 2 / (1 + jnp.exp2(products * (2 * _LOG2_E * self.scale / self.softcap)))
         return capped * (self.softcap * _LOG2_E), 1 - capped * capped
 
-    def weigh_keys(
-        self, products: jax.Array, shared: SimpleNamespace, slot: jax.Array, kv_segment: jax.Array, to_block: jax.Array,
-        masked: bool,
-    ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
-        """Turn k q^T of a block of queries into p in bf16, and p in fp32 times the slope of the cap."""
-        scores, slope = self.scores(products)
-        p = jnp.exp2(scores - lax.broadcast_in_dim(_load(shared.lse_ring.at[slot], axis=1), scores.shape, [1]))
-        if masked:
-            q_segment = _load(shared.segment_ring.at[slot], axis=1)
-            p = self.hide(p, 0.0, q_segment, kv_segment, to_block, q_axis=1)
-        return p.astype(jnp.bfloat16), p if slope is None else p * slope
-
-    def hide(
-        self, values: jax.Array, hidden: float, q_segment: jax.Array, kv_segment: jax.Array, distance: jax.Array,
-        *, q_axis: int,
-    ) -> jax.Array:  # fmt: skip
-        """Replace the values of pairs that do not see each other; `distance`: from the first key to the first query.
-
-        Forward, these are scores; backward p, for by then fewer other values are in registers.
-        """
-        vectors = (q_segment, kv_segment) if q_axis == 0 else (kv_segment, q_segment)
-        across = [lax.broadcast_in_dim(vector, values.shape, [axis]) for axis, vector in enumerate(vectors)]
-        values = jnp.where(across[0] == across[1], values, hidden)
-        iota = functools.partial(plgpu.broadcasted_iota, jnp.int32, values.shape, layout=plgpu.Layout.WGMMA)
-        # The distance goes to the rows, of which a thread has two.
-        q_index, kv_index = (iota(0) + distance, iota(1)) if q_axis == 0 else (iota(1), iota(0) - distance)
-        if self.causal:
-            values = jnp.where(q_index >= kv_index, values, hidden)
-        if self.window is not None:
-            near = q_index - self.window < kv_index if q_axis == 0 else q_index < kv_index + self.window
-            values = jnp.where(near, values, hidden)
-        return values
-
 
 def _call(
     kernel: Callable[..., None],
     problem: _Problem,
     mask: Mask,
-    ranges: jax.Array,
-    arrays: Sequence[jax.Array],
+    inputs: Sequence[jax.Array],
     outputs: tuple[jax.ShapeDtypeStruct, ...],
     scratch: dict[str, Any],
     interpret: Any,
 ) -> tuple[jax.Array, ...]:
-    """Run a kernel on every head and batch row of its first output, and every block with a range."""
-    arrays = (jnp.reshape(mask.q_start - mask.kv_start, 1).astype(jnp.int32), ranges, *arrays)
+    """Run a kernel on every head and batch row of its first output, and every block of its tokens."""
+    arrays = (problem.table(mask), *inputs)
     axes = varying_axes(*arrays)
     call = plgpu.kernel(
         lambda *references, **shared: kernel(problem, *references, SimpleNamespace(**shared)),
         out_type=outputs,
         scratch_types=scratch,
-        grid=(outputs[0].shape[2], ranges.shape[1], outputs[0].shape[0]),
+        grid=(outputs[0].shape[2], arrays[0].shape[1], outputs[0].shape[0]),
         grid_names=("head", "block", "batch"),
         num_threads=COMPUTING + 1,
         thread_name="warpgroup",
         compiler_params=plgpu.CompilerParams(approx_math=True),
         interpret=interpret,
-        kernel_name=f"flash_hopper{kernel.__name__}",
+        kernel_name=f"flash_hopper_{problem.kernel}_kernel",
     )
     # Mosaic GPU's results claim to vary over nothing.
     return tuple(vary_over(x, axes) for x in call(*(vary_over(x, axes) for x in arrays)))
 
 
-def _forward_kernel(problem, offset, ranges, q_segments, kv_segments, q, k, v, out, lse, shared):  # type: ignore[no-untyped-def]
+def _forward_kernel(problem, table, q_words, kv_words, q, k, v, out, lse, shared):  # type: ignore[no-untyped-def]
     batch, head = (lax.axis_index(name) for name in ("batch", "head"))
     # The last rows of a causal mask are the longest: they start first.
-    row = ranges.shape[1] - 1 - lax.axis_index("block")
+    row = table.shape[1] - 1 - lax.axis_index("block")
 
     def compute(warpgroup: jax.Array) -> None:
         queries = pl.ds((row * COMPUTING + warpgroup) * ROWS, ROWS)
-        q_ready = shared.q_ready.at[warpgroup]
-        plgpu.copy_gmem_to_smem(q.at[batch, queries, head], shared.q_tile.at[warpgroup], q_ready)
-        q_segment = _load(q_segments.at[batch, queries], axis=0)
-        distance = offset[0] + queries.start
-        plgpu.barrier_wait(q_ready)
+        plgpu.copy_gmem_to_smem(
+            q.at[batch, queries, head], shared.q_tile.at[warpgroup], shared.tile_ready.at[warpgroup]
+        )
+        own_words = _load_words(q_words.at[batch, :, queries], axis=0)
+        plgpu.barrier_wait(shared.tile_ready.at[warpgroup])
         pl.when(warpgroup == 1)(lambda: _swap(shared.turn))
 
-        def visit(n: jax.Array, carry: Any, *, block: jax.Array, masked: bool, **_: Any) -> Any:
+        def visit(n: jax.Array, carry: Any, *, masked: bool, **_: Any) -> Any:
             sums, peak, total = carry
             slot = lax.rem(n, jnp.int32(STAGES))
             q_tile = shared.q_tile.at[_opaque(warpgroup)]
-            plgpu.barrier_wait(shared.k_ready.at[slot])
-            products = _multiply(q_tile, shared.k_ring.at[slot], then=functools.partial(_swap, shared.turn))
+            plgpu.barrier_wait(shared.first_ready.at[slot])
+            products = _multiply(q_tile, shared.first_ring.at[slot], then=functools.partial(_swap, shared.turn))
             scores, _ = problem.scores(products)
             if masked:
-                kv_segment = _load(shared.segment_ring.at[slot], axis=1)
-                to_block = distance - block * problem.block
-                scores = problem.hide(scores, -jnp.inf, q_segment, kv_segment, to_block, q_axis=0)
-            plgpu.barrier_arrive(shared.k_free.at[slot])
+                scores = _hide(scores, -jnp.inf, own_words, shared.mask_ring.at[slot])
+            plgpu.barrier_arrive(shared.first_free.at[slot])
             new_peak = jnp.maximum(peak, jnp.max(scores, axis=1))
             p = jnp.exp2(scores - lax.broadcast_in_dim(new_peak, scores.shape, [0]))
             shrink = jnp.exp2(peak - new_peak)
@@ -310,144 +283,111 @@ def _forward_kernel(problem, offset, ranges, q_segments, kv_segments, q, k, v, o
             # All of this before the tensor cores are taken.
             sums, total, p = lax.optimization_barrier((sums, total, p.astype(jnp.bfloat16)))
             plgpu.barrier_arrive(shared.turn)
-            plgpu.barrier_wait(shared.v_ready.at[slot])
+            plgpu.barrier_wait(shared.second_ready.at[slot])
             plgpu.barrier_wait(shared.turn)
-            sums = _accumulate(sums, p, shared.v_ring.at[slot])
-            plgpu.barrier_arrive(shared.v_free.at[slot])
+            sums = _accumulate(sums, p, shared.second_ring.at[slot])
+            plgpu.barrier_arrive(shared.second_free.at[slot])
             return sums, new_peak, total
 
         carry = _zeros(problem.value_size), _zeros() + _FLOOR, _zeros()
-        sums, peak, total = Visits.of(ranges, batch, row).walk(visit, carry)
+        sums, peak, total = problem.visits(table, batch, row).walk(visit, carry)
         pl.when(warpgroup == 0)(lambda: _swap(shared.turn))
         # Both are done: the ring is free for what goes out, which may be wider than the queries.
         _swap(shared.turn)
         seen = total > 0
         total = jnp.where(seen, total, 1.0)
-        out_tile, lse_tile = shared.v_ring.at[warpgroup, pl.ds(0, ROWS)], shared.lse_tile.at[warpgroup]
+        out_tile, lse_tile = shared.second_ring.at[warpgroup, pl.ds(0, ROWS)], shared.lse_tile.at[warpgroup]
         out_tile[...] = (sums * lax.broadcast_in_dim(1 / total, sums.shape, [0])).astype(jnp.bfloat16)
         lse_tile[...] = jnp.where(seen, (peak + jnp.log(total) * _LOG2_E) / _LOG2_E, NOTHING_SEEN)
         _write((out_tile, out.at[batch, queries, head]), (lse_tile, lse.at[batch, head, queries]))
 
-    sources = _keys_and_values(problem, batch, head, k, v, kv_segments)
-    _share_work(compute, lambda: _fetch_blocks(Visits.of(ranges, batch, row), sources, shared))
+    sources = _keys_and_values(problem, batch, head, k, v, kv_words)
+    _share_work(compute, lambda: _fetch_blocks(problem.visits(table, batch, row), sources, shared))
 
 
-def _d_q_kernel(problem, offset, ranges, q_segments, kv_segments, q, k, v, d_out, lse, delta, d_q, shared):  # type: ignore[no-untyped-def]
-    batch, head = (lax.axis_index(name) for name in ("batch", "head"))
-    row = ranges.shape[1] - 1 - lax.axis_index("block")
+def _gradient_kernel(problem, table, q_words, kv_words, q, k, v, d_out, lse, delta, *outputs_and_shared):  # type: ignore[no-untyped-def]
+    """Sum dq for queries, or dk and dv for keys.
 
-    def compute(warpgroup: jax.Array) -> None:
-        queries = pl.ds((row * COMPUTING + warpgroup) * ROWS, ROWS)
-        q_tile, d_out_tile = shared.q_tile.at[warpgroup], shared.d_out_tile.at[warpgroup]
-        plgpu.copy_gmem_to_smem(q.at[batch, queries, head], q_tile, shared.q_ready.at[warpgroup])
-        plgpu.copy_gmem_to_smem(d_out.at[batch, queries, head], d_out_tile, shared.q_ready.at[warpgroup])
-        q_segment = _load(q_segments.at[batch, queries], axis=0)
-        q_lse, q_delta = (_load(x.at[batch, head, queries], axis=0) for x in (lse, delta))
-        distance = offset[0] + queries.start
-        plgpu.barrier_wait(shared.q_ready.at[warpgroup])
-
-        def visit(n: jax.Array, d_q: jax.Array, *, block: jax.Array, masked: bool, **_: Any) -> jax.Array:
-            slot = lax.rem(n, jnp.int32(STAGES))
-            own = _opaque(warpgroup)
-            keys, values = shared.k_ring.at[slot], shared.v_ring.at[slot]
-
-            def weigh(products: jax.Array) -> jax.Array:
-                scores, slope = problem.scores(products)
-                p = jnp.exp2(scores - lax.broadcast_in_dim(q_lse, scores.shape, [0]))
-                if masked:
-                    kv_segment = _load(shared.segment_ring.at[slot], axis=1)
-                    to_block = distance - block * problem.block
-                    p = problem.hide(p, 0.0, q_segment, kv_segment, to_block, q_axis=0)
-                return p if slope is None else p * slope
-
-            plgpu.barrier_wait(shared.k_ready.at[slot])
-            plgpu.barrier_wait(shared.v_ready.at[slot])
-            p, d_p = _multiply_both((shared.q_tile.at[own], keys), (shared.d_out_tile.at[own], values), weigh)
-            plgpu.barrier_arrive(shared.v_free.at[slot])
-            d_s = (p * (d_p - lax.broadcast_in_dim(q_delta, p.shape, [0]))).astype(jnp.bfloat16)
-            d_q = _accumulate(d_q, d_s, keys)
-            plgpu.barrier_arrive(shared.k_free.at[slot])
-            return d_q
-
-        sums = Visits.of(ranges, batch, row).walk(visit, _zeros(problem.key_size))
-        q_tile[...] = (sums * problem.scale).astype(jnp.bfloat16)
-        _write((q_tile, d_q.at[batch, queries, head]))
-
-    sources = _keys_and_values(problem, batch, head, k, v, kv_segments)
-    _share_work(compute, lambda: _fetch_blocks(Visits.of(ranges, batch, row), sources, shared))
-
-
-def _d_kv_kernel(problem, offset, ranges, q_segments, kv_segments, q, k, v, d_out, lse, delta, d_k, d_v, shared):  # type: ignore[no-untyped-def]
-    # Works on transposed scores (keys, queries), so that they go into the next product as they come out of the last.
-    batch, kv_head, column = (lax.axis_index(name) for name in ("batch", "head", "block"))
+    For keys, scores are transposed, (keys, queries), so that they go into the next product as they come out of the
+    last.
+    """
+    *outputs, shared = outputs_and_shared
+    batch, head, index = (lax.axis_index(name) for name in ("batch", "head", "block"))
+    if not problem.of_keys:
+        index = table.shape[1] - 1 - index
+    own, own_mask = ((k, v), kv_words) if problem.of_keys else ((q, d_out), q_words)
 
     def compute(warpgroup: jax.Array) -> None:
-        keys = pl.ds((column * COMPUTING + warpgroup) * ROWS, ROWS)
-        k_tile, v_tile = shared.k_tile.at[warpgroup], shared.v_tile.at[warpgroup]
-        plgpu.copy_gmem_to_smem(k.at[batch, keys, kv_head], k_tile, shared.kv_ready.at[warpgroup])
-        plgpu.copy_gmem_to_smem(v.at[batch, keys, kv_head], v_tile, shared.kv_ready.at[warpgroup])
-        kv_segment = _load(kv_segments.at[batch, keys], axis=0)
-        distance = offset[0] - keys.start
-        plgpu.barrier_wait(shared.kv_ready.at[warpgroup])
+        rows = pl.ds((index * COMPUTING + warpgroup) * ROWS, ROWS)
+        tiles = shared.first_tile.at[warpgroup], shared.second_tile.at[warpgroup]
+        for x, tile in zip(own, tiles, strict=True):
+            plgpu.copy_gmem_to_smem(x.at[batch, rows, head], tile, shared.tile_ready.at[warpgroup])
+        own_words = _load_words(own_mask.at[batch, :, rows], axis=0)
+        own_vectors = {}
+        if not problem.of_keys:
+            own_vectors = {name: _load(x.at[batch, head, rows], axis=0) for name, x in (("lse", lse), ("delta", delta))}
+        plgpu.barrier_wait(shared.tile_ready.at[warpgroup])
 
-        def visit(n: jax.Array, sums: Any, *, block: jax.Array, masked: bool, **_: Any) -> Any:
-            sums_k, sums_v = sums
+        def visit(n: jax.Array, sums: Any, *, masked: bool, **_: Any) -> Any:
             slot = lax.rem(n, jnp.int32(STAGES))
-            queries, d_outs = shared.q_ring.at[slot], shared.d_out_ring.at[slot]
-            own = _opaque(warpgroup)
+            weigh = functools.partial(_weigh, problem, own_words, own_vectors, shared, slot, masked)
+            first, second = shared.first_ring.at[slot], shared.second_ring.at[slot]
+            first_tile, second_tile = (x.at[_opaque(warpgroup)] for x in (shared.first_tile, shared.second_tile))
 
-            plgpu.barrier_wait(shared.q_ready.at[slot])
-            products = _multiply(shared.k_tile.at[own], queries)
-            to_block = distance + block * problem.block
-            weights, p = problem.weigh_keys(products, shared, slot, kv_segment, to_block, masked)
-            plgpu.barrier_wait(shared.d_out_ready.at[slot])
-            # One after the other: both at once would not fit into the registers.
-            sums_v = _accumulate(sums_v, weights, d_outs)
-            d_p = _multiply(shared.v_tile.at[own], d_outs)
-            q_delta = _load(shared.delta_ring.at[slot], axis=1)
-            plgpu.barrier_arrive(shared.d_out_free.at[slot])
-            d_s = (p * (d_p - lax.broadcast_in_dim(q_delta, p.shape, [1]))).astype(jnp.bfloat16)
-            sums_k = _accumulate(sums_k, d_s, queries)
-            plgpu.barrier_arrive(shared.q_free.at[slot])
-            return sums_k, sums_v
+            plgpu.barrier_wait(shared.first_ready.at[slot])
+            if problem.of_keys:
+                p, p_slope = weigh(_multiply(first_tile, first))
+                plgpu.barrier_wait(shared.second_ready.at[slot])
+                # One after the other: both products at once would not fit into the registers.
+                sums = sums[0], _accumulate(sums[1], p.astype(jnp.bfloat16), second)
+                d_p = _multiply(second_tile, second)
+            else:
+                plgpu.barrier_wait(shared.second_ready.at[slot])
+                (_, p_slope), d_p = _multiply_both((first_tile, first), (second_tile, second), weigh)
+            d_p -= _of_queries("delta", own_vectors, shared, slot, d_p.shape)
+            plgpu.barrier_arrive(shared.second_free.at[slot])
+            sums = _accumulate(sums[0], (p_slope * d_p).astype(jnp.bfloat16), first), *sums[1:]
+            plgpu.barrier_arrive(shared.first_free.at[slot])
+            return sums
 
-        carry = _zeros(problem.key_size), _zeros(problem.value_size)
-        sums_k, sums_v = Visits.of(ranges, batch, column, problem.groups).walk(visit, carry)
-        k_tile[...] = (sums_k * problem.scale).astype(jnp.bfloat16)
-        v_tile[...] = sums_v.astype(jnp.bfloat16)
-        _write((k_tile, d_k.at[batch, keys, kv_head]), (v_tile, d_v.at[batch, keys, kv_head]))
+        sizes = problem.key_size, problem.value_size
+        carry = tuple(_zeros(size) for size, _ in zip(sizes, outputs, strict=False))
+        sums = problem.visits(table, batch, index).walk(visit, carry)
+        for tile, x, scale in zip(tiles, sums, (problem.scale, 1.0), strict=False):
+            tile[...] = (x * scale).astype(jnp.bfloat16)
+        _write(*((tile, x.at[batch, rows, head]) for tile, x in zip(tiles, outputs, strict=False)))
 
-    sources = _queries(problem, batch, kv_head, q, d_out, q_segments, lse, delta)
-    visits = functools.partial(Visits.of, ranges, batch, column, problem.groups)
-    _share_work(compute, lambda: _fetch_blocks(visits(), sources, shared))
+    if problem.of_keys:
+        sources = _queries(problem, batch, head, q, d_out, q_words, lse, delta)
+    else:
+        sources = _keys_and_values(problem, batch, head, k, v, kv_words)
+    _share_work(compute, lambda: _fetch_blocks(problem.visits(table, batch, index), sources, shared))
 
 
-def _d_kv_apart_kernel(problem, offset, ranges, q_segments, kv_segments, q, k, v, d_out, lse, delta, d_k, d_v, shared):  # type: ignore[no-untyped-def]
+def _d_kv_apart_kernel(problem, table, q_words, kv_words, q, k, v, d_out, lse, delta, d_k, d_v, shared):  # type: ignore[no-untyped-def]
     # As above, but both warpgroups have the same keys: one computes p and sums d_v, the other takes p and sums d_k.
     batch, kv_head, column = (lax.axis_index(name) for name in ("batch", "head", "block"))
     keys = pl.ds(column * ROWS, ROWS)
-    visits = functools.partial(Visits.of, ranges, batch, column, problem.groups)
+    visits = functools.partial(problem.visits, table, batch, column)
 
     def sum_values() -> None:
-        k_tile, v_tile, ready = shared.k_tile.at[0], shared.v_tile.at[0], shared.kv_ready.at[0]
+        k_tile, v_tile, ready = shared.first_tile.at[0], shared.second_tile.at[0], shared.tile_ready.at[0]
         plgpu.copy_gmem_to_smem(k.at[batch, keys, kv_head], k_tile, ready)
-        kv_segment = _load(kv_segments.at[batch, keys], axis=0)
-        distance = offset[0] - keys.start
+        own_words = _load_words(kv_words.at[batch, :, keys], axis=0)
         plgpu.barrier_wait(ready)
 
-        def visit(n: jax.Array, sums: jax.Array, *, block: jax.Array, masked: bool, **_: Any) -> jax.Array:
+        def visit(n: jax.Array, sums: jax.Array, *, masked: bool, **_: Any) -> jax.Array:
             slot = lax.rem(n, jnp.int32(STAGES))
-            plgpu.barrier_wait(shared.q_ready.at[slot])
-            products = _multiply(shared.k_tile.at[_opaque(jnp.int32(0))], shared.q_ring.at[slot])
-            to_block = distance + block * problem.block
-            weights, p = problem.weigh_keys(products, shared, slot, kv_segment, to_block, masked)
-            plgpu.barrier_arrive(shared.q_free.at[slot])
+            plgpu.barrier_wait(shared.first_ready.at[slot])
+            products = _multiply(shared.first_tile.at[_opaque(jnp.int32(0))], shared.first_ring.at[slot])
+            p, p_slope = _weigh(problem, own_words, {}, shared, slot, masked, products)
+            plgpu.barrier_arrive(shared.first_free.at[slot])
             pl.when(n > 0)(lambda: plgpu.barrier_wait(shared.p_taken))
-            shared.p_tile[0, ...] = p
+            shared.p_tile[0, ...] = p_slope
             plgpu.barrier_arrive(shared.p_ready)
-            plgpu.barrier_wait(shared.d_out_ready.at[slot])
-            sums = _accumulate(sums, weights, shared.d_out_ring.at[slot])
-            plgpu.barrier_arrive(shared.d_out_free.at[slot])
+            plgpu.barrier_wait(shared.second_ready.at[slot])
+            sums = _accumulate(sums, p.astype(jnp.bfloat16), shared.second_ring.at[slot])
+            plgpu.barrier_arrive(shared.second_free.at[slot])
             return sums
 
         sums = visits().walk(visit, _zeros(problem.value_size))
@@ -456,22 +396,22 @@ def _d_kv_apart_kernel(problem, offset, ranges, q_segments, kv_segments, q, k, v
         _write((v_tile, d_v.at[batch, keys, kv_head]))
 
     def sum_keys() -> None:
-        k_tile, v_tile, ready = shared.k_tile.at[0], shared.v_tile.at[0], shared.kv_ready.at[0]
+        k_tile, v_tile, ready = shared.first_tile.at[0], shared.second_tile.at[0], shared.tile_ready.at[0]
         plgpu.copy_gmem_to_smem(v.at[batch, keys, kv_head], v_tile, ready)
         plgpu.barrier_wait(ready)
 
         def visit(n: jax.Array, sums: jax.Array, **_: Any) -> jax.Array:
             slot = lax.rem(n, jnp.int32(STAGES))
-            plgpu.barrier_wait(shared.d_out_ready.at[slot])
-            d_p = _multiply(v_tile, shared.d_out_ring.at[slot])
-            d_p -= lax.broadcast_in_dim(_load(shared.delta_ring.at[slot], axis=1), d_p.shape, [1])
-            plgpu.barrier_arrive(shared.d_out_free.at[slot])
+            plgpu.barrier_wait(shared.second_ready.at[slot])
+            d_p = _multiply(v_tile, shared.second_ring.at[slot])
+            d_p -= _of_queries("delta", {}, shared, slot, d_p.shape)
+            plgpu.barrier_arrive(shared.second_free.at[slot])
             plgpu.barrier_wait(shared.p_ready)
             d_s = (shared.p_tile[0, ...] * d_p).astype(jnp.bfloat16)
             plgpu.barrier_arrive(shared.p_taken)
-            plgpu.barrier_wait(shared.q_ready.at[slot])
-            sums = _accumulate(sums, d_s, shared.q_ring.at[slot])
-            plgpu.barrier_arrive(shared.q_free.at[slot])
+            plgpu.barrier_wait(shared.first_ready.at[slot])
+            sums = _accumulate(sums, d_s, shared.first_ring.at[slot])
+            plgpu.barrier_arrive(shared.first_free.at[slot])
             return sums
 
         sums = visits().walk(visit, _zeros(problem.key_size))
@@ -482,8 +422,36 @@ def _d_kv_apart_kernel(problem, offset, ranges, q_segments, kv_segments, q, k, v
         pl.when(warpgroup == 0)(sum_values)
         pl.when(warpgroup == 1)(sum_keys)
 
-    sources = _queries(problem, batch, kv_head, q, d_out, q_segments, lse, delta)
+    sources = _queries(problem, batch, kv_head, q, d_out, q_words, lse, delta)
     _share_work(compute, lambda: _fetch_blocks(visits(), sources, shared))
+
+
+def _weigh(problem, own_words, own_vectors, shared, slot, masked, products):  # type: ignore[no-untyped-def]
+    """Turn q k^T, or k q^T, into p, and p times the slope of the cap; both fp32."""
+    scores, slope = problem.scores(products)
+    p = jnp.exp2(scores - _of_queries("lse", own_vectors, shared, slot, scores.shape))
+    if masked:
+        # Only now: fewer other values are in registers.
+        p = _hide(p, 0.0, own_words, shared.mask_ring.at[slot])
+    return p, p if slope is None else p * slope
+
+
+def _hide(values: jax.Array, hidden: float, own_words: Sequence[jax.Array], passing_words: Any) -> jax.Array:
+    """Replace the values of pairs that do not see each other; see `mask.words`."""
+    own = [lax.broadcast_in_dim(x, values.shape, [0]) for x in own_words]
+    passing = [lax.broadcast_in_dim(x, values.shape, [1]) for x in _load_words(passing_words, axis=1)]
+    # There are two words of a query and three of a key.
+    (q_segment, q_rank), (kv_segment, kv_from, kv_count) = sorted((own, passing), key=len)
+    return jnp.where((q_segment == kv_segment) & (q_rank - kv_from < kv_count), values, hidden)
+
+
+def _of_queries(
+    name: str, own_vectors: dict[str, jax.Array], shared: SimpleNamespace, slot: jax.Array, shape: tuple[int, ...]
+) -> jax.Array:
+    """Return a vector of queries as a matrix: of the own ones, which are rows, or of those that pass by."""
+    if name in own_vectors:
+        return lax.broadcast_in_dim(own_vectors[name], shape, [0])
+    return lax.broadcast_in_dim(_load(vars(shared)[f"{name}_ring"].at[slot], axis=1), shape, [1])
 
 
 def _share_work(compute: Callable[[jax.Array], None], fetch: Callable[[], None]) -> None:
@@ -504,7 +472,7 @@ def _share_work(compute: Callable[[jax.Array], None], fetch: Callable[[], None])
         fetch()
 
 
-def _keys_and_values(problem, batch, head, k, v, kv_segments):  # type: ignore[no-untyped-def]
+def _keys_and_values(problem, batch, head, k, v, kv_words):  # type: ignore[no-untyped-def]
     """Return sources(block, group) for `_fetch_blocks`, for a block of queries."""
     kv_head = lax.div(head, jnp.int32(problem.groups))
 
@@ -512,23 +480,23 @@ def _keys_and_values(problem, batch, head, k, v, kv_segments):  # type: ignore[n
         del group
         keys = pl.ds(block * problem.block, problem.block)
         return {
-            "k": {"k": k.at[batch, keys, kv_head], "segment": kv_segments.at[batch, keys]},
-            "v": {"v": v.at[batch, keys, kv_head]},
+            "first": {"first": k.at[batch, keys, kv_head], "mask": kv_words.at[batch, :, keys]},
+            "second": {"second": v.at[batch, keys, kv_head]},
         }
 
     return sources
 
 
-def _queries(problem, batch, kv_head, q, d_out, q_segments, lse, delta):  # type: ignore[no-untyped-def]
+def _queries(problem, batch, kv_head, q, d_out, q_words, lse, delta):  # type: ignore[no-untyped-def]
     """Return sources(block, group) for `_fetch_blocks`, for a block of keys."""
 
     def sources(block: jax.Array, group: Any) -> dict[str, Any]:
         queries = pl.ds(block * problem.block, problem.block)
         head = kv_head * problem.groups + group
-        first = {"q": q.at[batch, queries, head], "segment": q_segments.at[batch, queries]}
+        first = {"first": q.at[batch, queries, head], "mask": q_words.at[batch, :, queries]}
         return {
-            "q": {**first, "lse": lse.at[batch, head, queries]},
-            "d_out": {"d_out": d_out.at[batch, queries, head], "delta": delta.at[batch, head, queries]},
+            "first": {**first, "lse": lse.at[batch, head, queries]},
+            "second": {"second": d_out.at[batch, queries, head], "delta": delta.at[batch, head, queries]},
         }
 
     return sources
@@ -541,8 +509,7 @@ def _fetch_blocks(visits: Visits, sources: Callable[..., Any], shared: SimpleNam
     """
     rings = vars(shared)
 
-    def fetch(n: jax.Array, carry: Any, *, block: jax.Array, group: Any, masked: bool) -> Any:
-        del masked
+    def fetch(n: jax.Array, carry: Any, *, block: jax.Array, group: Any, **_: Any) -> Any:
         slot = lax.rem(n, jnp.int32(STAGES))
         for name, arriving in sources(block, group).items():
             pl.when(n >= STAGES)(functools.partial(plgpu.barrier_wait, rings[f"{name}_free"].at[slot]))
@@ -552,10 +519,9 @@ def _fetch_blocks(visits: Visits, sources: Callable[..., Any], shared: SimpleNam
 
     visits.walk(fetch, None)
     # A barrier's last phase, too, is seen by the thread that waited for the ones before.
-    free = [barrier for name, barrier in rings.items() if name.endswith("_free")]
 
     def finish(slot: jax.Array, _: None) -> None:
-        for barrier in free:
+        for barrier in (shared.first_free, shared.second_free):
             plgpu.barrier_wait(barrier.at[slot])
 
     lax.fori_loop(0, jnp.minimum(visits.count, STAGES), finish, None)
@@ -601,6 +567,11 @@ def _load(ref: Any, *, axis: int) -> jax.Array:
     return plgpu.load(ref, (), layout=plgpu.Layout.WGMMA.reduce(1 - axis), optimized=False)
 
 
+def _load_words(ref: Any, *, axis: int) -> list[jax.Array]:
+    """Load what the mask says of tokens that lie along an axis of a score matrix."""
+    return [_load(ref.at[i], axis=axis) for i in range(ref.shape[0])]
+
+
 def _write(*copies: tuple[Any, Any]) -> None:
     """Copy from shared memory and wait until it is done."""
     plgpu.commit_smem()
@@ -619,10 +590,6 @@ def _zeros(columns: int | None = None) -> jax.Array:
     if columns is None:
         return plgpu.layout_cast(jnp.full((ROWS,), 0, jnp.float32), plgpu.Layout.WGMMA.reduce(1))
     return plgpu.layout_cast(jnp.full((ROWS, columns), 0, jnp.float32), plgpu.Layout.WGMMA)
-
-
-def _like(x: jax.Array, size: int | None = None) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((*x.shape[:3], size or x.shape[3]), x.dtype)
 
 
 def _fill_up(x: jax.Array) -> jax.Array:

@@ -1,4 +1,14 @@
-"""Which query may see which key, in the few numbers that every attention kernel needs to skip blocks."""
+"""Which query may see which key, as data, and which blocks of them a kernel visits.
+
+A query has a rank, a key an interval of the ranks that see it. With a token's place in the sequence as its rank:
+
+  causal          from = place,                until = everything
+  window w        from = place,                until = place + w
+  bidirectional   from = 0,                    until = everything
+  prefix          from = 0 for the prefix's keys, their place for others
+  chunks          from = first place of the key's chunk, until = first place of the next one
+  [noised|clean]  ranks 2 b and 2 b + 1 in block b: noised keys [2 b, 2 b + 1), clean keys [2 b + 1, everything)
+"""
 
 from __future__ import annotations
 
@@ -13,74 +23,217 @@ from jax import lax
 
 NOTHING_SEEN = -1e30
 """Log-sum-exp of a row that sees no key; finite, so that it must not become nan."""
+EVERYTHING = jnp.iinfo(jnp.int32).max
+"""Above every rank."""
+TABLE_HEAD = 3
+"""Numbers in a row of a `visit_table` before the list of blocks."""
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=("q_segments_BT", "kv_segments_BS", "q_start", "kv_start"),
-    meta_fields=("causal", "window"),
+    data_fields=("q_segments_BT", "kv_segments_BS", "q_rank_BT", "kv_from_BS", "kv_until_BS"),
+    meta_fields=("reach",),
 )
 @dataclasses.dataclass(frozen=True)
 class Mask:
-    """A query sees a key of its own segment that is not later (causal) and less than `window` tokens back.
+    """A query sees a key of its own segment if its rank is in [from, until) of the key.
 
     Attributes:
       q_segments_BT: int32 document number of each query, >= 1 for real tokens.
       kv_segments_BS: int32 document number of each key; 0 is never seen.
-      q_start: int32 scalar, index of the first query in the sequence (ring attention, decoding).
-      kv_start: int32 scalar, index of the first key in the sequence.
-      causal: whether later keys are hidden.
-      window: keys this far back or farther are hidden; None hides none.
+      q_rank_BT: int32 rank of each query.
+      kv_from_BS: int32, least rank that sees the key.
+      kv_until_BS: int32, least rank above those that see the key.
+      reach: a promise, not a rule: no query sees a key that lies `reach` or more tokens before it in the sequence, nor
+        one after it. EVERYTHING promises the latter alone, None nothing. Ring attention sends blocks to no more
+        neighbours than it takes, and whoever estimates the work counts by it.
     """
 
     q_segments_BT: jax.Array
     kv_segments_BS: jax.Array
-    q_start: jax.Array
-    kv_start: jax.Array
-    causal: bool = True
-    window: int | None = None
+    q_rank_BT: jax.Array
+    kv_from_BS: jax.Array
+    kv_until_BS: jax.Array
+    reach: int | None = None
+
+    @property
+    def queries(self) -> jax.Array:
+        """Return what is known of queries as one array, (B, 2, T)."""
+        return jnp.stack([self.q_segments_BT, self.q_rank_BT], axis=1)
+
+    @property
+    def keys(self) -> jax.Array:
+        """Return what is known of keys as one array, (B, 3, S)."""
+        return jnp.stack([self.kv_segments_BS, self.kv_from_BS, self.kv_until_BS], axis=1)
+
+    @classmethod
+    def of(cls, queries: jax.Array, keys: jax.Array, reach: int | None = None) -> Mask:
+        """Undo `queries` and `keys`."""
+        (q_segments, q_rank), (kv_segments, kv_from, kv_until) = (jnp.unstack(x, axis=1) for x in (queries, keys))
+        return cls(q_segments, kv_segments, q_rank, kv_from, kv_until, reach)
 
 
-def visible(q_index: jax.Array, kv_index: jax.Array, *, causal: bool, window: int | None) -> jax.Array:
-    """Return bool (T, S): which keys the positions alone let each query see."""
-    distance = q_index[:, None] - kv_index[None, :]
-    seen = jnp.ones(distance.shape, bool)
-    if causal:
-        seen &= distance >= 0
-    if window is not None:
-        seen &= distance < window
-    return seen
+def causal(
+    segments_BT: jax.Array,
+    place_BT: jax.Array,
+    window: int | None = None,
+    *,
+    kv_segments_BS: jax.Array | None = None,
+    kv_place_BS: jax.Array | None = None,
+) -> Mask:
+    """Return the mask that hides what is later, and what is `window` or more tokens back.
+
+    Args:
+      segments_BT: int32 document numbers.
+      place_BT: int32 place of each query in the sequence.
+      window: None hides nothing that is earlier.
+      kv_segments_BS: of the keys, where these are not the queries' own tokens.
+      kv_place_BS: likewise.
+    """
+    kv_segments_BS = segments_BT if kv_segments_BS is None else kv_segments_BS
+    kv_place_BS = place_BT if kv_place_BS is None else kv_place_BS
+    everything = jnp.full_like(kv_place_BS, EVERYTHING)
+    mask = Mask(
+        segments_BT, kv_segments_BS, place_BT, kv_place_BS, everything, EVERYTHING if window is None else window
+    )
+    return mask if window is None else windowed(mask, kv_place_BS, window)
+
+
+def windowed(mask: Mask, kv_rank_BS: jax.Array, window: int) -> Mask:
+    """Hide each key from queries whose rank is `window` or more above its own, besides those that do not see it."""
+    window = min(window, EVERYTHING)
+    until = jnp.minimum(kv_rank_BS, EVERYTHING - window) + window
+    return dataclasses.replace(mask, kv_until_BS=jnp.minimum(mask.kv_until_BS, until))
+
+
+def sees(
+    q_segment: jax.Array, q_rank: jax.Array, kv_segment: jax.Array, kv_from: jax.Array, kv_until: jax.Array
+) -> jax.Array:
+    """Return whether queries see keys, of arrays that broadcast; segments are those of `fill_blocks`."""
+    return (q_segment == kv_segment) & (kv_from <= q_rank) & (q_rank < kv_until)
+
+
+def fill_blocks(mask: Mask, q_block: int, kv_block: int) -> Mask:
+    """Fill up to whole blocks, and number the segments so that a kernel needs one comparison.
+
+    Keys that are never seen, as the filling, get segment -1, and queries that see nothing -2.
+    """
+
+    def fill(x: jax.Array, block: int) -> jax.Array:
+        return jnp.pad(x, ((0, 0), (0, -x.shape[1] % block))) if x.shape[1] % block else x
+
+    def hide(segments: jax.Array, hidden: int) -> jax.Array:
+        return jnp.where(segments > 0, segments, hidden)
+
+    return dataclasses.replace(
+        mask,
+        q_segments_BT=hide(fill(mask.q_segments_BT, q_block), -2),
+        kv_segments_BS=hide(fill(mask.kv_segments_BS, kv_block), -1),
+        q_rank_BT=fill(mask.q_rank_BT, q_block),
+        kv_from_BS=fill(mask.kv_from_BS, kv_block),
+        kv_until_BS=fill(mask.kv_until_BS, kv_block),
+    )
+
+
+def words(mask: Mask, q_block: int, kv_block: int) -> tuple[jax.Array, jax.Array]:
+    """Return uint32 (B, 2, T), segment and rank, and (B, 3, S), segment, from and count, filled up to whole blocks.
+
+    Two comparisons then tell whether a query sees a key: of their segments, and `rank - from < count`. Without signs a
+    rank below `from` wraps round to 2^32 - (from - rank), which is no less than `count`, for until - rank <= 2^32.
+    """
+    mask = fill_blocks(mask, q_block, kv_block)
+    count = jnp.where(mask.kv_from_BS < mask.kv_until_BS, mask.kv_until_BS - mask.kv_from_BS, 0)
+    queries, keys = (mask.q_segments_BT, mask.q_rank_BT), (mask.kv_segments_BS, mask.kv_from_BS, count)
+    return jnp.stack(queries, axis=1).astype(jnp.uint32), jnp.stack(keys, axis=1).astype(jnp.uint32)
+
+
+def meetings(mask: Mask, q_block: int, kv_block: int) -> tuple[jax.Array, jax.Array]:
+    """Return bool (B, blocks of queries, blocks of keys) twice: which may see something, and which see all.
+
+    From the least and the greatest segment, rank, from and until of each block. Exact where a row's documents lie one
+    after the other, as packing lays them; otherwise blocks may be said to meet that see nothing of each other.
+    """
+    mask = fill_blocks(mask, q_block, kv_block)
+
+    def bounds(x: jax.Array, segments: jax.Array, block: int, axis: int) -> tuple[jax.Array, jax.Array]:
+        x, real = (y.reshape(y.shape[0], -1, block) for y in (x, segments > 0))
+        limits = jnp.iinfo(jnp.int32)
+        least, greatest = jnp.where(real, x, limits.max).min(axis=2), jnp.where(real, x, limits.min).max(axis=2)
+        return jnp.expand_dims(least, axis), jnp.expand_dims(greatest, axis)
+
+    of_queries = functools.partial(bounds, segments=mask.q_segments_BT, block=q_block, axis=2)
+    of_keys = functools.partial(bounds, segments=mask.kv_segments_BS, block=kv_block, axis=1)
+    q_least, q_greatest = of_queries(mask.q_segments_BT)
+    kv_least, kv_greatest = of_keys(mask.kv_segments_BS)
+    (rank_least, rank_greatest), (from_least, from_greatest) = of_queries(mask.q_rank_BT), of_keys(mask.kv_from_BS)
+    until_least, until_greatest = of_keys(mask.kv_until_BS)
+    meet = (q_least <= kv_greatest) & (kv_least <= q_greatest)
+    meet &= (from_least <= rank_greatest) & (rank_least < until_greatest)
+    q_all, kv_all = (
+        (x.reshape(x.shape[0], -1, block) > 0).all(axis=2)
+        for x, block in ((mask.q_segments_BT, q_block), (mask.kv_segments_BS, kv_block))
+    )
+    full = meet & q_all[:, :, None] & kv_all[:, None, :]
+    full &= (q_least == q_greatest) & (kv_least == kv_greatest) & (q_least == kv_least)
+    full &= (from_greatest <= rank_least) & (rank_greatest < until_least)
+    return meet, full
+
+
+def visit_table(meet: jax.Array, full: jax.Array, unit: int = 1) -> jax.Array:
+    """Turn bool (..., Y) into what `Visits` reads: int32 (..., 3 + Y).
+
+    The longest run of full blocks is a range, so that a kernel's main loop counts. All others that meet are listed,
+    and need a mask: `full_first, full_end, number of the others, the others in order`.
+
+    Args:
+      meet: blocks that may hold pairs that see each other.
+      full: blocks in which every pair does.
+      unit: the run is cut to a multiple of it.
+    """
+    index, count = jnp.arange(meet.shape[-1], dtype=jnp.int32), meet.shape[-1]
+    run = index - lax.cummax(jnp.where(full, -1, index), axis=full.ndim - 1)
+    longest = run.max(axis=-1, keepdims=True)
+    full_end = jnp.argmax(run, axis=-1, keepdims=True).astype(jnp.int32) + 1
+    full_first = full_end - longest // unit * unit
+    masked = meet & ((index < full_first) | (index >= full_end))
+    others = jnp.sort(jnp.where(masked, index, count), axis=-1)
+    number = masked.sum(axis=-1, keepdims=True, dtype=jnp.int32)
+    return jnp.concatenate([full_first, full_end, number, others], axis=-1)
 
 
 class BlockRanges(NamedTuple):
-    """Which blocks a kernel visits: int32 (B, rows, 4) for each block of queries, (B, columns, 4) for each of keys.
-
-    The four numbers (first, full_first, full_end, end) mean: blocks [first, end) may hold pairs that see each other;
-    in [full_first, full_end) every pair does, so that they need no mask.
-    """
+    """Tables of the blocks to visit: int32 (B, rows, 3 + columns) for each block of queries, the other way for keys."""
 
     of_queries: jax.Array
     of_keys: jax.Array
+
+
+def block_ranges(mask: Mask, q_block: int, kv_block: int) -> BlockRanges:
+    """Return which blocks meet; see `meetings` and `visit_table`."""
+    meet, full = meetings(mask, q_block, kv_block)
+    return BlockRanges(visit_table(meet, full), visit_table(meet.mT, full.mT))
 
 
 @dataclasses.dataclass(frozen=True)
 class Visits:
     """The blocks to visit, for each query head of a group: those that need a mask come first, for all heads."""
 
-    before: jax.Array
-    masked: jax.Array
-    full: jax.Array
-    first: jax.Array
     full_first: jax.Array
     full_end: jax.Array
+    masked: jax.Array
+    masked_block: Callable[[Any], jax.Array]
     groups: int
 
     @classmethod
-    def of(cls, ranges: Any, batch: jax.Array, index: jax.Array, groups: int = 1) -> Visits:
-        """Read a block's range."""
-        first, full_first, full_end, end = (ranges[batch, index, i] for i in range(4))
-        before = full_first - first
-        return cls(before, before + end - full_end, full_end - full_first, first, full_first, full_end, groups)
+    def of(cls, table: Any, *place: Any, groups: int = 1) -> Visits:
+        """Read a block's row of a `visit_table`, an array or a reference to memory: table[*place]."""
+        full_first, full_end, masked = (table[(*place, n)] for n in range(TABLE_HEAD))
+        return cls(full_first, full_end, masked, lambda number: table[(*place, TABLE_HEAD + number)], groups)
+
+    @property
+    def full(self) -> jax.Array:
+        """Return how many need no mask."""
+        return self.full_end - self.full_first
 
     @property
     def count(self) -> jax.Array:
@@ -90,74 +243,19 @@ class Visits:
     def walk(self, visit: Callable[..., Any], carry: Any) -> Any:
         """Run carry = visit(n, carry, block=, group=, masked=) for visit n, to a block, for a head of the group."""
 
-        def masked_block(place: jax.Array) -> jax.Array:
-            return place + jnp.where(place < self.before, self.first, self.full_end - self.before)
+        def full_block(number: jax.Array) -> jax.Array:
+            return self.full_first + number
 
-        def full_block(place: jax.Array) -> jax.Array:
-            return place + self.full_first
-
-        for start, length, block_at in ((0, self.masked, masked_block), (self.masked, self.full, full_block)):
+        for start, length, block_at in ((0, self.masked, self.masked_block), (self.masked, self.full, full_block)):
 
             def of_group(group: Any, carry: Any, start=start, length=length, block_at=block_at) -> Any:  # type: ignore[no-untyped-def]
                 first = start * self.groups + group * length
 
-                def one(place: jax.Array, carry: Any) -> Any:
-                    where = {"block": block_at(place), "group": group, "masked": block_at is masked_block}
-                    return visit(first + place, carry, **where)
+                def one(number: jax.Array, carry: Any) -> Any:
+                    where = {"block": block_at(number), "group": group, "masked": block_at is not full_block}
+                    return visit(first + number, carry, **where)
 
                 return lax.fori_loop(0, length, one, carry)
 
             carry = of_group(0, carry) if self.groups == 1 else lax.fori_loop(0, self.groups, of_group, carry)
         return carry
-
-
-def comparable_segments(mask: Mask, q_block: int, kv_block: int) -> tuple[jax.Array, jax.Array]:
-    """Return the segments of queries and keys, filled up to whole blocks; equal means visible, positions aside.
-
-    Keys that are never seen get -1 and queries that see nothing -2, so that a kernel needs one comparison.
-    """
-
-    def prepare(segments: jax.Array, block: int, hidden: int) -> jax.Array:
-        filled = jnp.pad(segments, ((0, 0), (0, -segments.shape[1] % block)))
-        return jnp.where(filled > 0, filled, hidden)
-
-    return prepare(mask.q_segments_BT, q_block, -2), prepare(mask.kv_segments_BS, kv_block, -1)
-
-
-def block_ranges(mask: Mask, q_block: int, kv_block: int) -> BlockRanges:
-    """Return the blocks to visit, from positions and from the least and greatest segment of each block.
-
-    Exact where a row's documents lie one after the other, as packing lays them; otherwise a range may contain blocks
-    that see nothing of each other.
-    """
-    q_segments, kv_segments = comparable_segments(mask, q_block, kv_block)
-    q_least, q_greatest, q_only = (x[:, :, None] for x in _segment_bounds(q_segments, q_block))
-    kv_least, kv_greatest, kv_only = (x[:, None, :] for x in _segment_bounds(kv_segments, kv_block))
-    meet = (q_least <= kv_greatest) & (kv_least <= q_greatest)
-    full = (q_only > 0) & (q_only == kv_only)
-    q_first = mask.q_start + q_block * jnp.arange(meet.shape[1], dtype=jnp.int32)[:, None]
-    kv_first = mask.kv_start + kv_block * jnp.arange(meet.shape[2], dtype=jnp.int32)
-    nearest, farthest = q_first - (kv_first + kv_block - 1), q_first + q_block - 1 - kv_first
-    if mask.causal:
-        meet, full = meet & (farthest >= 0), full & (nearest >= 0)
-    if mask.window is not None:
-        meet, full = meet & (nearest < mask.window), full & (farthest < mask.window)
-    return BlockRanges(_ranges(meet, full), _ranges(meet.mT, full.mT))
-
-
-def _segment_bounds(segments: jax.Array, block: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return, of each block, the least and greatest segment, and the segment if there is only one, else -1."""
-    blocks = segments.reshape(segments.shape[0], -1, block)
-    least, greatest = jnp.where(blocks > 0, blocks, jnp.iinfo(jnp.int32).max).min(axis=2), blocks.max(axis=2)
-    return least, greatest, jnp.where(blocks.min(axis=2) == greatest, greatest, -1)
-
-
-def _ranges(meet: jax.Array, full: jax.Array) -> jax.Array:
-    """Turn bool (B, X, Y) into ranges of Y: (B, X, 4)."""
-    index, count = jnp.arange(meet.shape[2], dtype=jnp.int32), meet.shape[2]
-    first = jnp.where(meet, index, count).min(axis=2)
-    end = jnp.where(meet, index + 1, 0).max(axis=2)
-    full_first = jnp.where(full, index, count).min(axis=2)
-    full_end = jnp.where(~full & (index >= full_first[:, :, None]), index, count).min(axis=2)
-    # Nothing met: 0, 0. Nothing full: end, end.
-    return jnp.stack([jnp.minimum(first, end), *(jnp.minimum(x, end) for x in (full_first, full_end)), end], axis=2)

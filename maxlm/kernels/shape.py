@@ -17,9 +17,10 @@ class AttentionShape(NamedTuple):
       value_size: H_v, head size of values.
       query_length: T, tokens with a query.
       key_length: S, tokens with a key.
-      window: see `Mask.window`.
       softcap: see `chunked_attention.forward`.
       sinks: whether the softmax has a key of value zero besides, see `maxlm.ops.attention`.
+      causal: whether the mask is one of `mask.causal`, of whole sequences in their order; others are known at run time
+        alone.
       spread: whether devices of `context` hold other parts of the same softmax: queries and keys start anywhere.
     """
 
@@ -31,7 +32,7 @@ class AttentionShape(NamedTuple):
     value_size: int
     query_length: int
     key_length: int
-    window: int | None = None
     softcap: float | None = None
     sinks: bool = False
+    causal: bool = True
     spread: bool = False

@@ -14,15 +14,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from maxlm.jax_versions import call_on_each_device, varying_zeros
 from maxlm.kernels import block_sizes
 from maxlm.kernels.block_sizes import BlockSizes
-from maxlm.kernels.mask import Mask
+from maxlm.kernels.mask import Mask, fill_blocks, meetings, visit_table, words
 from maxlm.kernels.shape import AttentionShape
-from maxlm.kernels.tpu_kernels import BlockRanges, Tiling, backward_kernel, forward_kernel
+from maxlm.kernels.tpu_kernels import TURN, Tiling, Who, backward_kernel, forward_kernel
 
 MAX_HEAD_SIZE = 256
 
@@ -60,19 +59,16 @@ def forward(
     Returns:
       out (B, T, N, H_v) in the queries' dtype and lse (B, N, T) fp32.
     """
-    shape = _shape(q_BTNH, v_BSKH, mask, softcap, device_kind)
+    shape = _shape(q_BTNH, v_BSKH, softcap, device_kind)
     layout = _layout(shape, block_sizes.tpu_forward)
     tiling = _tiling(shape, layout, mask, interpret)
-    segments = _segments(mask, layout)
-    out, lse = _run(
-        forward_kernel,
-        tiling,
-        _rows(q_BTNH, layout),
-        _keys(k_BSKH, layout),
-        _keys(v_BSKH, layout),
-        segments,
-        _block_ranges(segments, mask, shape.query_length, tiling),
+    rows = _rows_of(mask, layout)
+    meet, full = (
+        x.reshape(*x.shape[:2], layout.num_stretches, -1) for x in meetings(rows, layout.sizes.q, layout.sizes.kv)
     )
+    who = _who(rows, visit_table(meet, full, unit=TURN), tiling)
+    arrays = _rows(q_BTNH, layout), _keys(k_BSKH, layout), _keys(v_BSKH, layout)
+    out, lse = _run(forward_kernel, tiling, *arrays, who, _stretches_seen(meet))
     return _tokens(out, layout), _tokens(lse.swapaxes(2, 3), layout)[..., 0].swapaxes(1, 2)
 
 
@@ -94,34 +90,32 @@ def backward(
     Sums are taken in an order that depends on shapes and mask alone: the same inputs give the same bits. Where keys do
     not fit into VMEM, stretch after stretch of them is worked on; each yields its part of dq.
     """
-    shape = _shape(q_BTNH, v_BSKH, mask, softcap, device_kind)
+    shape = _shape(q_BTNH, v_BSKH, softcap, device_kind)
     layout = _layout(shape, block_sizes.tpu_backward)
     tiling = _tiling(shape, layout, mask, interpret)._replace(num_stretches=1)
     delta_BTN = jnp.einsum("BTNH,BTNH->BTN", d_out_BTNH, out_BTNH, preferred_element_type=jnp.float32)
     q, d_out = _rows(q_BTNH, layout), _rows(d_out_BTNH.astype(q_BTNH.dtype), layout)
     lse, delta = (_rows(x[..., None], layout).swapaxes(2, 3) for x in (lse_BNT.swapaxes(1, 2), delta_BTN))
-    k, v, (q_segments, kv_segments) = _keys(k_BSKH, layout), _keys(v_BSKH, layout), _segments(mask, layout)
+    k, v, rows = _keys(k_BSKH, layout), _keys(v_BSKH, layout), _rows_of(mask, layout)
 
-    def part(stretch: jax.Array, k: jax.Array, v: jax.Array, kv_segments: jax.Array, dtype: Any) -> Any:
-        segments = q_segments, kv_segments
-        distance = stretch * layout.sizes.stretch
-        blocks = _block_ranges(segments, mask, shape.query_length, tiling, distance)
-        kernel = functools.partial(backward_kernel, d_q_dtype=dtype)
-        return _run(kernel, tiling, q, k, v, d_out, (lse, delta), segments, blocks)
+    def part(k: jax.Array, v: jax.Array, keys: jax.Array, *, dtype: Any) -> Any:
+        here = Mask.of(rows.queries, keys)
+        meet, full = meetings(here, layout.sizes.q, layout.sizes.kv)
+        who = _who(here, visit_table(meet, full)[:, :, None], tiling)
+        return _run(functools.partial(backward_kernel, d_q_dtype=dtype), tiling, q, k, v, d_out, (lse, delta), who)
 
     if layout.num_stretches == 1:
-        d_q, d_k, d_v = part(jnp.int32(0), k, v, kv_segments, q.dtype)
+        d_q, d_k, d_v = part(k, v, rows.keys, dtype=q.dtype)
     else:
 
         def step(d_q: jax.Array, given: tuple[jax.Array, ...]) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-            stretch, k, v, kv_segments = given
             # Else XLA may fuse the kernel with the stacking of its results, and forgets how much memory it may take.
-            added, d_k, d_v = lax.optimization_barrier(part(stretch, k, v, kv_segments, jnp.float32))
+            added, d_k, d_v = lax.optimization_barrier(part(*given, dtype=jnp.float32))
             return d_q + added, (d_k, d_v)
 
-        parts = [_split(x, layout.num_stretches, axis) for x, axis in ((k, 2), (v, 2), (kv_segments, 1))]
-        start = varying_zeros(q.shape, q, k, v, d_out, lse, q_segments, kv_segments, mask.q_start, mask.kv_start)
-        d_q, sums = lax.scan(step, start, (jnp.arange(layout.num_stretches, dtype=jnp.int32), *parts))
+        parts = tuple(_split(x, layout.num_stretches, axis=2) for x in (k, v, rows.keys))
+        start = varying_zeros(q.shape, q, k, v, d_out, lse, *jax.tree.leaves(mask))
+        d_q, sums = lax.scan(step, start, parts)
         d_k, d_v = (jnp.moveaxis(x, 0, 2).reshape(y.shape) for x, y in zip(sums, (k, v), strict=True))
     length = shape.key_length
     d_k, d_v = d_k.swapaxes(1, 2)[:, :length], d_v.swapaxes(1, 2)[:, :length]
@@ -142,13 +136,11 @@ class _Layout(NamedTuple):
         return self.num_keys // self.sizes.stretch
 
 
-def _shape(q_BTNH: jax.Array, v_BSKH: jax.Array, mask: Mask, softcap: float | None, device_kind: str) -> AttentionShape:
+def _shape(q_BTNH: jax.Array, v_BSKH: jax.Array, softcap: float | None, device_kind: str) -> AttentionShape:
     _, length, num_heads, key_size = q_BTNH.shape
     _, key_length, num_kv_heads, value_size = v_BSKH.shape
-    shape = AttentionShape(
-        device_kind, str(q_BTNH.dtype), num_heads, num_kv_heads, key_size, value_size, length, key_length,
-        mask.window, softcap,
-    )  # fmt: skip
+    sizes = num_heads, num_kv_heads, key_size, value_size, length, key_length
+    shape = AttentionShape(device_kind, str(q_BTNH.dtype), *sizes, softcap=softcap)
     reason = unsupported(shape)
     if reason is not None:
         raise ValueError(reason)
@@ -177,9 +169,7 @@ def _tiling(shape: AttentionShape, layout: _Layout, mask: Mask, interpret: Any) 
         num_q_blocks=layout.num_rows // layout.sizes.q,
         num_kv_blocks=layout.sizes.stretch // layout.sizes.kv,
         num_stretches=layout.num_stretches,
-        rows_per_token=layout.rows_per_token,
-        causal=mask.causal,
-        window=mask.window,
+        reach=mask.reach,
         scale=1 / math.sqrt(shape.key_size),
         softcap=shape.softcap,
         vmem_bytes=block_sizes.vmem_limit(shape.device_kind),
@@ -214,15 +204,28 @@ def _keys(x_BSKH: jax.Array, layout: _Layout) -> jax.Array:
     return _fill(x_BSKH.swapaxes(1, 2), 2, layout.num_keys)
 
 
-def _segments(mask: Mask, layout: _Layout) -> tuple[jax.Array, jax.Array]:
-    """Return the segments of queries (B, 1, rows), the last repeated, and of keys (B, blocks, 1, kv), then 0.
+def _rows_of(mask: Mask, layout: _Layout) -> Mask:
+    """Return the mask of rows and keys with the filling; what fills the rows is like the last one, to be no border."""
+    rows = jnp.repeat(mask.queries, layout.rows_per_token, axis=2)
+    rows = jnp.pad(rows, ((0, 0), (0, 0), (0, layout.num_rows - rows.shape[2])), mode="edge")
+    filled = Mask.of(rows, _fill(mask.keys, 2, layout.num_keys), mask.reach)
+    return fill_blocks(filled, layout.sizes.q, layout.sizes.kv)
 
-    Queries of segment 0 get -1: equal segments are then all that it takes.
-    """
-    rows = jnp.repeat(jnp.where(mask.q_segments_BT == 0, -1, mask.q_segments_BT), layout.rows_per_token, axis=1)
-    rows = jnp.pad(rows, ((0, 0), (0, layout.num_rows - rows.shape[1])), mode="edge")
-    keys = _fill(mask.kv_segments_BS, 1, layout.num_keys)
-    return rows[:, None], keys.reshape(keys.shape[0], -1, 1, layout.sizes.kv)
+
+def _who(rows: Mask, table: jax.Array, tiling: Tiling) -> Who:
+    queries, keys = words(rows, tiling.q_block, tiling.kv_block)
+    # v5e and v5p compare numbers without a sign by way of such with one. Moved by half their range, they have one.
+    keys += jnp.asarray([0, 2**31, 2**31], jnp.uint32)[:, None]
+    queries, keys = (lax.bitcast_convert_type(x, jnp.int32) for x in (queries, keys))
+    return Who(queries, keys.reshape(keys.shape[0], 3, -1, tiling.kv_block).swapaxes(1, 2), table[:, :, :, None])
+
+
+def _stretches_seen(meet: jax.Array) -> jax.Array:
+    """Return the first and the last stretch that each block of queries visits, (B * rows * 2), from (B, rows, ...)."""
+    visited, index = meet.any(axis=3), jnp.arange(meet.shape[2], dtype=jnp.int32)
+    last = jnp.where(visited, index, 0).max(axis=2)
+    first = jnp.where(visited, index, last[:, :, None]).min(axis=2)
+    return jnp.stack([first, last], axis=2).reshape(-1)
 
 
 def _fill(x: jax.Array, axis: int, length: int) -> jax.Array:
@@ -233,51 +236,3 @@ def _fill(x: jax.Array, axis: int, length: int) -> jax.Array:
 def _split(x: jax.Array, parts: int, axis: int) -> jax.Array:
     """Cut an axis into parts, which become the leading axis."""
     return jnp.moveaxis(x.reshape(*x.shape[:axis], parts, -1, *x.shape[axis + 1 :]), axis, 0)
-
-
-def _block_ranges(
-    segments: tuple[jax.Array, jax.Array],
-    mask: Mask,
-    query_length: int,
-    tiling: Tiling,
-    skipped: jax.Array | int = 0,
-) -> BlockRanges:
-    """Work out which blocks meet, from the smallest and largest segment and position of each.
-
-    Args:
-      segments: as `_segments` returns them.
-      mask: positions, causal, window.
-      query_length: T, without filling.
-      tiling: block sizes.
-      skipped: keys before those given.
-    """
-    q_segments, kv_segments = segments[0].reshape(segments[0].shape[0], -1, tiling.q_block), segments[1][:, :, 0]
-    q_low, q_high = q_segments.min(axis=2), q_segments.max(axis=2)
-    kv_low = jnp.where(kv_segments > 0, kv_segments, jnp.iinfo(jnp.int32).max).min(axis=2)
-    kv_high, kv_least = kv_segments.max(axis=2), kv_segments.min(axis=2)
-    meet = (q_low[:, :, None] <= kv_high[:, None]) & (q_high[:, :, None] >= kv_low[:, None])
-    whole = (q_low == q_high)[:, :, None] & (kv_least == kv_high)[:, None] & (q_low[:, :, None] == kv_high[:, None])
-    whole &= meet
-
-    distance = mask.q_start - mask.kv_start - skipped
-    row = np.arange(tiling.num_q_blocks, dtype=np.int32)[:, None] * tiling.q_block
-    first_query = distance + row // tiling.rows_per_token
-    last_query = distance + np.minimum((row + tiling.q_block - 1) // tiling.rows_per_token, query_length - 1)
-    num_kv_blocks = kv_low.shape[1]
-    column = np.arange(num_kv_blocks, dtype=np.int32)
-    first_key, last_key = column * tiling.kv_block, (column + 1) * tiling.kv_block - 1
-    if tiling.causal:
-        meet &= last_query >= first_key
-        whole &= first_query >= last_key
-    if tiling.window is not None:
-        meet &= first_query - last_key < tiling.window
-        whole &= last_query - first_key < tiling.window
-    whole &= meet
-
-    last = jnp.where(meet, column + 1, 0).max(axis=2)
-    first = jnp.minimum(jnp.where(meet, column, num_kv_blocks).min(axis=2), last)
-    full_last = jnp.where(whole, column + 1, first[..., None]).max(axis=2)
-    full_first = jnp.where(~whole & (column < full_last[..., None]), column + 1, first[..., None]).max(axis=2)
-    ranges = jnp.stack([first, full_first, full_last, last], axis=2)
-    tables = ranges, jnp.stack([q_low, q_high], axis=2), jnp.stack([kv_low, kv_high], axis=2), distance
-    return BlockRanges(*(table.reshape(-1).astype(jnp.int32) for table in tables))

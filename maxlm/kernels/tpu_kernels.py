@@ -5,9 +5,9 @@ vector instructions, log-sum-exps are lane vectors that need no broadcast copy i
 still is as wide as it is. A block of queries meets the blocks of keys one after the other; keys and values of the
 stretch lie in VMEM: they are read from memory once per stretch and kv head, not once per block of queries.
 
-Both kernels walk over `BlockRanges`: blocks that every query of the block sees wholly, without mask arithmetic, and the
-others, with. Blocks that nobody sees are not visited. The backward pass takes all three gradients in one walk; those of
-keys and values are summed in VMEM in fp32, in an order that never changes.
+Both kernels walk over the blocks of a `mask.visit_table`: those that every query of the block sees wholly, without mask
+arithmetic, and the others, with. Blocks that nobody sees are not visited. The backward pass takes all three gradients
+in one walk; those of keys and values are summed in VMEM in fp32, in an order that never changes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from maxlm.jax_versions import shape_like
-from maxlm.kernels.mask import NOTHING_SEEN
+from maxlm.kernels.mask import NOTHING_SEEN, Visits
 
 HIDDEN = 4 * NOTHING_SEEN
 """Score of a hidden key: so far below any row's maximum, which starts at NOTHING_SEEN, that exp2 makes it zero."""
@@ -36,21 +36,18 @@ NONE = -1
 """Instead of the number of a block."""
 
 
-class BlockRanges(NamedTuple):
-    """What scalar memory holds: which blocks of keys each block of queries visits. All int32.
+class Who(NamedTuple):
+    """Who sees whom, and which blocks meet. All int32.
 
     Attributes:
-      ranges: (B * query blocks * 4): `first <= full_first <= full_last <= last` of the blocks of keys to visit; those
-        in [full_first, full_last) are seen wholly by each query.
-      q_segments: (B * query blocks * 2): smallest and largest segment.
-      kv_segments: (B * key blocks * 2): smallest segment above 0, and largest.
-      distance: (1,): index in the sequence of the first query, less that of the first key.
+      queries: (B, 2, T): segments and ranks.
+      keys: (B, key blocks, 3, kv_block): segments, from and count of `mask.words`, the latter two less 2^31.
+      table: (B, query blocks, stretches, 1, 3 + key blocks of a stretch): `mask.visit_table` of each stretch.
     """
 
-    ranges: jax.Array
-    q_segments: jax.Array
-    kv_segments: jax.Array
-    distance: jax.Array
+    queries: jax.Array
+    keys: jax.Array
+    table: jax.Array
 
 
 class Tiling(NamedTuple):
@@ -62,9 +59,7 @@ class Tiling(NamedTuple):
       num_q_blocks: blocks of queries in a head.
       num_kv_blocks: blocks of keys in a stretch.
       num_stretches: stretches of keys in a row of the batch.
-      rows_per_token: query heads that share a block, one row after the other for each token.
-      causal: see `Mask`.
-      window: see `Mask`.
+      reach: see `Mask`; work is estimated by it.
       scale: of the scores, 1 / sqrt(H).
       softcap: see `chunked_attention.forward`.
       vmem_bytes: the compiler's limit.
@@ -76,9 +71,7 @@ class Tiling(NamedTuple):
     num_q_blocks: int
     num_kv_blocks: int
     num_stretches: int
-    rows_per_token: int
-    causal: bool
-    window: int | None
+    reach: int | None
     scale: float
     softcap: float | None
     vmem_bytes: int
@@ -89,8 +82,8 @@ def forward_kernel(
     q_BNTH: jax.Array,
     k_BKSH: jax.Array,
     v_BKSH: jax.Array,
-    segments: tuple[jax.Array, jax.Array],
-    blocks: BlockRanges,
+    who: Who,
+    stretches: jax.Array,
     tiling: Tiling,
 ) -> tuple[jax.Array, jax.Array]:
     """Return out (B, N, T, H_v) and lse (B, N, 1, T); lengths are whole numbers of blocks and of stretches.
@@ -99,20 +92,23 @@ def forward_kernel(
       q_BNTH: queries.
       k_BKSH: keys.
       v_BKSH: values.
-      segments: of queries (B, 1, T), above 0 or -1, and of keys (B, key blocks, 1, kv_block).
-      blocks: which blocks of keys to visit.
-      tiling: block sizes and mask.
+      who: who sees whom.
+      stretches: int32 (B * query blocks * 2): the first and the last stretch with a block to visit.
+      tiling: block sizes.
     """
     batch, num_heads, length, head_size = q_BNTH.shape
     value_size, group = v_BKSH.shape[3], num_heads // k_BKSH.shape[1]
     q_block, num_kv = tiling.q_block, tiling.num_kv_blocks
     stretch = num_kv * tiling.kv_block
+    given = (stretches, q_BNTH, k_BKSH, v_BKSH, *who)
 
-    def kv_index(b: Any, h: Any, i: Any, c: Any, ranges: Any, *_: Any) -> tuple[Any, ...]:
-        return b, lax.div(h, group), _stretch_to_hold(ranges, b * tiling.num_q_blocks + i, c, num_kv), 0
+    def kv_index(b: Any, h: Any, i: Any, c: Any, stretches: Any) -> tuple[Any, ...]:
+        # The nearest one that the row of blocks visits: a stretch that it does not visit is not fetched.
+        row = (b * tiling.num_q_blocks + i) * 2
+        return b, lax.div(h, group), jnp.clip(c, stretches[row], stretches[row + 1]), 0
 
-    def segment_index(b: Any, h: Any, i: Any, c: Any, *refs: Any) -> tuple[Any, ...]:
-        return b, kv_index(b, h, i, c, *refs)[2], 0, 0
+    def keys_index(b: Any, h: Any, i: Any, c: Any, stretches: Any) -> tuple[Any, ...]:
+        return b, kv_index(b, h, i, c, stretches)[2], 0, 0
 
     def row_index(b: Any, h: Any, i: Any, *_: Any) -> tuple[Any, ...]:
         return b, h, i, 0
@@ -120,20 +116,19 @@ def forward_kernel(
     return pl.pallas_call(
         functools.partial(_forward_block, tiling=tiling),
         out_shape=(
-            shape_like(
-                (batch, num_heads, length, value_size), q_BNTH.dtype, q_BNTH, k_BKSH, v_BKSH, *segments, *blocks
-            ),
-            shape_like((batch, num_heads, 1, length), jnp.float32, q_BNTH, k_BKSH, v_BKSH, *segments, *blocks),
+            shape_like((batch, num_heads, length, value_size), q_BNTH.dtype, *given),
+            shape_like((batch, num_heads, 1, length), jnp.float32, *given),
         ),
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=len(blocks),
+            num_scalar_prefetch=1,
             grid=(batch, num_heads, length // q_block, tiling.num_stretches),
             in_specs=[
                 pl.BlockSpec((None, None, q_block, head_size), row_index),
                 pl.BlockSpec((None, None, stretch, head_size), kv_index),
                 pl.BlockSpec((None, None, stretch, value_size), kv_index),
-                pl.BlockSpec((None, 1, q_block), lambda b, _, i, *__: (b, 0, i)),
-                pl.BlockSpec((None, num_kv, 1, tiling.kv_block), segment_index),
+                pl.BlockSpec((None, 2, q_block), lambda b, _, i, *__: (b, 0, i)),
+                pl.BlockSpec((None, num_kv, 3, tiling.kv_block), keys_index),
+                _table_spec(who.table, lambda b, _, i, c, *__: (b, i, c, 0, 0)),
             ],
             out_specs=(
                 pl.BlockSpec((None, None, q_block, value_size), row_index),
@@ -158,28 +153,31 @@ def forward_kernel(
             tiling, q_BNTH, k_BKSH, v_BKSH, rows=batch * num_heads * length, width=head_size + value_size
         ),
         name=f"flash_attention_forward_{q_block}_{tiling.kv_block}",
-    )(*blocks, q_BNTH, k_BKSH, v_BKSH, *segments)
+    )(*given)
+
+
+def _table_spec(table: jax.Array, index: Callable[..., tuple[Any, ...]]) -> pl.BlockSpec:
+    return pl.BlockSpec((None, None, None, 1, table.shape[4]), index, memory_space=pltpu.SMEM)
 
 
 def _cost(tiling: Tiling, *arrays: jax.Array, rows: int, width: int) -> pl.CostEstimate:
     """State the work on one document per sequence, for XLA's scheduler and for `maxlm plan`.
 
     Args:
-      tiling: block sizes and mask.
+      tiling: block sizes and reach.
       *arrays: that are read or written.
       rows: queries of all heads and sequences.
       width: multiply-adds per pair of query and key.
     """
     keys = tiling.num_stretches * tiling.num_kv_blocks * tiling.kv_block
-    seen = (keys + tiling.kv_block) // 2 if tiling.causal else keys
-    seen = seen if tiling.window is None else min(seen, tiling.window + tiling.kv_block)
+    seen = keys if tiling.reach is None else min((keys + tiling.kv_block) // 2, tiling.reach + tiling.kv_block)
     moved = sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays)
     return pl.CostEstimate(flops=2 * rows * seen * width, transcendentals=rows * seen, bytes_accessed=moved)
 
 
 def _forward_block(*refs: Any, tiling: Tiling) -> None:
     """Attend from one block of queries to one stretch of keys."""
-    blocks, (q_ref, k_ref, v_ref, q_segments_ref, kv_segments_ref, out_ref, lse_ref, *scratch) = _scalars(refs)
+    q_ref, k_ref, v_ref, queries_ref, keys_ref, table_ref, out_ref, lse_ref, *scratch = refs[1:]
     q_HT_ref, out_HT_ref, peak_ref, total_ref, scores_ref, highest_ref, waiting_ref = scratch
     stretch = pl.program_id(3)
 
@@ -207,8 +205,7 @@ def _forward_block(*refs: Any, tiling: Tiling) -> None:
     waiting = scores_ref, highest_ref, waiting_ref
     waiting_ref[0] = NONE
     attend_to_all, attend = _overlapped(score, absorb, waiting)
-    segment_refs = q_segments_ref, kv_segments_ref
-    _visit_blocks(attend_to_all, attend, blocks, segment_refs, (pl.program_id(2), stretch), tiling, unit=TURN)
+    _visit_blocks(attend_to_all, attend, Who(queries_ref, keys_ref, table_ref), tiling)
     pl.when(waiting_ref[0] != NONE)(absorb)
 
     @pl.when(stretch == pl.num_programs(3) - 1)
@@ -269,8 +266,7 @@ def backward_kernel(
     v_BKSH: jax.Array,
     d_out_BNTH: jax.Array,
     statistics: tuple[jax.Array, jax.Array],
-    segments: tuple[jax.Array, jax.Array],
-    blocks: BlockRanges,
+    who: Who,
     tiling: Tiling,
     d_q_dtype: Any,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -282,15 +278,14 @@ def backward_kernel(
       v_BKSH: values.
       d_out_BNTH: gradient of the output.
       statistics: lse and delta = rowsum(d_out * out), both (B, N, 1, T) fp32.
-      segments: of queries (B, 1, T), above 0 or -1, and of keys (B, key blocks, 1, kv_block).
-      blocks: which blocks of keys to visit.
-      tiling: block sizes and mask.
+      who: who sees whom, of the keys of the stretch.
+      tiling: block sizes.
       d_q_dtype: fp32 where dq is a part of a sum.
     """
     batch, num_heads, length, head_size = q_BNTH.shape
     num_kv_heads, stretch, value_size = v_BKSH.shape[1:]
     group, q_block, num_kv = num_heads // num_kv_heads, tiling.q_block, tiling.num_kv_blocks
-    like = (q_BNTH, k_BKSH, v_BKSH, d_out_BNTH, *statistics, *segments, *blocks)
+    given = (q_BNTH, k_BKSH, v_BKSH, d_out_BNTH, *statistics, *who)
 
     def row_index(b: Any, h: Any, g: Any, i: Any, *_: Any) -> tuple[Any, ...]:
         return b, h * group + g, i, 0
@@ -306,12 +301,12 @@ def backward_kernel(
     return pl.pallas_call(
         functools.partial(_backward_block, tiling=tiling),
         out_shape=(
-            shape_like(q_BNTH.shape, d_q_dtype, *like),
-            shape_like(k_BKSH.shape, k_BKSH.dtype, *like),
-            shape_like(v_BKSH.shape, v_BKSH.dtype, *like),
+            shape_like(q_BNTH.shape, d_q_dtype, *given),
+            shape_like(k_BKSH.shape, k_BKSH.dtype, *given),
+            shape_like(v_BKSH.shape, v_BKSH.dtype, *given),
         ),
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=len(blocks),
+            num_scalar_prefetch=0,
             grid=(batch, num_kv_heads, group, length // q_block),
             in_specs=[
                 pl.BlockSpec((None, None, q_block, head_size), row_index),
@@ -320,8 +315,9 @@ def backward_kernel(
                 pl.BlockSpec((None, None, q_block, value_size), row_index),
                 pl.BlockSpec((None, None, 1, q_block), lane_index),
                 pl.BlockSpec((None, None, 1, q_block), lane_index),
-                pl.BlockSpec((None, 1, q_block), lambda b, _, __, i, *___: (b, 0, i)),
-                pl.BlockSpec((None, num_kv, 1, tiling.kv_block), lambda b, *_: (b, 0, 0, 0)),
+                pl.BlockSpec((None, 2, q_block), lambda b, _, __, i: (b, 0, i)),
+                pl.BlockSpec((None, num_kv, 3, tiling.kv_block), lambda b, *_: (b, 0, 0, 0)),
+                _table_spec(who.table, lambda b, _, __, i: (b, i, 0, 0, 0)),
             ],
             out_specs=(pl.BlockSpec((None, None, q_block, head_size), row_index), k_spec, v_spec),
             scratch_shapes=[
@@ -337,16 +333,14 @@ def backward_kernel(
             vmem_limit_bytes=tiling.vmem_bytes,
         ),
         interpret=tiling.interpret,
-        cost_estimate=_cost(tiling, *like, rows=batch * num_heads * length, width=3 * head_size + 2 * value_size),
+        cost_estimate=_cost(tiling, *given, rows=batch * num_heads * length, width=3 * head_size + 2 * value_size),
         name=f"flash_attention_backward_{q_block}_{tiling.kv_block}",
-    )(*blocks, q_BNTH, k_BKSH, v_BKSH, d_out_BNTH, *statistics, *segments)
+    )(*given)
 
 
 def _backward_block(*refs: Any, tiling: Tiling) -> None:
     """Add what one block of queries contributes to all three gradients."""
-    blocks, (q_ref, k_ref, v_ref, d_out_ref, lse_ref, delta_ref, q_segments_ref, kv_segments_ref, *rest) = _scalars(
-        refs
-    )
+    q_ref, k_ref, v_ref, d_out_ref, lse_ref, delta_ref, queries_ref, keys_ref, table_ref, *rest = refs
     d_q_ref, d_k_ref, d_v_ref, q_HT_ref, d_out_HT_ref, d_q_HT_ref, d_k_sum_ref, d_v_sum_ref = rest
     head, row = pl.program_id(2), pl.program_id(3)
 
@@ -376,7 +370,7 @@ def _backward_block(*refs: Any, tiling: Tiling) -> None:
     def add_all(first: jax.Array, last: jax.Array) -> None:
         lax.fori_loop(first, last, lambda block, _: add(block, None), None)
 
-    _visit_blocks(add_all, add, blocks, (q_segments_ref, kv_segments_ref), (row, 0), tiling)
+    _visit_blocks(add_all, add, Who(queries_ref, keys_ref, table_ref), tiling)
     d_q_ref[...] = (d_q_HT_ref[...] * tiling.scale).T.astype(d_q_ref.dtype)
 
     @pl.when((head == pl.num_programs(2) - 1) & (row == pl.num_programs(3) - 1))
@@ -385,78 +379,40 @@ def _backward_block(*refs: Any, tiling: Tiling) -> None:
         d_v_ref[...] = d_v_sum_ref[...].astype(d_v_ref.dtype)
 
 
-def _scalars(refs: tuple[Any, ...]) -> tuple[BlockRanges, tuple[Any, ...]]:
-    count = len(BlockRanges._fields)
-    return BlockRanges(*refs[:count]), refs[count:]
-
-
-def _stretch_to_hold(ranges_ref: Any, row: Any, stretch: Any, num_kv_blocks: int) -> Any:
-    """Return the nearest stretch that the row of blocks visits: a stretch that it does not is not fetched."""
-    first = lax.div(ranges_ref[row * 4], num_kv_blocks)
-    last = lax.div(jnp.maximum(ranges_ref[row * 4 + 3] - 1, 0), num_kv_blocks)
-    return jnp.clip(stretch, jnp.minimum(first, last), last)
-
-
 def _visit_blocks(
     visit_all: Callable[[jax.Array, jax.Array], None],
     visit: Callable[[jax.Array, Callable[[], jax.Array]], None],
-    blocks: BlockRanges,
-    segment_refs: tuple[Any, Any],
-    place: tuple[jax.Array, jax.Array | int],
+    refs: Who,
     tiling: Tiling,
-    unit: int = 1,
 ) -> None:
-    """Visit the blocks of keys of a stretch that a row of blocks of queries sees, counted within the stretch.
+    """Visit the blocks of keys of a stretch that a block of queries sees, counted within the stretch.
 
     Args:
       visit_all: is called, last, with a range of blocks that every query sees wholly.
       visit: is called with each other block and a function that returns who sees whom.
-      blocks: tables in scalar memory.
-      segment_refs: segments of the queries (1, T) and of the stretch (blocks, 1, S).
-      place: the row of blocks, and the stretch.
+      refs: of the block of queries and the stretch.
       tiling: static numbers.
-      unit: what the number of blocks in the range is a multiple of.
     """
-    (row, stretch), batch, num_kv = place, pl.program_id(0), tiling.num_kv_blocks
-    table_row, start = batch * tiling.num_q_blocks + row, stretch * num_kv
-    first, full_first, full_last, last = (
-        jnp.clip(blocks.ranges[table_row * 4 + n] - start, 0, num_kv) for n in range(4)
-    )
-    full_first += lax.rem(full_last - full_first, unit)
+    visits = Visits.of(refs.table, 0)
 
     def visit_other(number: jax.Array, _: None) -> None:
-        before = full_first - first
-        block = jnp.where(number < before, first + number, full_last + number - before)
-        table_column = batch * num_kv * tiling.num_stretches + start + block
-        meets = blocks.q_segments[table_row * 2] <= blocks.kv_segments[table_column * 2 + 1]
-        meets &= blocks.q_segments[table_row * 2 + 1] >= blocks.kv_segments[table_column * 2]
+        block = visits.masked_block(number)
+        visit(block, lambda: _seen(refs.queries[...], refs.keys[block], tiling))
 
-        @pl.when(meets)
-        def _seen_partly() -> None:
-            distance = blocks.distance[0] - (start + block) * tiling.kv_block
-            visit(block, lambda: _seen(segment_refs[0][...], segment_refs[1][block], row, distance, tiling))
-
-    lax.fori_loop(0, full_first - first + last - full_last, visit_other, None)
-    visit_all(full_first, full_last)
+    lax.fori_loop(0, visits.masked, visit_other, None)
+    visit_all(visits.full_first, visits.full_end)
 
 
-def _seen(
-    q_segments_1T: jax.Array, kv_segments_1S: jax.Array, row: jax.Array, distance: jax.Array, tiling: Tiling
-) -> jax.Array:
-    """Return bool (S, T): whether each query sees each key; `distance` is that of the first ones of head and block."""
-    shape = (tiling.kv_block, tiling.q_block)
+def _seen(queries_2T: jax.Array, keys_3S: jax.Array, tiling: Tiling) -> jax.Array:
+    """Return bool (S, T): whether each query sees each key."""
     width = min(LANES, tiling.q_block)
-    kv_segments_SW = jnp.broadcast_to(kv_segments_1S, (width, tiling.kv_block)).T
-    seen = jnp.concatenate([kv_segments_SW] * (tiling.q_block // width), axis=1) == q_segments_1T
-    if tiling.causal or tiling.window is not None:
-        rows = row * tiling.q_block + lax.broadcasted_iota(jnp.int32, (1, tiling.q_block), 1)
-        token_1T = lax.div(rows, tiling.rows_per_token) + distance
-        key_ST = lax.broadcasted_iota(jnp.int32, shape, 0)
-        if tiling.causal:
-            seen &= key_ST <= token_1T
-        if tiling.window is not None:
-            seen &= key_ST > token_1T - tiling.window
-    return seen
+
+    def along_queries(x_1S: jax.Array) -> jax.Array:
+        x_SW = jnp.broadcast_to(x_1S, (width, tiling.kv_block)).T
+        return jnp.concatenate([x_SW] * (tiling.q_block // width), axis=1)
+
+    segment, start, count = (along_queries(keys_3S[n : n + 1]) for n in range(3))
+    return (queries_2T[:1] == segment) & (queries_2T[1:] - start < count)
 
 
 def _scores(

@@ -23,14 +23,16 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from maxlm.devices import KIB, find_gpu
 from maxlm.jax_versions import shape_like, vary_over, varying_axes
-from maxlm.kernels.mask import NOTHING_SEEN, Mask, block_ranges, comparable_segments
+from maxlm.kernels.mask import NOTHING_SEEN, Mask, Visits, block_ranges, words
 from maxlm.kernels.shape import AttentionShape
 
 MAX_HEAD_SIZE = 256
-BEFORE_AMPERE = ("P100", "P40", "V100", "T4", "TITAN", "GTX", "Quadro", "RTX 20")
-LARGE_SHARED_MEMORY = ("A100", "A800", "A30", "H100", "H200", "H800", "H20", "B100", "B200", "B300")
-"""GPUs with 160 KiB and more of shared memory for a block; others have 99 KiB."""
+AMPERE = 8.0
+"""Compute capability."""
+LARGE_SHARED_MEMORY = 160 * KIB
+"""From there on the larger tiles fit."""
 
 _LOG2_E = math.log2(math.e)
 _FLOOR = NOTHING_SEEN / 100
@@ -59,7 +61,8 @@ class Tiles(NamedTuple):
 
 def unsupported(shape: AttentionShape) -> str | None:
     """Return why these kernels cannot do it, or None."""
-    if "NVIDIA" not in shape.device_kind or any(name in shape.device_kind for name in BEFORE_AMPERE):
+    gpu = find_gpu(shape.device_kind)
+    if gpu is None or gpu.capability < AMPERE:
         return f"needs an NVIDIA GPU, Ampere or newer, not {shape.device_kind}; chunked runs everywhere"
     if max(shape.key_size, shape.value_size) > MAX_HEAD_SIZE:
         return (
@@ -73,7 +76,8 @@ def unsupported(shape: AttentionShape) -> str | None:
 
 def choose_tiles(dtype: Any, head_size: int, device_kind: str) -> Tiles:
     """Return tiles that fit the registers and the shared memory; `head_size` is the larger of keys' and values'."""
-    large = any(name in device_kind for name in LARGE_SHARED_MEMORY)
+    gpu = find_gpu(device_kind)
+    large = gpu is not None and gpu.shared_memory >= LARGE_SHARED_MEMORY
     if dtype == jnp.float32:
         if head_size <= 64:
             return Tiles(*(Tile(64, 32, 4, 2),) * 3)
@@ -113,7 +117,7 @@ def forward(
       out (B, T, N, H_v) in the queries' dtype and lse (B, N, T) fp32.
     """
     batch, length, num_heads, _ = q_BTNH.shape
-    problem = _Problem.of(q_BTNH, k_BSKH, v_BSKH, mask, softcap, "forward", device_kind, interpret)
+    problem = _Problem.of(q_BTNH, k_BSKH, v_BSKH, softcap, "forward", device_kind, interpret)
     out = jax.ShapeDtypeStruct((batch, length, num_heads, v_BSKH.shape[3]), q_BTNH.dtype)
     lse = jax.ShapeDtypeStruct((batch, num_heads, length), jnp.float32)
     inputs = {"q": q_BTNH, "k": k_BSKH, "v": v_BSKH}
@@ -139,7 +143,7 @@ def backward(
     """
     delta_BTN = jnp.sum(d_out_BTNH.astype(jnp.float32) * out_BTNH.astype(jnp.float32), axis=3)
     inputs = {"q": q_BTNH, "k": k_BSKH, "v": v_BSKH, "d_out": d_out_BTNH, "lse": lse_BNT, "delta": delta_BTN.mT}
-    of = functools.partial(_Problem.of, q_BTNH, k_BSKH, v_BSKH, mask, softcap)
+    of = functools.partial(_Problem.of, q_BTNH, k_BSKH, v_BSKH, softcap)
     d_q, d_k, d_v = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q_BTNH, k_BSKH, v_BSKH))
     (d_q,) = _call(_d_q_kernel, of("d_q", device_kind, interpret), mask, inputs, (d_q,))
     d_k, d_v = _call(_d_kv_kernel, of("d_kv", device_kind, interpret), mask, inputs, (d_k, d_v))
@@ -158,8 +162,6 @@ class _Problem:
     num_kv_heads: int
     key_size: int
     value_size: int
-    causal: bool
-    window: int | None
     softcap: float | None
     interpret: bool
 
@@ -169,7 +171,6 @@ class _Problem:
         q: jax.Array,
         k: jax.Array,
         v: jax.Array,
-        mask: Mask,
         softcap: float | None,
         kernel: str,
         device_kind: str,
@@ -177,7 +178,7 @@ class _Problem:
     ) -> _Problem:
         tiles = choose_tiles(q.dtype, max(k.shape[3], v.shape[3]), device_kind)
         lengths_and_heads = q.shape[0], q.shape[1], k.shape[1], q.shape[2], k.shape[2], k.shape[3], v.shape[3]
-        return cls(getattr(tiles, kernel), *lengths_and_heads, mask.causal, mask.window, softcap, interpret)
+        return cls(getattr(tiles, kernel), *lengths_and_heads, softcap, interpret)
 
     @property
     def groups(self) -> int:
@@ -221,9 +222,8 @@ def _call(
     """
     tile, for_keys = problem.tile, kernel is _d_kv_kernel
     ranges = block_ranges(mask, tile.q_block, tile.kv_block)[for_keys]
-    segments = comparable_segments(mask, tile.q_block, tile.kv_block)
-    offset = jnp.reshape(mask.q_start - mask.kv_start, 1).astype(jnp.int32)
-    arrays = (offset, ranges, *segments, *inputs.values())
+    masks = words(mask, tile.q_block, tile.kv_block)
+    arrays = (ranges, *masks, *inputs.values())
     axes = varying_axes(*arrays)
     heads = problem.num_kv_heads if for_keys else problem.num_heads
 
@@ -243,9 +243,7 @@ def _call(
         functools.partial(kernel, problem),
         grid=(ranges.shape[1], heads, problem.batch),
         in_specs=[
-            pl.BlockSpec((1,), lambda *_: (0,)),
-            pl.BlockSpec((None, *ranges.shape[1:]), lambda *at: (at[2], 0, 0)),
-            *(pl.BlockSpec((None, x.shape[1]), lambda *at: (at[2], 0)) for x in segments),
+            *(pl.BlockSpec((None, *x.shape[1:]), lambda *at: (at[2], 0, 0)) for x in (ranges, *masks)),
             *map(spec, inputs, inputs.values()),
         ],
         out_specs=[spec("out", x) for x in outputs],
@@ -256,19 +254,19 @@ def _call(
     )(*(vary_over(x, axes) for x in arrays))
 
 
-def _forward_kernel(problem: _Problem, offset, ranges, q_segments, kv_segments, q, k, v, out, lse):  # type: ignore[no-untyped-def]
+def _forward_kernel(problem: _Problem, ranges, q_words, kv_words, q, k, v, out, lse):  # type: ignore[no-untyped-def]
     tile = problem.tile
     # The last rows of a causal mask are the longest: they start first.
     row = pl.num_programs(0) - 1 - pl.program_id(0)
     q_start = row * tile.q_block
     q_pieces = _load(q, q_start, tile.q_block)
 
-    def visit(column: jax.Array, carry: tuple[Any, ...], *, masked: bool) -> tuple[Any, ...]:
+    def visit(_: Any, carry: tuple[Any, ...], *, block: jax.Array, masked: bool, **__: Any) -> tuple[Any, ...]:
         sums, peak, total = carry
-        start = column * tile.kv_block
+        start = block * tile.kv_block
         scores = problem.scores(problem.dot_heads(q_pieces, _load(k, start, tile.kv_block))) * _LOG2_E
         if masked:
-            seen = _visible(problem, offset, q_segments, kv_segments, q_start, start)
+            seen = _visible(problem, q_words, kv_words, q_start, start)
             scores = jnp.where(seen, scores, NOTHING_SEEN)
         new_peak = jnp.maximum(peak, jnp.max(scores, axis=1))
         p = jnp.exp2(scores - new_peak[:, None])
@@ -279,61 +277,58 @@ def _forward_kernel(problem: _Problem, offset, ranges, q_segments, kv_segments, 
 
     sums = tuple(jnp.zeros((tile.q_block, width), jnp.float32) for _, width in _pieces(problem.value_size))
     rows = jnp.zeros((tile.q_block,), jnp.float32)
-    sums, peak, total = _visit_blocks(ranges, row, visit, (sums, rows + _FLOOR, rows))
+    sums, peak, total = Visits.of(ranges, row).walk(visit, (sums, rows + _FLOOR, rows))
     seen = total > 0
     total = jnp.where(seen, total, 1.0)
     _store(out, q_start, tuple(x / total[:, None] for x in sums))
     _store_rows(lse, q_start, jnp.where(seen, (peak + jnp.log2(total)) / _LOG2_E, NOTHING_SEEN))
 
 
-def _d_q_kernel(problem: _Problem, offset, ranges, q_segments, kv_segments, q, k, v, d_out, lse, delta, d_q):  # type: ignore[no-untyped-def]
+def _d_q_kernel(problem: _Problem, ranges, q_words, kv_words, q, k, v, d_out, lse, delta, d_q):  # type: ignore[no-untyped-def]
     tile = problem.tile
     row = pl.num_programs(0) - 1 - pl.program_id(0)
     q_start = row * tile.q_block
     q_pieces, d_out_pieces = _load(q, q_start, tile.q_block), _load(d_out, q_start, tile.q_block)
     lse_rows, delta_rows = (_load_rows(x, q_start, tile.q_block)[:, None] for x in (lse, delta))
 
-    def visit(column: jax.Array, sums: Pieces, *, masked: bool) -> Pieces:
-        start = column * tile.kv_block
+    def visit(_: Any, sums: Pieces, *, block: jax.Array, masked: bool, **__: Any) -> Pieces:
+        start = block * tile.kv_block
         keys = _load(k, start, tile.kv_block)
         scores = problem.scores(problem.dot_heads(q_pieces, keys))
         p = jnp.exp2((scores - lse_rows) * _LOG2_E)
         if masked:
-            p = jnp.where(_visible(problem, offset, q_segments, kv_segments, q_start, start), p, 0.0)
+            p = jnp.where(_visible(problem, q_words, kv_words, q_start, start), p, 0.0)
         d_p = problem.dot_heads(d_out_pieces, _load(v, start, tile.kv_block))
         d_s = _d_scores(problem, p, d_p - delta_rows, scores).astype(q.dtype)
         return tuple(x + problem.dot(d_s, y) for x, y in zip(sums, keys, strict=True))
 
     sums = tuple(jnp.zeros((tile.q_block, width), jnp.float32) for _, width in _pieces(problem.key_size))
-    sums = _visit_blocks(ranges, row, visit, sums)
+    sums = Visits.of(ranges, row).walk(visit, sums)
     _store(d_q, q_start, tuple(x * problem.scale for x in sums))
 
 
-def _d_kv_kernel(problem: _Problem, offset, ranges, q_segments, kv_segments, q, k, v, d_out, lse, delta, d_k, d_v):  # type: ignore[no-untyped-def]
+def _d_kv_kernel(problem: _Problem, ranges, q_words, kv_words, q, k, v, d_out, lse, delta, d_k, d_v):  # type: ignore[no-untyped-def]
     # Works on transposed scores (keys, queries), so that they go into the next product as they come out of the last.
     tile = problem.tile
     column = pl.program_id(0)
     start = column * tile.kv_block
     keys, values = _load(k, start, tile.kv_block), _load(v, start, tile.kv_block)
 
-    def visit(group: jax.Array, row: jax.Array, sums: tuple[Pieces, Pieces], *, masked: bool) -> tuple[Pieces, Pieces]:
-        q_start = row * tile.q_block
+    def visit(_: Any, sums: tuple[Pieces, Pieces], *, block: Any, group: Any, masked: bool) -> tuple[Pieces, Pieces]:
+        q_start, group = block * tile.q_block, jnp.int32(group)
         queries, d_outs = _load(q, q_start, tile.q_block, group), _load(d_out, q_start, tile.q_block, group)
         lse_rows, delta_rows = (_load_rows(x, q_start, tile.q_block, group)[None, :] for x in (lse, delta))
         scores = problem.scores(problem.dot_heads(keys, queries))
         p = jnp.exp2((scores - lse_rows) * _LOG2_E)
         if masked:
-            seen = _visible(problem, offset, q_segments, kv_segments, q_start, start, transpose=True)
+            seen = _visible(problem, q_words, kv_words, q_start, start, transpose=True)
             p = jnp.where(seen, p, 0.0)
         d_v = tuple(x + problem.dot(p.astype(y.dtype), y) for x, y in zip(sums[1], d_outs, strict=True))
         d_s = _d_scores(problem, p, problem.dot_heads(values, d_outs) - delta_rows, scores).astype(q.dtype)
         return tuple(x + problem.dot(d_s, y) for x, y in zip(sums[0], queries, strict=True)), d_v
 
-    def visit_group(group: jax.Array, sums: tuple[Pieces, Pieces]) -> tuple[Pieces, Pieces]:
-        return _visit_blocks(ranges, column, functools.partial(visit, group), sums)
-
     sums = tuple(tuple(jnp.zeros(x.shape, jnp.float32) for x in block) for block in (keys, values))
-    sums_k, sums_v = lax.fori_loop(0, problem.groups, visit_group, sums)
+    sums_k, sums_v = Visits.of(ranges, column, groups=problem.groups).walk(visit, sums)
     _store(d_k, start, tuple(x * problem.scale for x in sums_k))
     _store(d_v, start, sums_v)
 
@@ -344,42 +339,15 @@ def _d_scores(problem: _Problem, p: jax.Array, d_p: jax.Array, scores: jax.Array
     return d_s if problem.softcap is None else d_s * (1 - jnp.square(scores / problem.softcap))
 
 
-def _visit_blocks(ranges: Any, index: jax.Array, visit: Callable[..., Any], carry: Any) -> Any:
-    """Run carry = visit(block, carry, masked=...) over the blocks in range, those that need no mask last."""
-    first, full_first, full_end, end = (ranges[index, i] for i in range(4))
-    before = full_first - first
-
-    def visit_masked(i: jax.Array, carry: Any) -> Any:
-        return visit(jnp.where(i < before, first, full_end - before) + i, carry, masked=True)
-
-    carry = lax.fori_loop(0, before + end - full_end, visit_masked, carry)
-    return lax.fori_loop(full_first, full_end, functools.partial(visit, masked=False), carry)
-
-
 def _visible(
-    problem: _Problem,
-    offset: Any,
-    q_segments: Any,
-    kv_segments: Any,
-    q_start: jax.Array,
-    kv_start: jax.Array,
-    *,
-    transpose: bool = False,
+    problem: _Problem, q_words: Any, kv_words: Any, q_start: jax.Array, kv_start: jax.Array, *, transpose: bool = False
 ) -> jax.Array:
-    """Return bool (q_block, kv_block), or transposed: which pairs see each other."""
-    shape = problem.tile.q_block, problem.tile.kv_block
+    """Return bool (q_block, kv_block), or transposed: which pairs see each other; see `mask.words`."""
+    queries, keys = pl.ds(q_start, problem.tile.q_block), pl.ds(kv_start, problem.tile.kv_block)
     q_axis = int(transpose)
-    q_segment = jnp.expand_dims(q_segments[pl.ds(q_start, shape[0])], 1 - q_axis)
-    kv_segment = jnp.expand_dims(kv_segments[pl.ds(kv_start, shape[1])], q_axis)
-    seen = q_segment == kv_segment
-    shape = shape[::-1] if transpose else shape
-    distance = lax.broadcasted_iota(jnp.int32, shape, q_axis) - lax.broadcasted_iota(jnp.int32, shape, 1 - q_axis)
-    distance += offset[0] + q_start - kv_start
-    if problem.causal:
-        seen &= distance >= 0
-    if problem.window is not None:
-        seen &= distance < problem.window
-    return seen
+    q_segment, q_rank = (jnp.expand_dims(q_words[i, queries], 1 - q_axis) for i in range(2))
+    kv_segment, kv_from, kv_count = (jnp.expand_dims(kv_words[i, keys], q_axis) for i in range(3))
+    return (q_segment == kv_segment) & (q_rank - kv_from < kv_count)
 
 
 def _pieces(size: int) -> list[tuple[int, int]]:

@@ -1,43 +1,96 @@
-"""One block of a decoder, and the two registries of what can stand in it."""
+"""One block of a decoder: a mixer and an ffn, each on a norm of its own, each added to its input."""
 
 from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping
+from typing import Any
 
 import jax
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from maxlm.config.schema import BlockConfig, ModelConfig
-from maxlm.layers.attention import Attention, Cache
-from maxlm.layers.mlp import Mlp
-from maxlm.layers.moe import Moe, RouterStats
+from maxlm.config.model import BlockConfig, ModelConfig
+from maxlm.config.section import LayerSection
+from maxlm.layers.ffns import build_ffn
+from maxlm.layers.layer import Layer, Report
+from maxlm.layers.mixers import build_mixer
 from maxlm.layers.norm import build_norm
 from maxlm.layers.sequence import SequenceInfo
 
-MIXERS = {"attention": Attention}
-"""What moves information between tokens."""
-FFNS = {"mlp": Mlp, "moe": Moe}
-"""What works on each token alone, and returns beside the result what its router did, or None."""
+Reports = dict[str, Report]
+"""What the layers of a block report, by `mixer` and `ffn`; nothing of a layer without a report."""
 
 
 class Block(nnx.Module):
-    """Pre-norm residual block: x + mixer(norm(x)), then x + ffn(norm(x))."""
+    """Pre-norm residual block: x + mixer(norm(x)), then x + ffn(norm(x)); one of the two may be missing."""
 
     def __init__(self, model: ModelConfig, config: BlockConfig):
-        self.mixer_norm = build_norm(model.norm, model.embed_dim)
-        self.mixer = MIXERS[config.mixer.kind](model, config.mixer)
-        self.ffn_norm = build_norm(model.norm, model.embed_dim)
-        self.ffn = FFNS[config.ffn.kind](model, config.ffn)
+        self.has_mixer, self.has_ffn = _exists(config.mixer), _exists(config.ffn)
+        if self.has_mixer:
+            self.mixer_norm = build_norm(model.norm, model.embed_dim)
+            self.mixer = build_mixer(model, config.mixer)
+        if self.has_ffn:
+            self.ffn_norm = build_norm(model.norm, model.embed_dim)
+            self.ffn = build_ffn(model, config.ffn)
 
-    def __call__(self, x_BTD: jax.Array, info: SequenceInfo) -> tuple[jax.Array, RouterStats | None]:
-        """(B, T / tensor, D) -> (B, T / tensor, D), and what the router did, if there is one."""
-        with jax.named_scope("mixer"):
-            x_BTD += checkpoint_name(self.mixer(self.mixer_norm(x_BTD), info), "mixer_out")
-        with jax.named_scope("ffn"):
-            y_BTD, stats = self.ffn(self.ffn_norm(x_BTD), info)
-        return x_BTD + y_BTD, stats
+    def layers(self) -> Iterator[tuple[str, Layer]]:
+        """Yield the layers that there are, by name."""
+        if self.has_mixer:
+            yield "mixer", self.mixer
+        if self.has_ffn:
+            yield "ffn", self.ffn
 
-    def decode(self, x_BTD: jax.Array, info: SequenceInfo, cache: Cache, start: jax.Array) -> tuple[jax.Array, Cache]:
-        """Run the block on the newest tokens, with the mixer's memory of the earlier ones."""
-        mixed, cache = self.mixer.decode(self.mixer_norm(x_BTD), info, cache, start)
-        x_BTD += mixed
-        return x_BTD + self.ffn(self.ffn_norm(x_BTD), info)[0], cache
+    def prepare(self, info: SequenceInfo) -> Mapping[Hashable, Any]:
+        """Return what its layers want worked out once for all."""
+        return {name: value for _, layer in self.layers() for name, value in layer.prepare(info).items()}
+
+    def __call__(self, x_BTD: jax.Array, info: SequenceInfo) -> tuple[jax.Array, Reports]:
+        """(B, T / tensor, D) -> (B, T / tensor, D), and what the layers report."""
+        reports = {}
+        if self.has_mixer:
+            with jax.named_scope("mixer"):
+                y_BTD, reports["mixer"] = self.mixer(self.mixer_norm(x_BTD), info)
+                x_BTD += checkpoint_name(y_BTD, "mixer_out")
+        if self.has_ffn:
+            with jax.named_scope("ffn"):
+                y_BTD, reports["ffn"] = self.ffn(self.ffn_norm(x_BTD), info)
+                x_BTD += y_BTD
+        return x_BTD, {name: report for name, report in reports.items() if report is not None}
+
+    def decoding_state(self, batch_size: int, length: int, dtype: Any) -> Any:
+        """Return what the mixer keeps of earlier tokens; see `Mixer.decoding_state`."""
+        return self.mixer.decoding_state(batch_size, length, dtype) if self.has_mixer else ()
+
+    def decode(self, x_BTD: jax.Array, info: SequenceInfo, state: Any, start_B: jax.Array) -> tuple[jax.Array, Any]:
+        """Run the block on the newest tokens, with what the mixer keeps of the earlier ones."""
+        if self.has_mixer:
+            y_BTD, state = self.mixer.decode(self.mixer_norm(x_BTD), info, state, start_B)
+            x_BTD += y_BTD
+        if self.has_ffn:
+            x_BTD += self.ffn(self.ffn_norm(x_BTD), info)[0]
+        return x_BTD, state
+
+    def penalty(self, reports: Reports) -> jax.Array | float:
+        """Return this device's part of what its layers add to the objective."""
+        return sum((layer.penalty(reports[name]) for name, layer in self.layers() if name in reports), 0.0)
+
+    def metrics(self, reports: Reports) -> dict[str, jax.Array]:
+        """Return the metrics of its layers by name, a number for each row."""
+        return {
+            name: value
+            for place, layer in self.layers()
+            if place in reports
+            for name, value in layer.metrics(reports[place]).items()
+        }
+
+    def after_step(self, before: Block, reports: Reports) -> Block:
+        """Return the block with what its layers' own rules change after a step."""
+        copy: Block = jax.tree.map(lambda leaf: leaf, self)
+        for name, layer in self.layers():
+            if name in reports:
+                setattr(copy, name, layer.after_step(getattr(before, name), reports[name]))
+        return copy
+
+
+def _exists(config: LayerSection) -> bool:
+    return config.kind != "none"

@@ -8,31 +8,35 @@ from flax import nnx
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from maxlm.config.schema import ModelConfig
+from maxlm.config.model import ModelConfig
 from maxlm.layers.sequence import SequenceInfo
 from maxlm.sharding.mesh import FSDP_AXES
 from maxlm.sharding.parameters import Normal, weight
-from maxlm.sharding.tensor import leave, sequence_part
+from maxlm.sharding.tensor import sequence_part
 
 
 class Embedding(nnx.Module):
     """A vector per token, plus one per position where the model learns positions."""
 
     def __init__(self, model: ModelConfig):
-        self.tokens = weight((model.vocab_size, model.embed_dim), P("tensor", FSDP_AXES), Normal(model.init_std))
+        table, init = (model.vocab_size, model.embed_dim), Normal(model.init_std)
+        # A lookup multiplies nothing; as the output projection it is a matrix that every token meets.
+        used = float(model.tie_embeddings)
+        self.tokens = weight(table, P("tensor", FSDP_AXES), init, role="embedding", used=used)
         self.learned_positions = model.position.kind == "learned"
         if model.position.kind == "learned":
             shape = (model.position.max_length, model.embed_dim)
-            self.positions = weight(shape, P(None, FSDP_AXES), Normal(model.init_std))
+            self.positions = weight(shape, P(None, FSDP_AXES), init, role="embedding")
 
     def __call__(self, tokens_BT: jax.Array, info: SequenceInfo) -> jax.Array:
         """Look tokens up, (B, T) -> (B, T / tensor, D); each device adds the rows of its part of the vocabulary."""
         table_VD = self.tokens[...]
         row = tokens_BT - lax.axis_index("tensor") * table_VD.shape[0]
         own = (row >= 0) & (row < table_VD.shape[0])
-        x_BTD = leave(jnp.where(own[..., None], table_VD[jnp.where(own, row, 0)], 0))
+        x_BTD = info.leave(jnp.where(own[..., None], table_VD[jnp.where(own, row, 0)], 0))
         if self.learned_positions:
-            x_BTD += self.positions[...][sequence_part(info.positions_BT)]
+            positions_BT = sequence_part(info.positions_BT) if info.split else info.positions_BT
+            x_BTD += self.positions[...][positions_BT]
         return x_BTD
 
 
@@ -40,4 +44,5 @@ class Head(nnx.Module):
     """The output projection of a model that does not tie it to the embedding."""
 
     def __init__(self, model: ModelConfig):
-        self.output = weight((model.embed_dim, model.vocab_size), P(FSDP_AXES, "tensor"), Normal(model.init_std))
+        shape, init = (model.embed_dim, model.vocab_size), Normal(model.init_std)
+        self.output = weight(shape, P(FSDP_AXES, "tensor"), init, role="head", inputs=(0,))

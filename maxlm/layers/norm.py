@@ -8,7 +8,7 @@ from flax import nnx
 from jax import lax
 from jax.sharding import PartitionSpec as P
 
-from maxlm.config.schema import NormConfig
+from maxlm.config.model import NormConfig
 from maxlm.sharding.mesh import FSDP_AXES
 from maxlm.sharding.parameters import Constant, weight
 
@@ -19,7 +19,7 @@ class RMSNorm(nnx.Module):
     """Divide by the root mean square of the last dimension, then scale."""
 
     def __init__(self, dim: int, epsilon: float, spec: P = SPLIT):
-        self.scale = weight((dim,), spec, Constant(1.0))
+        self.scale = weight((dim,), spec, Constant(1.0), role="norm")
         self.epsilon = epsilon
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -33,8 +33,8 @@ class LayerNorm(nnx.Module):
     """Subtract the mean of the last dimension, divide by its standard deviation, then scale and shift."""
 
     def __init__(self, dim: int, epsilon: float):
-        self.scale = weight((dim,), SPLIT, Constant(1.0))
-        self.bias = weight((dim,), SPLIT, Constant(0.0))
+        self.scale = weight((dim,), SPLIT, Constant(1.0), role="norm")
+        self.bias = weight((dim,), SPLIT, Constant(0.0), role="norm")
         self.epsilon = epsilon
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Hashable, Mapping
+from typing import Any, NamedTuple
 
 import jax
+from jax import lax
 
-from maxlm.ops.attention import Kernel
+from maxlm.jax_versions import vary_over
+from maxlm.kernels.mask import Mask, windowed
+from maxlm.sharding import tensor
 
 
 class SequenceInfo(NamedTuple):
@@ -15,13 +20,33 @@ class SequenceInfo(NamedTuple):
     Attributes:
       positions_BT: int32, counted from 0 in every document.
       segment_ids_BT: int32, the document's number in its row, from 1; 0 for filling.
-      rotation: cosines and sines (B, T, 1, H / 2) of the positions, or None without rotary positions.
-      attention_kernel: attention to a sequence that one device holds.
+      mask: which tokens of the sequence each token may look at.
+      kernels: the implementation that each operation's table chose, by operation.
       context_kind: how attention spans the devices of `context`, `mesh.context_kind`.
+      split: whether `tensor` splits the sequence between blocks; not where a few tokens are decoded.
+      prepared: what layers asked to be worked out once for all of them (`Layer.prepare`).
     """
 
     positions_BT: jax.Array
     segment_ids_BT: jax.Array
-    rotation: tuple[jax.Array, jax.Array] | None
-    attention_kernel: Kernel
+    mask: Mask
+    kernels: Mapping[str, Any]
     context_kind: str = "ring"
+    split: bool = True
+    prepared: Mapping[Hashable, Any] = {}
+
+    def within(self, window: int) -> Mask:
+        """Return the mask without what lies `window` or more ranks before a token."""
+        narrowed = windowed(self.mask, self.mask.q_rank_BT, window)
+        return (
+            narrowed if self.mask.reach is None else dataclasses.replace(narrowed, reach=min(self.mask.reach, window))
+        )
+
+    def enter(self, x_BTD: jax.Array) -> jax.Array:
+        """Give every `tensor` device the whole sequence: (B, T / tensor, D) -> (B, T, D)."""
+        return tensor.enter(x_BTD) if self.split else x_BTD
+
+    def leave(self, x_BTD: jax.Array) -> jax.Array:
+        """Sum what `tensor` devices made of the whole sequence: (B, T, D) -> (B, T / tensor, D)."""
+        # The same on all devices, but what is added to it later may not be known to be.
+        return tensor.leave(x_BTD) if self.split else vary_over(lax.psum(x_BTD, "tensor"), ("tensor",))

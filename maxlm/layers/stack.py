@@ -1,27 +1,35 @@
-"""The layer stack: single blocks, then a scan over groups of blocks. FSDP lives here, and nowhere else in the model."""
+"""The layer stack: segments one after the other, each a scan over repetitions of its pattern of blocks.
+
+FSDP lives here, and nowhere else in the model. A stack is a list of segments, a segment a list of the blocks of its
+pattern, and each block has a row of parameters for every repetition (`maxlm.sharding.stages`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from maxlm.config.schema import ModelConfig, TrainConfig
-from maxlm.layers.attention import Cache
-from maxlm.layers.block import Block
-from maxlm.layers.moe import RouterStats
+from maxlm.config.model import ModelConfig
+from maxlm.config.schema import TrainConfig
+from maxlm.jax_versions import vary_over, varying_axes
+from maxlm.layers.block import Block, Reports
 from maxlm.layers.sequence import SequenceInfo
 from maxlm.sharding.fsdp import is_parameter_gather
 from maxlm.sharding.host import HOST_MEMORY
 from maxlm.sharding.parameters import stack_layers
+from maxlm.sharding.stages import EMPTY, Layout
 
 Gather = Callable[[Block], Block]
-Stats = list[RouterStats | None]
-"""What routers did, for each block of the pattern, stacked over its layers; None for a block without router."""
+Segment = nnx.List  # of blocks
+Stack = nnx.List  # of segments
+StackReports = list[list[Reports]]
+"""What blocks report, by segment and place in its pattern, with a row for every repetition."""
 
 _BLOCK_INPUT = "block_input"
 
@@ -40,106 +48,166 @@ class Remat(NamedTuple):
     on_host: tuple[str, ...] = ()
 
 
+class BlockExecution(NamedTuple):
+    """How blocks are run.
+
+    Attributes:
+      gather: turns a block's parameter shards into whole parameters, at use; None where they are whole already.
+      remat: what each block's backward pass computes again.
+    """
+
+    gather: Gather | None = None
+    remat: Remat = Remat(everything=True)
+
+
+class HeldRows(NamedTuple):
+    """How many rows of a segment hold a layer: `always` on every stage, the first `here` of those that are there.
+
+    `here` is None where all rows hold one.
+    """
+
+    always: int
+    here: jax.Array | None
+
+
 def build_remat(train: TrainConfig) -> Remat:
     """Read `train.remat` and the activations of `train.offload`."""
-    choices = {} if isinstance(train.remat, str) else train.remat.model_dump()
+    choices = train.remat_choices
     kept = {choice: tuple(name for name in choices if choices[name] == choice) for choice in ("save", "offload")}
     inputs = (_BLOCK_INPUT,) if "activations" in train.offload else ()
     return Remat(train.remat == "none", kept["save"], (*kept["offload"], *inputs))
 
 
-def build_prefix(model: ModelConfig) -> nnx.List[Block]:
-    """Declare the blocks that stand once, before the pattern."""
-    return nnx.List([Block(model, block) for block in model.prefix])
-
-
-def build_stack(model: ModelConfig) -> nnx.List[Block]:
-    """Declare the blocks of the pattern, each stacked over the pattern's repetitions."""
-    repeats = (model.num_layers - len(model.prefix)) // len(model.pattern)
-    return nnx.List([stack_layers(Block(model, block), repeats) for block in model.pattern])
-
-
-def run_prefix(
-    prefix: nnx.List[Block], x_BTD: jax.Array, info: SequenceInfo, *, gather: Gather | None, remat: Remat
-) -> jax.Array:
-    """Run the blocks before the pattern, which have no router; the arguments are those of `run_stack`."""
-    run = _rematerialised(_run_block(info, gather), remat, gathers=gather is not None, prevent_cse=True)
-    for block in prefix:
-        x_BTD, _ = run(block, x_BTD)
-    return x_BTD
+def build_stack(model: ModelConfig, layout: Layout) -> Stack:
+    """Declare all blocks, each of a pattern stacked over its rows."""
+    segments, first_layer = [], 0
+    for segment, repeat, rows in zip(model.segments, model.repeats, layout.segments, strict=True):
+        blocks, length = [], len(segment.blocks)
+        for place, block in enumerate(segment.blocks):
+            first = first_layer + place
+            layers = [EMPTY if index == EMPTY else first + index * length for index in rows.repetitions]
+            blocks.append(stack_layers(Block(model, block), layers))
+        segments.append(nnx.List(blocks))
+        first_layer += repeat * length
+    return nnx.List(segments)
 
 
 def run_stack(
-    stack: nnx.List[Block], x_BTD: jax.Array, info: SequenceInfo, *, gather: Gather | None, remat: Remat
-) -> tuple[jax.Array, Stats]:
-    """Run the pattern's blocks; (B, T / tensor, D) -> (B, T / tensor, D), and what their routers did.
+    stack: Stack,
+    x_BTD: jax.Array,
+    info: SequenceInfo,
+    execution: BlockExecution,
+    held: Sequence[HeldRows] | None = None,
+) -> tuple[jax.Array, StackReports]:
+    """Run all blocks that are there; (B, T / tensor, D) -> (B, T / tensor, D), and what their layers report.
 
     Args:
-      stack: this device's part of the stacked blocks.
-      x_BTD: embedded tokens.
+      stack: this device's part of the stacked blocks, or the rows of a chunk of a pipeline's stage.
+      x_BTD: what the first of them takes.
       info: where the tokens stand.
-      gather: turns a block's parameter shards into whole parameters, at use; None where they are whole already.
-      remat: what each block's backward pass computes again.
+      execution: how blocks are run.
+      held: which rows of each segment hold a layer; all by default.
     """
-    # In a scan the compiler cannot merge the recomputation with the forward pass; elsewhere it would.
-    run = _rematerialised(_run_block(info, gather), remat, gathers=gather is not None, prevent_cse=False)
-
-    def group(x_BTD: jax.Array, shards: nnx.List[Block]) -> tuple[jax.Array, Stats]:
-        group_stats = []
-        for shard in shards:
-            x_BTD, stats = run(shard, x_BTD)
-            group_stats.append(stats)
-        return x_BTD, group_stats
-
-    result: tuple[jax.Array, Stats] = lax.scan(group, x_BTD, stack)
-    return result
+    reports = []
+    for number, segment in enumerate(stack):
+        x_BTD, of_segment = _run_segment(segment, x_BTD, info, execution, held[number] if held else None)
+        reports.append(of_segment)
+    return x_BTD, reports
 
 
-def _run_block(info: SequenceInfo, gather: Gather | None) -> Callable[..., tuple[jax.Array, RouterStats | None]]:
-    def run(shard: Block, x_BTD: jax.Array) -> tuple[jax.Array, RouterStats | None]:
-        x_BTD = checkpoint_name(x_BTD, _BLOCK_INPUT)
-        return (gather(shard) if gather else shard)(x_BTD, info)
+def _run_segment(
+    segment: Segment, x_BTD: jax.Array, info: SequenceInfo, execution: BlockExecution, held: HeldRows | None
+) -> tuple[jax.Array, list[Reports]]:
+    num_rows = jax.tree.leaves(segment)[0].shape[0]
+    run = run_block(execution, info, prevent_cse=num_rows == 1)
 
-    return run
+    def repetition(x_BTD: jax.Array, blocks: Segment) -> tuple[jax.Array, list[Reports]]:
+        reports = []
+        for block in blocks:
+            x_BTD, report = run(block, x_BTD)
+            reports.append(report)
+        return x_BTD, reports
+
+    result: tuple[jax.Array, list[Reports]]
+    if held is None or held.here is None:
+        result = lax.scan(repetition, x_BTD, segment)
+        return result
+    return _run_partly_held(repetition, x_BTD, segment, held.always, held.here)
+
+
+def _run_partly_held(
+    repetition: Callable[..., Any], x_BTD: jax.Array, segment: Segment, always: int, here: jax.Array
+) -> tuple[jax.Array, list[Reports]]:
+    """Run rows of which the first `here` hold a layer on this stage, and the first `always` on every stage.
+
+    A branch for the others, so that nobody computes a layer that is not there. It may hold collectives: those of blocks
+    are within a stage, all of whose devices take the same branch.
+    """
+    num_rows = jax.tree.leaves(segment)[0].shape[0]
+
+    def maybe(x_BTD: jax.Array, row: tuple[jax.Array, Segment]) -> tuple[jax.Array, list[Reports]]:
+        index, blocks = row
+        shapes = jax.eval_shape(repetition, x_BTD, blocks)
+
+        def skip(x_BTD: jax.Array, blocks: Segment) -> tuple[jax.Array, list[Reports]]:
+            axes = varying_axes(x_BTD, *jax.tree.leaves(blocks))
+            nothing = jax.tree.map(lambda s: vary_over(jnp.zeros(s.shape, s.dtype), axes), shapes[1])
+            return vary_over(x_BTD, axes), nothing
+
+        def held(x_BTD: jax.Array, blocks: Segment) -> tuple[jax.Array, list[Reports]]:
+            axes = varying_axes(x_BTD, *jax.tree.leaves(blocks))
+            result: tuple[jax.Array, list[Reports]]
+            result = jax.tree.map(lambda y: vary_over(y, axes), repetition(x_BTD, blocks))
+            return result
+
+        return lax.cond(index < here, held, skip, x_BTD, blocks)  # type: ignore[no-any-return]
+
+    reports = []
+    if always:
+        x_BTD, first = lax.scan(repetition, x_BTD, jax.tree.map(lambda rows: rows[:always], segment))
+        reports.append(first)
+    rest = jax.tree.map(lambda rows: rows[always:], segment)
+    x_BTD, last = lax.scan(maybe, x_BTD, (jnp.arange(always, num_rows), rest))
+    return x_BTD, jax.tree.map(lambda *parts: jnp.concatenate(parts), *reports, last)
 
 
 def decode_stack(
-    prefix: nnx.List[Block],
-    stack: nnx.List[Block],
-    x_BTD: jax.Array,
-    info: SequenceInfo,
-    caches: list[Cache],
-    start: jax.Array,
-) -> tuple[jax.Array, list[Cache]]:
-    """Run all blocks on the newest tokens; a cache for each block of the prefix, then one for each of the pattern.
+    stack: Stack, x_BTD: jax.Array, info: SequenceInfo, states: Any, start_B: jax.Array
+) -> tuple[jax.Array, Any]:
+    """Run all blocks on the newest tokens; the states of a block's mixer have its rows in front."""
 
-    Those of the pattern are stacked, layers first.
-    """
+    def repetition(x_BTD: jax.Array, row: tuple[Segment, Any]) -> tuple[jax.Array, Any]:
+        new_states = []
+        for block, state in zip(*row, strict=True):
+            x_BTD, new_state = block.decode(x_BTD, info, state, start_B)
+            new_states.append(new_state)
+        return x_BTD, new_states
 
-    def group(x_BTD: jax.Array, layer: tuple[nnx.List[Block], list[Cache]]) -> tuple[jax.Array, list[Cache]]:
-        new_caches = []
-        for block, cache in zip(*layer, strict=True):
-            x_BTD, new_cache = block.decode(x_BTD, info, cache, start)
-            new_caches.append(new_cache)
-        return x_BTD, new_caches
-
-    prefix_caches = []
-    for block, cache in zip(prefix, caches, strict=False):
-        x_BTD, new_cache = block.decode(x_BTD, info, cache, start)
-        prefix_caches.append(new_cache)
-    x_BTD, stack_caches = lax.scan(group, x_BTD, (stack, caches[len(prefix) :]))
-    return x_BTD, prefix_caches + stack_caches
+    new = []
+    for segment, of_segment in zip(stack, states, strict=True):
+        x_BTD, of_segment = lax.scan(repetition, x_BTD, (segment, of_segment))
+        new.append(of_segment)
+    return x_BTD, new
 
 
-def _rematerialised(
-    function: Callable[..., Any], remat: Remat, *, gathers: bool, prevent_cse: bool
-) -> Callable[..., Any]:
-    """Wrap a block so that the backward pass recomputes what `remat` does not keep.
+def run_block(
+    execution: BlockExecution, info: SequenceInfo, *, prevent_cse: bool
+) -> Callable[..., tuple[jax.Array, Reports]]:
+    """Return run(block, x) whose backward pass recomputes what `remat` does not keep.
 
     Whole parameters are never kept where they are gathered layer by layer: they would be all parameters, unsharded.
+    In a loop the compiler cannot merge the recomputation with the forward pass; a loop of one turn is none, and there
+    it would, unless `prevent_cse` keeps it from that.
     """
-    if remat.everything and not gathers:
-        return function
+    gather, remat = execution
+
+    def run(shard: Block, x_BTD: jax.Array) -> tuple[jax.Array, Reports]:
+        x_BTD = checkpoint_name(x_BTD, _BLOCK_INPUT)
+        result: tuple[jax.Array, Reports] = (gather(shard) if gather else shard)(x_BTD, info)
+        return result
+
+    if remat.everything and gather is None:
+        return run
 
     def keep_all_but_gathers(primitive, *arguments, **parameters):  # type: ignore[no-untyped-def]
         return not is_parameter_gather(primitive, *arguments, **parameters)
@@ -151,4 +219,4 @@ def _rematerialised(
         offload_dst=HOST_MEMORY,
     )
     policy = keep_all_but_gathers if remat.everything else named
-    return jax.checkpoint(function, policy=policy, prevent_cse=prevent_cse)
+    return jax.checkpoint(run, policy=policy, prevent_cse=prevent_cse)  # type: ignore[no-any-return]

@@ -41,20 +41,36 @@ METRICS = (
     Metric("moe/<layer>/entropy", "nats", "entropy of a token's scores, mean over tokens; at most log(experts)"),
     Metric("moe/<layer>/dropped", "fraction", "copies of tokens that found no room in their expert (0 when dropless)"),
     Metric("moe/<layer>/bias_norm", "", "l2 norm of the router's bias, where it has one"),
-    Metric("throughput/tokens_per_second", "tokens/s", "over the whole mesh, since the last logged step"),
+    Metric("throughput/tokens_per_second", "tokens/s", "over the whole mesh in `time/step_seconds`"),
     Metric("throughput/tokens_per_second_per_device", "tokens/s", "the same for one device"),
     Metric("throughput/tflops_per_device", "TFLOP/s", "model FLOPs: recomputation does not count"),
     Metric("throughput/mfu", "fraction", "TFLOP/s per device / peak of the device; absent where the peak is unknown"),
-    Metric("time/step_seconds", "s", "mean wall time of a step since the last logged step"),
+    Metric("time/step_seconds", "s", "mean wall time of a step since the last logged one, without the two below"),
     Metric("time/input_wait_fraction", "fraction", "share of that time spent waiting for data"),
     Metric("time/checkpoint_stall_seconds", "s", "time checkpoints have held up training since the process started"),
+    Metric("time/evaluation_seconds", "s", "time evaluations have taken since the process started"),
     Metric("time/compile_seconds", "s", "compiling the step, once per process"),
-    Metric("data/tokens", "tokens", "consumed since step 0"),
-    Metric("data/epoch/<source>", "epochs", "passes over the source so far"),
-    Metric("data/token_hash", "hex", "hash of all tokens consumed so far: equal on every mesh and number of hosts"),
-    Metric("flops/train_loss", "nats/token", "TensorBoard only: train/loss against FLOPs spent (x-axis in GFLOP)"),
-    Metric("flops/val_<source>_loss", "nats/token", "TensorBoard only: val/<source>/loss against FLOPs spent"),
+    Metric("data/rows", "rows", "sequences consumed since step 0: the next step reads from this row on"),
+    Metric("data/tokens", "tokens", "in these rows"),
+    Metric("data/epoch/<source>", "epochs", "passes over the source that this row of the present mixture stands at"),
+    Metric(
+        "data/token_hash",
+        "hex",
+        "hash of all tokens so far, chained step by step: equal on every mesh and number of hosts, not for other "
+        "batch sizes",
+    ),
+    Metric(
+        "mflop/train_loss",
+        "nats/token",
+        "TensorBoard only: train/loss against FLOPs spent, in whole MFLOP; of points within one MFLOP the first",
+    ),
+    Metric("mflop/val_<source>_loss", "nats/token", "TensorBoard only: val/<source>/loss against FLOPs spent"),
+    Metric("gflop/train_loss", "nats/token", "the same in GFLOP, from 9e24 FLOP on, where MFLOP exceed 64 bits"),
+    Metric("gflop/val_<source>_loss", "nats/token", "the same for val/<source>/loss"),
 )
+
+FLOPS_CURVES = {"mflop": 1e6, "gflop": 1e9}
+"""FLOPs in a step of the horizontal axis of the curves over FLOPs, by their group: the first one that fits is drawn."""
 
 
 @functools.cache
@@ -76,9 +92,9 @@ def is_loss(name: str) -> bool:
     return name.endswith("/loss")
 
 
-def flops_curve(name: str) -> str:
-    """Return the tag of a loss drawn against FLOPs: val/books/loss -> flops/val_books_loss."""
-    return "flops/" + name.replace("/", "_")
+def flops_curve(name: str, group: str) -> str:
+    """Return the tag of a loss drawn against FLOPs: val/books/loss -> mflop/val_books_loss."""
+    return f"{group}/" + name.replace("/", "_")
 
 
 def markdown_table() -> str:

@@ -7,6 +7,7 @@ thread through a bounded queue, so a full disk ends the thread and training then
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import math
@@ -22,7 +23,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from maxlm.config.errors import UserError, make_possible
-from maxlm.config.paths import flatten
+from maxlm.config.reading.paths import flatten
 from maxlm.metrics import catalog
 
 _log = logging.getLogger(__name__)
@@ -112,6 +113,9 @@ class _Lines:
         self.latest: dict[str, Any] = {}
         self._line_start = 0
         temporary = path.with_name(path.name + ".tmp")
+        for place in (path, temporary):
+            if place.exists() and not place.is_file():  # a pipe would be waited for
+                raise FileExistsError(errno.EEXIST, "is not a file", str(place))
         with temporary.open("wb") as file:
             for record in _records(path, resume_step):
                 self._line_start = file.tell()
@@ -169,23 +173,19 @@ def _line(record: Mapping[str, Any]) -> bytes:
 
 
 class _Curves:
-    """Event files for TensorBoard: everything over steps, and losses over FLOPs.
-
-    A restart hides every event of its folder from one step on. The FLOPs curves count their steps in GFLOP, so they
-    live in a folder of their own, which TensorBoard shows as a second run named `flops`.
-    """
+    """Event files for TensorBoard: everything over steps, and losses over FLOPs."""
 
     def __init__(self, folder: Path, resume_step: int, flops: float):
         self._by_step = _EventFile(folder, resume_step + 1 if resume_step else 0)
-        self._by_flops = _EventFile(folder / "flops", _gflop(flops) + 1 if resume_step else 0)
+        spent = flops if resume_step else None
+        self._by_flops = [_FlopsCurves(folder / group, group, spent) for group in catalog.FLOPS_CURVES]
         self._session_end: list[Summary] = []
 
     def write(self, step: int, values: Mapping[str, float | str], flops: float | None) -> None:
         self._by_step.write(step, [_value(name, value) for name, value in values.items()])
-        losses = [name for name in values if catalog.is_loss(name)]
+        losses = {name: float(value) for name, value in values.items() if catalog.is_loss(name)}
         if losses and flops is not None:
-            curves = [_value(catalog.flops_curve(name), values[name]) for name in losses]
-            self._by_flops.write(_gflop(flops), curves)
+            next(curves for curves in self._by_flops if curves.place(flops) < 2**63).write(flops, losses)
 
     def text(self, tag: str, text: str, step: int) -> None:
         self._by_step.write(step, [_value(tag, text)])
@@ -202,7 +202,41 @@ class _Curves:
     def close(self) -> None:
         self._by_step.write(0, self._session_end)
         self._by_step.close()
-        self._by_flops.close()
+        for curves in self._by_flops:
+            curves.close()
+
+
+class _FlopsCurves:
+    """Losses over FLOPs, which TensorBoard shows as a run of its own: its steps are whole numbers of a unit of FLOPs.
+
+    They need a folder of their own, as a restart hides every event of its folder from one step on. The folder is made
+    for its first point.
+    """
+
+    def __init__(self, folder: Path, group: str, spent: float | None):
+        """`spent`: FLOPs at the checkpoint that is resumed from; None for a fresh run."""
+        self._folder, self._group = folder, group
+        self._first = 0 if spent is None else self.place(spent) + 1
+        self._last: dict[str, int] = {}
+        self._file: _EventFile | None = None
+
+    def place(self, flops: float) -> int:
+        """Return where a point lies on the horizontal axis."""
+        return int(flops / catalog.FLOPS_CURVES[self._group])
+
+    def write(self, flops: float, losses: Mapping[str, float]) -> None:
+        """Add a point to the curve of each loss that has none at this place yet."""
+        place = self.place(flops)
+        new = [name for name in losses if place > self._last.get(name, self._first - 1)]
+        if new and self._file is None:
+            self._file = _EventFile(self._folder, self._first)
+        if new and self._file is not None:
+            self._file.write(place, [_value(catalog.flops_curve(name, self._group), losses[name]) for name in new])
+            self._last |= dict.fromkeys(new, place)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
 
 
 class _EventFile:
@@ -231,18 +265,16 @@ class _EventFile:
 
 
 def _value(tag: str, value: float | str) -> Summary:
-    return summary.text(tag, _verbatim(value)) if isinstance(value, str) else summary.scalar(tag, value)
+    if isinstance(value, str):
+        return summary.text(tag, _verbatim(value))
+    # Not through summary.scalar, which logs a line of its own for every nan; TensorBoard marks such a point.
+    return Summary(value=[Summary.Value(tag=tag, simple_value=value)])
 
 
 def _verbatim(text: str) -> str:
     """Make text a Markdown code block by indenting it, which unlike a fence no content can end."""
     text = text.encode("utf-8", errors="replace").decode()
     return "\n".join("    " + line for line in text.split("\n"))
-
-
-def _gflop(flops: float) -> int:
-    """Steps are int64: GFLOP reach 9e27 FLOP, and a small model's step still is more than one."""
-    return int(flops / 1e9)
 
 
 @contextlib.contextmanager

@@ -1,20 +1,19 @@
-"""Attention: a table of kernels, what each cannot do, and the one custom gradient around a kernel's pair."""
+"""Attention: its table of kernels, and the one custom gradient around a kernel's pair."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from maxlm.config.errors import UserError
 from maxlm.kernels import chunked_attention, external_attention, hopper_attention, tpu_attention, triton_attention
 from maxlm.kernels.external_attention import Library
 from maxlm.kernels.mask import Mask
-from maxlm.kernels.shape import AttentionShape
+from maxlm.ops.kernel_choice import Operation, Row
 
 Partial = tuple[jax.Array, Any]
 """Attention to some of the keys: out (B, T, N, H_v) and fp32 lse (B, N, T).
@@ -54,28 +53,6 @@ class Kernel(NamedTuple):
         )
 
 
-class Row(NamedTuple):
-    """A kernel in the table.
-
-    Attributes:
-      platforms: where it runs.
-      unsupported: why it cannot do what is asked, or None if it can.
-      build: the kernel for a device kind, which decides block sizes.
-    """
-
-    platforms: tuple[str, ...]
-    unsupported: Callable[[AttentionShape], str | None]
-    build: Callable[[str], Kernel]
-
-
-class Choice(NamedTuple):
-    """The kernel that runs, its name in the table, and why it, for the log."""
-
-    kernel: Kernel
-    name: str
-    reason: str
-
-
 CHUNKED = Kernel(chunked_attention.forward, chunked_attention.backward)
 """The reference: runs everywhere and does everything."""
 
@@ -95,55 +72,20 @@ def _as_it_comes(library: Library) -> Callable[[str], Kernel]:
     return lambda _: Kernel(library.forward, library.backward)
 
 
-TABLE: dict[str, Row] = {
-    "flash_tpu": Row(("tpu",), tpu_attention.unsupported, _tuned(tpu_attention)),
-    "flash_hopper": Row(("gpu",), hopper_attention.unsupported, _tuned(hopper_attention)),
-    "flash_triton": Row(("gpu",), triton_attention.unsupported, _tuned(triton_attention)),
-    "splash": Row(("tpu",), external_attention.unsupported, _as_it_comes(external_attention.SPLASH)),
-    "cudnn": Row(("gpu",), external_attention.cudnn_unsupported, _as_it_comes(external_attention.CUDNN)),
-    "tokamax": Row(("gpu",), external_attention.tokamax_unsupported, _as_it_comes(external_attention.TOKAMAX)),
-    "chunked": Row(("cpu", "gpu", "tpu"), lambda _: None, lambda _: CHUNKED),
-    "interpret": Row(("cpu",), tpu_attention.unsupported, _tuned(tpu_attention, interpret=True)),
-}
-DEFAULT_ORDER: dict[str, tuple[str, ...]] = {
-    "cpu": ("chunked",),
-    "gpu": ("flash_triton", "chunked"),
-    "tpu": ("flash_tpu", "chunked"),
-}
-"""Per platform, the kernels to try, best first; the last one does everything."""
-
-
-def choose_kernel(requested: str, platform: str, shapes: Sequence[AttentionShape]) -> Choice:
-    """Choose the kernel for a model.
-
-    Args:
-      requested: `runtime.attention_kernel`.
-      platform: of the devices: cpu, gpu or tpu.
-      shapes: of the model's attention layers, all of which the kernel must be able to do.
-
-    Raises:
-      UserError: the requested kernel cannot do what is asked.
-    """
-    device_kind = shapes[0].device_kind
-    if requested != "auto":
-        if why := _why_not(requested, platform, shapes):
-            able = [name for name in TABLE if not _why_not(name, platform, shapes)]
-            raise UserError(f"runtime.attention_kernel={requested} {why}; use {', '.join(able)} or auto")
-        return Choice(TABLE[requested].build(device_kind), requested, f"runtime.attention_kernel={requested}")
-    passed_over = ""
-    for name in DEFAULT_ORDER[platform]:
-        why = _why_not(name, platform, shapes)
-        if why is None:
-            return Choice(TABLE[name].build(device_kind), name, f"first choice for {platform}{passed_over}")
-        passed_over += f"; {name} {why}"
-    raise AssertionError(f"no kernel for {platform}{passed_over}")
-
-
-def _why_not(name: str, platform: str, shapes: Sequence[AttentionShape]) -> str | None:
-    row = TABLE[name]
-    if platform not in row.platforms:
-        return f"runs on {' and '.join(row.platforms)}, not on {platform}"
-    return next((why for shape in shapes if (why := row.unsupported(shape))), None)
+ATTENTION = Operation(
+    "attention",
+    table={
+        "flash_tpu": Row(("tpu",), tpu_attention.unsupported, _tuned(tpu_attention)),
+        "flash_hopper": Row(("gpu",), hopper_attention.unsupported, _tuned(hopper_attention)),
+        "flash_triton": Row(("gpu",), triton_attention.unsupported, _tuned(triton_attention)),
+        "splash": Row(("tpu",), external_attention.splash_unsupported, _as_it_comes(external_attention.SPLASH)),
+        "cudnn": Row(("gpu",), external_attention.cudnn_unsupported, _as_it_comes(external_attention.CUDNN)),
+        "tokamax": Row(("gpu",), external_attention.tokamax_unsupported, _as_it_comes(external_attention.TOKAMAX)),
+        "chunked": Row(("cpu", "gpu", "tpu"), lambda _: None, lambda _: CHUNKED),
+        "interpret": Row(("cpu",), tpu_attention.unsupported, _tuned(tpu_attention, interpret=True)),
+    },
+    order={"cpu": ("chunked",), "gpu": ("flash_triton", "chunked"), "tpu": ("flash_tpu", "chunked")},
+)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))

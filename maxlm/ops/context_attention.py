@@ -3,16 +3,16 @@
 Collectives of one layer, with c devices along `context`:
 
 * `ring`: see `maxlm.ops.ring_attention`; memory for 1 / c of the keys and values, whatever c is.
-* `all_gather`: 3 all-gathers forward (keys, values, segment ids), 3 again backward, where nothing gathered is kept,
-  and 2 reduce-scatters (their gradients, in fp32). Whole keys and values of one layer in memory; no waiting in turns.
+* `all_gather`: 3 all-gathers forward (keys, values, what the mask says of keys), 3 again backward, where nothing
+  gathered is kept, and 2 reduce-scatters (their gradients, in fp32). Whole keys and values of one layer in memory; no
+  waiting in turns.
 * `ulysses` (arXiv:2309.14509): 4 all-to-alls forward (queries, keys, values, result), 4 backward, and 1 all-gather of
-  segment ids. Each device attends to the whole sequence with 1 / c of its heads, of queries and of keys alike.
+  the mask. Each device attends to the whole sequence with 1 / c of its heads, of queries and of keys alike.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +24,7 @@ from maxlm.jax_versions import varying_zeros
 from maxlm.kernels.mask import Mask
 from maxlm.ops.attention import Gradients, Pair, Partial, attention
 from maxlm.ops.ring_attention import RingAttention
-from maxlm.sharding.context import chunk_numbers, in_order, join_chunks, split_chunks, zigzag_order
+from maxlm.sharding.context import gather_sequence, join_chunks, parts, share, split_chunks, whole, zigzag_order
 
 
 def context_attention(
@@ -41,7 +41,7 @@ def context_attention(
 
     Args:
       q_BTNH, k_BTKH, v_BTKH: of this device's tokens.
-      mask: who sees whom; `q_start` and `kv_start` are 0, where the sequence starts.
+      mask: who sees whom, of this device's tokens; ranks are those of the whole sequence.
       sink_N: score of attention to nothing, or None; see `attention`.
       kernel: attention to a sequence that one device holds.
       kind: `mesh.context_kind`.
@@ -59,13 +59,13 @@ class GatheredAttention:
 
     def forward(self, q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask) -> Partial:
         """Attend from this device's queries to the keys of all devices; return out and lse as a kernel does."""
-        keys, values, whole = _gather(k_BSKH), _gather(v_BSKH), _gather_keys_of(mask)
+        keys, values, seen_by = gather_sequence(k_BSKH), gather_sequence(v_BSKH), _gather_tokens(mask.keys)
 
         def attend(chunk: tuple[jax.Array, ...]) -> Partial:
-            q, segments, start = chunk
-            return self.kernel.forward(q, keys, values, _place(whole, segments, start))
+            q, q_mask = chunk
+            return self.kernel.forward(q, keys, values, Mask.of(q_mask, seen_by, mask.reach))
 
-        outs, lses = lax.map(attend, (split_chunks(q_BTNH), *_places(mask)))
+        outs, lses = lax.map(attend, (split_chunks(q_BTNH), split_chunks(mask.queries, axis=2)))
         return join_chunks(outs), join_chunks(lses, axis=2)
 
     def backward(
@@ -79,16 +79,17 @@ class GatheredAttention:
         mask: Mask,
     ) -> Gradients:
         """Return the gradients of this device's queries, keys and values."""
-        keys, values, whole = _gather(k_BSKH), _gather(v_BSKH), _gather_keys_of(mask)
+        keys, values, seen_by = gather_sequence(k_BSKH), gather_sequence(v_BSKH), _gather_tokens(mask.keys)
 
         def add(sums: tuple[jax.Array, jax.Array], chunk: Any) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-            q, out, lse, d_out, segments, start = chunk
-            d_q, d_k, d_v = self.kernel.backward(q, keys, values, out, lse, d_out, _place(whole, segments, start))
+            q, out, lse, d_out, q_mask = chunk
+            here = Mask.of(q_mask, seen_by, mask.reach)
+            d_q, d_k, d_v = self.kernel.backward(q, keys, values, out, lse, d_out, here)
             return (sums[0] + d_k, sums[1] + d_v), d_q
 
         zeros = varying_zeros(keys.shape, q_BTNH, keys, values), varying_zeros(values.shape, q_BTNH, keys, values)
         chunks = split_chunks(q_BTNH), split_chunks(out_BTNH), split_chunks(lse_BNT, axis=2), split_chunks(d_out_BTNH)
-        d_whole, d_queries = lax.scan(add, zeros, (*chunks, *_places(mask)))
+        d_whole, d_queries = lax.scan(add, zeros, (*chunks, split_chunks(mask.queries, axis=2)))
         d_k, d_v = map(_scatter, d_whole)
         return join_chunks(d_queries), d_k.astype(k_BSKH.dtype), d_v.astype(v_BSKH.dtype)
 
@@ -103,23 +104,15 @@ def _all_gather(q, k, v, mask, sink_N, kernel):  # type: ignore[no-untyped-def]
 
 def _ulysses(q, k, v, mask, sink_N, kernel):  # type: ignore[no-untyped-def]
     """Exchange sequence for heads, attend, and exchange back; autodiff turns the exchanges around."""
-    exchange = functools.partial(lax.all_to_all, axis_name="context", tiled=True)
-    q, k, v = (in_order(exchange(x, split_axis=2, concat_axis=1)) for x in (q, k, v))
-    if sink_N is not None:
-        sink_N = lax.dynamic_slice_in_dim(sink_N, lax.axis_index("context") * q.shape[2], q.shape[2])
-    segments = _gather(mask.kv_segments_BS)
-    whole = dataclasses.replace(mask, q_segments_BT=segments, kv_segments_BS=segments)
-    out = attention(q, k, v, whole, sink_N, kernel)
-    return exchange(zigzag_order(out), split_axis=1, concat_axis=2)
+    q, k, v = (whole(x, axis=2) for x in (q, k, v))
+    sink_N = None if sink_N is None else share(sink_N, axis=0)
+    arrays = _gather_tokens(jnp.concatenate([mask.queries, mask.keys], axis=1))
+    everywhere = Mask.of(arrays[:, :2], arrays[:, 2:], mask.reach)
+    return parts(attention(q, k, v, everywhere, sink_N, kernel), axis=2)
 
 
 KINDS: dict[str, Callable[..., jax.Array]] = {"ring": _ring, "all_gather": _all_gather, "ulysses": _ulysses}
 """What `mesh.context_kind` names."""
-
-
-def _gather(x_BS: jax.Array) -> jax.Array:
-    """Gather the whole sequence, in its order."""
-    return in_order(lax.all_gather(x_BS, "context", axis=1, tiled=True))
 
 
 def _scatter(x_BS: jax.Array) -> jax.Array:
@@ -127,15 +120,6 @@ def _scatter(x_BS: jax.Array) -> jax.Array:
     return lax.psum_scatter(zigzag_order(x_BS), "context", scatter_dimension=1, tiled=True)
 
 
-def _gather_keys_of(mask: Mask) -> Mask:
-    return dataclasses.replace(mask, kv_segments_BS=_gather(mask.kv_segments_BS))
-
-
-def _places(mask: Mask) -> tuple[jax.Array, jax.Array]:
-    """Return the segment ids of this device's two chunks, and the indices in the sequence at which they start."""
-    segments = split_chunks(mask.q_segments_BT)
-    return segments, jnp.stack(chunk_numbers(lax.axis_index("context"))) * segments.shape[2]
-
-
-def _place(mask: Mask, q_segments_BT: jax.Array, q_start: jax.Array) -> Mask:
-    return dataclasses.replace(mask, q_segments_BT=q_segments_BT, q_start=q_start)
+def _gather_tokens(x_BXS: jax.Array) -> jax.Array:
+    """Gather numbers of tokens, (B, X, S), in the order of the sequence."""
+    return gather_sequence(x_BXS.mT).mT

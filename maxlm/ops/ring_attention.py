@@ -3,15 +3,16 @@
 Composed of an implementation's forward/backward pair and nothing else: partial results are merged by their
 log-sum-exp, and the gradients of keys and values travel along with them. Each device holds two chunks of the sequence
 (`maxlm.sharding.context`), so a block meets the queries as pairs of contiguous chunks. Pairs that cannot see each
-other (in the future, before the window, no document in common) are not computed.
+other, by the least and greatest numbers that the mask has for each, are not computed.
 
 Collectives of one layer, with c devices along `context` and T / c tokens on each:
 
-* forward: c - 1 permutes of the keys, of the values and of their segment ids;
+* forward: c - 1 permutes of the keys, of the values and of what the mask says of them, one array of integers;
 * backward: the same, and c permutes of the gradients of keys and of values, in fp32: the last one brings them home.
 
-If the window reaches back no more than w chunks and 2 w < c - 1, blocks go to the w neighbours on either side (late
-chunks lie in the opposite order) and no farther: 2 w permutes instead of c - 1, and 2 w + 2 instead of c.
+If the mask promises that queries reach back no more than w chunks (`Mask.reach`) and 2 w < c - 1, blocks go to the w
+neighbours on either side (late chunks lie in the opposite order) and no farther: 2 w permutes instead of c - 1, and
+2 w + 2 instead of c.
 """
 
 from __future__ import annotations
@@ -26,21 +27,21 @@ import jax.numpy as jnp
 from jax import lax
 
 from maxlm.jax_versions import varying_zeros
-from maxlm.kernels.mask import NOTHING_SEEN, Mask
+from maxlm.kernels.mask import NOTHING_SEEN, Mask, meetings
 from maxlm.ops.attention import Gradients, Pair, Partial, merge_partial
-from maxlm.sharding.context import chunk_numbers, join_chunks, split_chunks
+from maxlm.sharding.context import join_chunks, split_chunks
 
 
 class _Block(NamedTuple):
-    """What travels: keys, values and documents of one device's chunks, which are the leading dimension of 2."""
+    """What travels: keys, values and `Mask.keys` of one device's chunks, which are the leading dimension of 2."""
 
     keys: jax.Array
     values: jax.Array
-    segments: jax.Array
+    seen_by: jax.Array
 
 
-# visit(hops, block, carry) -> (carry, gradients of the block): work on the block of the device so many hops back.
-_Visit = Callable[[jax.Array | int, _Block, Any], tuple[Any, Any]]
+# visit(block, carry) -> (carry, gradients of the block)
+_Visit = Callable[[_Block, Any], tuple[Any, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,13 +57,13 @@ class RingAttention:
         q_BTNH, mask = lax.optimization_barrier((q_BTNH, mask))
         queries, home = split_chunks(q_BTNH), _home(k_BSKH, v_BSKH, mask)
 
-        def visit(hops: jax.Array | int, block: _Block, results: Partial) -> tuple[Partial, tuple[()]]:
+        def visit(block: _Block, results: Partial) -> tuple[Partial, tuple[()]]:
             def attend(results: Partial, query: jax.Array, key: jax.Array, pair_mask: Mask) -> Partial:
                 part = self.kernel.forward(queries[query], block.keys[key], block.values[key], pair_mask)
                 out, lse = merge_partial((results[0][query], results[1][query]), part)
                 return results[0].at[query].set(out), results[1].at[query].set(lse)
 
-            return _for_pairs_that_meet(attend, results, hops, block, mask), ()
+            return _for_pairs_that_meet(attend, results, block, mask), ()
 
         _, batch, length, num_heads, _ = queries.shape
         outs = varying_zeros((2, batch, length, num_heads, v_BSKH.shape[3]), q_BTNH, *home)
@@ -87,14 +88,14 @@ class RingAttention:
         queries, home = split_chunks(q_BTNH), _home(k_BSKH, v_BSKH, mask)
         outs, lses, d_outs = split_chunks(out_BTNH), split_chunks(lse_BNT, axis=2), split_chunks(d_out_BTNH)
 
-        def visit(hops: jax.Array | int, block: _Block, d_queries: jax.Array) -> tuple[jax.Array, Any]:
+        def visit(block: _Block, d_queries: jax.Array) -> tuple[jax.Array, Any]:
             def add(sums: Gradients, query: jax.Array, key: jax.Array, pair_mask: Mask) -> Gradients:
                 given = queries[query], block.keys[key], block.values[key], outs[query], lses[query], d_outs[query]
                 d_q, d_k, d_v = self.kernel.backward(*given, pair_mask)
                 return sums[0].at[query].add(d_q), sums[1].at[key].add(d_k), sums[2].at[key].add(d_v)
 
             d_keys, d_values = (varying_zeros(x.shape, q_BTNH, *home) for x in (block.keys, block.values))
-            sums = _for_pairs_that_meet(add, (d_queries, d_keys, d_values), hops, block, mask)
+            sums = _for_pairs_that_meet(add, (d_queries, d_keys, d_values), block, mask)
             return sums[0], sums[1:]
 
         d_queries, (d_keys, d_values) = _visit_all(home, mask, visit, varying_zeros(queries.shape, q_BTNH, *home))
@@ -103,13 +104,13 @@ class RingAttention:
 
 
 def _home(k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask) -> _Block:
-    return _Block(split_chunks(k_BSKH), split_chunks(v_BSKH), split_chunks(mask.kv_segments_BS))
+    return _Block(split_chunks(k_BSKH), split_chunks(v_BSKH), split_chunks(mask.keys, axis=2))
 
 
 def _visit_all(home: _Block, mask: Mask, visit: _Visit, carry: Any) -> tuple[Any, Any]:
     """Work on this device's block, then on the others; return the carry and the gradients of this device's block."""
-    carry, d_home = visit(0, home, carry)
-    for direction, length in _journeys(mask, home.segments.shape[2]):
+    carry, d_home = visit(home, carry)
+    for direction, length in _journeys(mask.reach, home.seen_by.shape[3]):
         carry, d_home = _travel(home, d_home, visit, carry, direction=direction, length=length)
     return carry, d_home
 
@@ -117,69 +118,46 @@ def _visit_all(home: _Block, mask: Mask, visit: _Visit, carry: Any) -> tuple[Any
 def _travel(home: _Block, d_home: Any, visit: _Visit, carry: Any, *, direction: int, length: int) -> tuple[Any, Any]:
     """Send every block to the `length` devices next to it, one after the other; its gradients go along and return."""
 
-    def work(hops: jax.Array | int, block: _Block, d_block: Any, carry: Any) -> tuple[Any, Any]:
+    def work(block: _Block, d_block: Any, carry: Any) -> tuple[Any, Any]:
         # The gradients of the block that is here arrive only now: they are on their way while it is worked on.
         arriving = _send(d_block, direction)
-        carry, added = visit(direction * hops, block, carry)
+        carry, added = visit(block, carry)
         return jax.tree.map(jnp.add, arriving, added), carry
 
-    def step(hops: jax.Array, state: tuple[_Block, Any, Any]) -> tuple[_Block, Any, Any]:
+    def step(_: jax.Array, state: tuple[_Block, Any, Any]) -> tuple[_Block, Any, Any]:
         block, d_block, carry = state
         following = _send(block, direction)
-        return following, *work(hops, block, d_block, carry)
+        return following, *work(block, d_block, carry)
 
     # Does not wait for the work on this device's own block, which does not touch it.
     state = (_send(home, direction), d_home, carry)
     block, d_block, carry = lax.fori_loop(1, length, step, state) if length > 1 else state
-    d_block, carry = work(length, block, d_block, carry)
+    d_block, carry = work(block, d_block, carry)
     return carry, _send(d_block, -direction * length)
 
 
-def _journeys(mask: Mask, chunk: int) -> list[tuple[int, int]]:
+def _journeys(reach: int | None, chunk: int) -> list[tuple[int, int]]:
     """Return (direction, length) of the ways on which a block meets every chunk that can see some of it."""
     others = lax.axis_size("context") - 1
-    reach = _reach(mask, chunk)
-    return [(1, others)] if reach is None or 2 * reach >= others else [(1, reach), (-1, reach)] if reach else []
+    # The nearest key that is j chunks back lies (j - 1) chunk + 1 tokens back.
+    hops = others if reach is None else -(-(reach - 1) // chunk)
+    return [(1, others)] if 2 * hops >= others else [(1, hops), (-1, hops)] if hops else []
 
 
-def _reach(mask: Mask, chunk: int) -> int | None:
-    """Return how many chunks back a query can see, None for all; the nearest key j back is (j - 1) chunk + 1 away."""
-    return -(-(mask.window - 1) // chunk) if mask.causal and mask.window is not None else None
-
-
-def _for_pairs_that_meet(work: Callable[..., Any], carry: Any, hops: jax.Array | int, block: _Block, mask: Mask) -> Any:
+def _for_pairs_that_meet(work: Callable[..., Any], carry: Any, block: _Block, mask: Mask) -> Any:
     """Run carry = work(carry, query, key, mask) for each chunk of queries, 0 or 1, and of keys that it can see."""
-    device, chunk, reach = lax.axis_index("context"), block.segments.shape[2], _reach(mask, block.segments.shape[2])
-    q_segments = split_chunks(mask.q_segments_BT)
-    q_numbers = jnp.stack(chunk_numbers(device))
-    kv_numbers = jnp.stack(chunk_numbers((device - hops) % lax.axis_size("context")))
+    queries = split_chunks(mask.queries, axis=2)
 
     def step(carry: Any, pair: jax.Array) -> tuple[Any, None]:
         query, key = pair
-        chunks_back = q_numbers[query] - kv_numbers[key]
-        meet = _share_documents(q_segments[query], block.segments[key])
-        meet &= chunks_back >= 0 if mask.causal else True
-        meet &= chunks_back <= reach if reach is not None else True
-        pair_mask = dataclasses.replace(
-            mask,
-            q_segments_BT=q_segments[query],
-            kv_segments_BS=block.segments[key],
-            q_start=q_numbers[query] * chunk,
-            kv_start=kv_numbers[key] * chunk,
-        )
-        return lax.cond(meet, work, lambda carry, *_: carry, carry, query, key, pair_mask), None
+        pair_mask = Mask.of(queries[query], block.seen_by[key], mask.reach)
+        meet, _ = meetings(pair_mask, queries.shape[3], block.seen_by.shape[3])
+        return lax.cond(meet.any(), work, lambda carry, *_: carry, carry, query, key, pair_mask), None
 
-    # No early queries with late keys if causal: every late chunk is after every early one. A loop, so that the program
-    # contains the kernel once.
-    pairs = [(0, 0), (1, 0), (1, 1)] if mask.causal else [(0, 0), (0, 1), (1, 0), (1, 1)]
+    # No early queries with late keys if none sees what is after it: every late chunk is after every early one. A loop,
+    # so that the program contains the kernel once.
+    pairs = [(0, 0), (0, 1), (1, 0), (1, 1)] if mask.reach is None else [(0, 0), (1, 0), (1, 1)]
     return lax.scan(step, carry, jnp.asarray(pairs, jnp.int32))[0]
-
-
-def _share_documents(q_segments_BT: jax.Array, kv_segments_BS: jax.Array) -> jax.Array:
-    """Return whether in any row the ranges of document numbers overlap: False only if no two tokens share one."""
-    starts_before = q_segments_BT.min(axis=1) <= kv_segments_BS.max(axis=1)
-    ends_after = q_segments_BT.max(axis=1) >= kv_segments_BS.min(axis=1)
-    return jnp.any(starts_before & ends_after)
 
 
 def _send(tree: Any, hops: int) -> Any:

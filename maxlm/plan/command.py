@@ -19,9 +19,9 @@ from rich.console import Console
 from maxlm import runtime
 from maxlm.config import load_run
 from maxlm.config.errors import RunFailedError, UserError, make_possible
-from maxlm.config.schema import MeshConfig, MoeConfig, RunConfig
-from maxlm.metrics.throughput import peak_flops
-from maxlm.models.cost import flops_per_token, parameter_count, prefix_work
+from maxlm.config.schema import MeshConfig, RunConfig
+from maxlm.devices import peak_flops
+from maxlm.models.cost import flops_per_token, parameter_count
 from maxlm.plan.estimate import EFFICIENCIES, Timeline, count_work
 from maxlm.plan.hlo import parse
 from maxlm.plan.network import Network
@@ -64,8 +64,8 @@ def make_plan(config: RunConfig, topology: Topology, name: str) -> Plan:
         num_devices=len(devices),
         mesh=program.mesh_sizes.sizes,
         num_parameters=parameter_count(config.model),
-        tokens_per_step=config.train.batch_size * config.data.sequence_length,
-        attention_kernel=program.attention_kernel,
+        tokens_per_step=config.tokens_per_step,
+        kernels=program.kernels,
         versions={package: importlib.metadata.version(package) for package in ("jax", "libtpu")},
     )
     available = topology.chip.memory_bytes
@@ -99,10 +99,10 @@ def _cost(config: RunConfig, topology: Topology, program: Program, compiled: Com
         raise RunFailedError("this version of libtpu states no cycles for its fusions, which the estimate is made of")
     module = parse(text, slices=topology.slices, routed_rows=_routed_rows(config, program.mesh_sizes))
     work = count_work(module, program.mesh_sizes.sizes)
-    peak = peak_flops(devices[0].device_kind, str(program.how.compute_dtype))
+    peak = peak_flops(devices[0].device_kind, str(program.execution.compute_dtype))
     assert peak is not None, f"no peak for {devices[0].device_kind}"
     where = places(devices)
-    tokens, schedule = config.train.batch_size * config.data.sequence_length / len(devices), program.how.schedule
+    tokens, schedule = config.tokens_per_step / len(devices), program.execution.schedule
     return Cost(
         compile_seconds=compiled.compile_seconds,
         model_flops=tokens * flops_per_token(config.model, config.data.sequence_length),
@@ -112,16 +112,15 @@ def _cost(config: RunConfig, topology: Topology, program: Program, compiled: Com
             for name, reached in EFFICIENCIES.items()
         },
         peak_flops=peak,
-        bubble=schedule.bubble(schedule.stages * prefix_work(config.model, config.data.sequence_length)),
+        bubble=schedule.bubble,
     )
 
 
 def _routed_rows(config: RunConfig, mesh: MeshConfig) -> int | None:
     """Count the rows that a device's experts get of a microbatch: as many as its tokens send out."""
-    choices = [block.ffn.experts_per_token for block in config.model.pattern if isinstance(block.ffn, MoeConfig)]
-    holders = mesh.data * mesh.fsdp * mesh.expert * mesh.context * config.train.microbatches
-    tokens = config.train.batch_size * config.data.sequence_length // holders
-    return tokens * max(choices) if choices else None
+    copies = max(section.routed_copies for _, section in config.model.sections())
+    tokens = config.tokens_per_step // (mesh.batch_devices * mesh.context * config.train.microbatches)
+    return tokens * copies or None
 
 
 def _too_much(message: str) -> int | None:

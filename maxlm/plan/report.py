@@ -36,7 +36,7 @@ class Layout:
       mesh: devices along each axis.
       num_parameters: of the model.
       tokens_per_step: over the whole mesh.
-      attention_kernel: the implementation of attention.
+      kernels: the implementation of each operation that has several.
       versions: of jax and libtpu.
     """
 
@@ -46,7 +46,7 @@ class Layout:
     mesh: dict[str, int]
     num_parameters: int
     tokens_per_step: int
-    attention_kernel: str
+    kernels: dict[str, str]
     versions: dict[str, str]
 
 
@@ -132,7 +132,7 @@ def show(plan: Plan, console: Console) -> None:
     rows: list[tuple[str, str | Text]] = [
         ("model", f"{layout.num_parameters:,} parameters, {layout.tokens_per_step:,} tokens per step"),
         ("mesh", f"{axes} ({layout.num_devices} devices)"),
-        ("attention", layout.attention_kernel),
+        *layout.kernels.items(),
         ("memory", _memory_words(memory)),
     ]
     if cost is not None:

@@ -36,7 +36,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from maxlm.jax_versions import vary_over, varying_axes
-from maxlm.sharding.context import chunk_numbers, join_chunks, split_chunks
+from maxlm.sharding.context import chunk_numbers, gather_chunks, join_chunks, split_chunks
 
 
 class Plan(NamedTuple):
@@ -107,9 +107,7 @@ def _rank(experts_BTA: jax.Array, num_experts: int) -> jax.Array:
         return _rank_and_counts(experts_BTA, num_experts)[0]
     experts_2BTA = split_chunks(experts_BTA)
     rank_2BTA, counts_2BE = jax.vmap(lambda chunk: _rank_and_counts(chunk, num_experts))(experts_2BTA)
-    by_device = lax.all_gather(counts_2BE, "context")
-    # In the order of the sequence: the early chunks, and the late ones from the last device to the first.
-    counts_CBE = jnp.concatenate([by_device[:, 0], by_device[::-1, 1]])
+    counts_CBE = gather_chunks(counts_2BE)
     before_CBE = jnp.cumsum(counts_CBE, axis=0) - counts_CBE
     before_2BE = before_CBE[jnp.stack(chunk_numbers(lax.axis_index("context")))]
     flat_2BM = experts_2BTA.reshape(*before_2BE.shape[:2], -1)

@@ -19,7 +19,7 @@ from maxlm.sharding.parameters import map_parameters, stays_fp32, with_value
 
 Module = TypeVar("Module")
 
-_SPLITS = (FSDP_AXES, EXPERT_FSDP_AXES)
+GATHERED_AXES = (FSDP_AXES, EXPERT_FSDP_AXES)
 """What a gather may undo: entries of specs, literally."""
 
 
@@ -56,7 +56,7 @@ def gather(module: Module) -> Module:
     def gathered(parameter: nnx.Param) -> nnx.Param:
         value, spec = parameter.get_value(), parameter.get_metadata("spec")
         for dimension, axes in enumerate(spec):
-            if axes in _SPLITS and lax.axis_size(axes) > 1:  # alone, it would still be a copy
+            if axes in GATHERED_AXES and lax.axis_size(axes) > 1:  # alone, it would still be a copy
                 value = lax.all_gather(value, axes, axis=value.ndim - len(spec) + dimension, tiled=True)
         return with_value(parameter, value)
 
@@ -73,7 +73,7 @@ def tied_to_loop(module: Module, index: Any) -> Module:
 
 def is_parameter_gather(primitive: Any, *_: Any, **parameters: Any) -> bool:
     """Recognise the equation that `gather` writes (for rematerialisation policies)."""
-    return primitive is lax.all_gather_p and tuple(parameters["axis_name"]) in _SPLITS
+    return primitive is lax.all_gather_p and tuple(parameters["axis_name"]) in GATHERED_AXES
 
 
 def zeros_like_fp32(module: Module) -> Module:

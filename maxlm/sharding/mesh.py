@@ -19,10 +19,14 @@ BATCH_AXES = ("data", "fsdp", "expert")
 """Axes that split the sequences of a batch."""
 TOKEN_AXES = (*BATCH_AXES, "context")
 """Axes over which devices hold different tokens."""
+REPORT_AXES = (*TOKEN_AXES, "tensor")
+"""Axes over which devices hold different tokens between `leave` and `enter`, where reports of layers are made."""
 FSDP_AXES = ("fsdp", "expert", "context")
 """Axes that split dense parameters, their gradients and optimizer slots: all but the one that replicates them."""
 EXPERT_FSDP_AXES = ("fsdp", "context")
 """Axes that split the parameters of experts besides `expert`, which holds different experts."""
+DECODING_AXES = (*BATCH_AXES, "stage", "context")
+"""Axes that split the sequences that are decoded together; `stage` and `context` have size 1 then."""
 BATCH_SPEC = P(BATCH_AXES, "context")
 """Layout of every (B, T) array of a batch."""
 

@@ -1,4 +1,4 @@
-"""A parameter is one line: shape, PartitionSpec over mesh axes, initialiser. This file reads those lines.
+"""A parameter is one line: shape, PartitionSpec over mesh axes, initialiser, and what it is. This file reads them.
 
 Modules are built without memory: every parameter starts as a `jax.ShapeDtypeStruct`, from which come shardings,
 counts and, last, values (`initialise`). A stacked parameter has one more leading dimension, the layers, than its
@@ -11,13 +11,15 @@ import dataclasses
 import math
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+
+from maxlm.sharding.stages import EMPTY
 
 Module = TypeVar("Module")
 
@@ -53,18 +55,59 @@ def with_value(parameter: nnx.Param, value: Any) -> nnx.Param:
     return cast(nnx.Param, parameter.replace(value))
 
 
-def weight(shape: tuple[int, ...], spec: P, init: Initializer, *, use: str = "cast") -> nnx.Param:
-    """Declare an fp32 parameter: its global shape, one spec entry per dimension, its initialiser.
+Role = Literal["matrix", "router", "head", "embedding", "norm", "bias", "state"]
+"""What a parameter is: a matrix that tokens are multiplied with, one of a router, the output projection, a table that
+tokens are looked up in, the scale or shift of a norm, a vector that is added, or what a layer's own rule moves after a
+step and no optimizer does."""
 
-    `use="fp32"` keeps it from being cast to the compute dtype.
+
+def weight(
+    shape: tuple[int, ...],
+    spec: P,
+    init: Initializer,
+    *,
+    role: Role,
+    inputs: tuple[int, ...] = (),
+    used: float | None = None,
+    fp32: bool = False,
+) -> nnx.Param:
+    """Declare an fp32 parameter; everything that is asked of it later is read from this line.
+
+    Args:
+      shape: of the whole array, on all devices together.
+      spec: mesh axes of each dimension.
+      init: draws the first values.
+      role: what it is, which decides about weight decay and which optimizer takes it.
+      inputs: the dimensions that a product with a token sums over: those before them count matrices, those after them
+        are the output. None for what is no matrix.
+      used: the share of it that a token is multiplied with, for parameter and FLOP counts; by default all of a matrix,
+        and nothing of what has no `inputs`.
+      fp32: it is used in fp32, whatever the compute dtype.
     """
     assert len(shape) == len(spec), f"{shape} needs one spec entry per dimension, not {spec}"
-    return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32), spec=spec, init=init, use=use)
+    used = float(bool(inputs)) if used is None else used
+    facts: dict[str, Any] = {"spec": spec, "init": init, "role": role, "inputs": inputs, "used": used, "fp32": fp32}
+    return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32), **facts)
+
+
+def role_of(parameter: nnx.Param) -> Role:
+    """Return what a parameter is."""
+    role: Role = parameter.get_metadata("role")
+    return role
+
+
+def layers_of(parameter: nnx.Param) -> tuple[int, ...] | None:
+    """Return the number in the model of the layer that each row of a stacked parameter holds, `EMPTY` for none.
+
+    None where a parameter is not stacked.
+    """
+    layers: tuple[int, ...] | None = parameter.get_metadata().get("layers")
+    return layers
 
 
 def stays_fp32(parameter: nnx.Param) -> bool:
     """Return whether a parameter is used in fp32 whatever the compute dtype is."""
-    return bool(parameter.get_metadata("use") == "fp32")
+    return bool(parameter.get_metadata("fp32"))
 
 
 def is_parameter(node: Any) -> bool:
@@ -101,12 +144,13 @@ def shardings(module: Module, mesh: Mesh) -> Module:
     return map_parameters(lambda parameter: NamedSharding(mesh, partition_spec(parameter)), module)
 
 
-def stack_layers(module: Module, num_layers: int) -> Module:
-    """Give every declared parameter a leading dimension of `num_layers`."""
+def stack_layers(module: Module, layers: Sequence[int]) -> Module:
+    """Give every declared parameter a leading dimension, a row for each of `layers` (see `layers_of`)."""
 
     def stacked(parameter: nnx.Param) -> nnx.Param:
-        value = parameter.get_value()
-        return with_value(parameter, jax.ShapeDtypeStruct((num_layers, *value.shape), value.dtype))
+        value, facts = parameter.get_value(), dict(parameter.get_metadata())
+        shape = jax.ShapeDtypeStruct((len(layers), *value.shape), value.dtype)
+        return nnx.Param(shape, **{**facts, "layers": tuple(layers)})
 
     return map_parameters(stacked, module)
 
@@ -116,17 +160,12 @@ def parameter_count(module: Any) -> int:
     return sum(math.prod(parameter.get_value().shape) for _, parameter in named_parameters(module))
 
 
-def initialise(module: Module, seed: int, mesh: Mesh, layer_order: Sequence[int] | None = None) -> Module:
+def initialise(module: Module, seed: int, mesh: Mesh) -> Module:
     """Fill declared parameters with values, each born on its devices.
 
-    Args:
-      module: declared parameters.
-      seed: of all values.
-      mesh: where they lie.
-      layer_order: which layer each row of a stacked parameter holds; row by row unless given.
-
     A value depends on the seed, the parameter's path and its layer, never on the mesh: threefry bits are the same
-    however an array is split (jax_threefry_partitionable).
+    however an array is split (jax_threefry_partitionable). Of a stacked parameter, the path within its block and the
+    layer's number in the model count, not how the model's layers are written as patterns.
     """
 
     def values(seed_key: jax.Array) -> Module:
@@ -134,8 +173,7 @@ def initialise(module: Module, seed: int, mesh: Mesh, layer_order: Sequence[int]
 
         def value(parameter: nnx.Param) -> nnx.Param:
             path, _ = next(named)
-            key = jax.random.fold_in(seed_key, zlib.crc32(path.encode()))
-            return with_value(parameter, _initial_value(key, parameter, layer_order))
+            return with_value(parameter, _initial_value(seed_key, path, parameter))
 
         return map_parameters(value, module)
 
@@ -143,10 +181,23 @@ def initialise(module: Module, seed: int, mesh: Mesh, layer_order: Sequence[int]
     return filled
 
 
-def _initial_value(key: jax.Array, parameter: nnx.Param, layer_order: Sequence[int] | None) -> jax.Array:
-    declared, init = parameter.get_value(), parameter.get_metadata("init")
-    if declared.ndim == len(parameter.get_metadata("spec")):
-        return init(key, declared.shape, declared.dtype)
-    layers = jnp.arange(declared.shape[0]) if layer_order is None else jnp.asarray(layer_order)
-    keys = jax.vmap(lambda layer: jax.random.fold_in(key, layer))(layers)
-    return jax.vmap(lambda layer_key: init(layer_key, declared.shape[1:], declared.dtype))(keys)
+def _initial_value(seed_key: jax.Array, path: str, parameter: nnx.Param) -> jax.Array:
+    declared, init, layers = parameter.get_value(), parameter.get_metadata("init"), layers_of(parameter)
+    if layers is None:
+        return init(_path_key(seed_key, path), declared.shape, declared.dtype)
+    key = _path_key(seed_key, path_in_block(path))
+    keys = jax.vmap(lambda layer: jax.random.fold_in(key, layer))(jnp.asarray(layers))
+    rows = jax.vmap(lambda layer_key: init(layer_key, declared.shape[1:], declared.dtype))(keys)
+    if EMPTY not in layers:
+        return rows
+    held = jnp.asarray(layers) != EMPTY
+    return jnp.where(held.reshape(-1, *[1] * (rows.ndim - 1)), rows, 0)
+
+
+def path_in_block(path: str) -> str:
+    """Return the path of a stacked parameter within its block: stack/0/1/mixer/query -> mixer/query."""
+    return path.split("/", 3)[3]
+
+
+def _path_key(seed_key: jax.Array, path: str) -> jax.Array:
+    return jax.random.fold_in(seed_key, zlib.crc32(path.encode()))

@@ -15,8 +15,10 @@ M + (S - 1) / V of it, of which nobody works usefully for
 
   bubble = (S - 1) / (M V + S - 1).
 
-Blocks before the pattern run on stage 0 alone, where tokens are embedded, while the other stages wait: with p times the
-work of a stage's layers they add M p to a step's time, M p / S of which would be their share.
+Stages may hold different numbers of layers (`maxlm.sharding.stages`). A tick takes as long as the stage that has most
+to do in it: with i times the mean of all virtual stages a step takes i (M + (S - 1) / V), and
+
+  bubble = 1 - M V / (i (M V + S - 1)).
 
 Memory: a stage input lives from its forward to its backward tick, at most 2 V S - 2 ticks later. 2 S - 1 of them
 (V = 1) or 2 S V (V > 1) are kept, whatever M is; the backward tick computes the chunk again from its input. Nothing
@@ -58,11 +60,15 @@ class Work(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """Sizes of a pipeline: S, V, M. With V > 1, M is a multiple of S."""
+    """Sizes of a pipeline: S, V, M, and i, the work of its largest virtual stage over the mean.
+
+    With V > 1, M is a multiple of S.
+    """
 
     stages: int = 1
     repeats: int = 1
     microbatches: int = 1
+    imbalance: float = 1.0
 
     @property
     def warmup_ticks(self) -> int:
@@ -74,14 +80,11 @@ class Schedule(NamedTuple):
         """Ticks with work in both directions."""
         return self.microbatches * self.repeats - self.repeats * self.stages + self.stages
 
-    def bubble(self, before: float = 0.0) -> float:
-        """Return the fraction of a step's time in which a stage does nothing useful.
-
-        Args:
-          before: time of the blocks that the first stage runs besides, relative to a stage's layers.
-        """
-        useful = self.microbatches * (1 + before / self.stages)
-        return 1 - useful / (self.microbatches * (1 + before) + (self.stages - 1) / self.repeats)
+    @property
+    def bubble(self) -> float:
+        """The fraction of a step's time in which a stage does nothing useful."""
+        useful = self.microbatches * self.repeats
+        return 1 - useful / (self.imbalance * (useful + self.stages - 1))
 
     @property
     def slots(self) -> int:
@@ -104,34 +107,20 @@ class Schedule(NamedTuple):
         return Work(microbatch, self.repeats - 1 - chunk if backward else chunk, valid)
 
 
-def layer_order(groups: int, schedule: Schedule) -> list[int]:
-    """Return which group of layers each row of a stacked parameter holds: a stage's rows lie together in memory.
-
-    The identity unless stages repeat.
-    """
-    rows = groups // (schedule.stages * schedule.repeats)
-    return [
-        (chunk * schedule.stages + stage) * rows + row
-        for stage in range(schedule.stages)
-        for chunk in range(schedule.repeats)
-        for row in range(rows)
-    ]
-
-
 class Parts(NamedTuple):
     """The model as the pipeline sees it.
 
     Attributes:
-      run_chunk: (outer, chunk, x, microbatch, first) -> (y, cost, statistics), one chunk of layers; where `first` is
-        true the embedded tokens of the microbatch, after the blocks before the pattern, take the place of x. x and y
-        have the same shape; cost is what the chunk adds to the objective besides, statistics are rows like the chunk's
+      run_chunk: (outer, chunk, x, (microbatch, number, first)) -> (y, cost, reports), one chunk of layers, the stage's
+        chunk of this number; where `first` is true the embedded tokens of the microbatch take the place of x. x and y
+        have the same shape; cost is what the chunk adds to the objective besides, reports are rows like the chunk's
         layers, to be summed.
-      losses: (outer, y, microbatch) -> (objective, nats), from the last virtual stage's y, which only stage S - 1 has;
-        every stage does its share.
+      losses: (outer, y, microbatch) -> (objective, sums), from the last virtual stage's y, which only stage S - 1 has;
+        every stage does its share. Sums are a tree of scalars.
     """
 
     run_chunk: Callable[..., tuple[jax.Array, jax.Array, Any]]
-    losses: Callable[..., tuple[jax.Array, jax.Array]]
+    losses: Callable[..., tuple[jax.Array, Any]]
 
 
 class _Carry(NamedTuple):
@@ -142,7 +131,7 @@ class _Carry(NamedTuple):
     inputs: jax.Array
     d_outer: Any
     d_stack: Any
-    statistics: Any
+    reports: Any
 
 
 class _Pipeline(NamedTuple):
@@ -167,12 +156,12 @@ class _Pipeline(NamedTuple):
         inputs = lax.dynamic_update_index_in_dim(carry.inputs, jnp.where(work.valid, carry.x, kept), slot, 0)
         first = work.valid & (stage == 0) & (work.chunk == 0)
         chunk = _chunk(stack, work.chunk, schedule)
-        y, cost, statistics = parts.run_chunk(outer, chunk, carry.x, work.microbatch, first)
-        statistics = jax.tree.map(lambda rows: jnp.where(work.valid, rows, 0), statistics)
+        y, cost, reports = parts.run_chunk(outer, chunk, carry.x, (work.microbatch, work.chunk, first))
+        reports = jax.tree.map(lambda rows: jnp.where(work.valid, rows, 0), reports)
         carry = carry._replace(
             x=_send(y, 1, schedule),
             inputs=inputs,
-            statistics=_add_chunk(carry.statistics, statistics, work.chunk, schedule),
+            reports=_add_chunk(carry.reports, reports, work.chunk, schedule),
         )
         return y, carry, jnp.where(work.valid, cost, 0)
 
@@ -190,7 +179,7 @@ class _Pipeline(NamedTuple):
         first = work.valid & (stage == 0) & (work.chunk == 0)
 
         def run(outer: Any, chunk: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-            y, cost, _ = parts.run_chunk(outer, chunk, x, work.microbatch, first)
+            y, cost, _ = parts.run_chunk(outer, chunk, x, (work.microbatch, work.chunk, first))
             return y, vary_over(cost, ("stage",))
 
         (_, cost), pull = jax.vjp(run, outer, _chunk(stack, work.chunk, schedule), kept)
@@ -201,18 +190,18 @@ class _Pipeline(NamedTuple):
             d_stack=_add_chunk(carry.d_stack, d_chunk, work.chunk, schedule),
         )
 
-    def loss(
-        self, tick: jax.Array, y: jax.Array, carry: _Carry
-    ) -> tuple[_Carry, jax.Array, tuple[jax.Array, jax.Array]]:
+    def loss(self, tick: jax.Array, y: jax.Array, carry: _Carry) -> tuple[_Carry, jax.Array, tuple[jax.Array, Any]]:
         """Do this stage's share of the loss of the microbatch that ends in a tick, forward and backward."""
         parts, outer, _, schedule, _ = self
         work = _clipped(schedule.forward(tick, schedule.stages - 1), schedule)
-        losses, pull = jax.vjp(lambda outer, y: parts.losses(outer, y, work.microbatch), outer, y)
-        d_outer, d_y = pull(jax.tree.map(jnp.ones_like, losses[:1]) + jax.tree.map(jnp.zeros_like, losses[1:]))
-        return carry._replace(d_outer=jax.tree.map(jnp.add, carry.d_outer, d_outer)), d_y, losses
+        objective, pull, sums = jax.vjp(
+            lambda outer, y: parts.losses(outer, y, work.microbatch), outer, y, has_aux=True
+        )
+        d_outer, d_y = pull(jnp.ones_like(objective))
+        return carry._replace(d_outer=jax.tree.map(jnp.add, carry.d_outer, d_outer)), d_y, (objective, sums)
 
-    def steady(self, carry: _Carry, tick: jax.Array) -> tuple[_Carry, tuple[jax.Array, jax.Array]]:
-        """Run a tick with work in both directions; return what it adds to objective and nats."""
+    def steady(self, carry: _Carry, tick: jax.Array) -> tuple[_Carry, tuple[jax.Array, Any]]:
+        """Run a tick with work in both directions; return what it adds to objective and sums."""
         run, schedule = self.at(tick), self.schedule
         y, carry, cost = run.forward(tick, carry)
         if schedule.repeats == 1:
@@ -230,7 +219,7 @@ class _Pipeline(NamedTuple):
 
 def pipelined_gradients(
     parts: Parts, outer: Any, stack: Any, zeros: tuple[Any, Any], x: jax.ShapeDtypeStruct, schedule: Schedule
-) -> tuple[Any, Any, jax.Array, jax.Array, Any]:
+) -> tuple[Any, Any, jax.Array, Any, Any]:
     """Run a step's microbatches through the pipeline; inside the shard_map.
 
     Args:
@@ -242,47 +231,53 @@ def pipelined_gradients(
       schedule: the sizes.
 
     Returns:
-      gradients of outer and stack, this device's objective and nats, and the statistics of the stack's layers.
+      gradients of outer and stack, this device's objective and other sums, and the reports of the stack's layers.
     """
     run = _Pipeline(parts, outer, stack, schedule, lax.axis_index("stage"))
     warmup, all_forward = schedule.warmup_ticks, schedule.warmup_ticks + schedule.steady_ticks
     nothing = vary_over(jnp.zeros(x.shape, x.dtype), AXES)
     kept = vary_over(jnp.zeros((schedule.repeats * schedule.slots, *x.shape), x.dtype), AXES)
-    carry = _Carry(nothing, nothing, kept, *zeros, _no_statistics(parts, outer, stack, nothing))
+    carry = _Carry(nothing, nothing, kept, *zeros, _no_reports(parts, outer, stack, nothing))
     carry, costs = lax.scan(lambda carry, tick: run.at(tick).forward(tick, carry)[1:], carry, jnp.arange(warmup))
-    carry, (objectives, nats) = lax.scan(run.steady, carry, jnp.arange(warmup, all_forward))
+    carry, (objectives, sums) = lax.scan(run.steady, carry, jnp.arange(warmup, all_forward))
     ticks = jnp.arange(all_forward, all_forward + warmup)
     carry, _ = lax.scan(lambda carry, tick: (run.at(tick).backward(tick, carry, None), None), carry, ticks)
-    return carry.d_outer, carry.d_stack, costs.sum() + objectives.sum(), nats.sum(), carry.statistics
+    objective = costs.sum() + objectives.sum()
+    return carry.d_outer, carry.d_stack, objective, _summed(sums), carry.reports
 
 
-def _no_statistics(parts: Parts, outer: Any, stack: Any, x: jax.Array) -> Any:
-    """Return zeros for the statistics of all layers of this stage."""
+def _no_reports(parts: Parts, outer: Any, stack: Any, x: jax.Array) -> Any:
+    """Return zeros for the reports of all layers of this stage."""
     index = jnp.int32(0)
-    shapes = jax.eval_shape(lambda: parts.run_chunk(outer, stack, x, index, index == 0)[2])
+    shapes = jax.eval_shape(lambda: parts.run_chunk(outer, stack, x, (index, index, index == 0))[2])
     return jax.tree.map(lambda s: vary_over(jnp.zeros(s.shape, s.dtype), _axes(s)), shapes)
 
 
 def pipelined_losses(
     parts: Parts, outer: Any, stack: Any, x: jax.ShapeDtypeStruct, schedule: Schedule
-) -> tuple[jax.Array, jax.Array]:
-    """Run microbatches forward only; return the summed (objective, nats)."""
+) -> tuple[jax.Array, Any]:
+    """Run microbatches forward only; return this device's (objective, sums)."""
     stage = lax.axis_index("stage")
 
-    def tick(x: jax.Array, tick: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    def tick(x: jax.Array, tick: jax.Array) -> tuple[jax.Array, tuple[jax.Array, Any]]:
         work = _clipped(schedule.forward(tick, stage), schedule)
         first = work.valid & (stage == 0) & (work.chunk == 0)
         chunk = _chunk(tied_to_loop(stack, tick), work.chunk, schedule)
-        y, cost, _ = parts.run_chunk(outer, chunk, x, work.microbatch, first)
+        y, cost, _ = parts.run_chunk(outer, chunk, x, (work.microbatch, work.chunk, first))
         last = schedule.forward(tick, schedule.stages - 1)
         losses = parts.losses(outer, y, _clipped(last, schedule).microbatch)
         ends = last.valid & (last.chunk == schedule.repeats - 1)
-        objective, nats = (jnp.where(ends, value, 0) for value in losses)
-        return _send(y, 1, schedule), (objective + jnp.where(work.valid, cost, 0), nats)
+        objective, sums = jax.tree.map(lambda value: jnp.where(ends, value, 0), losses)
+        return _send(y, 1, schedule), (objective + jnp.where(work.valid, cost, 0), sums)
 
     ticks = jnp.arange(schedule.microbatches * schedule.repeats + schedule.stages - 1)
-    _, (objectives, nats) = lax.scan(tick, vary_over(jnp.zeros(x.shape, x.dtype), AXES), ticks)
-    return objectives.sum(), nats.sum()
+    _, (objectives, sums) = lax.scan(tick, vary_over(jnp.zeros(x.shape, x.dtype), AXES), ticks)
+    return objectives.sum(), _summed(sums)
+
+
+def _summed(sums: Any) -> Any:
+    """Add up what all ticks gave."""
+    return jax.tree.map(lambda values: values.sum(axis=0), sums)
 
 
 def spread_over_stages(x_TD: jax.Array) -> jax.Array:

@@ -12,13 +12,15 @@ from maxlm.data.dataset import Dataset
 from maxlm.data.loader import device_batch
 from maxlm.models.decoder import Decoder
 from maxlm.runtime import settle
-from maxlm.train.loss import Batch, Sums
+from maxlm.train.loss.gradients import Batch, Sums
+from maxlm.train.objectives import Objective
 
 
 def evaluate(
     decoder: Decoder,
     datasets: Mapping[str, Dataset],
     losses: Callable[[Decoder, Batch], Sums],
+    objective: Objective,
     sharding: NamedSharding,
     *,
     max_batches: int,
@@ -29,28 +31,22 @@ def evaluate(
       decoder: parameters on their devices.
       datasets: validation data by source.
       losses: the compiled forward pass.
+      objective: what it computes the loss of.
       sharding: layout of a batch.
       max_batches: batches per source, at most.
     """
     values: dict[str, float] = {}
     for source, dataset in datasets.items():
-        steps = range(min(max_batches, dataset.num_batches))
+        size = dataset.batch_size
+        starts = range(0, min(max_batches, dataset.num_batches) * size, size)
         # Dispatched without waiting: the device works on one batch while the host reads the next.
-        sums = [settle(losses(decoder, device_batch(dataset, step, sharding))) for step in steps]
+        sums = [settle(losses(decoder, device_batch(dataset, row, sharding))) for row in starts]
         host: list[Sums] = jax.device_get(sums)
-        values |= {f"val/{source}/{name}": value for name, value in loss_metrics(host).items()}
+        values |= {f"val/{source}/{name}": value for name, value in loss_metrics(objective, host).items()}
     return values
 
 
-def loss_metrics(sums: list[Sums]) -> dict[str, float]:
-    """Return loss (nats per token), perplexity and bits per byte of batches together."""
-    nats = math.fsum(float(batch.nats) for batch in sums)
-    weight = sum(float(batch.weight) for batch in sums)
-    target_bytes = sum(int(batch.target_bytes) for batch in sums)
-    loss = nats / max(weight, 1.0)
-    return {
-        "loss": loss,
-        # Finite for any loss that a float can hold; a diverged run must still be able to report.
-        "perplexity": math.exp(min(loss, 700.0)) if math.isfinite(loss) else loss,
-        "bits_per_byte": nats / math.log(2) / max(target_bytes, 1),
-    }
+def loss_metrics(objective: Objective, sums: list[Sums]) -> dict[str, float]:
+    """Return the objective's metrics of batches together."""
+    totals = {name: math.fsum(float(batch.metrics[name]) for batch in sums) for name in sums[0].metrics}
+    return objective.metrics(math.fsum(float(batch.weight) for batch in sums), totals)

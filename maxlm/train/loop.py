@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import platform
+import shlex
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -13,12 +15,15 @@ from typing import Any
 import jax
 
 from maxlm.checkpoint import Checkpointer, Restored, RunDirectory, tokenizer_to_open
+from maxlm.checkpoint.rearrange import rearrange_layers
 from maxlm.config.errors import RunFailedError, UserError
-from maxlm.config.resume import changes_that_matter
+from maxlm.config.resume import compare_runs
 from maxlm.config.schema import RunConfig
 from maxlm.data.loader import DeviceLoader
 from maxlm.data.token_hash import hexdigest
-from maxlm.runtime import ProfileWindow, StopSignal, Watchdog, settle
+from maxlm.models.cost import parameter_count
+from maxlm.runtime import ProfileWindow, StopSignal, Watchdog, explain_memory, memory_bytes, settle
+from maxlm.sharding.host import HOST_MEMORY
 from maxlm.sharding.mesh import batch_sharding
 from maxlm.train.evaluate import evaluate
 from maxlm.train.report import Reporter
@@ -30,11 +35,14 @@ from maxlm.train.setup import (
     compile_losses,
     compile_step,
     open_datasets,
+    state_as_saved,
 )
-from maxlm.train.state import TrainState, create_state, reorder_layers
+from maxlm.train.state import Consumed, Consumption, TrainState, create_state
 from maxlm.train.step import StepMetrics
 
 log = logging.getLogger(__name__)
+
+_MORE_ROOM = "use more devices, train.remat=full, more train.microbatches, or a smaller train.batch_size or model"
 
 _VERSIONED = ("maxlm", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -52,19 +60,24 @@ def train(config: RunConfig, *, command: str) -> None:
     """
     datasets = open_datasets(_with_own_tokenizer(config))
     program = build_program(config)
-    with contextlib.ExitStack() as stack:
+    _refuse_too_large_a_state(config, program)
+    with explain_memory(_MORE_ROOM), contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignal())
         run_dir = stack.enter_context(RunDirectory.open(config.run_dir))
         checkpointer = stack.enter_context(Checkpointer(run_dir.checkpoints, config.checkpoint))
         _refuse_changes(checkpointer.latest_record(), config, datasets)
         run_dir.keep_tokenizer(datasets.train.tokenizer.proto)
-        restored = checkpointer.restore(program.state)
+        restored = checkpointer.restore(program.state, saved_as=lambda record: state_as_saved(record, config, program))
         state = _state_to_start_from(restored, program, config)
         start = restored.step if restored else 0
-        reporter = stack.enter_context(Reporter(config, program, datasets, run_dir=run_dir.path, resume_step=start))
+        consumption = Consumption(_consumed(restored), start, config)
+        reporter = stack.enter_context(
+            Reporter(config, program, datasets, run_dir=run_dir.path, resume_step=start, consumption=consumption)
+        )
         compiled = compile_step(config, program)
+        _refuse_too_large_a_step(compiled, program)
         reporter.start_clock(compiled.compile_seconds)
-        loop = _Loop(config, program, datasets, compiled, checkpointer, reporter)
+        loop = _Loop(config, program, datasets, compiled, checkpointer, reporter, consumption)
         stack.callback(loop.watchdog.disarm)
         step = loop.run(state, start, stop.requested, ProfileWindow(config.runtime.profile, run_dir.path / "profile"))
         checkpointer.wait()
@@ -82,10 +95,11 @@ class _Loop:
         compiled: CompiledStep,
         checkpointer: Checkpointer,
         reporter: Reporter,
+        consumption: Consumption,
     ):
         self.config, self.datasets, self.compiled = config, datasets, compiled
-        self.checkpointer, self.reporter = checkpointer, reporter
-        self.sharding, self.layer_order = batch_sharding(program.mesh), program.layer_order
+        self.checkpointer, self.reporter, self.consumption = checkpointer, reporter, consumption
+        self.program, self.sharding = program, batch_sharding(program.mesh)
         self.losses = compile_losses(program)
         self.watchdog = Watchdog(config.runtime.step_timeout_seconds)
 
@@ -122,8 +136,8 @@ class _Loop:
         return DeviceLoader(
             self.datasets.train,
             self.sharding,
-            start_step=start,
-            stop_step=self.config.train.num_steps,
+            start_row=self.consumption.at(start).rows,
+            num_batches=self.config.train.num_steps - start,
             prefetch=self.config.data.prefetch_batches,
         )
 
@@ -159,17 +173,18 @@ class _Loop:
             state.decoder,
             self.datasets.validation,
             self.losses,
+            self.program.execution.objective,
             self.sharding,
             max_batches=self.config.train.eval_batches,
         )
-        self.reporter.evaluation(step, values)
-        self.reporter.pause(time.perf_counter() - began)
+        self.reporter.evaluation(step, values, seconds=time.perf_counter() - began)
         self.watchdog.arm()
 
     def _save(self, step: int, state: TrainState) -> None:
         record = {
+            "consumed": self.consumption.at(step)._asdict(),
             "token_hash": hexdigest(jax.device_get(state.token_hash)),
-            "layer_order": self.layer_order,
+            "layout": [list(segment.repetitions) for segment in self.program.execution.layout.segments],
             "config": self.config.model_dump(mode="json"),
             "data": self.datasets.train.fingerprint,
             "tokenizer": self.datasets.train.tokenizer.fingerprint,
@@ -185,20 +200,53 @@ def _with_own_tokenizer(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"data": config.data.model_copy(update={"tokenizer": tokenizer})})
 
 
+def _refuse_too_large_a_state(config: RunConfig, program: Program) -> None:
+    """Refuse a train state that a device cannot hold, before any array is made.
+
+    Raises:
+      UserError: its part of parameters and optimizer, without what lies in host memory, is more than its memory.
+    """
+    leaves = [leaf for leaf in jax.tree.leaves(program.state) if leaf.sharding.memory_kind != HOST_MEMORY]
+    needed = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+    device = program.mesh.local_devices[0]
+    available = memory_bytes(device)
+    if available is not None and needed > available:
+        raise UserError(
+            f"the model has {parameter_count(config.model):,} parameters; with the optimizer they take "
+            f"{needed / 2**30:,.1f} GiB on each device, {device.device_kind} has {available / 2**30:,.1f} GiB; use "
+            "more mesh.fsdp, or a smaller model: fewer layers, narrower ones, or a smaller vocabulary"
+        )
+
+
+def _refuse_too_large_a_step(compiled: CompiledStep, program: Program) -> None:
+    """Refuse a step that needs more memory than a device has: not all compilers do.
+
+    Raises:
+      UserError: it does.
+    """
+    device = program.mesh.local_devices[0]
+    available, needed = memory_bytes(device), compiled.peak_memory_bytes
+    if available is not None and needed > available:
+        raise UserError(
+            f"a step needs {needed / 2**30:,.1f} GiB on each device, {device.device_kind} has "
+            f"{available / 2**30:,.1f} GiB; {_MORE_ROOM}"
+        )
+
+
 def _state_to_start_from(restored: Restored | None, program: Program, config: RunConfig) -> TrainState:
-    """Return the restored state, its layers in this mesh's order, or that of step 0."""
+    """Return the restored state, its layers as they lie on this mesh, or that of step 0."""
     if restored is not None:
-        state: TrainState = reorder_layers(restored.state, restored.record["layer_order"], program.layer_order)
+        state: TrainState = rearrange_layers(restored.state, program.state)
         return state
-    seed = config.runtime.seed
-    return create_state(
-        program.declared,
-        program.optimizer,
-        program.mesh,
-        seed=seed,
-        layer_order=program.layer_order,
-        offload="optimizer" in config.train.offload,
-    )
+    offload = "optimizer" in config.train.offload
+    return create_state(program.declared, program.optimizer, program.mesh, seed=config.runtime.seed, offload=offload)
+
+
+def _consumed(restored: Restored | None) -> Consumed:
+    """Return what the run has consumed before its next step, whatever its batch sizes were."""
+    if restored is None:
+        return Consumed(rows=0, tokens=0, flops=0)
+    return Consumed(**restored.record["consumed"])
 
 
 def _due(step: int, every: int) -> bool:
@@ -209,13 +257,19 @@ def _refuse_changes(record: dict[str, Any] | None, config: RunConfig, datasets: 
     """Refuse to resume as another run than the one that was saved.
 
     Raises:
-      UserError: settings that matter, or the data, have changed; names each.
+      UserError: the run has gone beyond `train.num_steps`; or settings that matter, or the data, have changed.
     """
     if record is None:
         return
-    changes = [str(change) for change in changes_that_matter(record["config"], config)]
+    _refuse_fewer_steps(record["step"], config)
+    matter, later = compare_runs(record["config"], config, steps_done=record["step"])
+    if later:
+        log.warning("learning rates of steps to come are not the saved run's: %s", ", ".join(map(str, later)))
+    changes = [str(change) for change in matter]
+    reordered = any(change.key.startswith(("data.", "runtime.seed")) for change in matter)
     if record["data"] != datasets.train.fingerprint:
         changes.append(f"data.sources (the tokens): {record['data'][:12]} -> {datasets.train.fingerprint[:12]}")
+        reordered = True
     tokenizer = datasets.train.tokenizer.fingerprint
     if record.get("tokenizer", tokenizer) != tokenizer:
         changes.append(f"data.tokenizer (its contents): {record['tokenizer'][:12]} -> {tokenizer[:12]}")
@@ -224,6 +278,8 @@ def _refuse_changes(record: dict[str, Any] | None, config: RunConfig, datasets: 
     listed = "\n  ".join(changes)
     if config.checkpoint.allow_config_change:
         log.warning("resuming with changed settings (checkpoint.allow_config_change=true):\n  %s", listed)
+        if reordered:
+            log.warning("the data's rows are others now: what the run has read may come again, and some may never")
         return
     raise UserError(
         f"run_dir={config.run_dir} holds a run at step {record['step']} with other settings (saved -> now):\n  "
@@ -232,13 +288,24 @@ def _refuse_changes(record: dict[str, Any] | None, config: RunConfig, datasets: 
     )
 
 
+def _refuse_fewer_steps(done: int, config: RunConfig) -> None:
+    if done > config.train.num_steps:
+        raise UserError(
+            f"run_dir={config.run_dir} holds a run at step {done}, beyond train.num_steps={config.train.num_steps}; "
+            f"use train.num_steps={done} or more, or another run_dir"
+        )
+
+
 def _places(config: RunConfig, command: str, *, done: bool) -> dict[str, str]:
-    """Say where things are and what to do next."""
-    places = {"checkpoints": f"{config.run_dir}/checkpoints", "metrics": f"{config.run_dir}/metrics.jsonl"}
+    """Say where things are and what to do next; what is shown can be pasted into a shell."""
+    run_dir = config.run_dir
+    places = {"checkpoints": shlex.quote(f"{run_dir}/checkpoints"), "metrics": shlex.quote(f"{run_dir}/metrics.jsonl")}
     if config.metrics.tensorboard:
-        places["curves"] = f"tensorboard --logdir {config.run_dir}/tensorboard"
+        places["curves"] = shlex.join(["tensorboard", "--logdir", f"{run_dir}/tensorboard"])
     if done:
-        places["sample"] = f'maxlm generate {config.run_dir} --prompt "..."'
+        # A name that begins with a dash would be an option.
+        argument = f"./{run_dir}" if run_dir.startswith("-") else run_dir
+        places["sample"] = f'{shlex.join(["maxlm", "generate", argument])} --prompt "..."'
     else:
         places["resume with"] = command
     return places

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,32 +12,44 @@ from typing import Any
 import jax
 import yaml
 
-from maxlm.config.schema import ModelConfig, RunConfig
+from maxlm.config.schema import RunConfig
 from maxlm.data.baselines import Baselines, measure_baselines
 from maxlm.data.token_hash import hexdigest
+from maxlm.devices import peak_flops
 from maxlm.metrics.terminal import Outcome, RunTerminal, Summary
-from maxlm.metrics.throughput import peak_flops, rates
+from maxlm.metrics.throughput import LapTimer, rates
 from maxlm.metrics.writers import MetricsWriter
 from maxlm.models import cost
 from maxlm.train.evaluate import loss_metrics
 from maxlm.train.setup import Datasets, Program
+from maxlm.train.state import Consumption
 from maxlm.train.step import StepMetrics
 
 
 class Reporter:
     """Turn a step's numbers into the catalogue's metrics and show them. A context manager."""
 
-    def __init__(self, config: RunConfig, program: Program, datasets: Datasets, *, run_dir: Path, resume_step: int):
+    def __init__(
+        self,
+        config: RunConfig,
+        program: Program,
+        datasets: Datasets,
+        *,
+        run_dir: Path,
+        resume_step: int,
+        consumption: Consumption,
+    ):
         self._config, self._dataset, self._run_dir = config, datasets.train, run_dir
         self._validation = datasets.validation
-        self._tokens_per_step = config.train.batch_size * config.data.sequence_length
+        self._consumption = consumption
         self._flops_per_token = cost.flops_per_token(config.model, config.data.sequence_length)
         device = program.mesh.devices.flat[0]
-        self._num_devices, self._layer_order = program.mesh.size, program.layer_order
-        table_peak = peak_flops(device.device_kind, program.how.compute_dtype.name)
+        self._num_devices, self._program = program.mesh.size, program
+        table_peak = peak_flops(device.device_kind, program.execution.compute_dtype.name)
         self._peak = config.metrics.peak_tflops * 1e12 if config.metrics.peak_tflops else table_peak
-        self._began = self._mark = time.perf_counter()
+        self._began, self._timer = time.perf_counter(), LapTimer()
         self._logged_step, self._logged_wait = resume_step, 0.0
+        self._evaluation_seconds = 0.0
         self._last: dict[str, float | str] = {}
         self._terminal: RunTerminal | None = None
         self._writer: MetricsWriter | None = None
@@ -63,11 +75,7 @@ class Reporter:
     def start_clock(self, compile_seconds: float) -> None:
         """Begin to time steps, after compiling; `compile_seconds` goes with the next logged step."""
         self._last["time/compile_seconds"] = compile_seconds
-        self._mark = time.perf_counter()
-
-    def pause(self, seconds: float) -> None:
-        """Leave time spent on something else than steps out of their timing."""
-        self._mark += seconds
+        self._timer = LapTimer()
 
     def step(self, step: int, metrics: StepMetrics, *, wait_seconds: float, stall_seconds: float) -> None:
         """Log the metrics of a step, already on the host.
@@ -76,37 +84,44 @@ class Reporter:
           step: steps done.
           metrics: of the last of them.
           wait_seconds: waited for data since the process started.
-          stall_seconds: held up by checkpoints since the process started.
+          stall_seconds: held up by checkpoints since the process started, all of it outside steps.
         """
-        now = time.perf_counter()
-        steps, seconds = step - self._logged_step, max(now - self._mark, 1e-9)
-        tokens = step * self._tokens_per_step
-        train = {f"train/{name}": value for name, value in loss_metrics([metrics.sums]).items()}
+        steps, seconds = step - self._logged_step, self._timer.lap(self._evaluation_seconds + stall_seconds)
+        consumed = self._consumption.at(step)
+        of_step = loss_metrics(self._program.execution.objective, [metrics.sums])
+        train = {f"train/{name}": value for name, value in of_step.items()}
         values: dict[str, float | str] = {
             **train,
-            "train/flops": tokens * self._flops_per_token,
+            "train/flops": float(consumed.flops),
             "optim/learning_rate": float(metrics.learning_rate),
             "optim/gradient_norm": float(metrics.gradient_norm),
             "optim/parameter_norm": float(metrics.parameter_norm),
             "optim/update_ratio": float(metrics.update_ratio),
             "optim/skipped_steps": int(metrics.skipped),
-            **router_values(self._config.model, metrics.routers, self._layer_order),
+            **self._program.declared.by_layer(metrics.layers),
             **self._rates(steps, seconds),
             "time/step_seconds": seconds / steps,
             "time/input_wait_fraction": min((wait_seconds - self._logged_wait) / seconds, 1.0),
             "time/checkpoint_stall_seconds": stall_seconds,
-            "data/tokens": tokens,
-            **{f"data/epoch/{name}": epochs for name, epochs in self._dataset.epochs(step).items()},
+            "time/evaluation_seconds": self._evaluation_seconds,
+            "data/rows": consumed.rows,
+            "data/tokens": consumed.tokens,
+            **{f"data/epoch/{name}": epochs for name, epochs in self._dataset.epochs(consumed.rows).items()},
             "data/token_hash": hexdigest(metrics.token_hash),
         }
         if "time/compile_seconds" in self._last:
             values["time/compile_seconds"] = self._last.pop("time/compile_seconds")
-        self._mark, self._logged_step, self._logged_wait = now, step, wait_seconds
+        self._logged_step, self._logged_wait = step, wait_seconds
         self._values(step, values)
 
-    def evaluation(self, step: int, values: Mapping[str, float]) -> None:
-        """Log validation metrics, and the FLOPs that they were reached with."""
-        self._values(step, {**values, "train/flops": step * self._tokens_per_step * self._flops_per_token})
+    def evaluation(self, step: int, values: Mapping[str, float], *, seconds: float) -> None:
+        """Log validation metrics, the FLOPs that they were reached with, and the time they took."""
+        self._evaluation_seconds += seconds
+        spent = {
+            "train/flops": float(self._consumption.at(step).flops),
+            "time/evaluation_seconds": self._evaluation_seconds,
+        }
+        self._values(step, {**values, **spent})
 
     def _values(self, step: int, values: Mapping[str, float | str]) -> None:
         self._last |= values
@@ -136,7 +151,7 @@ class Reporter:
                 values=self._last,
                 baselines={name: measured.bits_per_byte for name, measured in baselines.items()},
                 targets={name: (measured.targets, self._num_targets(name)) for name, measured in baselines.items()},
-                tokens=step * self._tokens_per_step,
+                tokens=self._consumption.at(step).tokens,
                 wall_seconds=time.perf_counter() - self._began,
                 places=places,
             )
@@ -144,7 +159,8 @@ class Reporter:
 
     def _baselines(self) -> dict[str, Baselines]:
         """Measure simpler models on the tokens that the evaluations read, source by source."""
-        max_tokens = self._config.train.eval_batches * self._tokens_per_step + 1  # the first is no target
+        rows = self._config.train.eval_batches * self._config.train.batch_size
+        max_tokens = rows * self._config.data.sequence_length + 1  # the first is no target
         return {
             name: measure_baselines(
                 self._dataset.shards[name], dataset.shards[name], dataset.tokenizer, max_tokens=max_tokens
@@ -160,7 +176,7 @@ class Reporter:
 
     def _rates(self, steps: int, seconds: float) -> dict[str, float]:
         return rates(
-            tokens=steps * self._tokens_per_step,
+            tokens=steps * self._consumption.per_step.tokens,
             seconds=seconds,
             num_devices=self._num_devices,
             flops_per_token=self._flops_per_token,
@@ -169,37 +185,23 @@ class Reporter:
 
     def _summary(self, program: Program, device_kind: str, resume_step: int) -> Summary:
         num_steps = self._config.train.num_steps
-        total_tokens = num_steps * self._tokens_per_step
-        itemsize: Any = program.how.compute_dtype.itemsize
-        schedule = program.how.schedule
+        total = self._consumption.at(num_steps)
+        itemsize: Any = program.execution.compute_dtype.itemsize
+        schedule = program.execution.schedule
         kept = schedule.repeats * schedule.slots
-        before = schedule.stages * cost.prefix_work(self._config.model, self._config.data.sequence_length)
         inputs = math.prod(program.activations(self._config)) * itemsize
         return Summary(
             run_dir=str(self._run_dir),
             num_parameters=cost.parameter_count(self._config.model),
-            memory_bytes=cost.memory_per_device(self._config, program.mesh_sizes, compute_bytes=itemsize),
+            memory_bytes=program.memory_per_device(self._config),
             mesh=program.mesh_sizes.sizes,
             num_devices=self._num_devices,
             device_kind=device_kind,
             num_steps=num_steps,
             resume_step=resume_step,
-            tokens_per_step=self._tokens_per_step,
-            total_tokens=total_tokens,
-            total_flops=total_tokens * self._flops_per_token,
-            bubble=schedule.bubble(before) if schedule.stages > 1 else None,
+            tokens_per_step=self._consumption.per_step.tokens,
+            total_tokens=total.tokens,
+            total_flops=float(total.flops),
+            bubble=schedule.bubble if schedule.stages > 1 else None,
             stage_inputs=(kept, kept * inputs),
         )
-
-
-def router_values(
-    model: ModelConfig, routers: dict[int, dict[str, Any]], layer_order: Sequence[int]
-) -> dict[str, float]:
-    """Name the metrics of every router by its layer's number in the whole model."""
-    values = {}
-    for place, metrics in routers.items():
-        for name, of_layers in metrics.items():
-            for repeat, value in zip(layer_order, of_layers, strict=True):
-                layer = len(model.prefix) + repeat * len(model.pattern) + place
-                values[f"moe/{layer}/{name}"] = float(value)
-    return values

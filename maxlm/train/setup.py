@@ -17,15 +17,21 @@ from maxlm.config.checks import resolve_mesh
 from maxlm.config.errors import ConfigError, Problem
 from maxlm.config.schema import MeshConfig, RunConfig
 from maxlm.data.dataset import Dataset, build_dataset, validation_sources
-from maxlm.kernels.shape import AttentionShape
+from maxlm.data.examples import EXAMPLES
+from maxlm.layers.layer import Local
+from maxlm.models import cost
 from maxlm.models.decoder import Decoder
-from maxlm.ops.attention import choose_kernel
-from maxlm.optim.adamw import build_optimizer
+from maxlm.ops import OPERATIONS
+from maxlm.ops.kernel_choice import Choice, choose
+from maxlm.optim import build_optimizer
 from maxlm.optim.schedule import make_schedule
+from maxlm.runtime import compute_dtype_of
 from maxlm.sharding.host import HOST_MEMORY, has_host_memory
 from maxlm.sharding.mesh import batch_sharding, build_mesh
-from maxlm.sharding.pipeline import layer_order
-from maxlm.train.loss import Batch, Numerics, Sums, compute_dtype_of, make_gradients, make_losses, numerics
+from maxlm.sharding.stages import Layout, SegmentRows
+from maxlm.train.loss.execution import Execution, build_execution
+from maxlm.train.loss.gradients import Batch, Sums, make_gradients, make_losses
+from maxlm.train.memory import memory_per_device
 from maxlm.train.state import TrainState, declare_state
 from maxlm.train.step import make_train_step
 
@@ -46,15 +52,6 @@ COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
 }
 """Per kind of device, the start of its name, what the compiler is told for the training step: all that match."""
 
-BATCH_FIELDS = {
-    "tokens": jnp.int32,
-    "targets": jnp.int32,
-    "segment_ids": jnp.int32,
-    "positions": jnp.int32,
-    "target_bytes": jnp.int32,
-    "weights": jnp.float32,
-}
-
 
 class Program(NamedTuple):
     """The model on its mesh, nothing allocated yet.
@@ -65,9 +62,8 @@ class Program(NamedTuple):
       declared: the decoder without values.
       optimizer: the gradient transformation.
       state: the train state as `jax.ShapeDtypeStruct`s with shardings.
-      how: what decides how the loss is computed here.
-      layer_order: which group of layers each row of a stacked parameter holds (see `sharding.pipeline.layer_order`).
-      attention_kernel: its name in the table.
+      execution: how the loss is computed here.
+      kernels: the names of the kernels that were chosen, by operation.
     """
 
     mesh_sizes: MeshConfig
@@ -75,16 +71,20 @@ class Program(NamedTuple):
     declared: Decoder
     optimizer: optax.GradientTransformation
     state: TrainState
-    how: Numerics
-    layer_order: list[int]
-    attention_kernel: str
+    execution: Execution
+    kernels: dict[str, str]
 
     def activations(self, config: RunConfig) -> tuple[int, int, int]:
         """Return the shape (B, T, D) of a microbatch's activations between blocks, on one device."""
         mesh = self.mesh_sizes
-        sequences = config.train.batch_size // (mesh.data * mesh.fsdp * mesh.expert * config.train.microbatches)
+        sequences = config.train.batch_size // (mesh.batch_devices * config.train.microbatches)
         length = config.data.sequence_length // (mesh.context * mesh.tensor)
         return sequences, length, config.model.embed_dim
+
+    def memory_per_device(self, config: RunConfig) -> dict[str, int]:
+        """Estimate the bytes that a step needs on one device, by part."""
+        batch = batch_shapes(config, self.mesh)
+        return memory_per_device(config, self.state, self.mesh, self.execution, batch)
 
 
 class CompiledStep(NamedTuple):
@@ -112,6 +112,7 @@ def open_datasets(config: RunConfig) -> Datasets:
         "seed": config.runtime.seed,
         "batch_size": config.train.batch_size,
         "vocab_size": config.model.vocab_size,
+        "objective": config.objective,
     }
     train = build_dataset(config.data, split="train", **shared)
     sources = validation_sources(config.data)
@@ -130,17 +131,18 @@ def build_program(config: RunConfig, devices: list[Any] | None = None) -> Progra
     mesh_sizes = resolve_mesh(config, len(devices))
     _check_host_memory(config, devices[0])
     mesh = build_mesh(mesh_sizes, devices)
-    compute_dtype = compute_dtype_of(config, devices[0].platform)
-    shapes = attention_shapes(config, mesh_sizes, devices[0].device_kind, compute_dtype)
-    choice = choose_kernel(config.runtime.attention_kernel, devices[0].platform, shapes)
-    log.info("attention kernel: %s (%s)", choice.name, choice.reason)
-    declared = Decoder(config.model)
+    compute_dtype = compute_dtype_of(config.train, devices[0].platform)
+    layout = cost.lay_out_on(config, mesh_sizes)
+    declared = Decoder(config.model, layout)
+    choices = choose_kernels(config, mesh_sizes, declared, device=devices[0], dtype=compute_dtype)
+    for operation, choice in choices.items():
+        log.info("%s kernel: %s (%s)", operation, choice.name, choice.reason)
+    kernels = {operation: choice.kernel for operation, choice in choices.items()}
+    execution = build_execution(config, mesh_sizes, layout, compute_dtype=compute_dtype, kernels=kernels)
     optimizer = build_optimizer(config.optimizer, declared)
-    how = numerics(config, mesh_sizes, choice.kernel, compute_dtype)
-    groups = (config.model.num_layers - len(config.model.prefix)) // len(config.model.pattern)
-    order = layer_order(groups, how.schedule)
     state = declare_state(declared, optimizer, mesh, offload="optimizer" in config.train.offload)
-    return Program(mesh_sizes, mesh, declared, optimizer, state, how, order, choice.name)
+    names = {operation: choice.name for operation, choice in choices.items()}
+    return Program(mesh_sizes, mesh, declared, optimizer, state, execution, names)
 
 
 def _check_host_memory(config: RunConfig, device: Any) -> None:
@@ -154,40 +156,59 @@ def _check_host_memory(config: RunConfig, device: Any) -> None:
     asked = {}
     if config.train.offload:
         asked["train.offload"] = (f"[{', '.join(config.train.offload)}]", "[]")
-    if not isinstance(config.train.remat, str):
-        for name, choice in config.train.remat.model_dump().items():
-            if choice == "offload":
-                asked[f"train.remat.{name}"] = (choice, "save or recompute")
+    for name, choice in config.train.remat_choices.items():
+        if choice == "offload":
+            asked[f"train.remat.{name}"] = (choice, "save or recompute")
     reason = f"needs {HOST_MEMORY} memory, which the {device.platform} devices here do not have"
     problems = [Problem(path, f"{path}={value} {reason}; use {path}={cure}") for path, (value, cure) in asked.items()]
     if problems:
         raise ConfigError(problems, f"the configuration on {device.platform}")
 
 
-def attention_shapes(config: RunConfig, mesh: MeshConfig, device_kind: str, dtype: jnp.dtype) -> list[AttentionShape]:
-    """Return what each kind of attention layer asks of the kernel on one device."""
-    model, whole = config.model, config.data.sequence_length
-    by_heads = mesh.context if mesh.context_kind == "ulysses" else 1
-    spread = mesh.context > by_heads
-    chunk = whole // (2 * mesh.context) if spread else whole
-    mixers = dict.fromkeys(block.mixer for block in (*model.prefix, *model.pattern))
-    return [
-        AttentionShape(
-            device_kind=device_kind,
-            dtype=dtype.name,
-            num_heads=model.num_heads // (mesh.tensor * by_heads),
-            num_kv_heads=model.num_kv_heads // (mesh.tensor * by_heads),
-            key_size=model.head_dim,
-            value_size=model.head_dim,
-            query_length=chunk,
-            key_length=whole if mesh.context_kind == "all_gather" else chunk,
-            window=mixer.window,
-            softcap=mixer.softcap,
-            sinks=mixer.sinks,
-            spread=spread,
-        )
-        for mixer in mixers
-    ]
+def state_as_saved(record: Mapping[str, Any], config: RunConfig, program: Program) -> TrainState:
+    """Declare the state with its layers as a checkpoint has them, which may be of another number of stages."""
+    segments = tuple(SegmentRows(tuple(rows), len(rows)) for rows in record["layout"])
+    if [rows.repetitions for rows in segments] == [rows.repetitions for rows in program.execution.layout.segments]:
+        return program.state
+    declared = Decoder(config.model, Layout(segments))
+    optimizer = build_optimizer(config.optimizer, declared)
+    return declare_state(declared, optimizer, program.mesh, offload="optimizer" in config.train.offload)
+
+
+def choose_kernels(
+    config: RunConfig, mesh: MeshConfig, declared: Decoder, *, device: Any, dtype: jnp.dtype
+) -> dict[str, Choice]:
+    """Choose the kernels that the model's layers ask for, by operation.
+
+    Raises:
+      UserError: a kernel that the settings name cannot do what layers ask.
+    """
+    shapes = kernel_shapes(config, mesh, declared, device_kind=device.device_kind, dtype=dtype)
+    wanted = config.runtime.kernels
+    return {
+        operation: choose(OPERATIONS[operation], getattr(wanted, operation), device.platform, asked)
+        for operation, asked in shapes.items()
+    }
+
+
+def kernel_shapes(
+    config: RunConfig, mesh: MeshConfig, declared: Decoder, *, device_kind: str, dtype: jnp.dtype
+) -> dict[str, list[Any]]:
+    """Return what the model's layers ask of kernels on one device, by operation, each shape once."""
+    local = Local(
+        device_kind=device_kind,
+        dtype=dtype.name,
+        length=config.data.sequence_length,
+        tensor=mesh.tensor,
+        context=mesh.context,
+        context_kind=mesh.context_kind,
+    )
+    shapes: dict[str, dict[Any, None]] = {}
+    for block in (block for segment in declared.stack for block in segment):
+        for _, layer in block.layers():
+            for operation, asked in layer.kernel_shapes(local).items():
+                shapes.setdefault(operation, {}).update(dict.fromkeys(asked))
+    return {operation: list(asked) for operation, asked in shapes.items()}
 
 
 def compiler_options(device_kind: str) -> dict[str, str | bool]:
@@ -203,7 +224,7 @@ def compile_step(
     began = time.perf_counter()
     peak_rate = config.optimizer.learning_rate
     learning_rate = make_schedule(config.schedule, peak=peak_rate, num_steps=config.train.num_steps)
-    gradients = make_gradients(program.declared, program.mesh, program.how)
+    gradients = make_gradients(program.declared, program.mesh, program.execution)
     step = make_train_step(gradients, program.optimizer, learning_rate)
     state_shardings = jax.tree.map(lambda leaf: leaf.sharding, program.state)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, None))
@@ -225,11 +246,12 @@ def _peak_memory_bytes(compiled: jax.stages.Compiled, mesh: Mesh) -> int:
 
 def compile_losses(program: Program) -> Callable[[Decoder, Batch], Sums]:
     """Return the forward pass alone, compiled at its first use."""
-    compiled: Callable[[Decoder, Batch], Sums] = jax.jit(make_losses(program.declared, program.mesh, program.how))
+    compiled: Callable[[Decoder, Batch], Sums] = jax.jit(make_losses(program.declared, program.mesh, program.execution))
     return compiled
 
 
 def batch_shapes(config: RunConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """Return the global batch as `jax.ShapeDtypeStruct`s."""
     shape, sharding = (config.train.batch_size, config.data.sequence_length), batch_sharding(mesh)
-    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, dtype in BATCH_FIELDS.items()}
+    fields = EXAMPLES[config.objective.kind].fields
+    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, dtype in fields.items()}

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +10,41 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from maxlm.config.schema import RunConfig
+from maxlm.models.cost import flops_per_token
 from maxlm.models.decoder import Decoder
-from maxlm.sharding.host import on_host, to_device, to_place_of
-from maxlm.sharding.parameters import initialise, is_parameter, partition_spec, with_value
+from maxlm.sharding.host import on_host
+from maxlm.sharding.parameters import initialise, is_parameter, layers_of, partition_spec
 
-Tree = TypeVar("Tree")
+
+class Consumed(NamedTuple):
+    """What a run has read and spent since step 0; whole numbers, which are exact at any size.
+
+    Attributes:
+      rows: of the training data; the next step reads from this one on.
+      tokens: in these rows.
+      flops: by the formula in `maxlm.models.cost`.
+    """
+
+    rows: int
+    tokens: int
+    flops: int
+
+
+class Consumption:
+    """What a run has consumed after each of its steps from `start_step` on, where it had consumed `start`."""
+
+    def __init__(self, start: Consumed, start_step: int, config: RunConfig):
+        length = config.data.sequence_length
+        tokens = config.train.batch_size * length
+        self.per_step = Consumed(config.train.batch_size, tokens, round(tokens * flops_per_token(config.model, length)))
+        self._start, self._start_step = start, start_step
+
+    def at(self, step: int) -> Consumed:
+        """Return what the run has consumed after `step` steps."""
+        steps = step - self._start_step
+        pairs = zip(self._start, self.per_step, strict=True)
+        return Consumed(*(before + steps * each for before, each in pairs))
 
 
 class TrainState(NamedTuple):
@@ -55,11 +84,20 @@ def declare_state(
     shapes = jax.eval_shape(lambda decoder: _new_state(decoder, optimizer), declared)
 
     def placed(leaf: Any) -> Any:
-        sharding = NamedSharding(mesh, partition_spec(leaf) if is_parameter(leaf) else P())
+        spec = _spec_that_fits(leaf, mesh) if is_parameter(leaf) else P()
+        sharding = NamedSharding(mesh, spec)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), leaf)
 
     state: TrainState = jax.tree.map(placed, shapes, is_leaf=is_parameter)
     return state._replace(optimizer=jax.tree.map(_slot_on_host, state.optimizer)) if offload else state
+
+
+def _spec_that_fits(parameter: Any, mesh: Mesh) -> P:
+    """Return a parameter's layout; rows that were saved for other stages, and do not divide by these, stay whole."""
+    spec, rows = partition_spec(parameter), parameter.get_value().shape[:1]
+    if layers_of(parameter) is not None and rows[0] % mesh.shape["stage"]:
+        return P(None, *spec[1:])
+    return spec
 
 
 def _slot_on_host(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -73,40 +111,12 @@ def create_state(
     mesh: Mesh,
     *,
     seed: int,
-    layer_order: Sequence[int] | None = None,
     offload: bool = False,
 ) -> TrainState:
     """Create the state of step 0, every array born where it lies; see `initialise` and `declare_state`."""
     state = declare_state(declared, optimizer, mesh, offload=offload)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    decoder = initialise(declared, seed, mesh, layer_order)
+    decoder = initialise(declared, seed, mesh)
     create = jax.jit(lambda decoder: _new_state(decoder, optimizer), out_shardings=shardings, donate_argnums=0)
     created: TrainState = create(decoder)
     return created
-
-
-def reorder_layers(tree: Tree, saved: Sequence[int], wanted: Sequence[int]) -> Tree:
-    """Bring the rows of every stacked parameter from one order of layers into another, where each array lies.
-
-    Args:
-      tree: any tree with parameters in it: a state, a decoder, gradients.
-      saved: the layer that each row holds now.
-      wanted: the layer that each row is to hold.
-    """
-    if list(saved) == list(wanted):
-        return tree
-    rows = jnp.asarray([list(saved).index(layer) for layer in wanted])
-
-    def moved(tree: Tree) -> Tree:
-        def move(leaf: Any) -> Any:
-            if not is_parameter(leaf) or leaf.get_value().ndim == len(leaf.get_metadata("spec")):
-                return leaf
-            value = leaf.get_value()
-            return with_value(leaf, to_place_of(to_device(value)[rows], value))
-
-        result: Tree = jax.tree.map(move, tree, is_leaf=is_parameter)
-        return result
-
-    shardings = jax.tree.map(lambda array: array.sharding, tree)
-    reordered: Tree = jax.jit(moved, out_shardings=shardings, donate_argnums=0)(tree)
-    return reordered

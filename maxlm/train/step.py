@@ -12,15 +12,15 @@ import optax
 from maxlm.data.token_hash import advance
 from maxlm.models.decoder import Decoder
 from maxlm.optim.update import update
-from maxlm.train.loss import Batch, Sums
+from maxlm.train.loss.gradients import Batch, Sums
 from maxlm.train.state import TrainState
 
 
 class StepMetrics(NamedTuple):
-    """What a step reports: scalars, the same on every device; and `routers`, see `Decoder.router_metrics`."""
+    """What a step reports: scalars, the same on every device; and of `layers`, see `Decoder.layer_metrics`."""
 
     sums: Sums
-    routers: dict[int, dict[str, jax.Array]]
+    layers: dict[str, dict[str, jax.Array]]
     learning_rate: jax.Array
     gradient_norm: jax.Array
     parameter_norm: jax.Array
@@ -48,7 +48,7 @@ def make_train_step(
         directions, slots = update(optimizer, gradients, state.optimizer, state.decoder, finite)
         updates = jax.tree.map(lambda direction: -rate * direction, directions)
         moved: Decoder = optax.apply_updates(state.decoder, updates)
-        moved = moved.rebalanced(state.decoder, sums.routers)
+        moved = moved.after_step(state.decoder, sums.reports)
         decoder = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, state.decoder)
         skipped = 1 - finite.astype(jnp.int32)
         new_state = TrainState(
@@ -62,8 +62,8 @@ def make_train_step(
         # Of the new parameters: reading the old ones after the update would make the compiler keep a copy of them.
         parameter_norm = optax.tree.norm(decoder)
         metrics = StepMetrics(
-            sums=sums._replace(routers=[]),
-            routers=state.decoder.router_metrics(sums.routers),
+            sums=sums._replace(reports=[]),
+            layers=state.decoder.layer_metrics(sums.reports),
             learning_rate=rate,
             gradient_norm=gradient_norm,
             parameter_norm=parameter_norm,

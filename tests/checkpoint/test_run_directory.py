@@ -133,3 +133,11 @@ def test_the_tokenizer_of_a_checkpoint_is_proved_to_be_it(tmp_path):
         tokenizer_of_checkpoint(tmp_path, record)
     with pytest.raises(UserError, match="step 7 is of an earlier version"):
         tokenizer_of_checkpoint(tmp_path, {"step": 7})
+
+
+@pytest.mark.parametrize("name", ["a[1]", "a*b", "a?", "back\\\\slash", "a[1]/inside"])
+def test_names_that_checkpoints_cannot_be_read_back_from(tmp_path, name):
+    message = r"run_dir=.* could not be read back; choose another run_dir"
+    with pytest.raises(UserError, match=message), RunDirectory.open(tmp_path / name):
+        pass
+    assert list(tmp_path.iterdir()) == []

@@ -13,8 +13,8 @@ model:
   vocab_size: 512
   num_layers: 2
   embed_dim: 64
-  num_heads: 4
-  mlp_dim: 128
+  block: {mixer: {kind: attention, num_heads: 4, head_dim: 16},
+    ffn: {kind: mlp, hidden_dim: 128}}
 data:
   sources:
     text: {path: data/text}

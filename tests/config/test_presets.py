@@ -14,7 +14,9 @@ PRESETS = sorted((ROOT / "configs").rglob("*.yaml"))
 # A run that any other preset can be included in.
 BASE = """\
 run_dir: runs/preset
-model: {vocab_size: 512, num_layers: 2, embed_dim: 64, num_heads: 4, mlp_dim: 128}
+model:
+  {vocab_size: 512, num_layers: 2, embed_dim: 64, block:
+  {mixer: {kind: attention, num_heads: 4, head_dim: 16}, ffn: {kind: mlp, hidden_dim: 128}}}
 data: {sources: {text: {path: data/text}}, tokenizer: data/tokenizer.model, sequence_length: 64}
 train: {num_steps: 100000, batch_size: 64}
 """

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from maxlm.config import load_run
-from maxlm.config.paths import all_paths
+from maxlm.config.reading.paths import all_paths
 from maxlm.config.show import to_json_schema, to_yaml
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_shown_run_loads_again_and_names_origins(write_run: Callable[..., str], tmp_path: Path) -> None:
-    replace = {"runs/test": "'3e-4'", "mlp_dim: 128": "mlp_dim: 128\n  pattern: [{}, {mixer: {window: 8}}]"}
+    replace = {"runs/test": "'3e-4'", "128}}": "128}}\n  segments: [{pattern: [{}, {mixer: {window: 8}}]}]"}
     overrides = ["train.remat={query: save}", "data.tokenizer='off'", "optimizer.epsilon=1e-15"]
     loaded = load_run(write_run(replace), overrides)
     shown = to_yaml(loaded)

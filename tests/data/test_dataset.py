@@ -13,7 +13,7 @@ from maxlm.data.shards import ShardWriter, TokenShards
 
 
 def whole(dataset, step):
-    return dataset.rows(step, 0, dataset.batch_size)
+    return dataset.rows(step * dataset.batch_size, (step + 1) * dataset.batch_size)
 
 
 def digest(dataset, steps):
@@ -41,7 +41,8 @@ def test_a_batch_has_the_documented_fields(make_dataset):
 def test_any_split_among_hosts_gives_the_same_batch(mixed, cuts, step):
     expected = whole(mixed, step)
     edges = sorted({0, 16, *cuts})
-    parts = [mixed.rows(step, start, stop) for start, stop in reversed(list(itertools.pairwise(edges)))]
+    first = step * 16
+    parts = [mixed.rows(first + start, first + stop) for start, stop in reversed(list(itertools.pairwise(edges)))]
     for name, values in expected.items():
         np.testing.assert_array_equal(np.concatenate([part[name] for part in reversed(parts)]), values)
 
@@ -149,7 +150,7 @@ def test_mixture_has_its_shares_of_rows(make_data, tmp_path):
     for name, weight in weights.items():
         assert counts[name] == pytest.approx(1000 * weight / sum(weights.values()), abs=6)
         windows = TokenShards(tmp_path / name / "train").num_tokens // 32
-        assert dataset.epochs(100)[name] == pytest.approx(counts[name] / windows, abs=1 / windows)
+        assert dataset.epochs(1000)[name] == pytest.approx(counts[name] / windows, abs=1 / windows)
 
 
 @given(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=8))
@@ -189,7 +190,7 @@ def test_validation_reads_every_token_once_in_order(make_dataset, tmp_path, batc
 
 def test_rows_that_do_not_exist_are_refused(make_dataset):
     dataset = make_dataset({"a": 1.0})
-    for arguments in ((-1, 0, 1), (0, 0, 9), (0, -1, 1), (0, 3, 2)):
+    for arguments in ((-1, 0), (-1, 1), (3, 2)):
         with pytest.raises(IndexError):
             dataset.rows(*arguments)
 

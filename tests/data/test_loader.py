@@ -23,11 +23,12 @@ def sharding(rows, columns, spec=("batch", "sequence")):
 def test_any_layout_gives_the_dataset_s_batch(make_dataset, layout):
     dataset = make_dataset({"a": 1.0}, batch_size=16)
     layout = sharding(*layout)
-    with DeviceLoader(dataset, layout, start_step=5, stop_step=8, prefetch=2) as loader:
+    # Not a multiple of the batch size: another one was read before.
+    with DeviceLoader(dataset, layout, start_row=90, num_batches=3, prefetch=2) as loader:
         batches = list(loader)
-    assert [step for step, _ in batches] == [5, 6, 7]
-    for step, batch in batches:
-        expected = dataset.rows(step, 0, 16)
+    assert [row for row, _ in batches] == [90, 106, 122]
+    for row, batch in batches:
+        expected = dataset.rows(row, row + 16)
         assert batch.keys() == expected.keys()
         for name, values in batch.items():
             assert values.sharding == layout
@@ -41,12 +42,12 @@ def test_rows_are_read_once_and_only_those_needed(make_dataset):
     class Recorder:
         batch_size, sequence_length = 16, 32
 
-        def rows(self, step, start, stop):
+        def rows(self, start, stop):
             reads.append((start, stop))
-            return dataset.rows(step, start, stop)
+            return dataset.rows(start, stop)
 
-    device_batch(Recorder(), 0, sharding(4, 2))
-    assert reads == [(0, 4), (4, 8), (8, 12), (12, 16)]
+    device_batch(Recorder(), 2**40 + 5, sharding(4, 2))
+    assert [(start - 2**40, stop - 2**40) for start, stop in reads] == [(5, 9), (9, 13), (13, 17), (17, 21)]
 
 
 def test_it_reads_ahead_but_not_farther(make_dataset):
@@ -56,11 +57,11 @@ def test_it_reads_ahead_but_not_farther(make_dataset):
     class Recorder:
         batch_size, sequence_length = 8, 32
 
-        def rows(self, step, start, stop):
-            started.append(step)
-            return dataset.rows(step, start, stop)
+        def rows(self, start, stop):
+            started.append(start // 8)
+            return dataset.rows(start, stop)
 
-    with DeviceLoader(Recorder(), sharding(1, 1), start_step=0, stop_step=100, prefetch=3) as loader:
+    with DeviceLoader(Recorder(), sharding(1, 1), start_row=0, num_batches=100, prefetch=3) as loader:
         next(loader)
         time.sleep(0.5)
         assert max(started) in range(3, 6)
@@ -68,20 +69,20 @@ def test_it_reads_ahead_but_not_farther(make_dataset):
 
 
 class Failing:
-    """A dataset that is slow, and fails at step 2."""
+    """A dataset that is slow, and fails at its third batch."""
 
     batch_size, sequence_length = 4, 8
 
-    def rows(self, step, start, stop):
+    def rows(self, start, stop):
         time.sleep(0.05)
-        if step == 2:
+        if start == 8:
             raise UserError("shard 7 is damaged")
-        return {"tokens": np.full((stop - start, 8), step, np.int32)}
+        return {"tokens": np.full((stop - start, 8), start, np.int32)}
 
 
-def test_errors_surface_at_the_step_they_concern():
-    loader = DeviceLoader(Failing(), sharding(1, 1), start_step=0, stop_step=9, prefetch=4)
-    assert [next(loader)[0] for _ in range(2)] == [0, 1]
+def test_errors_surface_at_the_batch_they_concern():
+    loader = DeviceLoader(Failing(), sharding(1, 1), start_row=0, num_batches=9, prefetch=4)
+    assert [next(loader)[0] for _ in range(2)] == [0, 4]
     with pytest.raises(UserError, match="shard 7"):
         next(loader)
     with pytest.raises(StopIteration):
@@ -90,7 +91,7 @@ def test_errors_surface_at_the_step_they_concern():
 
 
 def test_waiting_is_measured():
-    with DeviceLoader(Failing(), sharding(1, 1), start_step=0, stop_step=2, prefetch=1) as loader:
+    with DeviceLoader(Failing(), sharding(1, 1), start_row=0, num_batches=2, prefetch=1) as loader:
         next(loader)
         assert 0.02 < loader.wait_seconds < 10
         time.sleep(0.5)
@@ -101,7 +102,7 @@ def test_waiting_is_measured():
 
 def test_close_ends_the_thread_at_any_time():
     for read in range(3):
-        loader = DeviceLoader(Failing(), sharding(1, 1), start_step=0, stop_step=10**9, prefetch=1)
+        loader = DeviceLoader(Failing(), sharding(1, 1), start_row=0, num_batches=10**9, prefetch=1)
         for _ in range(min(read, 2)):
             next(loader)
         loader.close()
@@ -110,5 +111,5 @@ def test_close_ends_the_thread_at_any_time():
 
 
 def test_nothing_to_read():
-    with DeviceLoader(Failing(), sharding(1, 1), start_step=5, stop_step=5, prefetch=1) as loader:
+    with DeviceLoader(Failing(), sharding(1, 1), start_row=5, num_batches=0, prefetch=1) as loader:
         assert list(loader) == []

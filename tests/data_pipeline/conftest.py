@@ -10,6 +10,7 @@ from rich.console import Console
 from data_pipeline.prepare import prepare
 from data_pipeline.report import Report
 from maxlm.config.schema import RunConfig
+from tests.small_models import model_settings
 
 WORDS = ["alpha", "beta", "gamma", "delta", "return", "class", "def", "import", "value", "token", "page", "model"]
 
@@ -44,7 +45,7 @@ def run_config(raw, tmp_path):
         return RunConfig.model_validate(
             {
                 "run_dir": str(tmp_path / "run"),
-                "model": {"vocab_size": vocab_size, "num_layers": 1, "embed_dim": 8, "num_heads": 1, "mlp_dim": 8},
+                "model": model_settings(vocab_size=vocab_size, num_layers=1, embed_dim=8),
                 "data": {
                     "sources": {source: {"path": str(out / source), "raw": raw_settings}},
                     "tokenizer": str(out / "tokenizer.model"),

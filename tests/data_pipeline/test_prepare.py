@@ -56,7 +56,7 @@ def test_what_is_prepared_can_be_read_and_says_what_was_put_in(run_config, do, r
     assert manifest["baselines"]["targets"] == counts["tokens"] - counts["documents"]
     assert manifest["baselines"]["bits_per_byte"].keys() == {"uniform", "unigram", "bigram", "gzip -9"}
     dataset = build_dataset(config.data, seed=0, batch_size=2, split="train", vocab_size=400)
-    assert dataset.rows(0, 0, 2)["tokens"].shape == (2, 16)
+    assert dataset.rows(0, 2)["tokens"].shape == (2, 16)
     assert not (tmp_path / "out/text/.preparing").exists()
 
 
@@ -223,7 +223,7 @@ def test_two_sources_share_a_tokenizer_and_one_is_added_later(run_config, do, ha
     assert "more: tokenize train" in out
     assert "text: tokenize train" not in out
     assert hashes(tmp_path / "out/text") == before
-    build_dataset(config.data, seed=0, batch_size=2, split="train").rows(0, 0, 2)
+    build_dataset(config.data, seed=0, batch_size=2, split="train").rows(0, 2)
 
 
 def test_damage_is_named_and_force_repairs_it(run_config, do, hashes, tmp_path):
@@ -335,7 +335,8 @@ def test_the_command(tmp_path, raw, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.yaml").write_text(
         "run_dir: runs/x\n"
-        "model: {vocab_size: 300, num_layers: 1, embed_dim: 8, num_heads: 1, mlp_dim: 8}\n"
+        "model: {vocab_size: 300, num_layers: 1, embed_dim: 8, block: "
+        "{mixer: {kind: attention, num_heads: 1, head_dim: 8}, ffn: {kind: mlp, hidden_dim: 8}}}\n"
         "data:\n  sources: {text: {path: data/text, raw: {kind: files, paths: [raw]}}}\n"
         "  tokenizer: data/tokenizer.model\n  sequence_length: 16\n"
         "train: {num_steps: 1, batch_size: 8}\n"

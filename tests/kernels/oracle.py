@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from maxlm.kernels.mask import NOTHING_SEEN, Mask
+from maxlm.kernels.mask import EVERYTHING, NOTHING_SEEN, Mask
 
 
 def make_inputs(
@@ -21,27 +21,91 @@ def make_inputs(
     segments = np.sort(rng.integers(1, documents + 1, (batch, longest)), axis=1).astype(np.int32)
     kv_segments = segments[:, kv_start : kv_start + kv_length].copy()
     kv_segments[rng.random(kv_segments.shape) < of_none] = 0
-    mask = Mask(
-        jnp.asarray(segments[:, q_start : q_start + length]),
-        jnp.asarray(kv_segments),
-        jnp.int32(q_start),
-        jnp.int32(kv_start),
-        causal=causal,
-        window=window,
-    )
-    return q, k, v, d_out, mask
+    q_segments = segments[:, q_start : q_start + length]
+    places = q_start + np.arange(length), kv_start + np.arange(kv_length)
+    return q, k, v, d_out, place_mask(q_segments, kv_segments, *places, causal=causal, window=window)
 
 
-def seen_fp64(mask, length, kv_length):
+def place_mask(q_segments, kv_segments, q_place, kv_place, *, causal=True, window=None):
+    """Return the mask of places in a sequence, (T,) and (S,), counted from 0."""
+    rank, place = (np.broadcast_to(x, y.shape) for x, y in ((q_place, q_segments), (kv_place, kv_segments)))
+    start = place if causal else np.zeros_like(place)
+    end = np.full_like(place, EVERYTHING) if window is None else place + window
+    reach = (window or EVERYTHING) if causal else None
+    return Mask(*(jnp.asarray(x, jnp.int32) for x in (q_segments, kv_segments, rank, start, end)), reach=reach)
+
+
+def _whole(segments, rank, start, end, reach=None):
+    arrays = (segments, segments, rank, start, end)
+    return Mask(*(jnp.asarray(np.broadcast_to(x, segments.shape), jnp.int32) for x in arrays), reach=reach)
+
+
+def _documents(rng, shape):
+    return np.sort(rng.integers(1, 4, shape), axis=1)
+
+
+def _starts(segments):
+    """Return where each token's document starts."""
+    return np.argmax(segments[:, :, None] == segments[:, None, :], axis=2)
+
+
+def _prefix(rng, shape):
+    segments, place = _documents(rng, shape), np.arange(shape[1])
+    starts = _starts(segments)
+    of_prefix = place < starts + rng.integers(1, shape[1] // 2 + 2, (shape[0], 1))
+    return _whole(segments, place, np.where(of_prefix, starts, place), EVERYTHING)
+
+
+def _chunks(rng, shape):
+    place, chunk = np.arange(shape[1]), max(shape[1] // 5, 1)
+    return _whole(_documents(rng, shape), place, place // chunk * chunk, (place // chunk + 1) * chunk)
+
+
+def _rows_that_see_nothing(rng, shape):
+    segments, place = _documents(rng, shape), np.arange(shape[1])
+    segments[:, -shape[1] // 4 :] = 0
+    return _whole(segments, place, np.where(rng.random(shape) < 0.3, EVERYTHING, place + 2), EVERYTHING)
+
+
+def _block_diffusion(rng, shape):
+    """[noised | clean]: a noised block sees itself and the clean ones before, a clean one the clean ones to itself."""
+    half = shape[1] // 2
+    place = np.arange(shape[1])
+    clean, block = place >= half, place % max(half, 1) // max(half // 4, 1)
+    segments = np.tile(_documents(rng, (shape[0], half)), 2)
+    segments = np.pad(segments, ((0, 0), (0, shape[1] - 2 * half)))
+    end = np.where(clean, EVERYTHING, 2 * block + 1)
+    return _whole(segments, 2 * block + clean, 2 * block + clean, end)
+
+
+def _any(rng, shape):
+    """Nothing that real models use: segments and numbers in any order."""
+    start = rng.integers(0, 30, shape)
+    rank, end = rng.integers(0, 40, shape), start + rng.integers(0, 20, shape)
+    return _whole(rng.integers(0, 3, shape), rank, start, end)
+
+
+MASKS = {
+    "causal": lambda rng, shape: _whole(np.ones(shape), *(np.arange(shape[1]),) * 2, EVERYTHING, reach=EVERYTHING),
+    "window": lambda rng, shape: _whole(np.ones(shape), *(np.arange(shape[1]),) * 2, np.arange(shape[1]) + 5, reach=5),
+    "documents": lambda rng, shape: _whole(_documents(rng, shape), *(np.arange(shape[1]),) * 2, EVERYTHING),
+    "bidirectional": lambda rng, shape: _whole(_documents(rng, shape), 0, 0, EVERYTHING),
+    "prefix": _prefix,
+    "chunks": _chunks,
+    "rows that see nothing": _rows_that_see_nothing,
+    "block diffusion": _block_diffusion,
+    "any": _any,
+}
+"""Masks of one sequence, from a generator of random numbers and (batch, length)."""
+
+
+def seen_fp64(mask):
     """Return bool (B, T, S): who sees whom."""
-    distance = (int(mask.q_start) + np.arange(length))[:, None] - (int(mask.kv_start) + np.arange(kv_length))[None]
-    seen = np.ones(distance.shape, bool)
-    if mask.causal:
-        seen &= distance >= 0
-    if mask.window is not None:
-        seen &= distance < mask.window
-    q_segments, kv_segments = np.asarray(mask.q_segments_BT), np.asarray(mask.kv_segments_BS)
-    return seen & (q_segments[:, :, None] == kv_segments[:, None]) & (kv_segments > 0)[:, None]
+    fields = (mask.q_segments_BT, mask.q_rank_BT, mask.kv_segments_BS, mask.kv_from_BS, mask.kv_until_BS)
+    segment, rank, kv_segment, start, end = (np.asarray(x, np.int64) for x in fields)
+    segment, rank = segment[:, :, None], rank[:, :, None]
+    kv_segment, start, end = kv_segment[:, None], start[:, None], end[:, None]
+    return (kv_segment > 0) & (segment == kv_segment) & (start <= rank) & (rank < end)
 
 
 def attention_fp64(q, k, v, d_out, mask, softcap=None):
@@ -54,7 +118,7 @@ def attention_fp64(q, k, v, d_out, mask, softcap=None):
     if softcap is not None:
         slope = 1 / np.cosh(scores / softcap) ** 2
         scores = softcap * np.tanh(scores / softcap)
-    seen = seen_fp64(mask, q.shape[1], k.shape[1])[:, None]
+    seen = seen_fp64(mask)[:, None]
     peak = np.where(seen, scores, NOTHING_SEEN).max(-1, keepdims=True)
     exp = np.where(seen, np.exp(np.where(seen, scores - peak, 0)), 0.0)
     total = exp.sum(-1, keepdims=True)

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maxlm.kernels import chunked_attention
-from maxlm.kernels.mask import Mask
 from maxlm.ops.attention import CHUNKED, attention
+from tests.kernels.oracle import MASKS, attention_fp64, make_inputs, place_mask, relative_error, seen_fp64
 
 
 def oracle(q, k, v, mask, softcap=None):
@@ -21,16 +21,7 @@ def oracle(q, k, v, mask, softcap=None):
     k, v = np.repeat(k, groups, axis=2), np.repeat(v, groups, axis=2)
     scores = np.einsum("btnh,bsnh->bnts", q, k) / np.sqrt(q.shape[3])
     scores = softcap * np.tanh(scores / softcap) if softcap else scores
-    q_index = int(mask.q_start) + np.arange(q.shape[1])
-    kv_index = int(mask.kv_start) + np.arange(k.shape[1])
-    distance = q_index[:, None] - kv_index[None, :]
-    seen = np.ones(distance.shape, bool)
-    if mask.causal:
-        seen &= distance >= 0
-    if mask.window is not None:
-        seen &= distance < mask.window
-    q_segments, kv_segments = np.asarray(mask.q_segments_BT), np.asarray(mask.kv_segments_BS)
-    seen = seen & (q_segments[:, :, None] == kv_segments[:, None, :]) & (kv_segments > 0)[:, None, :]
+    seen = seen_fp64(mask)
     seen = seen[:, None]
     with np.errstate(all="ignore"):
         peak = np.where(seen, scores, -np.inf).max(-1, keepdims=True)
@@ -51,9 +42,8 @@ def make(
     v = jnp.asarray(rng.normal(size=(batch, kv_length, kv_heads, v_dim)), dtype)
     q_segments = np.sort(rng.integers(1, 4, (batch, length)), axis=1)
     kv_segments = q_segments if kv_length == length else np.sort(rng.integers(1, 4, (batch, kv_length)), axis=1)
-    q_start, kv_start = mask.pop("q_start", 0), mask.pop("kv_start", 0)
-    to_int = lambda x: jnp.asarray(x, jnp.int32)  # noqa: E731
-    return q, k, v, Mask(to_int(q_segments), to_int(kv_segments), to_int(q_start), to_int(kv_start), **mask)
+    places = mask.pop("q_start", 0) + np.arange(length), mask.pop("kv_start", 0) + np.arange(kv_length)
+    return q, k, v, place_mask(q_segments, kv_segments, *places, **mask)
 
 
 @settings(max_examples=20, deadline=None)
@@ -94,6 +84,22 @@ def test_equals_fp64_softmax(seed, length, block, heads, v_dim, window, causal, 
     np.testing.assert_allclose(d_v, per_kv_head(np.einsum("bnts,btnh->bsnh", p, want_out)), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("length", [5, 37])
+@pytest.mark.parametrize("name", MASKS)
+def test_every_mask_equals_fp64(monkeypatch, name, length):
+    monkeypatch.setattr(chunked_attention, "block_size", lambda length: min(length, 8))
+    q, k, v, d_out, _ = make_inputs(0, length=length, head_dim=8)
+    mask = MASKS[name](np.random.default_rng(1), (2, length))
+
+    def both_passes(q, k, v, d_out, mask):
+        out, lse = chunked_attention.forward(q, k, v, mask)
+        return out, lse, *chunked_attention.backward(q, k, v, out, lse, d_out, mask)
+
+    got = jax.jit(both_passes)(q, k, v, d_out, mask)
+    for number, (x, want) in enumerate(zip(got, attention_fp64(q, k, v, d_out, mask), strict=True)):
+        assert relative_error(x, want) < 1e-5, number
+
+
 @pytest.mark.parametrize(("q_start", "kv_start"), [(8, 0), (0, 8), (16, 16), (3, 0)])
 def test_offsets_place_queries_and_keys_in_a_longer_sequence(monkeypatch, q_start, kv_start):
     monkeypatch.setattr(chunked_attention, "block_size", lambda length: min(length, 4))
@@ -124,7 +130,7 @@ def test_memory_grows_linearly_with_length():
     def temp_bytes(length):
         q, k, v, mask = jax.eval_shape(lambda: make(0, batch=1, length=16, heads=1, kv_heads=1))
         shape = lambda x: jax.ShapeDtypeStruct((1, length, *x.shape[2:]), x.dtype)  # noqa: E731
-        mask = Mask(shape(mask.q_segments_BT), shape(mask.kv_segments_BS), mask.q_start, mask.kv_start)
+        mask = jax.tree.map(shape, mask)
 
         def gradients(q, k, v, mask):
             return jax.grad(lambda *qkv: attention(*qkv, mask, None, CHUNKED).sum(), argnums=(0, 1, 2))(q, k, v)
@@ -139,7 +145,7 @@ def test_memory_grows_linearly_with_length():
 def test_a_sink_is_one_more_key_of_value_zero():
     q, k, v, mask = make(3, batch=1, length=6, kv_heads=4)
     ones = jnp.ones((1, 6), jnp.int32)
-    mask = dataclasses.replace(mask, q_segments_BT=ones, kv_segments_BS=ones)
+    mask = dataclasses.replace(mask, q_segments_BT=ones, kv_segments_BS=ones)  # causal
     sink = jnp.asarray([-1.0, 0.0, 1.0, 3.0])
 
     def plain(q, k, v, sink):

@@ -24,9 +24,10 @@ from maxlm.kernels.external_attention import (
     attend_with_tokamax,
     results_of,
 )
+from maxlm.kernels.mask import causal
 from maxlm.kernels.shape import AttentionShape
 from maxlm.ops.attention import CHUNKED, Kernel, attention
-from tests.kernels.oracle import attention_fp64, make_inputs, relative_error
+from tests.kernels.oracle import MASKS, attention_fp64, make_inputs, relative_error
 
 has_tokamax = importlib.util.find_spec("tokamax") is not None
 needs_tokamax = pytest.mark.skipif(not has_tokamax, reason="tokamax is not installed: scripts/setup tokamax")
@@ -66,11 +67,33 @@ def both_passes(library, q, k, v, d_out, mask, softcap=None):
 def test_equals_fp64(name, case, softcap):
     if name == "cudnn" and softcap is not None:
         pytest.skip("cuDNN has neither a softcap nor values of another size")
+    if name == "splash" and not case.get("causal", True):
+        pytest.skip("splash attention compiles causal masks in; see test_splash_refuses_what_is_not_causal")
     given = inputs(3, **case)
     want = attention_fp64(*given, softcap)
     got = jax.jit(functools.partial(both_passes, LIBRARIES[name], softcap=softcap))(*given)
     for what, x, exact in zip(("out", "d_q", "d_k", "d_v"), got, (want[0], *want[2:]), strict=True):
         assert relative_error(x, exact) < 1e-5, what
+
+
+@pytest.mark.parametrize("length", [40, 37])
+@pytest.mark.parametrize("mask_name", MASKS)
+@pytest.mark.parametrize("name", WITH_TOKAMAX[1:])
+def test_every_mask_equals_fp64(name, mask_name, length):
+    q, k, v, d_out, _ = make_inputs(6, length=length)
+    mask = MASKS[mask_name](np.random.default_rng(3), (2, length))
+    want = attention_fp64(q, k, v, d_out, mask)
+    got = jax.jit(functools.partial(both_passes, LIBRARIES[name]))(q, k, v, d_out, mask)
+    for what, x, exact in zip(("out", "d_q", "d_k", "d_v"), got, (want[0], *want[2:]), strict=True):
+        assert relative_error(x, exact) < 1e-5, what
+
+
+def test_splash_refuses_what_is_not_causal():
+    reason = external_attention.splash_unsupported(SHAPE._replace(causal=False))
+    assert "knows causal ones" in reason
+    assert external_attention.splash_unsupported(SHAPE) is None
+    with pytest.raises(ValueError, match="causality and window"):
+        LIBRARIES["splash"].forward(*inputs(0, causal=False)[:3], inputs(0, causal=False)[4])
 
 
 def test_only_what_the_kernel_computes_is_kept():
@@ -93,8 +116,7 @@ def test_in_a_shard_map_and_through_the_custom_gradient(name):
         return out, *pullback(d_out)
 
     heads = P("data", None, "tensor")
-    places = (*(heads,) * 4, dataclasses.replace(mask, q_segments_BT=P("data"), kv_segments_BS=P("data"),
-                                                 q_start=P(), kv_start=P()))  # fmt: skip
+    places = (*(heads,) * 4, jax.tree.map(lambda _: P("data"), mask))
     library = LIBRARIES[name]
     results = []
     for kernel in (Kernel(library.forward, library.backward), CHUNKED):
@@ -117,7 +139,7 @@ def test_splash_compiles_for_a_mesh_of_tpus(monkeypatch):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, sequences))
 
     def program(q, k, v, d_out, segments):
-        mask = dataclasses.replace(inputs(0, batch=1)[4], q_segments_BT=segments, kv_segments_BS=segments)
+        mask = causal(segments, jnp.broadcast_to(jnp.arange(1000, dtype=jnp.int32), segments.shape))
         return both_passes(external_attention.SPLASH, q, k, v, d_out, mask)
 
     step = jax.shard_map(program, mesh=mesh, in_specs=(sequences,) * 5, out_specs=(sequences,) * 4)
@@ -129,11 +151,11 @@ def test_splash_compiles_for_a_mesh_of_tpus(monkeypatch):
 @pytest.mark.parametrize(
     ("reason_of", "changes", "words"),
     [
-        (external_attention.unsupported, {"window": 5, "softcap": 3.0, "value_size": 64}, None),
+        (external_attention.unsupported, {"softcap": 3.0, "value_size": 64}, None),
         (external_attention.unsupported, {"dtype": "float32"}, "float32"),
         (external_attention.unsupported, {"spread": True}, "mesh.context_kind=ulysses"),
         (external_attention.unsupported, {"sinks": True}, "no sinks"),
-        (external_attention.cudnn_unsupported, {"window": 5}, None),
+        (external_attention.cudnn_unsupported, {"causal": False}, None),
         (external_attention.cudnn_unsupported, {"softcap": 3.0}, "no softcap"),
         (external_attention.cudnn_unsupported, {"value_size": 64}, "128 and 64"),
         (external_attention.cudnn_unsupported, {"key_size": 256, "value_size": 256}, None),

@@ -1,5 +1,6 @@
 """The TPU kernels, interpreted on a CPU: all features together against fp64, races, skipped blocks, and in a ring."""
 
+import dataclasses
 import functools
 
 import jax
@@ -15,13 +16,13 @@ from jax.sharding import PartitionSpec as P
 from maxlm.config.schema import MeshConfig
 from maxlm.kernels import block_sizes, chunked_attention, tpu_attention
 from maxlm.kernels.block_sizes import BlockSizes
-from maxlm.kernels.mask import Mask
+from maxlm.kernels.mask import Mask, causal
 from maxlm.kernels.shape import AttentionShape
 from maxlm.ops.attention import CHUNKED, Kernel, attention
 from maxlm.ops.context_attention import context_attention
-from maxlm.sharding.context import zigzag
+from maxlm.sharding.context import places, zigzag
 from maxlm.sharding.mesh import build_mesh
-from tests.kernels.oracle import attention_fp64, make_inputs, relative_error
+from tests.kernels.oracle import MASKS, attention_fp64, make_inputs, place_mask, relative_error
 
 INTERPRETED = Kernel(*(functools.partial(f, interpret=True) for f in (tpu_attention.forward, tpu_attention.backward)))
 NAMES = ("out", "lse", "d_q", "d_k", "d_v")
@@ -63,13 +64,6 @@ def check_bfloat16(softcap=None, **case):
         assert x.dtype == y.dtype
 
 
-@pytest.fixture
-def exact_products(monkeypatch):
-    """Products of bf16 are exact in fp32; the CPU's unoptimised programs do not have them in bf16."""
-    fp32_dot = lambda letters, x, y: jnp.einsum(letters, x.astype(jnp.float32), y.astype(jnp.float32))  # noqa: E731
-    monkeypatch.setattr(chunked_attention, "_dot", fp32_dot)
-
-
 FEATURES = {
     "seed": st.integers(0, 2**20),
     "length": st.sampled_from([1, 5, 16, 37, 130]),
@@ -108,6 +102,16 @@ def test_all_features_equal_fp64(case):
     check_fp32(**case)
 
 
+@pytest.mark.parametrize("length", [1, 37, 130])
+@pytest.mark.parametrize("name", MASKS)
+def test_every_mask_equals_fp64(name, length):
+    q, k, v, d_out, _ = make_inputs(0, length=length, head_dim=8, heads=2, kv_heads=1)
+    mask = MASKS[name](np.random.default_rng(1), (2, length))
+    got = jax.jit(both_passes)(q, k, v, d_out, mask)
+    for result, x, want in zip(NAMES, got, attention_fp64(q, k, v, d_out, mask), strict=True):
+        assert relative_error(x, want) < 1e-5, result
+
+
 @pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=CASES)
@@ -123,14 +127,14 @@ def test_any_features_equal_fp64(case):
         {"seed": 6, "length": 37, "kv_length": 90, "q_start": 16, "causal": False, "documents": 2},
     ],
 )
-def test_bfloat16_loses_no_more_than_plain_bfloat16(exact_products, case):
+def test_bfloat16_loses_no_more_than_plain_bfloat16(case):
     check_bfloat16(**case)
 
 
 @pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=LONG_CASES)
-def test_any_features_in_bfloat16_lose_no_more_than_plain_bfloat16(exact_products, case):
+def test_any_features_in_bfloat16_lose_no_more_than_plain_bfloat16(case):
     check_bfloat16(**case)
 
 
@@ -156,7 +160,8 @@ def test_blocks_that_nobody_sees_are_not_computed(causal):
     """Queries at 32..47 of document 2, 16..63: keys before the window, in the future or of other documents are nan."""
     q, k, v, d_out, _ = make_inputs(6, batch=1, length=16, kv_length=80)
     document = jnp.repeat(jnp.asarray([[1, 2, 2, 2, 3]], jnp.int32), 16, axis=1)
-    mask = Mask(document[:, 32:48], document, jnp.int32(32), jnp.int32(0), causal=causal, window=8)
+    places = 32 + np.arange(16), np.arange(80)
+    mask = place_mask(document[:, 32:48], document, *places, causal=causal, window=8)
     hidden = (np.arange(80) < 24) | (np.arange(80) >= (48 if causal else 64))
     bad_k, bad_v = (jnp.where(hidden[None, :, None, None], jnp.nan, x) for x in (k, v))
     want = attention_fp64(q, jnp.nan_to_num(bad_k), jnp.nan_to_num(bad_v), d_out, mask)
@@ -167,7 +172,7 @@ def test_blocks_that_nobody_sees_are_not_computed(causal):
 def test_segments_in_any_order():
     q, k, v, d_out, mask = make_inputs(7, length=40)
     segments = jnp.asarray(np.random.default_rng(0).integers(0, 4, (2, 40)), jnp.int32)
-    mask = Mask(segments, segments, mask.q_start, mask.kv_start)
+    mask = dataclasses.replace(mask, q_segments_BT=segments, kv_segments_BS=segments)
     got = jax.jit(both_passes)(q, k, v, d_out, mask)
     for name, x, want in zip(NAMES, got, attention_fp64(q, k, v, d_out, mask), strict=True):
         assert relative_error(x, want) < 1e-5, name
@@ -179,7 +184,7 @@ def test_a_part_of_a_larger_softmax():
     out, lse, *want = both_passes(q, k, v, d_out, mask, module=chunked_attention)
     halves = []
     for start in (0, 16):
-        part = Mask(mask.q_segments_BT, mask.kv_segments_BS[:, start : start + 16], mask.q_start, jnp.int32(start))
+        part = Mask.of(mask.queries, mask.keys[:, :, start : start + 16])
         keys = k[:, start : start + 16], v[:, start : start + 16]
         halves.append(jax.jit(INTERPRETED.backward)(q, *keys, out, lse, d_out, part))
     got = (
@@ -197,7 +202,7 @@ def test_in_a_ring_on_several_devices():
 
     def spread(kernel, q, k, v, d_out, segments):
         q, k, v, d_out, segments = map(zigzag, (q, k, v, d_out, segments))
-        mask = Mask(segments, segments, jnp.int32(0), jnp.int32(0), window=20)
+        mask = causal(segments, places(segments), window=20)
         out, pullback = jax.vjp(lambda *qkv: context_attention(*qkv, mask, None, kernel=kernel, kind="ring"), q, k, v)
         return out, *pullback(d_out)
 

@@ -13,11 +13,13 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
+from maxlm.devices import MIB, find_device
 from maxlm.kernels import tpu_attention
-from maxlm.kernels.block_sizes import MIB, VMEM_BYTES, vmem_limit
-from maxlm.kernels.mask import Mask
+from maxlm.kernels.block_sizes import vmem_limit
+from maxlm.kernels.mask import Mask, causal
 from maxlm.ops.attention import Kernel
 from maxlm.ops.context_attention import context_attention
+from maxlm.sharding.context import places
 
 GENERATIONS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 HEADS = {
@@ -44,7 +46,7 @@ def compiler_alone(monkeypatch):
 def compile_both(generation, heads, length, *, kv_length=None, dtype=jnp.bfloat16, softcap=None, window=None):
     """Compile both passes for shapes alone, and print what vector memory they take (pytest -rP shows it)."""
     device = topologies.get_topology_desc(platform="tpu", topology_name=GENERATIONS[generation]).devices[0]
-    assert device.device_kind in VMEM_BYTES
+    chip = find_device(device.device_kind).chip
     num_heads, num_kv_heads, size, v_size = HEADS[heads]
     kv_length = kv_length or length
 
@@ -57,21 +59,20 @@ def compile_both(generation, heads, length, *, kv_length=None, dtype=jnp.bfloat1
         array(1, kv_length, num_kv_heads, v_size),
         array(1, length, num_heads, v_size),
     )
-    q_segments, kv_segments = array(1, length, dtype=jnp.int32), array(1, kv_length, dtype=jnp.int32)
-    start = array(dtype=jnp.int32)
+    of_queries, of_keys = array(1, length, dtype=jnp.int32), array(1, kv_length, dtype=jnp.int32)
     options = {"softcap": softcap, "device_kind": device.device_kind}
 
     def both(q, k, v, d_out, mask):
         out, lse = tpu_attention.forward(q, k, v, mask, **options)
         return out, tpu_attention.backward(q, k, v, out, lse, d_out, mask, **options)
 
-    mask = Mask(q_segments, kv_segments, start, start, window=window)
+    mask = Mask(of_queries, of_keys, of_queries, of_keys, of_keys, reach=window)
     text = jax.jit(both).lower(q, k, v, d_out, mask).compile().as_text()
     used = vector_memory(text)
     assert used.keys() == {"forward", "backward"}
     assert max(used.values()) <= vmem_limit(device.device_kind)
     taken = ", ".join(f"{which} {size / MIB:.1f}" for which, size in used.items())
-    print(f"{generation}: {taken} of {VMEM_BYTES[device.device_kind] / MIB:.0f} MiB")
+    print(f"{generation}: {taken} of {chip.vector_memory / MIB:.0f} MiB")
 
 
 def vector_memory(text):
@@ -129,7 +130,7 @@ def test_compiles_in_a_ring():
     mesh, sequence = Mesh(np.array(devices), ("context",)), P(None, "context")
 
     def both(q, k, v, d_out, segments):
-        mask = Mask(segments, segments, jnp.int32(0), jnp.int32(0))
+        mask = causal(segments, places(segments))
         attend = functools.partial(context_attention, mask=mask, sink_N=None, kernel=kernel, kind="ring")
         out, pullback = jax.vjp(attend, q, k, v)
         return out, *pullback(d_out)

@@ -165,3 +165,20 @@ def test_mistakes_of_the_user(arguments):
     assert job.returncode == 2
     assert "local.py" in job.stderr
     assert "Traceback" not in job.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["-n", "1", "--", "/nowhere/command"], "'/nowhere/command' cannot be started: No such file or directory"),
+        (["-n", "1", "--", "/etc"], "'/etc' cannot be started: Permission denied"),
+        (["-n", "0", "--", "true"], "-n 0: from 1 to 1024 processes can run on one machine"),
+        (["-n", "1000000", "--", "true"], "-n 1000000: from 1 to 1024 processes"),
+    ],
+)
+def test_commands_and_counts_that_cannot_be(arguments, expected):
+    command = [sys.executable, LAUNCHER, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 2
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr

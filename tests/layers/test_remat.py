@@ -7,7 +7,7 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from maxlm.ops.attention import CHUNKED, Kernel
-from maxlm.train.loss import make_gradients
+from maxlm.train.loss.gradients import make_gradients
 from maxlm.train.setup import batch_shapes, build_program
 from tests.train.program import BATCH, LENGTH, MODEL, make_config
 
@@ -19,7 +19,7 @@ def trace(model=None, mesh=None, **train):
     """Return the gradients' jaxpr of the small model, on two devices if nothing else is said."""
     config = make_config(model=model, mesh=mesh or {"fsdp": 2}, train=train)
     program = build_program(config, jax.devices()[: math.prod(config.mesh.sizes.values())])
-    gradients = make_gradients(program.declared, program.mesh, program.how)
+    gradients = make_gradients(program.declared, program.mesh, program.execution)
     return jax.make_jaxpr(gradients)(program.state.decoder, batch_shapes(config, program.mesh)).jaxpr
 
 

@@ -24,7 +24,7 @@ def test_names_are_unique_and_every_metric_is_explained():
         ("val/wiki.en-2/bits_per_byte", "val/<source>/bits_per_byte"),
         ("data/epoch/python", "data/epoch/<source>"),
         ("moe/12/load_max", "moe/<layer>/load_max"),
-        ("flops/val_python_loss", "flops/val_<source>_loss"),
+        ("mflop/val_python_loss", "mflop/val_<source>_loss"),
     ],
 )
 def test_find(name, entry):
@@ -40,8 +40,9 @@ def test_unknown_names_are_refused(name):
 
 
 def test_flops_curves_are_in_the_catalogue():
-    assert catalog.find(catalog.flops_curve("train/loss")).name == "flops/train_loss"
-    assert catalog.find(catalog.flops_curve("val/books/loss")).name == "flops/val_<source>_loss"
+    for group in catalog.FLOPS_CURVES:
+        assert catalog.find(catalog.flops_curve("train/loss", group)).name == f"{group}/train_loss"
+        assert catalog.find(catalog.flops_curve("val/books/loss", group)).name == f"{group}/val_<source>_loss"
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/metrics.md"])

@@ -3,6 +3,7 @@
 import errno
 import json
 import math
+import os
 import random
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from maxlm.config.errors import UserError
 from maxlm.metrics import catalog
 from maxlm.metrics.writers import MetricsWriter
 
-GFLOP = 1e9
+GFLOP, MFLOP = 1e9, 1e6
 
 
 def lines(run_dir):
@@ -136,13 +137,16 @@ def test_resume_after_kills_anywhere_in_a_line(tmp_path, caplog):
 
 def test_tensorboard_shows_every_metric_of_the_catalogue(tmp_path):
     names = [metric.name.replace("<source>", "python").replace("<layer>", "3") for metric in catalog.METRICS]
-    values = {name: 1.5 for name in names if not name.startswith("flops/")}
-    values["data/token_hash"] = "abc"
+    values = {name: 1.5 for name in names if not name.startswith(tuple(catalog.FLOPS_CURVES))}
+    values |= {"data/token_hash": "abc", "train/flops": 1e24}
     writer = MetricsWriter(tmp_path, tensorboard=True, resume_step=0)
     writer.write(10, values)
+    writer.write(20, {**values, "train/flops": 1e25})
     writer.close()
     tags = set(open_curves(tmp_path / "tensorboard").Tags()["tensors"])
-    flops_tags = set(open_curves(tmp_path / "tensorboard" / "flops").Tags()["tensors"])
+    flops_tags = {
+        tag for group in catalog.FLOPS_CURVES for tag in open_curves(tmp_path / "tensorboard" / group).Tags()["tensors"]
+    }
     shown = {tag.removesuffix("/text_summary") for tag in tags} | flops_tags
     assert shown == set(names)
 
@@ -156,8 +160,9 @@ def test_resumed_curve_is_one_curve(tmp_path):
     shown = curve(tmp_path / "tensorboard", "train/loss")
     assert [step for step, _ in shown] == [step for step, _ in expected]
     assert [value for _, value in shown] == pytest.approx([offset + step / 3 for step, offset in expected])
-    over_flops = curve(tmp_path / "tensorboard" / "flops", "flops/train_loss")
-    assert [(step / 5, value) for step, value in over_flops] == shown
+    over_flops = curve(tmp_path / "tensorboard" / "mflop", "mflop/train_loss")
+    assert [(step / 5000, value) for step, value in over_flops] == shown
+    assert not (tmp_path / "tensorboard" / "gflop").exists()
 
 
 def test_curves_are_on_disk_after_every_write(tmp_path):
@@ -171,9 +176,38 @@ def test_curves_are_on_disk_after_every_write(tmp_path):
 
 def test_loss_over_flops_of_the_largest_runs_fits(tmp_path):
     writer = MetricsWriter(tmp_path, tensorboard=True, resume_step=0)
-    writer.write(1, {"train/loss": 1.0, "train/flops": 1e27})
+    for step, flops in enumerate((9e24, 9.3e24, 1e27), 1):
+        writer.write(step, {"train/loss": step, "train/flops": flops})
     writer.close()
-    assert curve(tmp_path / "tensorboard" / "flops", "flops/train_loss") == [(10**18, 1.0)]
+    assert curve(tmp_path / "tensorboard" / "mflop", "mflop/train_loss") == [(9 * 10**18, 1.0)]
+    assert curve(tmp_path / "tensorboard" / "gflop", "gflop/train_loss") == [(93 * 10**14, 2.0), (10**18, 3.0)]
+
+
+def test_no_two_points_of_a_curve_share_a_place(tmp_path):
+    """Steps of 0.4 MFLOP: of those within one MFLOP the first is drawn, also over a restart."""
+    for resume, steps in ((0, range(1, 8)), (5, range(6, 11))):
+        writer = MetricsWriter(tmp_path, tensorboard=True, resume_step=resume)
+        for step in steps:
+            writer.write(step, {"train/loss": step, "train/flops": 0.4 * MFLOP * step})
+            writer.write(step, {"val/a/loss": -step})
+        writer.close()
+    expected = [(0, 1), (1, 3), (2, 5), (3, 8), (4, 10)]
+    shown = curve(tmp_path / "tensorboard" / "mflop", "mflop/train_loss")
+    assert shown == expected
+    shown = curve(tmp_path / "tensorboard" / "mflop", "mflop/val_a_loss")
+    assert shown == [(place, -step) for place, step in expected]
+
+
+def test_steps_that_are_not_finite_are_curves_too_and_nobody_else_speaks(tmp_path, caplog, capfd):
+    writer = MetricsWriter(tmp_path, tensorboard=True, resume_step=0)
+    for step, value in enumerate((1.0, math.nan, math.inf, 1e300), 1):
+        writer.write(step, {"train/loss": value, "train/perplexity": value, "train/flops": step * MFLOP})
+    writer.close()
+    (_, first), (_, second), (_, third), (_, fourth) = curve(tmp_path / "tensorboard", "train/perplexity")
+    assert (first, third, fourth) == (1.0, math.inf, math.inf)  # TensorBoard holds single precision
+    assert math.isnan(second)
+    assert caplog.text == ""
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize(
@@ -219,6 +253,13 @@ def test_without_tensorboard_there_is_no_folder(tmp_path):
     writer.hparams({"a": 1}, ["train/loss"])
     writer.close()
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "metrics.jsonl.tmp"])
+def test_a_pipe_in_the_way_is_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=rf"{name}: .*is not a file; move away what is in its place"):
+        MetricsWriter(tmp_path, tensorboard=False, resume_step=3)
 
 
 def test_missing_run_directory_is_the_users_mistake(tmp_path):

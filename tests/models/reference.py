@@ -14,15 +14,22 @@ def logits(decoder, tokens, segments, positions):
     x = weights["embedding/tokens"][tokens]
     if model.position.kind == "learned":
         x = x + weights["embedding/positions"][positions]
-    for layer in range(model.num_layers):
-        index, repeat = layer % len(model.pattern), layer // len(model.pattern)
-        prefix = f"stack/{index}/"
-        block = {path[len(prefix) :]: w[repeat] for path, w in weights.items() if path.startswith(prefix)}
-        config = model.pattern[index]
-        x = x + _attention(_norm(x, block, "mixer_norm/", model), block, model, config.mixer, segments, positions)
-        x = x + _mlp(_norm(x, block, "ffn_norm/", model), block, config.ffn)
+    for number, (segment, repeats) in enumerate(zip(model.segments, model.repeats, strict=True)):
+        for repeat in range(repeats):
+            for place, config in enumerate(segment.blocks):
+                prefix = f"stack/{number}/{place}/"
+                block = {path[len(prefix) :]: w[repeat] for path, w in weights.items() if path.startswith(prefix)}
+                x = _block(x, block, model, config, segments, positions)
     x = _norm(x, weights, "norm/", model)
     return x @ (weights["embedding/tokens"].T if model.tie_embeddings else weights["head/output"])
+
+
+def _block(x, block, model, config, segments, positions):
+    if config.mixer.kind != "none":
+        x = x + _attention(_norm(x, block, "mixer_norm/", model), block, model, config.mixer, segments, positions)
+    if config.ffn.kind != "none":
+        x = x + _mlp(_norm(x, block, "ffn_norm/", model), block, config.ffn)
+    return x
 
 
 def _norm(x, weights, prefix, model):
@@ -43,8 +50,8 @@ def _attention(x, weights, model, config, segments, positions):
             heads[name] = heads[name] + weights[f"mixer/{name}_bias"]
         if config.qk_norm == "rmsnorm" and name != "value":
             heads[name] = _norm(heads[name], weights, f"mixer/{name}_norm/", model)
-        if model.position.kind == "rope" and name != "value":
-            heads[name] = _rope(heads[name], positions, model.position.theta)
+        if config.position.kind == "rope" and name != "value":
+            heads[name] = _rope(heads[name], positions, config.position.theta)
     out = np.zeros_like(heads["query"])
     batch, length, num_heads, head_dim = out.shape
     for b in range(batch):
@@ -52,7 +59,7 @@ def _attention(x, weights, model, config, segments, positions):
             first = 0 if config.window is None else max(0, t - config.window + 1)
             seen = [s for s in range(first, t + 1) if segments[b, s] == segments[b, t]]
             for n in range(num_heads):
-                k = n // (num_heads // model.num_kv_heads)
+                k = n // (num_heads // config.num_kv_heads)
                 scores = heads["key"][b, seen, k] @ heads["query"][b, t, n] / math.sqrt(head_dim)
                 p = np.exp(scores - scores.max())
                 out[b, t, n] = p @ heads["value"][b, seen, k] / p.sum()

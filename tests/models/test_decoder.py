@@ -11,17 +11,23 @@ import yaml
 from jax.sharding import NamedSharding
 
 from maxlm.config import load_run
-from maxlm.config.schema import MeshConfig, ModelConfig, OptimizerConfig
+from maxlm.config.model import ModelConfig
+from maxlm.config.optim import AdamwConfig
+from maxlm.config.schema import MeshConfig
+from maxlm.decoding.generate import generate
+from maxlm.decoding.sampling import Sampling, choose
 from maxlm.models import cost
 from maxlm.models.decoder import Decoder
-from maxlm.models.sampling import Sampling, choose, generate
 from maxlm.ops.attention import CHUNKED
-from maxlm.optim.adamw import build_optimizer
+from maxlm.optim import build_optimizer
 from maxlm.sharding.mesh import build_mesh
 from maxlm.sharding.parameters import initialise, map_parameters, named_parameters, parameter_count, partition_specs
-from maxlm.train.loss import make_losses, numerics
+from maxlm.sharding.stages import lay_out
+from maxlm.train.loss.execution import build_execution
+from maxlm.train.loss.gradients import make_losses
 from tests.models import reference
-from tests.train.program import make_batch, make_config
+from tests.small_models import model_settings, run_settings
+from tests.train.program import make_batch
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 SHAPE = {"vocab_size": 64, "num_layers": 2, "embed_dim": 16, "num_heads": 4, "head_dim": 4, "mlp_dim": 24}
@@ -34,6 +40,10 @@ MODELS = {
             {"mixer": {"kind": "attention", "bias": "all"}, "ffn": {"kind": "mlp", "activation": "gelu", "bias": "all"}}
         ],
         "tie_embeddings": True,
+    },
+    "one_layer_blocks": {
+        "num_layers": 3,
+        "pattern": [{"ffn": {"kind": "none"}}, {"mixer": {"kind": "none"}}, {}],
     },
     "mixed": {
         "num_kv_heads": 1,
@@ -50,7 +60,7 @@ MODELS = {
 
 @pytest.fixture(scope="module", params=MODELS)
 def model(request):
-    return ModelConfig(**{**SHAPE, **MODELS[request.param]})
+    return ModelConfig.model_validate(model_settings(**{**SHAPE, **MODELS[request.param]}))
 
 
 @pytest.fixture(scope="module")
@@ -67,15 +77,16 @@ def decoder(model, mesh):
 
 
 def test_loss_equals_the_plain_implementation(model, mesh, decoder):
-    config = make_config(model=model.model_dump(), train={"batch_size": 4})
+    config = run_settings(model.model_dump(), length=16, mesh={"fsdp": 1})
     batch = make_batch(config, 0)
-    how = numerics(config, config.mesh, CHUNKED, jnp.dtype("float32"))
-    sums = jax.jit(make_losses(Decoder(model), mesh, how))(decoder, batch)
+    about = {"compute_dtype": jnp.dtype("float32"), "kernels": {"attention": CHUNKED}}
+    execution = build_execution(config, config.mesh, lay_out(model.repeats), **about)
+    sums = jax.jit(make_losses(Decoder(model), mesh, execution))(decoder, batch)
     logits = reference.logits(decoder, batch["tokens"], batch["segment_ids"], batch["positions"])
     log_z = np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1)) + logits.max(-1)
     nats = log_z - np.take_along_axis(logits, batch["targets"][..., None], axis=-1)[..., 0]
-    np.testing.assert_allclose(sums.nats, (nats * batch["weights"]).sum(), rtol=1e-5)
-    assert int(sums.target_bytes) == (batch["target_bytes"] * (batch["weights"] > 0)).sum()
+    np.testing.assert_allclose(sums.metrics["nats"], (nats * batch["weights"]).sum(), rtol=1e-5)
+    assert int(sums.metrics["target_bytes"]) == (batch["target_bytes"] * (batch["weights"] > 0)).sum()
 
 
 def test_greedy_text_is_what_whole_sequences_give(model, mesh, decoder):
@@ -83,7 +94,7 @@ def test_greedy_text_is_what_whole_sequences_give(model, mesh, decoder):
     tokens = generate(
         decoder,
         mesh,
-        prompt,
+        [prompt],
         max_tokens=6,
         sampling=Sampling(temperature=0.0),
         seed=0,
@@ -92,7 +103,7 @@ def test_greedy_text_is_what_whole_sequences_give(model, mesh, decoder):
         compute_dtype=jnp.float32,
     )
     sequence = list(prompt)
-    for token in tokens:
+    for (token,) in tokens:
         whole = np.asarray([sequence])
         logits = reference.logits(decoder, whole, np.ones_like(whole), np.arange(len(sequence))[None])
         assert token == logits[0, -1].argmax()
@@ -103,8 +114,8 @@ def test_greedy_text_is_what_whole_sequences_give(model, mesh, decoder):
 def test_generation_ends_at_the_stop_token(model, mesh, decoder):
     arguments = {"max_tokens": 6, "sampling": Sampling(0.0), "seed": 0, "compute_dtype": jnp.float32}
     arguments["num_ids"] = model.vocab_size
-    first = next(generate(decoder, mesh, [1, 2], stop_id=-1, **arguments))
-    assert list(generate(decoder, mesh, [1, 2], stop_id=first, **arguments)) == []
+    (first,) = next(generate(decoder, mesh, [[1, 2]], stop_id=-1, **arguments))
+    assert list(generate(decoder, mesh, [[1, 2]], stop_id=first, **arguments)) == []
 
 
 def test_top_k_and_top_p_never_choose_what_they_exclude():
@@ -141,19 +152,26 @@ def test_every_preset_builds(path, tmp_path):
     ):
         shape = parameter.get_value().shape
         assert NamedSharding(mesh, spec).shard_shape(shape), name  # raises where a dimension does not divide
-    jax.eval_shape(build_optimizer(OptimizerConfig(), declared).init, declared)
+    jax.eval_shape(build_optimizer(AdamwConfig(), declared).init, declared)
 
 
 def test_initial_values_depend_on_path_and_layer_alone(mesh):
-    small = ModelConfig(**SHAPE)
-    deep = ModelConfig(**{**SHAPE, "num_layers": 4})
+    small = ModelConfig.model_validate(model_settings(**SHAPE))
+    deep = ModelConfig.model_validate(model_settings(**{**SHAPE, "num_layers": 4}))
+    apart = small.model_copy(
+        update={"segments": tuple(small.segments[0].model_copy(update={"repeat": 1}) for _ in "ab")}
+    )
     eight = build_mesh(MeshConfig(fsdp=2, tensor=4), jax.devices())
     one = dict(named_parameters(initialise(Decoder(small), 3, mesh)))
     sharded = dict(named_parameters(initialise(Decoder(small), 3, eight)))
     longer = dict(named_parameters(initialise(Decoder(deep), 3, mesh)))
     for path in one:
         np.testing.assert_array_equal(one[path][...], sharded[path][...], err_msg=path)
-    np.testing.assert_array_equal(one["stack/0/mixer/query"][...], longer["stack/0/mixer/query"][...][:2])
-    values = [np.asarray(one[path][...]) for path in ("stack/0/mixer/key", "stack/0/mixer/value")]
+    np.testing.assert_array_equal(one["stack/0/0/mixer/query"][...], longer["stack/0/0/mixer/query"][...][:2])
+    # however the layers are written as segments
+    parts = dict(named_parameters(initialise(Decoder(apart), 3, mesh)))
+    for layer in range(2):
+        np.testing.assert_array_equal(one["stack/0/0/ffn/up"][layer], parts[f"stack/{layer}/0/ffn/up"][0])
+    values = [np.asarray(one[path][...]) for path in ("stack/0/0/mixer/key", "stack/0/0/mixer/value")]
     for first, second in itertools.combinations([*values[0], *values[1]], 2):
         assert not np.array_equal(first, second)

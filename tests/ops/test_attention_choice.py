@@ -5,35 +5,37 @@ import pytest
 
 from maxlm.config.errors import UserError
 from maxlm.config.schema import MeshConfig
-from maxlm.ops import attention
-from maxlm.ops.attention import CHUNKED, Row, choose_kernel
-from maxlm.train.setup import attention_shapes
+from maxlm.models.decoder import Decoder
+from maxlm.ops.attention import ATTENTION, CHUNKED
+from maxlm.ops.kernel_choice import Row, choose
+from maxlm.train.setup import kernel_shapes
 from tests.train.program import make_config
 
 
 def shapes_of(mesh=None, **model):
     config = make_config(model=model, mesh=mesh or {})
-    return attention_shapes(config, MeshConfig(**(mesh or {})), "Made-up 1", jnp.dtype("bfloat16"))
+    device = {"device_kind": "Made-up 1", "dtype": jnp.dtype("bfloat16")}
+    return kernel_shapes(config, MeshConfig(**(mesh or {})), Decoder(config.model), **device)["attention"]
 
 
 @pytest.fixture
 def table(monkeypatch):
     """A table with a kernel that knows no softcap, the GPU's first choice; what is installed does not matter."""
-    monkeypatch.delitem(attention.TABLE, "tokamax")
+    monkeypatch.delitem(ATTENTION.table, "tokamax")
     limited = Row(("gpu",), lambda shape: "has no softcap" if shape.softcap else None, lambda kind: (kind, "limited"))
-    monkeypatch.setitem(attention.TABLE, "limited", limited)
-    monkeypatch.setitem(attention.DEFAULT_ORDER, "gpu", ("limited", "chunked"))
+    monkeypatch.setitem(ATTENTION.table, "limited", limited)
+    monkeypatch.setitem(ATTENTION.order, "gpu", ("limited", "chunked"))
 
 
 def test_first_that_can(table):
     plain, capped = shapes_of(), shapes_of(pattern=[{}, {"mixer": {"softcap": 5.0}}])
-    assert choose_kernel("auto", "gpu", plain) == (("Made-up 1", "limited"), "limited", "first choice for gpu")
-    assert choose_kernel("auto", "gpu", capped) == (
+    assert choose(ATTENTION, "auto", "gpu", plain) == (("Made-up 1", "limited"), "limited", "first choice for gpu")
+    assert choose(ATTENTION, "auto", "gpu", capped) == (
         CHUNKED,
         "chunked",
         "first choice for gpu; limited has no softcap",
     )
-    assert choose_kernel("auto", "cpu", plain).name == "chunked"
+    assert choose(ATTENTION, "auto", "cpu", plain).name == "chunked"
 
 
 @pytest.mark.parametrize(
@@ -42,18 +44,18 @@ def test_first_that_can(table):
         (
             "tpu",
             {},
-            "runtime.attention_kernel=limited runs on gpu, not on tpu; use flash_tpu, splash, chunked or auto",
+            "runtime.kernels.attention=limited runs on gpu, not on tpu; use flash_tpu, splash, chunked or auto",
         ),
         (
             "gpu",
             {"pattern": [{"mixer": {"softcap": 5.0}}]},
-            "runtime.attention_kernel=limited has no softcap; use chunked",
+            "runtime.kernels.attention=limited has no softcap; use chunked",
         ),
     ],
 )
 def test_pinned_one_that_cannot(table, platform, model, text):
     with pytest.raises(UserError) as caught:
-        choose_kernel("limited", platform, shapes_of(**model))
+        choose(ATTENTION, "limited", platform, shapes_of(**model))
     assert str(caught.value).startswith(text)
 
 

@@ -3,17 +3,17 @@
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
 from maxlm.config.schema import MeshConfig
-from maxlm.kernels.mask import Mask
+from maxlm.kernels.mask import causal
 from maxlm.ops.attention import CHUNKED
 from maxlm.ops.context_attention import context_attention
+from maxlm.sharding.context import places
 from maxlm.sharding.mesh import build_mesh
-from maxlm.train.loss import make_gradients
+from maxlm.train.loss.gradients import make_gradients
 from maxlm.train.setup import batch_shapes, build_program
 from tests.hlo import collectives, count
 from tests.train.program import make_config
@@ -27,7 +27,7 @@ def compile_gradients(kind, devices, *, window=None, length=LENGTH):
     how = {"kernel": CHUNKED, "kind": kind}
 
     def program(q, k, v, segments):
-        mask = Mask(segments, segments, jnp.int32(0), jnp.int32(0), window=window)
+        mask = causal(segments, places(segments), window)
 
         def layer(carry, qkv):
             return carry, context_attention(*qkv, mask, None, **how)
@@ -95,10 +95,12 @@ def test_memory_of_the_ring_depends_on_tokens_per_device_alone():
 
 def compile_model(mesh, length, *, remat="none", num_layers=2):
     """Compile the gradients of a whole model; return them and the mesh."""
-    size = {"batch_size": 1, "remat": remat, "loss_chunk_tokens": 64}
-    config = make_config(mesh=mesh, model={"num_layers": num_layers}, train=size, length=length)
+    size = {"batch_size": 1, "remat": remat}
+    config = make_config(
+        mesh=mesh, model={"num_layers": num_layers}, train=size, objective={"chunk_tokens": 64}, length=length
+    )
     program = build_program(config, jax.devices()[: math.prod(config.mesh.sizes.values())])
-    gradients = jax.jit(make_gradients(program.declared, program.mesh, program.how))
+    gradients = jax.jit(make_gradients(program.declared, program.mesh, program.execution))
     return gradients.lower(program.state.decoder, batch_shapes(config, program.mesh)).compile(), program.mesh
 
 

@@ -12,11 +12,11 @@ from jax.sharding import PartitionSpec as P
 
 from maxlm.config.schema import MeshConfig
 from maxlm.jax_versions import vary_over
-from maxlm.kernels.mask import Mask
 from maxlm.ops.attention import CHUNKED, attention
 from maxlm.ops.context_attention import KINDS, context_attention
-from maxlm.sharding.context import chunk_numbers, in_order, split_chunks, zigzag, zigzag_order
+from maxlm.sharding.context import chunk_numbers, in_order, places, split_chunks, zigzag, zigzag_order
 from maxlm.sharding.mesh import build_mesh
+from tests.kernels.oracle import MASKS, attention_fp64, place_mask, relative_error
 
 SEQUENCE = P(None, "context")
 
@@ -41,36 +41,48 @@ def make_inputs(seed, *, batch=2, length=32, heads=4, kv_heads=4, head_dim=8, v_
     return q, k, v, rng.normal(size=heads).astype(np.float32), d_out, segments
 
 
-def compare(kind, devices, inputs, *, causal=True, window=None, softcap=None, sinks=False):
+def compare(kind, devices, inputs, *, mask=None, causal=True, window=None, softcap=None, sinks=False):
     """Check out and all gradients on several devices against one device."""
     kernel = CHUNKED.with_softcap(softcap)
+    *inputs, segments = inputs
+    index = np.arange(segments.shape[1])
+    mask = mask or place_mask(segments, segments, index, index, causal=causal, window=window)
 
-    def mask(segments):
-        return Mask(segments, segments, jnp.int32(0), jnp.int32(0), causal=causal, window=window)
+    def whole(q, k, v, sink, mask):
+        return attention(q, k, v, mask, sink if sinks else None, kernel)
 
-    def whole(q, k, v, sink, segments):
-        return attention(q, k, v, mask(segments), sink if sinks else None, kernel)
-
-    def spread(q, k, v, sink, segments):
-        q, k, v, segments = map(zigzag, (q, k, v, segments))
+    def spread(q, k, v, sink, mask):
+        q, k, v, mask = jax.tree.map(zigzag, (q, k, v, mask))
         sink = vary_over(sink, ("context",)) if sinks else None
-        return from_zigzag(context_attention(q, k, v, mask(segments), sink, kernel=kernel, kind=kind))
+        return from_zigzag(context_attention(q, k, v, mask, sink, kernel=kernel, kind=kind))
 
-    def value_and_gradients(attend, q, k, v, sink, d_out, segments):
-        out, pullback = jax.vjp(lambda *primals: attend(*primals, segments), q, k, v, sink)
+    def value_and_gradients(attend, q, k, v, sink, d_out, mask):
+        out, pullback = jax.vjp(lambda *primals: attend(*primals, mask), q, k, v, sink)
         return out, *pullback(d_out)
 
     spread = functools.partial(value_and_gradients, spread)
     specs = (SEQUENCE,) * 3 + (P(),) + (SEQUENCE,) * 2
-    got = on_devices(spread, devices, specs, (SEQUENCE,) * 4 + (P(),))(*inputs)
-    want = jax.jit(functools.partial(value_and_gradients, whole))(*inputs)
+    got = on_devices(spread, devices, specs, (SEQUENCE,) * 4 + (P(),))(*inputs, mask)
+    want = jax.jit(functools.partial(value_and_gradients, whole))(*inputs, mask)
     for name, one, other in zip(["out", "d_q", "d_k", "d_v", "d_sink"], got, want, strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * max(np.abs(other).max(), 0.1), err_msg=name)
+    return got, mask
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_equals_attention_over_the_whole_sequence(kind):
     compare(kind, 4, make_inputs(0, v_dim=12), softcap=1.5, sinks=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", MASKS)
+def test_every_mask_equals_fp64(kind, name):
+    inputs = make_inputs(4, length=40)
+    got, mask = compare(kind, 4, inputs, mask=MASKS[name](np.random.default_rng(2), (2, 40)))
+    q, k, v, _, d_out, _ = inputs
+    out, _, *gradients = attention_fp64(q, k, v, d_out, mask)
+    for result, x, want in zip(("out", "d_q", "d_k", "d_v"), got, (out, *gradients), strict=False):
+        assert relative_error(x, want) < 1e-5, result
 
 
 def test_grouped_heads_and_an_odd_number_of_devices():
@@ -121,8 +133,9 @@ def test_zigzag_gives_each_device_an_early_and_a_late_chunk(devices):
 
     def check(index):
         mine = zigzag(index)
-        places = [2 * number + jnp.arange(2) for number in chunk_numbers(jax.lax.axis_index("context"))]
-        right = [jnp.all(half == place) for half, place in zip(split_chunks(mine), places, strict=True)]
+        starts = [2 * number + jnp.arange(2) for number in chunk_numbers(jax.lax.axis_index("context"))]
+        right = [jnp.all(half == place) for half, place in zip(split_chunks(mine), starts, strict=True)]
+        right.append(jnp.all(mine == places(mine)))
         gathered = jax.lax.all_gather(mine, "context", axis=1, tiled=True)
         right += [jnp.all(jnp.diff(in_order(gathered)) == 1), jnp.all(zigzag_order(in_order(gathered)) == gathered)]
         return jnp.stack(right)[None]

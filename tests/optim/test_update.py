@@ -4,10 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maxlm.checkpoint.rearrange import rearrange_layers
+from maxlm.models.decoder import Decoder
 from maxlm.optim.update import _turn_of, _turns, update
 from maxlm.sharding.mesh import batch_sharding
+from maxlm.sharding.stages import EMPTY, Layout, SegmentRows
 from maxlm.train.setup import build_program, compile_step
-from maxlm.train.state import create_state, reorder_layers
+from maxlm.train.state import create_state, declare_state
 from tests.train.program import make_batch, make_config
 
 MESH = {"fsdp": 2}
@@ -96,9 +99,13 @@ def on_host(variable):
 
 
 def test_restored_layers_stay_in_host_memory():
-    program = build_program(config_with("optimizer"), jax.devices()[:2])
+    config = config_with("optimizer")
+    program = build_program(config, jax.devices()[:2])
     state = create_state(program.declared, program.optimizer, program.mesh, seed=0, offload=True)
-    wanted = jax.device_get(state.optimizer)[1].mu.stack[0].mixer.query[...][::-1]
-    state = reorder_layers(state, [0, 1], [1, 0])
+    rows = jax.device_get(state.optimizer)[1].mu.stack[0][0].mixer.query[...]
+    layout = Layout((SegmentRows((1, EMPTY, 0), 3),))
+    other = declare_state(Decoder(config.model, layout), program.optimizer, program.mesh, offload=True)
+    state = rearrange_layers(state, other)
     assert memory_kinds(state.optimizer) == {"pinned_host"}
-    np.testing.assert_array_equal(state.optimizer[1].mu.stack[0].mixer.query[...], wanted)
+    found = state.optimizer[1].mu.stack[0][0].mixer.query[...]
+    np.testing.assert_array_equal(found, np.stack([rows[1], np.zeros_like(rows[0]), rows[0]]))

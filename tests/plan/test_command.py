@@ -21,10 +21,15 @@ LAYOUT = Layout("run.yaml", "v5p:4x4x4", 64, {"data": 1, "fsdp": 64}, 8, 16, "ch
 
 RUN = """
 run_dir: unused
-model: {vocab_size: 1024, num_layers: 2, embed_dim: 256, num_heads: 2, head_dim: 128, mlp_dim: 512}
+model:
+  vocab_size: 1024
+  num_layers: 2
+  embed_dim: 256
+  block: {mixer: {kind: attention, num_heads: 2, head_dim: 128}, ffn: {kind: mlp, hidden_dim: 512}}
 data: {sources: {none: {path: none}}, tokenizer: none, sequence_length: 512}
 mesh: {fsdp: 4}
-train: {num_steps: 5, batch_size: 4, remat: full, loss_chunk_tokens: 512}
+objective: {chunk_tokens: 512}
+train: {num_steps: 5, batch_size: 4, remat: full}
 """
 
 REPORT = """Memory Space: default (color=0)
@@ -93,7 +98,7 @@ def test_a_small_step_compiles_for_a_slice_that_is_not_here(tmp_path, capfd):
     state_bytes = 12 * answer["layout"]["num_parameters"] / 4
     assert state_bytes < answer["memory"]["needed_bytes"] < 20 * state_bytes
     cost = answer["cost"]
-    assert answer["layout"]["attention_kernel"] == "flash_tpu"
+    assert answer["layout"]["kernels"] == {"attention": "flash_tpu"}
     # Two layers, 2 heads of 128, 512 tokens, of which a tile of queries sees all: forward twice (remat), and backward.
     assert cost["kernel_flops"] == 2 * 2 * (2 * 512 * 512) * (2 * 2 * 128 + 5 * 128)
     assert cost["unstated_kernels"] == 0

@@ -9,7 +9,7 @@ import pytest
 from maxlm.models.cost import flops_per_token
 from maxlm.plan.estimate import count_work
 from maxlm.plan.hlo import collective_of, parse, product_flops, replica_groups, spanned_axes
-from maxlm.train.loss import make_gradients
+from maxlm.train.loss.gradients import make_gradients
 from maxlm.train.setup import batch_shapes, build_program
 from tests import hlo
 from tests.train.program import make_config
@@ -181,7 +181,7 @@ def test_axes_are_those_along_which_a_group_differs():
 def compile_gradients(**sections):
     config = make_config(**sections)
     program = build_program(config, jax.devices()[: math.prod(config.mesh.sizes.values())])
-    gradients = make_gradients(program.declared, program.mesh, program.how)
+    gradients = make_gradients(program.declared, program.mesh, program.execution)
     compiled = jax.jit(gradients).lower(program.state.decoder, batch_shapes(config, program.mesh)).compile()
     return config, program, compiled
 
@@ -206,7 +206,7 @@ def test_counts_of_a_training_step_equal_the_tests_own(mesh):
 def test_products_of_a_step_are_what_theory_says(remat, least, most):
     """Full recomputation adds the forward pass, a third of 6 N, but for the head's."""
     model = {"num_layers": 8, "embed_dim": 64, "mlp_dim": 192, "vocab_size": 64, "head_dim": 8}
-    config, program, compiled = compile_gradients(model=model, train={"remat": remat, "loss_chunk_tokens": 128})
+    config, program, compiled = compile_gradients(model=model, train={"remat": remat}, objective={"chunk_tokens": 128})
     work = count_work(parse(compiled.as_text()), program.mesh_sizes.sizes)
     tokens = config.train.batch_size * config.data.sequence_length
     assert least <= work.product_flops / (tokens * flops_per_token(config.model, config.data.sequence_length)) <= most

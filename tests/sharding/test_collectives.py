@@ -7,7 +7,7 @@ import pytest
 
 from maxlm.sharding.mesh import FSDP_AXES
 from maxlm.sharding.parameters import named_parameters
-from maxlm.train.loss import make_gradients
+from maxlm.train.loss.gradients import make_gradients
 from maxlm.train.setup import batch_shapes, build_program
 from tests.hlo import collectives, count
 from tests.train.program import make_config
@@ -19,7 +19,7 @@ def compile_gradients(mesh, layers=LAYERS, model=None, other_trips=None, **train
     model = {"num_layers": layers, **(model or {})}
     config = make_config(model=model, mesh=mesh, train={"microbatches": MICROBATCHES, **train})
     program = build_program(config, jax.devices()[: math.prod(config.mesh.sizes.values())])
-    gradients = make_gradients(program.declared, program.mesh, program.how)
+    gradients = make_gradients(program.declared, program.mesh, program.execution)
     compiled = jax.jit(gradients).lower(program.state.decoder, batch_shapes(config, program.mesh)).compile()
     return program, collectives(compiled, program.mesh, other_trips=other_trips)
 

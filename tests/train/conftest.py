@@ -15,6 +15,7 @@ import yaml
 from maxlm import runtime
 from maxlm.cli import main
 from tests.conftest import QUICK_COMPILE
+from tests.small_models import model_settings
 
 ROOT = Path(__file__).parents[2]
 CACHE = os.environ.get("JAX_COMPILATION_CACHE_DIR", "")
@@ -41,7 +42,7 @@ def make_run(data, run_dir):
     """Return the settings of a run that compiles in seconds and takes milliseconds a step."""
     return {
         "run_dir": str(run_dir),
-        "model": {"vocab_size": 320, "num_layers": 2, "embed_dim": 16, "num_heads": 2, "mlp_dim": 32},
+        "model": model_settings(vocab_size=320, num_layers=2, embed_dim=16, num_heads=2, mlp_dim=32),
         "data": {
             "sources": {
                 "text": {

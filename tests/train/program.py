@@ -11,10 +11,13 @@ from maxlm.config.schema import RunConfig
 from maxlm.data.token_hash import hexdigest
 from maxlm.optim.schedule import make_schedule
 from maxlm.sharding.mesh import batch_sharding
-from maxlm.train.loss import make_gradients
+from maxlm.sharding.parameters import layers_of, named_parameters
+from maxlm.sharding.stages import EMPTY
+from maxlm.train.loss.gradients import make_gradients
 from maxlm.train.setup import build_program
-from maxlm.train.state import create_state, reorder_layers
+from maxlm.train.state import create_state
 from maxlm.train.step import make_train_step
+from tests.small_models import model_settings
 
 MODEL = {"vocab_size": 64, "num_layers": 2, "embed_dim": 32, "num_heads": 8, "head_dim": 4, "mlp_dim": 64}
 LENGTH, BATCH, STEPS = 16, 16, 5
@@ -28,16 +31,17 @@ class Result(NamedTuple):
     token_hash: str
 
 
-def make_config(*, model=None, mesh=None, train=None, runtime=None, length=LENGTH):
+def make_config(*, model=None, mesh=None, train=None, runtime=None, objective=None, length=LENGTH):
     """Return a config around the small model; nothing of it is read from disk."""
     return RunConfig.model_validate(
         {
             "run_dir": "unused",
-            "model": {**MODEL, **(model or {})},
+            "model": model_settings(**{**MODEL, **(model or {})}),
             "data": {"sources": {"none": {"path": "none"}}, "tokenizer": "none", "sequence_length": length},
             "mesh": {"fsdp": 1, **(mesh or {})},
             "optimizer": {"learning_rate": 1e-2},
-            "train": {"num_steps": STEPS, "batch_size": BATCH, "loss_chunk_tokens": 24, **(train or {})},
+            "objective": {"chunk_tokens": 24, **(objective or {})},
+            "train": {"num_steps": STEPS, "batch_size": BATCH, **(train or {})},
             "runtime": runtime or {},
         }
     )
@@ -66,7 +70,7 @@ def make_batch(config, step):
 def run(config):
     """Train STEPS steps on as many fake devices as the mesh needs."""
     program = build_program(config, jax.devices()[: math.prod(config.mesh.sizes.values())])
-    compute = make_gradients(program.declared, program.mesh, program.how)
+    compute = make_gradients(program.declared, program.mesh, program.execution)
     kept = {}
 
     def keep(decoder, batch):
@@ -80,23 +84,21 @@ def run(config):
     def step(state, batch):
         return *train_step(state, batch), kept["gradients"]
 
-    order = program.layer_order
-    state = create_state(
-        program.declared,
-        program.optimizer,
-        program.mesh,
-        seed=0,
-        layer_order=order,
-        offload="optimizer" in config.train.offload,
-    )
+    offload = "optimizer" in config.train.offload
+    state = create_state(program.declared, program.optimizer, program.mesh, seed=0, offload=offload)
     losses, first = [], None
     for index in range(STEPS):
         place = functools.partial(jax.device_put, device=batch_sharding(program.mesh))
         state, metrics, gradients = step(state, {name: place(x) for name, x in make_batch(config, index).items()})
         losses.append(float(metrics.sums.objective))
         first = first or gradients
-    leaves = jax.tree_util.tree_leaves_with_path(reorder_layers(first, order, sorted(order)))
-    named = {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+    named = {}
+    for path, parameter in named_parameters(first):
+        value, layers = np.asarray(parameter.get_value()), layers_of(parameter)
+        # Rows by their layers, whatever the stages: those without a layer have no gradient.
+        order = sorted((layer, row) for row, layer in enumerate(layers or ()) if layer != EMPTY)
+        assert not any(value[row].any() for row, layer in enumerate(layers or ()) if layer == EMPTY)
+        named[path] = value[[row for _, row in order]] if layers else value
     return Result(losses, named, hexdigest(np.asarray(state.token_hash)))
 
 

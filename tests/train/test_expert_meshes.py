@@ -8,10 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from maxlm.layers.moe import RouterStats
+from maxlm.layers.ffns.moe import RouterStats
 from maxlm.models.decoder import Decoder
 from maxlm.sharding.parameters import map_parameters, with_value
-from maxlm.train.loss import Sums
+from maxlm.train.loss.gradients import Sums
 from maxlm.train.state import TrainState
 from maxlm.train.step import make_train_step
 from tests.train.program import assert_same, make_config, run
@@ -114,8 +114,8 @@ def stepped(loss):
 
     def gradients(decoder, batch):
         zero = jnp.zeros((2,))
-        stats = [RouterStats(loads, loads, zero, zero, zero)]
-        return decoder, Sums(loss, loss, loss, loss, jnp.zeros((2,), jnp.uint32), stats)
+        reports = [[{}], [{"ffn": RouterStats(loads, loads, zero, zero, zero)}]]
+        return decoder, Sums(loss, loss, {}, jnp.zeros((2,), jnp.uint32), reports)
 
     optimizer = optax.sgd(-1.0)
     zero = jnp.zeros((), jnp.int32)
@@ -125,13 +125,13 @@ def stepped(loss):
 
 def test_the_step_moves_the_bias_by_the_load_alone():
     state, metrics = stepped(jnp.float32(1))
-    moved = np.asarray(state.decoder.stack[0].ffn.router_bias[...])
+    moved = np.asarray(state.decoder.stack[1][0].ffn.router_bias[...])
     np.testing.assert_allclose(moved, [[0.99, 1.01] + [1.0] * 6, [1.0] * 8], rtol=1e-6)
-    assert state.decoder.stack[0].ffn.router[...].max() < 1
-    np.testing.assert_allclose(metrics.routers[0]["load_max"], [1.25, 1.0])
+    assert state.decoder.stack[1][0].ffn.router[...].max() < 1
+    np.testing.assert_allclose(metrics.layers["1/0"]["moe/load_max"], [1.25, 1.0])
 
 
 def test_a_skipped_step_leaves_the_bias():
     state, _ = stepped(jnp.float32(np.nan))
-    assert (np.asarray(state.decoder.stack[0].ffn.router_bias[...]) == 1).all()
+    assert (np.asarray(state.decoder.stack[1][0].ffn.router_bias[...]) == 1).all()
     assert state.skipped == 1

@@ -1,12 +1,19 @@
 """What goes wrong around a run: each fault has its message, its cure and its exit code, and loses nothing."""
 
 import contextlib
+import re
+import shlex
 import subprocess
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from data_pipeline.documents import Document
 from data_pipeline.train_tokenizer import train_tokenizer
+from maxlm.config.errors import RunFailedError
+from maxlm.runtime import explain_memory
+from maxlm.train import loop
 from tests.train.conftest import curve, finish, read_metrics, start, train, wait_for_step
 
 # Trains as `maxlm train` does, but the weights of the batches of steps 10 and 11 are not numbers.
@@ -32,12 +39,46 @@ sys.exit(main())
 """
 
 
+# Trains as `maxlm train` does, but evaluations and saves take three seconds longer.
+SLOW = """
+import sys, time
+from maxlm.checkpoint import layout
+from maxlm.cli import main
+from maxlm.train import loop
+
+def later(function):
+    def slow(*arguments, **options):
+        time.sleep(3)
+        return function(*arguments, **options)
+    return slow
+
+loop.evaluate, layout.seal = later(loop.evaluate), later(layout.seal)
+sys.exit(main())
+"""
+
+
+def test_rates_are_those_of_steps_and_what_holds_them_up_is_shown(write_run, tmp_path):
+    sections = {"train": {"num_steps": 9, "eval_every": 3}, "checkpoint": {"every": 4}}
+    finish(start(write_run(**sections), launcher=["-c", SLOW]))
+    metrics = read_metrics(tmp_path / "run")
+    seconds = [values["time/step_seconds"] for values in metrics.values()]
+    assert max(seconds) < 2
+    rates = [values["throughput/tokens_per_second"] for values in metrics.values()]
+    assert rates == pytest.approx([4 * 32 / each for each in seconds])
+    evaluations = [values["time/evaluation_seconds"] // 3 for values in metrics.values()]
+    assert evaluations == [0, 0, 1, 1, 1, 2, 2, 2, 3]
+    stalls = [values["time/checkpoint_stall_seconds"] // 3 for values in metrics.values()]
+    assert stalls == [0, 0, 0, 0, 1, 1, 1, 1, 2]
+
+
 def test_steps_with_nan_are_skipped_and_counted_and_training_goes_on(write_run, tmp_path):
     train(write_run("whole", train={"num_steps": 20}))
-    output = finish(start(write_run("run", train={"num_steps": 20}), launcher=["-c", POISONED]))
+    path = write_run("run", train={"num_steps": 20}, metrics={"tensorboard": True})
+    output = finish(start(path, launcher=["-c", POISONED]))
     assert "step 10 was skipped: its loss (nan) or gradient (norm nan) is not finite" in output
     assert "step 11 was skipped" in output
     assert "step 12 was skipped" not in output
+    assert "NaN or Inf found" not in output
     metrics = read_metrics(tmp_path / "run")
     assert [values["optim/skipped_steps"] for values in metrics.values()] == [0] * 9 + [1] + [2] * 10
     assert [step for step, values in metrics.items() if values["train/loss"] is None] == [10, 11]
@@ -93,6 +134,32 @@ def test_too_few_devices_for_the_mesh(refuse, write_run):
     assert "use mesh.fsdp=2, or mesh.data=2, or runtime.device_count=16 to try it on fake CPU devices" in message
 
 
+@pytest.mark.parametrize("size", ["model.num_layers=100000", "model.vocab_size=2147483646", "model.mlp_dim=2147483646"])
+def test_a_model_that_no_memory_holds(refuse, write_run, size):
+    message = refuse("train", write_run(), size, "model.embed_dim=8192", "train.batch_size=8")
+    assert re.search(r"the model has [\d,]{15,} parameters; with the optimizer they take [\d,.]+ GiB on each", message)
+    assert "use more mesh.fsdp, or a smaller model.num_layers, model.embed_dim" in message
+
+
+def test_a_step_that_no_memory_holds(refuse, write_run, monkeypatch):
+    path = write_run()
+    monkeypatch.setattr(loop, "memory_bytes", lambda device: 2**18)
+    message = refuse("train", path, "train.batch_size=64", "data.sequence_length=64")
+    assert re.search(
+        r"a step needs [\d.]+ GiB on each device, cpu has 0\.0 GiB; use more devices, train.remat", message
+    )
+
+
+def test_memory_that_runs_out_is_told_with_the_cure(monkeypatch):
+    with (
+        pytest.raises(RunFailedError, match=r"RESOURCE_EXHAUSTED: Out of memory.*\nuse less"),
+        explain_memory("use less"),
+    ):
+        jax.block_until_ready(jnp.zeros((2**40,), jnp.float32) + 1)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="another"), explain_memory("use less"):
+        raise jax.errors.JaxRuntimeError("INTERNAL: another")
+
+
 def test_tokenizers_that_are_missing_broken_or_another(refuse, write_run, tmp_path, tiny_data):
     path = write_run()
     missing = refuse("train", path, f"data.tokenizer={tmp_path}/none.model")
@@ -121,6 +188,22 @@ def test_something_else_where_a_run_writes(refuse, write_run, tmp_path, in_the_w
     message = refuse("train", write_run(metrics={"tensorboard": True}), "mesh.fsdp=1", "mesh.data=4", "mesh.tensor=2")
     assert f"{run_dir}/{in_the_way}" in message
     assert "move away what is in its place" in message
+
+
+def test_any_name_and_any_encoding(write_run, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    run_dir = f"{tmp_path}/r\u00fcn \U0001f600 #1"
+    path = write_run(train={"num_steps": 6}, metrics={"tensorboard": True})
+    message = train(path, f"run_dir={run_dir}", code=2)
+    cure = message.partition("to keep all of it: ")[2].strip()
+    output = train(path, f'run_dir="{run_dir}"')
+    shown = {label: text for label, _, text in (line.partition(": ") for line in output.splitlines())}
+    written = run_dir.encode("ascii", "backslashreplace").decode()
+    assert shlex.split(cure) == [f'run_dir="{written}"']
+    assert shlex.split(shown["checkpoints"]) == [f"{written}/checkpoints"]
+    assert shlex.split(shown["metrics"]) == [f"{written}/metrics.jsonl"]
+    assert shlex.split(shown["curves"]) == ["tensorboard", "--logdir", f"{written}/tensorboard"]
+    assert shlex.split(shown["sample"]) == ["maxlm", "generate", written, "--prompt", "..."]
 
 
 def test_configs_that_are_no_files(refuse, tmp_path):

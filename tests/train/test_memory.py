@@ -8,7 +8,7 @@ import pytest
 from maxlm.config.errors import ConfigError
 from maxlm.models import cost
 from maxlm.train import setup
-from maxlm.train.loss import make_gradients
+from maxlm.train.loss.gradients import make_gradients
 from maxlm.train.setup import batch_shapes, build_program
 from tests.train.program import make_config
 
@@ -16,7 +16,7 @@ from tests.train.program import make_config
 def temp_bytes(config):
     """Return the memory that the compiled gradients need besides arguments and results, per device."""
     program = build_program(config, jax.devices()[: math.prod(config.mesh.sizes.values())])
-    gradients = make_gradients(program.declared, program.mesh, program.how)
+    gradients = make_gradients(program.declared, program.mesh, program.execution)
     lowered = jax.jit(gradients).lower(program.state.decoder, batch_shapes(config, program.mesh))
     return lowered.compile().memory_analysis().temp_size_in_bytes
 
@@ -40,7 +40,8 @@ def test_full_logits_never_exist():
     vocab_size, length, batch_size = 8192, 128, 16
     config = make_config(
         model={"vocab_size": vocab_size, "num_layers": 1, "embed_dim": 16, "num_heads": 2, "mlp_dim": 16},
-        train={"batch_size": batch_size, "loss_chunk_tokens": 64},
+        train={"batch_size": batch_size},
+        objective={"chunk_tokens": 64},
         length=length,
     )
     logits = batch_size * length * vocab_size * 4

@@ -93,7 +93,7 @@ def test_same_on_a_split_sequence(mesh):
 def test_same_with_the_kernel_of_the_tpu_interpreted():
     model = {"pattern": [{}, {"mixer": {"window": 6, "softcap": 3.0, "sinks": True}}]}
     mesh = {"context": 2, "fsdp": 2, "tensor": 2}
-    interpreted = make_config(model=model, mesh=mesh, runtime={"attention_kernel": "interpret"})
+    interpreted = make_config(model=model, mesh=mesh, runtime={"kernels": {"attention": "interpret"}})
     assert_same(run(interpreted), run(make_config(model=model)))
 
 
@@ -183,7 +183,8 @@ SMALL_MESHES = st.sampled_from(
 def check_random(model, mesh, train, loss):
     assert math.prod(mesh.values()) <= 8
     assert_same(
-        run(make_config(model=model, mesh=mesh, train={**train, **loss})), run(make_config(model=model, train=loss))
+        run(make_config(model=model, mesh=mesh, train=train, objective=loss)),
+        run(make_config(model=model, objective=loss)),
     )
 
 

@@ -1,12 +1,18 @@
 """Whole runs: killed at any moment and resumed, stopped by signals, refused, diverged."""
 
 import random
+import shutil
 import signal
 import time
 
 import numpy as np
 import pytest
 
+from maxlm.config import load_run
+from maxlm.data import token_hash
+from maxlm.data.dataset import build_dataset
+from maxlm.models.cost import flops_per_token
+from tests.small_models import model_settings
 from tests.train.conftest import curve, finish, read_metrics, start, train, wait_for_step
 
 
@@ -71,6 +77,62 @@ def test_changed_settings_are_refused_with_the_difference(write_run, tmp_path):
     assert curve(tmp_path / "run") == before
 
 
+def test_another_batch_size_goes_on_with_the_rows_that_follow(write_run, tmp_path):
+    schedule = {"kind": "constant", "warmup_steps": 0}
+    path = write_run(train={"num_steps": 4, "batch_size": 8, "eval_every": 0}, schedule=schedule)
+    train(path)
+    more = ["train.num_steps=7", "train.batch_size=4"]
+    assert "train.batch_size: 8 -> 4" in train(path, *more, code=2)
+    train(path, *more, "checkpoint.allow_config_change=true")
+    # And once more, from a checkpoint with two batch sizes behind it.
+    last = ["train.num_steps=9", "train.batch_size=8", "checkpoint.allow_config_change=true"]
+    train(path, *last)
+    config = load_run(path, last).config
+    dataset = build_dataset(config.data, seed=0, batch_size=1, split="train")
+    edges = [0, 8, 16, 24, 32, 36, 40, 44, 52, 60]
+    metrics = read_metrics(tmp_path / "run")
+    assert [values["data/rows"] for values in metrics.values()] == edges[1:]
+    assert [values["data/tokens"] for values in metrics.values()] == [32 * rows for rows in edges[1:]]
+    per_token = flops_per_token(config.model, 32)
+    for rows, values in zip(edges[1:], metrics.values(), strict=True):
+        assert values["train/flops"] == pytest.approx(rows * 32 * per_token, rel=1e-12)
+        assert values["data/epoch/text"] == pytest.approx(rows / dataset.num_batches, rel=1e-12)
+    # The hash of the tokens is that of rows [0, 60) in these steps: none twice, none left out.
+    running = np.zeros(2, np.uint32)
+    for first, stop, values in zip(edges, edges[1:], metrics.values(), strict=False):
+        batch = dataset.rows(first, stop)
+        places = {"rows": np.arange(stop - first), "columns": np.arange(32)}
+        running = token_hash.advance(running, token_hash.batch_hash(batch["tokens"], batch["segment_ids"], **places))
+        assert values["data/token_hash"] == token_hash.hexdigest(running)
+
+
+def test_a_run_whose_rates_stay_goes_on_for_more_steps_and_not_for_fewer(write_run, tmp_path):
+    schedule = {"kind": "inverse_sqrt", "warmup_steps": 5}
+    train(write_run("whole", schedule=schedule, train={"num_steps": 12, "eval_every": 0}))
+    path = write_run("more", schedule=schedule, train={"num_steps": 6, "eval_every": 0})
+    train(path)
+    train(path, "train.num_steps=12")
+    assert curve(tmp_path / "more") == curve(tmp_path / "whole")
+    before = (tmp_path / "more" / "metrics.jsonl").read_bytes()
+    message = train(path, "train.num_steps=8", code=2)
+    assert f"run_dir={tmp_path}/more holds a run at step 12, beyond train.num_steps=8" in message
+    assert "use train.num_steps=12 or more, or another run_dir" in message
+    assert (tmp_path / "more" / "metrics.jsonl").read_bytes() == before
+
+
+def test_rates_of_steps_to_come_may_change_and_it_is_said(write_run, tmp_path):
+    schedule = {"kind": "wsd", "warmup_steps": 2, "cooldown_steps": 2}
+    train(write_run("whole", schedule=schedule, train={"num_steps": 12, "eval_every": 0}))
+    path = write_run("more", schedule=schedule, train={"num_steps": 8, "eval_every": 0})
+    train(path)
+    # Step 8 has seen the end of a decay that a run of 12 steps does not have there.
+    assert "schedule.total_steps: 8 -> 12" in train(path, "train.num_steps=12", code=2)
+    shutil.rmtree(tmp_path / "more" / "checkpoints" / "00000008")  # leaves that of step 5, before the decay
+    output = train(path, "train.num_steps=12")
+    assert "learning rates of steps to come are not the saved run's: schedule.total_steps: 8 -> 12" in output
+    assert curve(tmp_path / "more") == curve(tmp_path / "whole")
+
+
 def test_a_second_job_is_refused(write_run, tmp_path):
     path = write_run(train={"num_steps": 100_000})
     first = start(path)
@@ -131,7 +193,8 @@ def test_a_truncated_shard_is_named(write_run, tmp_path, tiny_data):
 
 def test_a_pipeline_resumes_on_context_expert_and_tensor(write_run, tmp_path):
     experts = {"kind": "moe", "num_experts": 4, "experts_per_token": 2, "expert_dim": 16}
-    model = {"num_layers": 5, "embed_dim": 32, "prefix": [{}], "pattern": [{"ffn": experts}]}
+    sizes = {"vocab_size": 320, "num_layers": 5, "embed_dim": 32, "num_heads": 2, "mlp_dim": 32}
+    model = model_settings(**sizes, prefix=[{}], pattern=[{"ffn": experts}])
     # Choosing experts is a jump: large steps would make one token's other choice, after rounding, a visible difference.
     optimizer = {"learning_rate": 5e-4}
     sections = {"model": model, "train": {"num_steps": 12, "batch_size": 8, "eval_every": 0}, "optimizer": optimizer}

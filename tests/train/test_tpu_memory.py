@@ -8,7 +8,7 @@ import pytest
 from jax.experimental import topologies
 
 from maxlm.optim.update import _turns, update
-from maxlm.train.loss import make_gradients
+from maxlm.train.loss.gradients import make_gradients
 from maxlm.train.setup import batch_shapes, build_program
 from tests.train.program import make_config
 
@@ -61,7 +61,7 @@ def test_slots_pass_through_the_device_in_turns(devices):
 def test_activations_wait_in_host_memory(devices, mesh):
     def memory(**train):
         config, program = build(devices, mesh, microbatches=mesh.get("stage", 1), **train)
-        gradients = jax.jit(make_gradients(program.declared, program.mesh, program.how))
+        gradients = jax.jit(make_gradients(program.declared, program.mesh, program.execution))
         lowered = gradients.lower(program.state.decoder, batch_shapes(config, program.mesh))
         return lowered.compile().memory_analysis()
 

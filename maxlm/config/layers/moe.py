@@ -1,0 +1,117 @@
+"""Settings of mixtures of experts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from maxlm.config.divisible import divisible
+from maxlm.config.errors import Problem
+from maxlm.config.layers.mlp import Activation
+from maxlm.config.section import (
+    Count,
+    LayerSection,
+    NonNegativeFloat,
+    OnResume,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+)
+
+if TYPE_CHECKING:
+    from maxlm.config.schema import RunConfig
+
+
+class RouterConfig(Section):
+    """How a token scores and picks its experts, in fp32."""
+
+    kind: Literal["softmax", "sigmoid"] = Field(
+        "softmax", description="scores over all experts (arXiv:2101.03961), or each by itself (arXiv:2412.19437)"
+    )
+    weights: Literal["normalised", "as_scored"] = Field(
+        "normalised", description="weights of the picked experts: their scores divided by the sum, or the scores"
+    )
+    scale: PositiveFloat = Field(1.0, description="factor on the weights")
+    num_groups: PositiveInt = Field(1, description="groups of neighbouring experts")
+    top_groups: PositiveInt = Field(
+        1, description="groups a token may pick from: those with the largest sum of their two best (arXiv:2412.19437)"
+    )
+    apply_to: Literal["output", "input"] = Field("output", description="what of an expert the weight multiplies")
+
+
+class BalanceConfig(Section):
+    """What keeps experts equally busy; each at 0 is off. Loads are those of all devices together."""
+
+    auxiliary_loss: NonNegativeFloat = Field(
+        0.01, description="weight of E sum(load x mean score) per layer and microbatch (arXiv:2101.03961, eq. 4)"
+    )
+    z_loss: NonNegativeFloat = Field(0.0, description="weight of the router's log(Z)^2 per layer (arXiv:2202.08906)")
+    bias_update: NonNegativeFloat = Field(
+        0.0, description="step by which a bias on the picking moves against the load, no gradient (arXiv:2408.15664)"
+    )
+
+
+class MoeConfig(LayerSection):
+    """A mixture of experts: each token goes through `experts_per_token` of them, and all through a shared one."""
+
+    ACTIVATIONS: ClassVar = {
+        "mlp_hidden": "hidden units of experts before the nonlinearity, or before the gate",
+        "mlp_gate": "the gate of experts before its nonlinearity",
+    }
+
+    kind: Literal["moe"] = "moe"
+    num_experts: PositiveInt
+    experts_per_token: PositiveInt
+    expert_dim: PositiveInt = Field(description="hidden units of one expert")
+    shared_dim: Count = Field(0, description="hidden units of the experts that see every token, summed (0: none)")
+    activation: Activation = "swiglu"
+    router: RouterConfig = RouterConfig()
+    balance: BalanceConfig = BalanceConfig()
+    capacity_factor: PositiveFloat | None = Field(
+        None, description="an expert takes this times its fair share of a sequence's tokens, no more (null: dropless)"
+    )
+    buffer_factor: Annotated[PositiveFloat, OnResume.FREE] = Field(
+        2.0,
+        description="rows that experts make room for on a device of mesh.expert, times an even load; more come in "
+        "further rounds, and none is dropped",
+    )
+
+    @property
+    def routed_copies(self) -> int:
+        """One for each expert of the token."""
+        return self.experts_per_token
+
+    def problems(self, path: str, run: RunConfig) -> Iterator[Problem]:
+        """Yield choices that the experts do not allow, and sizes that do not divide by the mesh."""
+        yield from self._choice_problems(path)
+        yield from self._group_problems(path)
+        mesh = run.mesh
+        yield from divisible(f"{path}.num_experts", self.num_experts, {"mesh.expert": mesh.expert})
+        for name in ("expert_dim", "shared_dim"):
+            yield from divisible(f"{path}.{name}", getattr(self, name), {"mesh.tensor": mesh.tensor})
+
+    def _choice_problems(self, path: str) -> Iterator[Problem]:
+        experts, choices = self.num_experts, self.experts_per_token
+        if choices > experts:
+            text = f"{path}.experts_per_token={choices} is more than {path}.num_experts={experts}"
+            yield Problem(f"{path}.experts_per_token", f"{text}; use {path}.experts_per_token={experts} or less")
+        if self.capacity_factor and self.capacity_factor * choices >= experts:
+            text = f"{path}.capacity_factor={self.capacity_factor}: an expert would take every token of a sequence"
+            cure = f"use less than num_experts / experts_per_token = {experts / choices:g}, or null"
+            yield Problem(f"{path}.capacity_factor", f"{text}; {cure}, which drops nothing")
+
+    def _group_problems(self, path: str) -> Iterator[Problem]:
+        router, experts, choices = self.router, self.num_experts, self.experts_per_token
+        uneven = list(divisible(f"{path}.num_experts", experts, {f"{path}.router.num_groups": router.num_groups}))
+        yield from uneven
+        if router.top_groups > router.num_groups:
+            text = f"{path}.router.top_groups={router.top_groups} is more than {path}.router.num_groups="
+            cure = f"use {path}.router.top_groups={router.num_groups} or less"
+            yield Problem(f"{path}.router.top_groups", f"{text}{router.num_groups}; {cure}")
+        elif not uneven and choices <= experts and choices > experts // router.num_groups * router.top_groups:
+            size = experts // router.num_groups
+            text = f"{path}.router.top_groups={router.top_groups} groups of {size} experts are fewer than "
+            cure = f"use {path}.router.top_groups={-(-choices // size)} or more"
+            yield Problem(f"{path}.router.top_groups", f"{text}{path}.experts_per_token={choices}; {cure}")

@@ -1,0 +1,19 @@
+"""Settings of the cross entropy of tokens."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from maxlm.config.section import NonNegativeFloat, OnResume, PositiveInt, Section
+
+
+class TokenLossConfig(Section):
+    """Cross entropy, and what is added to it; the base of every objective that predicts tokens."""
+
+    z_loss: NonNegativeFloat = Field(0.0, description="weight of log(Z)^2 (arXiv:2204.02311)")
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    chunk_tokens: Annotated[PositiveInt, OnResume.FREE] = Field(
+        1024, description="tokens whose logits exist at once, per device"
+    )

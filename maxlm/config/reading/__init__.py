@@ -1,0 +1,1 @@
+"""From YAML files to a run, with a message for every mistake in them."""

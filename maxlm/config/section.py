@@ -1,0 +1,90 @@
+"""A group of settings, and the types that settings are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from maxlm.config.errors import Problem
+
+if TYPE_CHECKING:
+    from maxlm.config.model import ModelConfig
+    from maxlm.config.schema import RunConfig
+
+
+class Section(BaseModel):
+    """A frozen group of settings: unknown keys, wrong types, nan and inf are refused."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class OnResume(Enum):
+    """What a change means for a run that goes on: a mark in a field's `Annotated`, for all in it if it is a section.
+
+    A change of a field without a mark makes another run.
+    """
+
+    FREE = "how the run is executed, watched or stored: may change"
+    RATE = "may change as long as no step that is done had another learning rate"
+    FIXED = "makes another run, within a section that is free"
+
+
+class LayerSection(Section):
+    """The settings of a kind of layer, and what is known of it without building it.
+
+    Attributes:
+      kind: the name of the kind, by which the layer is found that it is the settings of.
+      ACTIVATIONS: names that `train.remat` can give a choice for, and what each is.
+    """
+
+    ACTIVATIONS: ClassVar[dict[str, str]] = {}
+
+    kind: str
+
+    @property
+    def activations(self) -> dict[str, str]:
+        """The names that `train.remat` can give a choice for, and what each is."""
+        return self.ACTIVATIONS
+
+    def problems(self, path: str, run: RunConfig) -> Iterator[Problem]:
+        """Yield what is wrong between its settings, and with the model's, the data's and the mesh's.
+
+        Args:
+          path: where the section stands, such as model.block.mixer.
+          run: the run; a mesh axis of -1 counts as 1.
+        """
+        del path, run
+        yield from ()
+
+    @property
+    def routed_copies(self) -> int:
+        """Copies of each token that are sent to where others are worked on, 0 for none."""
+        return 0
+
+    def mixing_flops(self, model: ModelConfig, length: int) -> float:
+        """Return the FLOPs per token of a forward and backward pass that are no products with weights.
+
+        Args:
+          model: the model it stands in.
+          length: tokens of a sequence.
+        """
+        del model, length
+        return 0.0
+
+
+def as_tuple(value: Any) -> Any:
+    """Take a list, as YAML has them, where a frozen section holds a tuple."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+# Devices count in int32, and in fp32, which numbers up to 1e30 leave room to calculate with.
+INT32_MAX = 2**31 - 1
+PositiveInt = Annotated[int, Field(ge=1, le=INT32_MAX)]
+Count = Annotated[int, Field(ge=0, le=INT32_MAX)]
+PositiveFloat = Annotated[float, Field(gt=0, le=1e30)]
+NonNegativeFloat = Annotated[float, Field(ge=0, le=1e30)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]

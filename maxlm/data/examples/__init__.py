@@ -1,0 +1,39 @@
+"""From windows of tokens to the fields of a batch: a file for each objective."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from maxlm.config.objectives import Objective
+from maxlm.data.examples.next_token import NextTokenExamples
+from maxlm.data.tokenizer import Tokenizer
+
+
+class Examples(Protocol):
+    """What an objective sees of the text; every field is (B, T), and a pure function of (seed, row).
+
+    Attributes:
+      fields: names and types of the fields; `tokens`, `segment_ids` (from 1 in each row, 0 for filling) and `positions`
+        are always among them.
+      tokens_after: tokens that a window has besides those of the sequence.
+    """
+
+    fields: Mapping[str, np.dtype]
+    tokens_after: int
+
+    def __call__(self, windows: np.ndarray, rows: range) -> dict[str, np.ndarray]:
+        """Return the fields of windows, which are these rows of the training data."""
+
+
+EXAMPLES: dict[str, Any] = {
+    "next_token": NextTokenExamples,
+}
+
+
+def build_examples(objective: Objective, tokenizer: Tokenizer, *, seed: int) -> Examples:
+    """Build what turns windows into the fields of an objective."""
+    built: Examples = EXAMPLES[objective.kind](objective, tokenizer, seed=seed)
+    return built

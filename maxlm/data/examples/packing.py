@@ -1,0 +1,23 @@
+"""Where documents lie in a window of tokens.
+
+Documents are stored back to back as BOS ... EOS, so a window needs no other index: a document starts where BOS is.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+NO_TOKEN = -1  # fills windows past the end of a validation stream
+
+
+def segments_and_positions(tokens: np.ndarray, bos_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return int32 (B, T): each token's document, from 1 in each row, and its place in it.
+
+    Places count from 0 at each document's start and at the row's start: the rest of an earlier document is a segment of
+    its own.
+    """
+    starts = tokens == bos_id
+    starts[:, 0] = True
+    columns = np.arange(tokens.shape[1], dtype=np.int32)
+    last_start = np.maximum.accumulate(np.where(starts, columns, np.int32(0)), axis=1)
+    return np.cumsum(starts, axis=1, dtype=np.int32), columns - last_start

@@ -1,0 +1,99 @@
+"""Which layers each stage of a pipeline holds.
+
+A segment of the model is R repetitions of its pattern, and each parameter of the pattern has a row for each of them.
+Virtual stage v S + s is chunk v of stage s (`maxlm.sharding.pipeline`) and holds a run of consecutive repetitions, of
+one segment or of several. All devices run the same program over arrays of the same shape: a stage has as many rows of a
+segment as the virtual stage that holds most of it, and rows without a layer where it holds fewer. Those are skipped,
+cost their bytes, and stay zero.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+EMPTY = -1
+"""In place of the number of a repetition: a row that holds none."""
+
+
+class SegmentRows(NamedTuple):
+    """How the repetitions of a segment lie in its stacked parameters.
+
+    Attributes:
+      repetitions: which one each row holds, or `EMPTY`; the rows of a stage lie together, chunk after chunk.
+      rows: rows of one chunk of one stage.
+    """
+
+    repetitions: tuple[int, ...]
+    rows: int
+
+    def counts(self) -> list[int]:
+        """Return how many rows of each chunk of each stage hold a layer; they come first."""
+        chunks = [self.repetitions[i : i + self.rows] for i in range(0, len(self.repetitions), self.rows or 1)]
+        return [sum(repetition != EMPTY for repetition in chunk) for chunk in chunks]
+
+
+class Layout(NamedTuple):
+    """The layers of a model on the stages of a pipeline.
+
+    Attributes:
+      segments: a segment after the other.
+      imbalance: work of the virtual stage that has most of it, over the mean.
+    """
+
+    segments: tuple[SegmentRows, ...]
+    imbalance: float = 1.0
+
+
+def lay_out(repeats: Sequence[int], work: Sequence[float] = (), *, stages: int = 1, chunks: int = 1) -> Layout:
+    """Share the repetitions of all segments out among the virtual stages, so that the slowest has as little as can be.
+
+    Args:
+      repeats: repetitions of each segment.
+      work: of one repetition of each segment, in any unit; all the same by default.
+      stages: S, devices along `stage`.
+      chunks: V, virtual stages of a stage.
+    """
+    work = work or [1.0] * len(repeats)
+    pieces = [(segment, index) for segment, repeat in enumerate(repeats) for index in range(repeat)]
+    parts = stages * chunks
+    shares = _fair_shares([work[segment] for segment, _ in pieces], parts)
+    bounds = list(itertools.accumulate(shares, initial=0))
+    held = [pieces[start:end] for start, end in itertools.pairwise(bounds)]
+    segments = []
+    for segment in range(len(repeats)):
+        of_parts = [[index for owner, index in part if owner == segment] for part in held]
+        rows = max(map(len, of_parts))
+        filled = [part + [EMPTY] * (rows - len(part)) for part in of_parts]
+        in_memory = [filled[chunk * stages + stage] for stage in range(stages) for chunk in range(chunks)]
+        segments.append(SegmentRows(tuple(itertools.chain(*in_memory)), rows))
+    loads = [sum(work[segment] for segment, _ in part) for part in held]
+    return Layout(tuple(segments), max(loads) * parts / sum(loads))
+
+
+def _fair_shares(work: Sequence[float], parts: int) -> list[int]:
+    """Cut a row of pieces into runs: the largest sum is the least possible, and among such cuts sums are most equal.
+
+    Returns:
+      pieces in each run.
+    """
+    sums = list(itertools.accumulate(work, initial=0.0))
+    infinite = (float("inf"), float("inf"))
+    # best[j]: (largest sum, sum of squares) of the first j pieces in the runs so far; cuts[k][j]: where run k began.
+    best, cuts = [(0.0, 0.0), *[infinite] * len(work)], list[list[int]]()
+    for _ in range(parts):
+        costs, starts = [infinite] * (len(work) + 1), [0] * (len(work) + 1)
+        for end in range(len(work) + 1):
+            for start in range(end + 1):
+                load = sums[end] - sums[start]
+                cost = max(best[start][0], load), best[start][1] + load * load
+                if cost < costs[end]:
+                    costs[end], starts[end] = cost, start
+        best = costs
+        cuts.append(starts)
+    shares, end = [], len(work)
+    for starts in reversed(cuts):
+        shares.append(end - starts[end])
+        end = starts[end]
+    return shares[::-1]

@@ -1,0 +1,1 @@
+"""The loss and its gradients: the per-device program of a step."""

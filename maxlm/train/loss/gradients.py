@@ -1,0 +1,190 @@
+"""The per-device program of a training step: loss and gradients, every collective in sight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from maxlm.data.token_hash import batch_hash
+from maxlm.jax_versions import vary_over, varying_axes
+from maxlm.layers.stack import StackReports
+from maxlm.models.decoder import Decoder
+from maxlm.sharding.context import places, zigzag
+from maxlm.sharding.fsdp import cast, gather, tied_to_loop, vary, zeros_like_fp32
+from maxlm.sharding.mesh import BATCH_AXES, BATCH_SPEC, REPORT_AXES, TOKEN_AXES
+from maxlm.sharding.parameters import partition_specs
+from maxlm.sharding.tensor import enter
+from maxlm.train.loss.execution import Execution
+from maxlm.train.loss.pipelined import pipelined_decoder_gradients, pipelined_decoder_losses
+
+Batch = dict[str, jax.Array]
+MetricSums = dict[str, jax.Array]
+
+
+class Sums(NamedTuple):
+    """Sums over the whole batch, the same on every device.
+
+    Attributes:
+      objective: what is differentiated: the objective's sum over its weight, and the layers' penalties.
+      weight: what the batch counts, such as its target tokens.
+      metrics: other sums of the objective.
+      token_hash: uint32[2] of the tokens, independent of how they were split.
+      reports: what the layers of the stack report; empty after a mere forward pass.
+    """
+
+    objective: jax.Array
+    weight: jax.Array
+    metrics: MetricSums
+    token_hash: jax.Array
+    reports: StackReports
+
+
+_SUMS_SPECS = Sums(P(), P(), P(), P(), reports=P("stage"))  # type: ignore[arg-type]
+
+
+def make_gradients(
+    declared: Decoder, mesh: Mesh, execution: Execution
+) -> Callable[[Decoder, Batch], tuple[Decoder, Sums]]:
+    """Return gradients(decoder, batch) -> (fp32 gradients laid out as the parameters, sums)."""
+    specs = partition_specs(declared)
+    compute = pipelined_decoder_gradients if execution.schedule.stages > 1 else _accumulated_gradients
+
+    def program(decoder: Decoder, batch: Batch) -> tuple[Decoder, Sums]:
+        weight, scale = _weight(batch, execution)
+        kept = _whole_for_step(decoder, execution, execution.compute_dtype)
+        gradients, objective, metrics, reports = compute(kept, microbatches(batch, execution), scale, execution)
+        # Back to the parameters' layout along the transpose of `_whole_for_step`, in fp32 throughout.
+        _, transpose = jax.vjp(lambda decoder: _whole_for_step(decoder, execution, jnp.float32), decoder)
+        reports = jax.tree.map(lambda x: lax.psum(x, REPORT_AXES), reports)
+        return transpose(gradients)[0], _sums(batch, objective, weight, metrics)._replace(reports=reports)
+
+    return jax.shard_map(program, mesh=mesh, in_specs=(specs, BATCH_SPEC), out_specs=(specs, _SUMS_SPECS))
+
+
+def make_losses(declared: Decoder, mesh: Mesh, execution: Execution) -> Callable[[Decoder, Batch], Sums]:
+    """Return losses(decoder, batch) -> sums: the forward pass alone."""
+
+    def program(decoder: Decoder, batch: Batch) -> Sums:
+        weight, scale = _weight(batch, execution)
+        kept = _whole_for_step(decoder, execution, execution.compute_dtype)
+        pieces = microbatches(batch, execution)
+        if execution.schedule.stages > 1:
+            objective, metrics = pipelined_decoder_losses(kept, pieces, scale, execution)
+            return _sums(batch, objective, weight, metrics)
+
+        def microbatch(_: None, piece: Batch) -> tuple[None, tuple[jax.Array, MetricSums]]:
+            objective, (metrics, _reports) = _loss(_tied(kept, piece, execution), piece, scale, execution)
+            return None, (objective, metrics)
+
+        _, (objectives, metrics) = lax.scan(microbatch, None, pieces)
+        return _sums(batch, objectives.sum(), weight, _summed(metrics))
+
+    return jax.shard_map(program, mesh=mesh, in_specs=(partition_specs(declared), BATCH_SPEC), out_specs=P())
+
+
+def _loss(
+    kept: Decoder, piece: Batch, scale: jax.Array, execution: Execution
+) -> tuple[jax.Array, tuple[MetricSums, StackReports]]:
+    """From the tokens of a microbatch to this device's part of the objective, its sum times `scale`.
+
+    Returns:
+      its share of the step's objective; the objective's other sums, and what layers report.
+    """
+    decoder = _whole_for_microbatch(kept, execution)
+    hidden_BTD, reports = decoder(piece["tokens"], execution.sequence_info(piece), execution.blocks)
+    with jax.named_scope("loss"):
+        hidden_TD = enter(hidden_BTD).reshape(-1, hidden_BTD.shape[-1])
+        fields = {name: field.reshape(-1) for name, field in piece.items()}
+        objective, metrics = execution.objective.loss(hidden_TD, decoder.output_DV(), fields)
+        penalty = decoder.penalty(reports) / execution.schedule.microbatches
+        return objective * scale + penalty, (metrics, reports)
+
+
+def _accumulated_gradients(
+    kept: Decoder, pieces: Batch, scale: jax.Array, execution: Execution
+) -> tuple[Decoder, jax.Array, MetricSums, StackReports]:
+    """Work microbatches off one after the other.
+
+    Returns:
+      fp32 gradients like `kept`, and this device's objective, other sums and reports.
+    """
+
+    def microbatch(gradients: Decoder, piece: Batch) -> tuple[Decoder, tuple[jax.Array, Any]]:
+        tied = _tied(kept, piece, execution)
+        losses, piece_gradients = jax.value_and_grad(_loss, has_aux=True)(tied, piece, scale, execution)
+        return jax.tree.map(jnp.add, gradients, piece_gradients), losses
+
+    gradients, (objectives, (metrics, reports)) = lax.scan(microbatch, zeros_like_fp32(kept), pieces)
+    return gradients, objectives.sum(), _summed(metrics), _summed(reports)
+
+
+def _whole_for_step(decoder: Decoder, execution: Execution, dtype: Any) -> Decoder:
+    """Make parameters whole once a step: all of them (ZeRO-1), or with a pipeline those outside the stack."""
+    decoder = vary(decoder)
+    if execution.gather == "step":
+        return gather(cast(decoder, dtype))
+    return decoder.whole_outside_stack(dtype) if execution.schedule.stages > 1 else decoder
+
+
+def _whole_for_microbatch(kept: Decoder, execution: Execution) -> Decoder:
+    """Make parameters whole once a microbatch: all of them (ZeRO-2), or those outside the stack (ZeRO-3)."""
+    if execution.gather == "step":
+        return kept
+    if execution.gather == "microbatch":
+        whole: Decoder = execution.whole(kept)
+        return whole
+    return kept.whole_outside_stack(execution.compute_dtype)
+
+
+def _tied(kept: Decoder, piece: Batch, execution: Execution) -> Decoder:
+    """Tie parameters to a turn of the loop over microbatches.
+
+    The compiler would otherwise gather them once, before the loop, and hold them whole until it ends.
+    """
+    return kept if execution.gather == "step" else tied_to_loop(kept, piece["tokens"])
+
+
+def microbatches(batch: Batch, execution: Execution) -> Batch:
+    """Split this device's sequences into microbatches, tokens as `context` wants them: (B, T) -> (M, B / M, T).
+
+    Every M-th sequence, so that the microbatches of all devices together are the same ones on every mesh. Beside the
+    fields of the batch there are the tokens' `places` in their rows.
+    """
+    tokens = batch["tokens"]
+    shape = (-1, execution.schedule.microbatches, tokens.shape[1])
+    pieces = {name: zigzag(array).reshape(shape).swapaxes(0, 1) for name, array in batch.items()}
+    in_rows = places(tokens).reshape(shape).swapaxes(0, 1)
+    return {**pieces, "places": vary_over(in_rows, varying_axes(tokens))}
+
+
+def _weight(batch: Batch, execution: Execution) -> tuple[jax.Array, jax.Array]:
+    """Return what the whole batch counts, and what the objective's sum is multiplied with."""
+    weight = lax.psum(execution.objective.weight(batch), TOKEN_AXES)
+    return weight, 1.0 / jnp.maximum(weight, 1.0)
+
+
+def _summed(metrics: Any) -> Any:
+    return jax.tree.map(lambda values: values.sum(axis=0), metrics)
+
+
+def _sums(batch: Batch, objective: jax.Array, weight: jax.Array, metrics: MetricSums) -> Sums:
+    """Add up what the devices saw."""
+    tokens = batch["tokens"]
+    num_rows, num_columns = tokens.shape
+    rows = lax.axis_index(BATCH_AXES) * num_rows + jnp.arange(num_rows)
+    columns = lax.axis_index("context") * num_columns + jnp.arange(num_columns)
+    partial_hash = batch_hash(tokens, batch["segment_ids"], rows=rows, columns=columns)
+    axes = ("stage", *TOKEN_AXES)
+    return Sums(
+        objective=lax.psum(objective, axes),
+        weight=weight,
+        metrics={name: lax.psum(vary_over(value, axes), axes) for name, value in metrics.items()},
+        token_hash=lax.psum(partial_hash, TOKEN_AXES),
+        reports=[],
+    )

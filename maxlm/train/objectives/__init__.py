@@ -1,0 +1,52 @@
+"""What a model is trained for: a file for each objective, called like those with its settings and its examples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax
+
+from maxlm.config.objectives import Objective as ObjectiveConfig
+from maxlm.kernels.mask import Mask
+from maxlm.train.objectives.next_token import NextToken
+
+
+class Objective(Protocol):
+    """From last hidden states to a number to make smaller; the same for a plain, a pipelined and a validation pass."""
+
+    def mask(self, fields: Mapping[str, jax.Array], places_BT: jax.Array) -> Mask:
+        """Return which tokens each token may look at.
+
+        Args:
+          fields: of this device's tokens, (B, T) each.
+          places_BT: int32, where they stand in their rows.
+        """
+
+    def weight(self, fields: Mapping[str, jax.Array]) -> jax.Array:
+        """Return what these tokens count; the step divides its loss by the sum over all devices."""
+
+    def loss(
+        self, hidden_TD: jax.Array, output_DV: jax.Array, fields: Mapping[str, jax.Array]
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Return a sum over tokens, to be differentiated, and other sums, for metrics.
+
+        Args:
+          hidden_TD: last hidden states, normalised, the same on every `tensor` device.
+          output_DV: this device's columns of the output projection.
+          fields: of the same tokens, (T,) each.
+        """
+
+    def metrics(self, weight: float, sums: Mapping[str, float]) -> dict[str, float]:
+        """Return metrics by their names behind `train/` and `val/<source>/`, from sums over all devices and batches."""
+
+
+OBJECTIVES: dict[str, Any] = {
+    "next_token": NextToken,
+}
+
+
+def build_objective(config: ObjectiveConfig) -> Objective:
+    """Build the run's objective."""
+    built: Objective = OBJECTIVES[config.kind](config)
+    return built

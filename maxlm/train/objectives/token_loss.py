@@ -1,0 +1,44 @@
+"""Cross entropy of tokens: what objectives that predict tokens share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from maxlm.config.objectives.token_loss import TokenLossConfig
+from maxlm.ops.cross_entropy import LossOptions, cross_entropy
+
+Fields = Mapping[str, jax.Array]
+
+
+class TokenLoss:
+    """A mean over target tokens, each with a weight."""
+
+    def __init__(self, config: TokenLossConfig):
+        self._options = LossOptions(config.z_loss, config.label_smoothing, config.chunk_tokens)
+
+    def weight(self, fields: Fields) -> jax.Array:
+        """Count the targets."""
+        return fields["weights"].sum()
+
+    def loss(
+        self, hidden_TD: jax.Array, output_DV: jax.Array, fields: Fields
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Sum cross entropy with z-loss and smoothing, and without both: `nats`; and the targets' bytes of text."""
+        weights_T = fields["weights"]
+        objective, nats = cross_entropy(hidden_TD, output_DV, fields["targets"], weights_T, self._options)
+        target_bytes = jnp.where(weights_T > 0, fields["target_bytes"], 0).sum()
+        return objective, {"nats": nats, "target_bytes": target_bytes}
+
+    def metrics(self, weight: float, sums: Mapping[str, float]) -> dict[str, float]:
+        """Return loss (nats per token), perplexity and bits per byte."""
+        loss = sums["nats"] / max(weight, 1.0)
+        return {
+            "loss": loss,
+            # Finite for any loss that a float can hold; a diverged run must still be able to report.
+            "perplexity": math.exp(min(loss, 700.0)) if math.isfinite(loss) else loss,
+            "bits_per_byte": sums["nats"] / math.log(2) / max(sums["target_bytes"], 1),
+        }

@@ -1,0 +1,63 @@
+from itertools import pairwise
+from types import SimpleNamespace
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from maxlm.data.examples.next_token import NextTokenExamples
+from maxlm.data.examples.packing import NO_TOKEN
+
+BOS, EOS = 1, 2
+BYTES = np.array([0, 0, 0, 1, 2, 3, 4, 5], np.int32)
+
+
+def packed(*rows):
+    tokenizer = SimpleNamespace(bos_id=BOS, eos_id=EOS, token_bytes=BYTES)
+    return NextTokenExamples(None, tokenizer, seed=0)(np.array(rows, np.int32), range(len(rows)))
+
+
+def test_a_window_by_hand():
+    batch = packed([5, 6, EOS, BOS, 7, EOS, BOS, BOS, 3])
+    assert batch["tokens"].tolist() == [[5, 6, EOS, BOS, 7, EOS, BOS, BOS]]
+    assert batch["targets"].tolist() == [[6, EOS, BOS, 7, EOS, BOS, BOS, 3]]
+    assert batch["segment_ids"].tolist() == [[1, 1, 1, 2, 2, 2, 3, 4]]
+    assert batch["positions"].tolist() == [[0, 1, 2, 0, 1, 2, 0, 0]]
+    assert batch["weights"].tolist() == [[1, 1, 0, 1, 1, 0, 0, 1]]
+    assert batch["target_bytes"].tolist() == [[4, 0, 0, 5, 0, 0, 0, 1]]
+
+
+def test_window_that_starts_with_a_document_and_one_past_the_end():
+    batch = packed([BOS, 4, EOS, NO_TOKEN, NO_TOKEN], [NO_TOKEN] * 5)
+    assert batch["segment_ids"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 1]]
+    assert batch["weights"].tolist() == [[1, 1, 0, 0], [0, 0, 0, 0]]
+    assert batch["target_bytes"].tolist() == [[2, 0, 0, 0], [0, 0, 0, 0]]
+    assert batch["tokens"].min() >= 0
+    assert batch["targets"].min() >= 0
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    rows=st.integers(1, 20).flatmap(
+        lambda n: st.lists(st.lists(st.integers(1, 7), min_size=n + 1, max_size=n + 1), min_size=1, max_size=3)
+    )
+)
+def test_fields_equal_a_plain_loop(rows):
+    batch = packed(*rows)
+    for number, row in enumerate(rows):
+        segment, position = 1, 0
+        for column, (token, target) in enumerate(pairwise(row)):
+            if column and token == BOS:
+                segment, position = segment + 1, 0
+            expected = {
+                "tokens": token,
+                "targets": target,
+                "segment_ids": segment,
+                "positions": position,
+                "weights": float(target != BOS),
+                "target_bytes": BYTES[target] if target != BOS else 0,
+            }
+            assert {name: values[number, column] for name, values in batch.items()} == expected
+            position += 1
+    assert {name: values.dtype for name, values in batch.items()} == NextTokenExamples.fields
+    assert {name for name, dtype in NextTokenExamples.fields.items() if dtype == np.float32} == {"weights"}

@@ -1,0 +1,211 @@
+"""The mixture of experts against a plain one, in which every token goes through every expert."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from maxlm.config.layers.moe import MoeConfig
+from maxlm.config.model import ModelConfig
+from maxlm.config.schema import MeshConfig
+from maxlm.layers.ffns.moe import Moe, RouterStats, balance_loss, pick, rebalanced_bias, router_metrics
+from maxlm.layers.sequence import SequenceInfo
+from maxlm.sharding.fsdp import gather, vary
+from maxlm.sharding.mesh import AXES, BATCH_AXES, TOKEN_AXES, build_mesh
+from maxlm.sharding.parameters import initialise, partition_specs
+from tests.small_models import model_settings
+
+MODEL = ModelConfig.model_validate(model_settings(vocab_size=8, num_layers=1, embed_dim=16, init_std=0.5))
+ROWS, LENGTH = 8, 8
+INFO = SequenceInfo(None, None, None, {})  # a router asks for nothing but the way in and out
+KINDS = {
+    "softmax": {"shared_dim": 8, "balance": {"z_loss": 0.1}},
+    "groups": {
+        "router": {"kind": "sigmoid", "num_groups": 4, "top_groups": 2, "scale": 2.5},
+        "balance": {"bias_update": 0.1},
+    },
+    "one on the input": {
+        "experts_per_token": 1,
+        "router": {"kind": "sigmoid", "weights": "as_scored", "apply_to": "input"},
+        "activation": "relu",
+    },
+    "capacity": {"capacity_factor": 0.75, "router": {"weights": "as_scored"}},
+}
+
+
+def make_config(**changes):
+    return MoeConfig.model_validate({"num_experts": 8, "experts_per_token": 2, "expert_dim": 8, **changes})
+
+
+def build(config, **sizes):
+    """Return (module with values, run(module, x) -> (y, balance loss, statistics)) on a mesh."""
+    sizes = MeshConfig(**{"fsdp": 1, **sizes})
+    mesh = build_mesh(sizes, jax.devices()[: math.prod(sizes.sizes.values())])
+    declared = Moe(MODEL, config)
+    specs, layout = partition_specs(declared), P(BATCH_AXES, "tensor")
+
+    def program(moe, x):
+        y, stats = gather(vary(moe))(jax.lax.pcast(x, ("stage", "context", "data")[:2], to="varying"), INFO)
+        stacked = jax.tree.map(lambda value: value[None], stats)
+        loss = jax.lax.psum(balance_loss(stacked, config), TOKEN_AXES)
+        sums = jax.tree.map(lambda value: jax.lax.psum(value, AXES), stacked)
+        return y, jax.lax.psum(loss, "stage"), sums
+
+    results = (P((*BATCH_AXES, "stage", "context"), "tensor"), P(), P())
+    run = jax.jit(jax.shard_map(program, mesh=mesh, in_specs=(specs, layout), out_specs=results))
+    return initialise(declared, 0, mesh), run
+
+
+def scores_of(weights, x, config):
+    logits = jnp.matmul(x, weights["router"], precision="highest")
+    return logits, jax.nn.softmax(logits) if config.router.kind == "softmax" else jax.nn.sigmoid(logits)
+
+
+def reference(weights, x, config, chosen, keep=None):
+    """Return (y, balance loss), with a loop over experts; `weights` are plain arrays by name."""
+    logits, scores = scores_of(weights, x, config)
+    gate = jnp.where(chosen, scores, 0)
+    if config.router.weights == "normalised":
+        gate = gate / gate.sum(-1, keepdims=True)
+    gate *= config.router.scale
+    y = jnp.zeros_like(x)
+    for expert in range(config.num_experts):
+        scale = gate[..., expert, None] * (1 if keep is None else keep[..., expert, None])
+        on_input = config.router.apply_to == "input"
+        hidden = (x * scale if on_input else x) @ weights["up"][expert]
+        if "gate" in weights:
+            hidden = jax.nn.silu((x * scale if on_input else x) @ weights["gate"][expert]) * hidden
+        else:
+            hidden = jax.nn.relu(hidden)
+        y += hidden @ weights["down"][expert] * (1 if on_input else scale)
+    if config.shared_dim:
+        y += (jax.nn.silu(x @ weights["shared_gate"]) * (x @ weights["shared_up"])) @ weights["shared_down"]
+    share = (scores / scores.sum(-1, keepdims=True)).mean((0, 1))
+    load = chosen.mean((0, 1)) / config.experts_per_token
+    z = (jax.nn.logsumexp(logits, axis=-1) ** 2).mean()
+    auxiliary = config.num_experts * (load * share).sum()
+    return y, config.balance.auxiliary_loss * auxiliary + config.balance.z_loss * z
+
+
+def chosen_experts(weights, x, config):
+    """Return which experts each token picks, token by token."""
+    scores = np.asarray(scores_of(weights, x, config)[1] + weights.get("router_bias", 0))
+    chosen = np.zeros(scores.shape, bool)
+    router = config.router
+    for token in np.ndindex(scores.shape[:-1]):
+        own = scores[token].copy()
+        groups = own.reshape(router.num_groups, -1)
+        if router.top_groups < router.num_groups:
+            worst = np.argsort(np.sort(groups, axis=1)[:, -2:].sum(axis=1))[: -router.top_groups]
+            groups[worst] = -np.inf
+        chosen[token][np.argsort(own)[-config.experts_per_token :]] = True
+    return chosen
+
+
+def named(module):
+    leaves = jax.tree_util.tree_leaves_with_path(module)
+    names = (jax.tree_util.keystr(path, simple=True, separator="_").removesuffix("_value") for path, _ in leaves)
+    return dict(zip(names, (np.asarray(leaf) for _, leaf in leaves), strict=True))
+
+
+def inputs():
+    return jnp.asarray(np.random.default_rng(0).normal(size=(ROWS, LENGTH, MODEL.embed_dim)), jnp.float32)
+
+
+def has_room(chosen, config):
+    """Return which (token, expert) pairs have room: the first ones of each sequence."""
+    capacity = int(np.ceil(config.capacity_factor * LENGTH * config.experts_per_token / config.num_experts))
+    return np.cumsum(chosen, axis=1) <= capacity
+
+
+def close(array, reference, name=""):
+    """Compare to fp32 rounding, relative to the largest element."""
+    np.testing.assert_allclose(array, reference, rtol=0, atol=1e-5 * np.abs(reference).max(), err_msg=name)
+
+
+ONE, EIGHT = {}, {"expert": 2, "fsdp": 2, "tensor": 2}
+
+
+@pytest.mark.parametrize(
+    ("kind", "mesh"),
+    [("softmax", ONE), ("one on the input", ONE), ("softmax", EIGHT), ("groups", EIGHT), ("capacity", EIGHT)],
+)
+def test_values_gradients_and_losses(kind, mesh):
+    config = make_config(**KINDS[kind])
+    module, run = build(config, **mesh)
+    if config.balance.bias_update:
+        bias = 0.1 * jnp.arange(config.num_experts, dtype=jnp.float32)
+        module.router_bias = module.router_bias.replace(jax.device_put(bias, module.router_bias[...].sharding))
+    x, weights = inputs(), named(module)
+    chosen = chosen_experts(weights, x, config)
+    keep = has_room(chosen, config) if config.capacity_factor else None
+
+    def ours(module, x):
+        y, loss, stats = run(module, x)
+        return (y * jnp.cos(y)).sum() + loss, (y, loss, stats)
+
+    def plain(weights, x):
+        y, loss = reference(weights, x, config, chosen, keep)
+        return (y * jnp.cos(y)).sum() + loss, (y, loss)
+
+    (_, (y, loss, stats)), got = jax.jit(jax.value_and_grad(ours, argnums=(0, 1), has_aux=True))(module, x)
+    with jax.default_matmul_precision("highest"):
+        (_, (want_y, want_loss)), want = jax.jit(jax.value_and_grad(plain, argnums=(0, 1), has_aux=True))(weights, x)
+    close(y, want_y)
+    np.testing.assert_allclose(loss, want_loss, rtol=1e-5)
+    close(got[1], want[1])
+    gradients = named(got[0])
+    assert gradients.keys() == want[0].keys()
+    for name, gradient in want[0].items():
+        close(gradients[name], gradient, name)
+    dropped = 0 if keep is None else (chosen & ~keep).sum()
+    assert (keep is None) == (dropped == 0)
+    assert stats.dropped == dropped
+    assert stats.load_E.sum() == ROWS * LENGTH * config.experts_per_token
+
+
+def test_dropless_when_all_tokens_want_the_same_experts():
+    config = make_config()
+    module, run = build(config, expert=4)
+    x = jnp.abs(inputs())
+    rigged = jnp.zeros((MODEL.embed_dim, 8)).at[:, 5].set(1.0).at[:, 4].set(0.5)
+    module.router = module.router.replace(jax.device_put(rigged, module.router[...].sharding))
+    y, _, stats = run(module, x)
+    weights = named(module)
+    np.testing.assert_allclose(y, reference(weights, x, config, chosen_experts(weights, x, config))[0], atol=2e-5)
+    assert stats.dropped == 0
+    assert stats.load_E.tolist() == [[0, 0, 0, 0, 64, 64, 0, 0]]
+
+
+def test_the_bias_picks_but_does_not_weigh():
+    config = make_config().router
+    scores = jnp.asarray([[[0.4, 0.3, 0.2, 0.1]]])
+    weights, experts = pick(scores, jnp.asarray([0.0, -1.0, 0.0, 0.5]), 2, config)
+    assert sorted(experts.ravel().tolist()) == [0, 3]
+    by_expert = dict(zip(experts.ravel().tolist(), weights.ravel().tolist(), strict=True))
+    assert by_expert == pytest.approx({0: 0.8, 3: 0.2})
+
+
+def test_bias_moves_against_the_load():
+    config = make_config(balance={"bias_update": 0.5})
+    bias = rebalanced_bias(jnp.zeros((1, 4)), jnp.asarray([[8.0, 4.0, 0.0, 4.0]]), config)
+    assert bias.tolist() == [[-0.5, 0.0, 0.5, 0.0]]
+
+
+def test_metrics_of_an_even_and_of_a_one_sided_router():
+    config = make_config()
+    even, one_sided = jnp.full((8,), 2.0), jnp.zeros((8,)).at[:2].set(8.0)
+    stats = RouterStats(
+        load_E=jnp.stack([even, one_sided]),
+        score_E=jnp.stack([even / 2, one_sided / 2]),
+        log_z_squared=jnp.zeros(2),
+        entropy=jnp.asarray([8 * np.log(8), 8 * np.log(2)]),
+        dropped=jnp.asarray([0.0, 4.0]),
+    )
+    metrics = router_metrics(stats, jnp.asarray([[0.0] * 8, [3.0, 4.0] + [0.0] * 6]), config)
+    want = {"load_max": [1, 4], "balance": [1, 4], "entropy": [np.log(8), np.log(2)], "dropped": [0, 0.25]}
+    for name, values in {**want, "bias_norm": [0, 5]}.items():
+        np.testing.assert_allclose(metrics[name], values, rtol=1e-6, err_msg=name)
