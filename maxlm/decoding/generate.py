@@ -36,6 +36,7 @@ def generate(
     sampling: Sampling,
     seed: int,
     stop_id: int,
+    num_ids: int,
     compute_dtype: Any,
 ) -> Iterator[list[int | None]]:
     """Yield, up to `max_tokens` times, the next token of each text, None for those that have reached `stop_id`.
@@ -48,6 +49,7 @@ def generate(
       sampling: how a token is chosen.
       seed: of the random choices; same seed and prompts, same texts.
       stop_id: the end-of-document token.
+      num_ids: how many ids the tokenizer has; the model's vocabulary may be larger.
       compute_dtype: of weights, activations and what is kept.
     """
     advance = make_advance(decoder, mesh, compute_dtype)
@@ -57,7 +59,7 @@ def generate(
     tokens_BT = np.zeros((len(prompts), padded), np.int32)
     for row, prompt in enumerate(prompts):
         tokens_BT[row, : len(prompt)] = prompt
-    pick = jax.jit(functools.partial(choose, sampling=sampling))
+    pick = jax.jit(functools.partial(choose, sampling=sampling, num_ids=num_ids))
     key, start_B, done_B = jax.random.key(seed), np.zeros_like(lengths_B), np.zeros(len(prompts), bool)
     logits_BV, states = advance(decoder, tokens_BT, states, start_B, lengths_B)
     for index in range(max_tokens):

@@ -534,6 +534,18 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
         [],
         ["run.yaml:11: data.sources.more.path='data/text' is the folder of data.sources.text too"],
     ),
+    "one folder in two spellings": (
+        {"text: {path: data/text}": "text: {path: data/text}\n    more: {path: ./data/x/../text/}"},
+        "",
+        [],
+        ["run.yaml:11: data.sources.more.path='./data/x/../text/' is the folder of data.sources.text too"],
+    ),
+    "a tokenizer in the run's own place": (
+        {},
+        "",
+        ["data.tokenizer=runs/x/../test/tokenizer.model"],
+        ["data.tokenizer='runs/x/../test/tokenizer.model' is where the run keeps its own copy of the tokenizer; use"],
+    ),
     "empty path": ({"runs/test": "''"}, "", [], ['run.yaml:1: run_dir="" is empty; give a path such as runs/name']),
     # overrides
     "override without value": ({}, "", ["mesh.tensor"], ["'mesh.tensor' is not an override; write key.path=value"]),
