@@ -59,7 +59,7 @@ def train(config: RunConfig, *, command: str) -> None:
       RunFailedError: too many steps in a row were not finite.
     """
     datasets = open_datasets(_with_own_tokenizer(config))
-    program = build_program(config)
+    program = build_program(config, num_ids=datasets.train.tokenizer.vocab_size)
     _refuse_too_large_a_state(config, program)
     with explain_memory(_MORE_ROOM), contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignal())

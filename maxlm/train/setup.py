@@ -121,8 +121,13 @@ def open_datasets(config: RunConfig) -> Datasets:
     )
 
 
-def build_program(config: RunConfig, devices: list[Any] | None = None) -> Program:
+def build_program(config: RunConfig, devices: list[Any] | None = None, *, num_ids: int | None = None) -> Program:
     """Lay the model out on the mesh.
+
+    Args:
+      config: the run.
+      devices: all that there are, by default.
+      num_ids: ids that the tokenizer has: the model's vocabulary may be larger, and the others are never predicted.
 
     Raises:
       ConfigError: the mesh does not fit the devices, the model does not fit the mesh, or there is no host memory.
@@ -138,7 +143,8 @@ def build_program(config: RunConfig, devices: list[Any] | None = None) -> Progra
     for operation, choice in choices.items():
         log.info("%s kernel: %s (%s)", operation, choice.name, choice.reason)
     kernels = {operation: choice.kernel for operation, choice in choices.items()}
-    execution = build_execution(config, mesh_sizes, layout, compute_dtype=compute_dtype, kernels=kernels)
+    how: dict[str, Any] = {"compute_dtype": compute_dtype, "kernels": kernels, "num_ids": num_ids}
+    execution = build_execution(config, mesh_sizes, layout, **how)
     optimizer = build_optimizer(config.optimizer, declared)
     offload = "optimizer" in config.train.offload
     state = declare_state(declared, optimizer, mesh, batch_size=config.train.batch_size, offload=offload)
