@@ -71,7 +71,7 @@ def test_plain_lines():
     assert show(width=20).splitlines() == [  # never wrapped
         "runs/[red]a[/red]",
         "parameters: 5,246,080",
-        "memory: about 3.02 GiB per device: parameters 20 MiB, activations 3 GiB",
+        "memory, estimated: about 3.02 GiB per device: parameters 20 MiB, activations 3 GiB",
         "tokens: 16,384 per step, 9.83M in 600 steps",
         "compute: 3.23e+14 FLOPs",
         "devices: 16 x cpu",
