@@ -95,10 +95,12 @@ def forward(
         **problem.rings(),
         "turn": plgpu.Barrier(num_arrivals=COMPUTING),
     }
-    out = jax.ShapeDtypeStruct((*q.shape[:3], problem.value_size), q.dtype)
-    lse = jax.ShapeDtypeStruct((batch, num_heads, length + -length % _TILE), jnp.float32)
     inputs = *words(mask, _TILE, _TILE), q, k, v
-    out, lse = _call(_forward_kernel, problem, mask, inputs, (out, lse), scratch, interpret)
+    outputs = (
+        jax.ShapeDtypeStruct((batch, length, num_heads, problem.value_size), q.dtype),
+        jax.ShapeDtypeStruct((batch, num_heads, length + -length % _TILE), jnp.float32),
+    )
+    out, lse = _call(_forward_kernel, problem, mask, inputs, outputs, scratch, interpret)
     return out[..., : v_BSKH.shape[3]], lse[:, :, :length]
 
 
