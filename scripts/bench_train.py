@@ -36,7 +36,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from maxlm.config import RunConfig, UserError, load_run
-from maxlm.metrics.throughput import peak_flops, rates
+from maxlm.devices import peak_flops
+from maxlm.metrics.throughput import rates
 from maxlm.models.cost import flops_per_token, parameter_count
 
 FOLDER = Path(__file__).parent

@@ -16,7 +16,7 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 # Data flows down this list; a floor imports only from the floors above it in the list, and within its own folder.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("config",),
-    ("jax_versions",),
+    ("devices", "jax_versions", "products"),
     ("runtime", "sharding", "kernels"),
     ("ops", "optim", "data", "checkpoint", "metrics"),
     ("layers",),

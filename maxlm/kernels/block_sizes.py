@@ -4,19 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from maxlm.devices import MIB, find_device
 from maxlm.kernels.shape import AttentionShape
 
 LANES = 128
-MIB = 2**20
-VMEM_BYTES = {
-    "TPU v4": 16 * MIB,
-    "TPU v5 lite": 128 * MIB,
-    "TPU v5": 64 * MIB,
-    "TPU v6 lite": 128 * MIB,
-    "TPU7x": 64 * MIB,
-}
-"""Vector memory of one core, by `jax.Device.device_kind`."""
-
+LEAST_VECTOR_MEMORY = 16 * MIB
+"""Of a TPU that is not in the table of devices."""
 
 TPU_DEFAULT = ((512, 512), (512, 512))
 """(queries, keys) of a block, forward and backward, wherever `TPU_BLOCKS` says nothing else.
@@ -95,7 +88,8 @@ def tpu_backward(shape: AttentionShape) -> BlockSizes:
 
 def vmem_limit(device_kind: str) -> int:
     """Return how many bytes of vector memory a kernel may take: all but what the compiler keeps for itself."""
-    return VMEM_BYTES.get(device_kind, 16 * MIB) * 7 // 8
+    row = find_device(device_kind)
+    return (row.chip.vector_memory if row and row.chip else LEAST_VECTOR_MEMORY) * 7 // 8
 
 
 def _tpu_blocks(shape: AttentionShape) -> tuple[tuple[int, int], tuple[int, int]]:

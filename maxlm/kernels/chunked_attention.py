@@ -1,7 +1,8 @@
 """Attention in plain JAX with O(T) memory: the reference for every kernel, and what the CPU runs.
 
 Both passes walk over tiles of queries and keys and keep one tile of scores at a time (online softmax,
-arXiv:2112.05682; backward from the saved log-sum-exp, arXiv:2205.14135). Tiles that no query can see are not computed. Scores and sums are fp32 whatever the inputs are.
+arXiv:2112.05682; backward from the saved log-sum-exp, arXiv:2205.14135). Tiles that no query can see are not computed.
+Scores and sums are fp32 whatever the inputs are.
 
 Arrays are cut into tiles once, heads before tokens: every product below is then a plain batch of matrix products and
 no scores are ever transposed, which costs a CPU more than computing them. Rows are tiles of queries, columns of keys.

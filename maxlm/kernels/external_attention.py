@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 
+from maxlm.devices import find_gpu
 from maxlm.jax_versions import call_on_each_device
 from maxlm.kernels.mask import Mask, fill_blocks, sees
 from maxlm.kernels.shape import AttentionShape
@@ -26,8 +27,8 @@ from maxlm.kernels.shape import AttentionShape
 SPLASH_BLOCK = 512
 SPLASH_RESULTS = "splash_results"
 LANES = 128
-CUDNN_LARGE_HEADS = ("H100", "H200", "H800", "H20", "B100", "B200", "B300")
-"""GPUs, by a part of their name, on which cuDNN has head sizes above 128."""
+CUDNN_LARGE_HEADS = (9.0, 10.0)
+"""Compute capabilities of which cuDNN has head sizes above 128."""
 CUDNN_CALLS = tuple(f"__cudnn$fmha{kind}{way}" for kind in ("Softmax", "ScaleBiasSoftmax") for way in ("", "Backward"))
 
 
@@ -35,7 +36,8 @@ class Library(NamedTuple):
     """A library's attention, with the two functions of every kernel.
 
     Attributes:
-      attend: (q, k, v, mask, softcap) -> out, differentiable in q, k and v. Rows that see nothing may hold anything finite.
+      attend: (q, k, v, mask, softcap) -> out, differentiable in q, k and v. Rows that see nothing may be anything
+        finite.
       platform: what it is compiled for: cpu, cuda or tpu.
       keep: policy of `jax.checkpoint`: what the backward pass gets from the forward pass; it computes the rest again.
       custom_calls: calls in it that `jax.export` does not take for granted.
@@ -146,9 +148,7 @@ def attend_with_splash(
 
 
 @functools.lru_cache(maxsize=16)
-def _splash_kernel(
-    length: int, block: int, num_heads: int, window: int, softcap: float | None, interpret: bool
-) -> Any:
+def _splash_kernel(length: int, block: int, num_heads: int, window: int, softcap: float | None, interpret: bool) -> Any:
     """Build the kernel, once for all layers and passes: its tables of blocks take 94 s for 131,072 tokens."""
     visible = splash_mask.LocalMask((length, length), (window - 1 if window < length else None, 0), 0)
     with jax.ensure_compile_time_eval():  # tables, not parts of a program that is being traced
@@ -172,7 +172,8 @@ def cudnn_unsupported(shape: AttentionShape) -> str | None:
         return f"has keys and values of one head size, not {shape.key_size} and {shape.value_size}"
     if shape.softcap is not None:
         return "has no softcap"
-    largest = 256 if any(name in shape.device_kind for name in CUDNN_LARGE_HEADS) else 128
+    gpu = find_gpu(shape.device_kind)
+    largest = 256 if gpu and gpu.capability in CUDNN_LARGE_HEADS else 128
     if shape.key_size > largest or shape.key_size % 8:
         return f"has head sizes that are multiples of 8, to {largest}, not {shape.key_size}"
     if shape.query_length % 2:

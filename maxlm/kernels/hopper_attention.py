@@ -25,11 +25,14 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from maxlm.devices import find_gpu
 from maxlm.jax_versions import vary_over, varying_axes
 from maxlm.kernels import block_sizes
 from maxlm.kernels.mask import NOTHING_SEEN, Mask, Visits, block_ranges, words
 from maxlm.kernels.shape import AttentionShape
 
+HOPPER = 9.0
+"""Compute capability: the instructions are of this generation alone."""
 MAX_HEAD_SIZE = 256
 SIZE_STEP = 32
 """Head sizes are filled up with zeros to whole steps: TMA writes and wgmma reads tiles of 32 or 64 columns."""
@@ -49,7 +52,8 @@ _FLOOR = NOTHING_SEEN / 100
 
 def unsupported(shape: AttentionShape) -> str | None:
     """Return why these kernels cannot do it, or None."""
-    if not any(name in shape.device_kind for name in ("H100", "H200", "H800", "H20")):
+    gpu = find_gpu(shape.device_kind)
+    if gpu is None or gpu.capability != HOPPER:
         return f"needs a Hopper GPU, not {shape.device_kind}; flash_triton runs from Ampere on"
     if shape.dtype != "bfloat16":
         able = "flash_triton" if shape.dtype == "float32" else "chunked"

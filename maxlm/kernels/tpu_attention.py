@@ -98,19 +98,19 @@ def backward(
     lse, delta = (_rows(x[..., None], layout).swapaxes(2, 3) for x in (lse_BNT.swapaxes(1, 2), delta_BTN))
     k, v, rows = _keys(k_BSKH, layout), _keys(v_BSKH, layout), _rows_of(mask, layout)
 
-    def part(k: jax.Array, v: jax.Array, keys: jax.Array, dtype: Any) -> Any:
+    def part(k: jax.Array, v: jax.Array, keys: jax.Array, *, dtype: Any) -> Any:
         here = Mask.of(rows.queries, keys)
         meet, full = meetings(here, layout.sizes.q, layout.sizes.kv)
         who = _who(here, visit_table(meet, full)[:, :, None], tiling)
         return _run(functools.partial(backward_kernel, d_q_dtype=dtype), tiling, q, k, v, d_out, (lse, delta), who)
 
     if layout.num_stretches == 1:
-        d_q, d_k, d_v = part(k, v, rows.keys, q.dtype)
+        d_q, d_k, d_v = part(k, v, rows.keys, dtype=q.dtype)
     else:
 
         def step(d_q: jax.Array, given: tuple[jax.Array, ...]) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
             # Else XLA may fuse the kernel with the stacking of its results, and forgets how much memory it may take.
-            added, d_k, d_v = lax.optimization_barrier(part(*given, jnp.float32))
+            added, d_k, d_v = lax.optimization_barrier(part(*given, dtype=jnp.float32))
             return d_q + added, (d_k, d_v)
 
         parts = tuple(_split(x, layout.num_stretches, axis=2) for x in (k, v, rows.keys))

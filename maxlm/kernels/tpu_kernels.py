@@ -6,8 +6,8 @@ still is as wide as it is. A block of queries meets the blocks of keys one after
 stretch lie in VMEM: they are read from memory once per stretch and kv head, not once per block of queries.
 
 Both kernels walk over the blocks of a `mask.visit_table`: those that every query of the block sees wholly, without mask
-arithmetic, and the others, with. Blocks that nobody sees are not visited. The backward pass takes all three gradients in one walk; those of
-keys and values are summed in VMEM in fp32, in an order that never changes.
+arithmetic, and the others, with. Blocks that nobody sees are not visited. The backward pass takes all three gradients
+in one walk; those of keys and values are summed in VMEM in fp32, in an order that never changes.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def _cost(tiling: Tiling, *arrays: jax.Array, rows: int, width: int) -> pl.CostE
 
 def _forward_block(*refs: Any, tiling: Tiling) -> None:
     """Attend from one block of queries to one stretch of keys."""
-    _, q_ref, k_ref, v_ref, queries_ref, keys_ref, table_ref, out_ref, lse_ref, *scratch = refs
+    q_ref, k_ref, v_ref, queries_ref, keys_ref, table_ref, out_ref, lse_ref, *scratch = refs[1:]
     q_HT_ref, out_HT_ref, peak_ref, total_ref, scores_ref, highest_ref, waiting_ref = scratch
     stretch = pl.program_id(3)
 

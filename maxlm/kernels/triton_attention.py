@@ -23,14 +23,16 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from maxlm.devices import KIB, find_gpu
 from maxlm.jax_versions import shape_like, vary_over, varying_axes
 from maxlm.kernels.mask import NOTHING_SEEN, Mask, Visits, block_ranges, words
 from maxlm.kernels.shape import AttentionShape
 
 MAX_HEAD_SIZE = 256
-BEFORE_AMPERE = ("P100", "P40", "V100", "T4", "TITAN", "GTX", "Quadro", "RTX 20")
-LARGE_SHARED_MEMORY = ("A100", "A800", "A30", "H100", "H200", "H800", "H20", "B100", "B200", "B300")
-"""GPUs with 160 KiB and more of shared memory for a block; others have 99 KiB."""
+AMPERE = 8.0
+"""Compute capability."""
+LARGE_SHARED_MEMORY = 160 * KIB
+"""From there on the larger tiles fit."""
 
 _LOG2_E = math.log2(math.e)
 _FLOOR = NOTHING_SEEN / 100
@@ -59,7 +61,8 @@ class Tiles(NamedTuple):
 
 def unsupported(shape: AttentionShape) -> str | None:
     """Return why these kernels cannot do it, or None."""
-    if "NVIDIA" not in shape.device_kind or any(name in shape.device_kind for name in BEFORE_AMPERE):
+    gpu = find_gpu(shape.device_kind)
+    if gpu is None or gpu.capability < AMPERE:
         return f"needs an NVIDIA GPU, Ampere or newer, not {shape.device_kind}; chunked runs everywhere"
     if max(shape.key_size, shape.value_size) > MAX_HEAD_SIZE:
         return (
@@ -73,7 +76,8 @@ def unsupported(shape: AttentionShape) -> str | None:
 
 def choose_tiles(dtype: Any, head_size: int, device_kind: str) -> Tiles:
     """Return tiles that fit the registers and the shared memory; `head_size` is the larger of keys' and values'."""
-    large = any(name in device_kind for name in LARGE_SHARED_MEMORY)
+    gpu = find_gpu(device_kind)
+    large = gpu is not None and gpu.shared_memory >= LARGE_SHARED_MEMORY
     if dtype == jnp.float32:
         if head_size <= 64:
             return Tiles(*(Tile(64, 32, 4, 2),) * 3)

@@ -3,8 +3,9 @@
 Collectives of one layer, with c devices along `context`:
 
 * `ring`: see `maxlm.ops.ring_attention`; memory for 1 / c of the keys and values, whatever c is.
-* `all_gather`: 3 all-gathers forward (keys, values, what the mask says of keys), 3 again backward, where nothing gathered is kept,
-  and 2 reduce-scatters (their gradients, in fp32). Whole keys and values of one layer in memory; no waiting in turns.
+* `all_gather`: 3 all-gathers forward (keys, values, what the mask says of keys), 3 again backward, where nothing
+  gathered is kept, and 2 reduce-scatters (their gradients, in fp32). Whole keys and values of one layer in memory; no
+  waiting in turns.
 * `ulysses` (arXiv:2309.14509): 4 all-to-alls forward (queries, keys, values, result), 4 backward, and 1 all-gather of
   the mask. Each device attends to the whole sequence with 1 / c of its heads, of queries and of keys alike.
 """

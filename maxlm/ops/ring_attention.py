@@ -3,15 +3,16 @@
 Composed of an implementation's forward/backward pair and nothing else: partial results are merged by their
 log-sum-exp, and the gradients of keys and values travel along with them. Each device holds two chunks of the sequence
 (`maxlm.sharding.context`), so a block meets the queries as pairs of contiguous chunks. Pairs that cannot see each
-other, by the least and greatest numbers of the mask in each, are not computed.
+other, by the least and greatest numbers that the mask has for each, are not computed.
 
 Collectives of one layer, with c devices along `context` and T / c tokens on each:
 
 * forward: c - 1 permutes of the keys, of the values and of what the mask says of them, one array of integers;
 * backward: the same, and c permutes of the gradients of keys and of values, in fp32: the last one brings them home.
 
-If the mask promises that queries reach back no more than w chunks (`Mask.reach`) and 2 w < c - 1, blocks go to the w neighbours on either side (late
-chunks lie in the opposite order) and no farther: 2 w permutes instead of c - 1, and 2 w + 2 instead of c.
+If the mask promises that queries reach back no more than w chunks (`Mask.reach`) and 2 w < c - 1, blocks go to the w
+neighbours on either side (late chunks lie in the opposite order) and no farther: 2 w permutes instead of c - 1, and
+2 w + 2 instead of c.
 """
 
 from __future__ import annotations

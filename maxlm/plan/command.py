@@ -20,7 +20,7 @@ from maxlm import runtime
 from maxlm.config import load_run
 from maxlm.config.errors import RunFailedError, UserError, make_possible
 from maxlm.config.schema import MeshConfig, MoeConfig, RunConfig
-from maxlm.metrics.throughput import peak_flops
+from maxlm.devices import peak_flops
 from maxlm.models.cost import flops_per_token, parameter_count, prefix_work
 from maxlm.plan.estimate import EFFICIENCIES, Timeline, count_work
 from maxlm.plan.hlo import parse

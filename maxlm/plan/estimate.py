@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from maxlm.config.errors import RunFailedError
+from maxlm.devices import Chip
 from maxlm.ops.grouped_matmul import TPU_TILE_ROWS
 from maxlm.plan.hlo import (
     Collective,
@@ -29,7 +30,6 @@ from maxlm.plan.hlo import (
     spanned_axes,
 )
 from maxlm.plan.network import Network
-from maxlm.plan.topology import Chip
 
 
 class Efficiency(NamedTuple):

@@ -16,42 +16,9 @@ from jax.errors import JaxRuntimeError
 from jax.experimental import topologies
 
 from maxlm.config.errors import UserError
+from maxlm.devices import CHIPS, Chip
 from maxlm.runtime import hush_libtpu
 
-GIB = 2**30
-
-
-class Chip(NamedTuple):
-    """One generation of TPU; rates are of one JAX device, from Google's documentation where not said otherwise.
-
-    Attributes:
-      dimensions: of the torus.
-      config: libtpu's name for one JAX device per chip, or for two.
-      devices: JAX devices per chip.
-      clock: cycles per second.
-      memory_bytes: what the compiler lets a program use, by its own message (libtpu 0.0.42).
-      memory_rate: bytes per second between HBM and the core.
-      link_rate: bytes per second of one link in one direction; a chip has two links per dimension.
-      network_rate: bytes per second between slices, in one direction.
-    """
-
-    dimensions: int
-    config: str
-    devices: int
-    clock: float
-    memory_bytes: int
-    memory_rate: float
-    link_rate: float
-    network_rate: float
-
-
-CHIPS = {
-    "v4": Chip(3, "megacore", 1, 1.05e9, int(30.75 * GIB), 1.23e12, 50e9, 6.25e9),
-    "v5e": Chip(2, "default", 1, 1.5e9, int(15.75 * GIB), 0.82e12, 50e9, 3.1e9),
-    "v5p": Chip(3, "megacore", 1, 1.75e9, int(95.74 * GIB), 2.77e12, 100e9, 6.25e9),
-    "v6e": Chip(2, "default", 1, 1.75e9, int(31.25 * GIB), 1.64e12, 112e9, 12.5e9),
-    "tpu7x": Chip(3, "default", 2, 2.0e9, int(94.75 * GIB), 3.69e12, 50e9, 6.25e9),
-}
 # Slices of three dimensions are made of 4x4x4 blocks, joined and closed to rings by optical switches; those of two
 # dimensions have wires along a full side alone.
 _BLOCK_SIDE = 4

@@ -40,7 +40,9 @@ def run(arguments: argparse.Namespace) -> int:
         update={
             "mesh": MeshConfig(),
             "train": saved.train.model_copy(update={"microbatches": 1}),
-            "runtime": saved.runtime.model_copy(update={"device_count": None, "kernels": KernelsConfig(attention="chunked")}),
+            "runtime": saved.runtime.model_copy(
+                update={"device_count": None, "kernels": KernelsConfig(attention="chunked")}
+            ),
         }
     )
     program = build_program(config, jax.local_devices()[:1])

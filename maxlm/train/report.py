@@ -15,8 +15,9 @@ import yaml
 from maxlm.config.schema import ModelConfig, RunConfig
 from maxlm.data.baselines import read_baselines
 from maxlm.data.token_hash import hexdigest
+from maxlm.devices import peak_flops
 from maxlm.metrics.terminal import Outcome, RunTerminal, Summary
-from maxlm.metrics.throughput import peak_flops, rates
+from maxlm.metrics.throughput import rates
 from maxlm.metrics.writers import MetricsWriter
 from maxlm.models import cost
 from maxlm.train.evaluate import loss_metrics

@@ -13,8 +13,9 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
+from maxlm.devices import MIB, find_device
 from maxlm.kernels import tpu_attention
-from maxlm.kernels.block_sizes import MIB, VMEM_BYTES, vmem_limit
+from maxlm.kernels.block_sizes import vmem_limit
 from maxlm.kernels.mask import Mask, causal
 from maxlm.ops.attention import Kernel
 from maxlm.ops.context_attention import context_attention
@@ -45,7 +46,7 @@ def compiler_alone(monkeypatch):
 def compile_both(generation, heads, length, *, kv_length=None, dtype=jnp.bfloat16, softcap=None, window=None):
     """Compile both passes for shapes alone, and print what vector memory they take (pytest -rP shows it)."""
     device = topologies.get_topology_desc(platform="tpu", topology_name=GENERATIONS[generation]).devices[0]
-    assert device.device_kind in VMEM_BYTES
+    chip = find_device(device.device_kind).chip
     num_heads, num_kv_heads, size, v_size = HEADS[heads]
     kv_length = kv_length or length
 
@@ -71,7 +72,7 @@ def compile_both(generation, heads, length, *, kv_length=None, dtype=jnp.bfloat1
     assert used.keys() == {"forward", "backward"}
     assert max(used.values()) <= vmem_limit(device.device_kind)
     taken = ", ".join(f"{which} {size / MIB:.1f}" for which, size in used.items())
-    print(f"{generation}: {taken} of {VMEM_BYTES[device.device_kind] / MIB:.0f} MiB")
+    print(f"{generation}: {taken} of {chip.vector_memory / MIB:.0f} MiB")
 
 
 def vector_memory(text):
