@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 from maxlm.layers.attention import Cache
 from maxlm.models.decoder import Decoder
 from maxlm.ops.attention import CHUNKED
+from maxlm.products import einsum_fp32
 from maxlm.sharding.fsdp import cast, vary
 from maxlm.sharding.mesh import AXES
 from maxlm.sharding.parameters import partition_specs
@@ -114,7 +115,7 @@ def make_advance(declared: Decoder, mesh: Mesh, compute_dtype: Any) -> Callable[
         info = decoder.sequence_info(positions_BT, jnp.ones_like(tokens_BT), CHUNKED)
         x_BTD, caches = decoder.decode(tokens_BT, info, caches, start)
         x_BD = jax.lax.dynamic_index_in_dim(x_BTD, last, axis=1, keepdims=False)
-        logits_BV = jnp.einsum("BD,DV->BV", x_BD, decoder.output_DV(), preferred_element_type=jnp.float32)
+        logits_BV = einsum_fp32("BD,DV->BV", x_BD, decoder.output_DV())
         return logits_BV, caches
 
     specs = (partition_specs(declared), P(), _ONE_DEVICE, P(), P())

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from maxlm.jax_versions import vary_over, varying_axes
+from maxlm.products import einsum_fp32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +68,7 @@ def _cross_entropy_forward(x, output, targets, weights, options):  # type: ignor
         x_chunk, targets_chunk, weights_chunk = chunk
         objective, nats, d_logits = _chunk_loss(x_chunk, targets_chunk, weights_chunk, output, options)
         d_logits = d_logits.astype(x.dtype)
-        d_output += jnp.einsum("TD,TV->DV", x_chunk, d_logits, preferred_element_type=jnp.float32)
+        d_output += einsum_fp32("TD,TV->DV", x_chunk, d_logits)
         return d_output, (objective, nats, jnp.einsum("TV,DV->TD", d_logits, output))
 
     chunks = _chunks(options.chunk_tokens, x, targets, weights)
@@ -90,7 +91,7 @@ _cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 def _chunk_loss(x, targets, weights, output, options):  # type: ignore[no-untyped-def]
     """Return the chunk's (objective, nats) and the gradient of its logits, each device's own columns."""
     axis = options.axis
-    logits = jnp.einsum("TD,DV->TV", x, output, preferred_element_type=jnp.float32)
+    logits = einsum_fp32("TD,DV->TV", x, output)
     num_columns = logits.shape[1]
     vocab_size = num_columns * lax.axis_size(axis)
     peak = lax.pmax(logits.max(axis=-1), axis)
