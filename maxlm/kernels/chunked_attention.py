@@ -49,9 +49,9 @@ def forward(
     def row(index: jax.Array) -> tuple[jax.Array, jax.Array]:
         q_BKGTH = _at(q, index)
 
-        def column(column: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        def column(column: jax.Array, seen_BTS: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
             out, peak, total = carry
-            scores = _scores(q_BKGTH, _at(k, column), who.sees(index, column), softcap)
+            scores = _scores(q_BKGTH, _at(k, column), seen_BTS, softcap)
             new_peak = jnp.maximum(peak, scores.max(axis=-1, keepdims=True))
             p = jnp.where(scores > NOTHING_SEEN, jnp.exp(scores - new_peak), 0.0)
             shrink = jnp.exp(peak - new_peak)
@@ -60,7 +60,7 @@ def forward(
 
         sums = varying_zeros((*q_BKGTH.shape[:-1], 1), *like)
         start = (varying_zeros((*q_BKGTH.shape[:-1], v.shape[-1]), *like), sums + NOTHING_SEEN, sums)
-        out, peak, total = _loop(who.of_queries, index, column, start)
+        out, peak, total = _loop(who.of_queries, index, lambda column: who.sees(index, column), column, start)
         seen = total > 0
         lse = jnp.where(seen, peak + jnp.log(jnp.where(seen, total, 1.0)), NOTHING_SEEN)
         return (out / jnp.where(seen, total, 1.0)).astype(q.dtype), lse
@@ -98,10 +98,10 @@ def backward(
     def column(d_q: jax.Array, index: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         k_BKSH, v_BKSH = _at(k, index), _at(v, index)
 
-        def row(row: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        def row(row: jax.Array, seen_BTS: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
             d_q, d_k, d_v = carry
             q_BKGTH, d_out_BKGTH = _at(q, row), _at(d_out, row)
-            scores = _scores(q_BKGTH, k_BKSH, who.sees(row, index), softcap)
+            scores = _scores(q_BKGTH, k_BKSH, seen_BTS, softcap)
             p = jnp.where(scores > NOTHING_SEEN, jnp.exp(scores - _at(lse, row)), 0.0)
             d_v += einsum_fp32("BKGTH,BKGTS->BKHS", d_out_BKGTH, p.astype(v.dtype))
             d_p = einsum_fp32("BKGTH,BKSH->BKGTS", d_out_BKGTH, v_BKSH)
@@ -114,7 +114,7 @@ def backward(
             return lax.dynamic_update_index_in_dim(d_q, d_q_row, row, axis=0), d_k, d_v
 
         zeros = varying_zeros(k_BKSH.mT.shape, *like), varying_zeros(v_BKSH.mT.shape, *like)
-        d_q, d_k, d_v = _loop(who.of_keys, index, row, (d_q, *zeros))
+        d_q, d_k, d_v = _loop(who.of_keys, index, lambda row: who.sees(row, index), row, (d_q, *zeros))
         return d_q, (d_k.mT, d_v.mT)
 
     d_q, (d_k, d_v) = lax.scan(column, varying_zeros(q.shape, *like), jnp.arange(k.shape[0], dtype=jnp.int32))
@@ -168,12 +168,23 @@ def _scores(q_BKGTH: jax.Array, k_BKSH: jax.Array, seen_BTS: jax.Array, softcap:
     return jnp.where(seen_BTS[:, None, None], scores, NOTHING_SEEN)
 
 
-def _loop(table: jax.Array, index: jax.Array, body: Callable[..., Any], carry: Any) -> Any:
-    """Run body over the tiles that a tile meets; a single one is computed without a loop."""
+def _loop(
+    table: jax.Array, index: jax.Array, sees: Callable[[jax.Array], jax.Array], body: Callable[..., Any], carry: Any
+) -> Any:
+    """Run carry = body(tile, sees(tile), carry) over the tiles that a tile meets; a single one without a loop."""
     if table.shape[1] == TABLE_HEAD + 1:
-        return body(jnp.int32(0), carry)
+        return body(jnp.int32(0), sees(jnp.int32(0)), carry)
     visits = Visits.of(table, index)
-    return lax.fori_loop(0, visits.masked, lambda number, carry: body(visits.masked_block(number), carry), carry)
+
+    def step(number: jax.Array, state: tuple[jax.Array, jax.Array, Any]) -> tuple[jax.Array, jax.Array, Any]:
+        tile, seen, carry = state
+        following = visits.masked_block(number + 1)
+        return following, sees(following), body(tile, seen, carry)
+
+    # The next tile and its mask are carried, and so written down: the CPU's compiler would compute them again for each
+    # head, twice, in loops that it cannot make use of vector instructions in.
+    first = visits.masked_block(0)
+    return lax.fori_loop(0, visits.masked, step, (first, sees(first), carry))[2]
 
 
 def _query_tiles(x_BTNH: jax.Array, num_kv_heads: int) -> jax.Array:
