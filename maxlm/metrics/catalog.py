@@ -42,7 +42,7 @@ def _of_objectives(group: str, where: str) -> Iterator[Metric]:
 
 
 def _said_by(*unions: Any) -> Metrics:
-    kinds = [kind for union in unions for kind in sections(union)]
+    kinds: list[Any] = [kind for union in unions for kind in sections(union)]
     return {name: said for kind in kinds for name, said in kind.METRICS.items()}
 
 
