@@ -69,7 +69,15 @@ class RawTextConfig(Section):
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.05, description="share of documents held out, chosen by a hash of the document's name"
     )
-    max_document_bytes: PositiveInt = Field(1_000_000, description="longer documents are cut here")
+    max_document_bytes: PositiveInt = Field(
+        1_000_000, description="longer documents are cut here; all pieces go to one split"
+    )
+    follow_links: bool = Field(False, description="read files and folders elsewhere that links in the folders lead to")
+    duplicates: Literal["drop", "drop_exact", "keep"] = Field(
+        "drop",
+        description="copies of earlier documents of any source of the run: drop them and near copies (word 5-grams, "
+        "Jaccard similarity 0.8), drop exact ones alone, or keep all, and risk that both splits hold the same text",
+    )
 
 
 class SourceConfig(Section):
@@ -118,8 +126,8 @@ class TrainConfig(Section):
 
     num_steps: Annotated[PositiveInt, OnResume.FREE]
     batch_size: PositiveInt = Field(description="sequences per step over the whole mesh")
-    microbatches: Annotated[PositiveInt, OnResume.FREE] = Field(
-        1, description="gradient accumulation: pieces the batch is worked in"
+    microbatches: Annotated[PositiveInt, OnResume.PIECES] = Field(
+        1, description="gradient accumulation: pieces the batch is worked in; experts are balanced in each"
     )
     gather: Annotated[Literal["layer", "microbatch", "step"], OnResume.FREE] = Field(
         "layer", description="when sharded parameters are gathered: ZeRO-3, ZeRO-2, ZeRO-1 (arXiv:1910.02054)"

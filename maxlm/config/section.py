@@ -29,6 +29,7 @@ class OnResume(Enum):
 
     FREE = "how the run is executed, watched or stored: may change"
     RATE = "may change as long as no step that is done had another learning rate"
+    PIECES = "may change unless a layer of the model judges microbatches"
     FIXED = "makes another run, within a section that is free"
 
 
@@ -66,6 +67,11 @@ class LayerSection(Section):
         yield from ()
 
     @property
+    def judges_microbatches(self) -> bool:
+        """Whether it adds something to the objective that depends on how a batch is cut into microbatches."""
+        return False
+
+    @property
     def routed_copies(self) -> int:
         """Copies of each token that are sent to where others are worked on, 0 for none."""
         return 0
@@ -95,11 +101,11 @@ def as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-# Devices count in int32, and in fp32, which numbers up to 1e30 leave room to calculate with.
+# Devices count in int32 and calculate in fp32, whose largest number is 3.4e38.
 INT32_MAX = 2**31 - 1
 PositiveInt = Annotated[int, Field(ge=1, le=INT32_MAX)]
 Count = Annotated[int, Field(ge=0, le=INT32_MAX)]
-PositiveFloat = Annotated[float, Field(gt=0, le=1e30)]
-NonNegativeFloat = Annotated[float, Field(ge=0, le=1e30)]
+PositiveFloat = Annotated[float, Field(gt=0, le=3e38)]
+NonNegativeFloat = Annotated[float, Field(ge=0, le=3e38)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]

@@ -68,7 +68,8 @@ class Outcome:
       step: optimizer steps done.
       num_steps: optimizer steps of the whole run.
       values: last metrics by their names in the catalogue (`train/loss`, `val/<source>/loss`, ...).
-      baselines: bits per byte of simpler models on the validation text, by source and name.
+      baselines: bits per byte of simpler models on the same validation tokens, by source and name.
+      targets: how many validation tokens were predicted, and how many there are, by source.
       tokens: consumed since step 0.
       wall_seconds: of this process.
       places: where things are and what to do next, by label.
@@ -78,6 +79,7 @@ class Outcome:
     num_steps: int
     values: Mapping[str, float | str]
     baselines: Mapping[str, Mapping[str, float]]
+    targets: Mapping[str, tuple[int, int]]
     tokens: int
     wall_seconds: float
     places: Mapping[str, str]
@@ -115,6 +117,11 @@ class RunTerminal:
                 self._progress, console=self.console, refresh_per_second=2, redirect_stderr=sys.stderr.isatty()
             )
             self._live.start()
+
+    def show_compiled(self, memory_bytes: int, seconds: float) -> None:
+        """Print what the compiler says of the step, where the summary had an estimate."""
+        memory = f"; it takes {_bytes(memory_bytes)} per device" if memory_bytes else ""
+        self.note(f"step compiled in {seconds:.0f} s{memory}")
 
     def update(self, step: int, values: Mapping[str, float | str]) -> None:
         """Show a step's metrics; without any, only move the bar.
@@ -241,7 +248,7 @@ def _start_rows(summary: Summary) -> list[tuple[str, str]]:
     total_tokens = f"{_count(summary.total_tokens)} in {summary.num_steps} steps"
     rows = [
         ("parameters", f"{summary.num_parameters:,}"),
-        ("memory", f"about {_bytes(sum(summary.memory_bytes.values()))} per device: {parts}"),
+        ("memory, estimated", f"about {_bytes(sum(summary.memory_bytes.values()))} per device: {parts}"),
         ("tokens", f"{summary.tokens_per_step:,} per step, {total_tokens}"),
         ("compute", f"{summary.total_flops:.3g} FLOPs"),
         ("devices", f"{summary.num_devices} x {summary.device_kind}"),
@@ -258,6 +265,7 @@ def _end_rows(outcome: Outcome) -> list[tuple[str, str]]:
     loss = outcome.values.get("train/loss")
     rows = [("train loss", f"{loss:.4f}")] if isinstance(loss, float) else []
     rows.append(("tokens", f"{outcome.tokens:,} seen"))
+    rows += [("validation", f"{_targets(source, outcome)} tokens of {source}") for source in outcome.targets]
     rows.append(("wall time", _duration(outcome.wall_seconds)))
     return rows
 
@@ -295,6 +303,12 @@ def _validation_line(source: str, outcome: Outcome) -> str:
     beside = ", ".join(f"{name} {value:.3f}" for name, value in baselines.items())
     line = f"validation on {source}: {_validation_words(source, outcome.values)}"
     return f"{line} ({beside})" if beside else line
+
+
+def _targets(source: str, outcome: Outcome) -> str:
+    """Say how many of the validation tokens were predicted: `32,640 of 134,981`."""
+    evaluated, whole = outcome.targets[source]
+    return f"{evaluated:,} of {whole:,}" if whole > evaluated else f"all {whole:,}"
 
 
 def _validation_words(source: str, values: Mapping[str, float | str]) -> str:
