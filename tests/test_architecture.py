@@ -9,6 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from maxlm.config.layers import Ffn, Mixer
+from maxlm.config.objectives import Objective
+from maxlm.config.optim import Optimizer
+from maxlm.config.reading.paths import kinds, sections
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("maxlm", "data_pipeline", "launch")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
@@ -23,7 +28,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("layers",),
     ("models",),
     ("train",),
-    ("plan",),
+    ("decoding", "plan"),
     ("cli",),
     ("__main__",),
 )
@@ -31,10 +36,24 @@ FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in name
 # What the folders beside maxlm may import from it.
 OUTSIDE = {"data_pipeline": {"maxlm.config", "maxlm.data", "maxlm.files"}, "launch": {"maxlm.config"}}
 
+# Kinds: the union of their sections, where these are, and where what they are the settings of is, with its table.
+REGISTRIES = {
+    "mixer": (Mixer, "maxlm/config/layers", {"maxlm/layers/mixers": "MIXERS"}),
+    "ffn": (Ffn, "maxlm/config/layers", {"maxlm/layers/ffns": "FFNS"}),
+    "objective": (
+        Objective,
+        "maxlm/config/objectives",
+        {"maxlm/data/examples": "EXAMPLES", "maxlm/train/objectives": "OBJECTIVES"},
+    ),
+    "optimizer": (Optimizer, "maxlm/config/optim", {"maxlm/optim": "OPTIMIZERS"}),
+}
+NO_LAYER = "none"  # a section and nothing else: the block has a layer less
+FOLDERS_OF_KINDS = {folder for _, home, tables in REGISTRIES.values() for folder in (home, *tables)}
+
 VAGUE_NAMES = {"utils", "util", "common", "misc", "helpers", "helper", "base", "core", "stuff"}
 # Where a family's name may stand: the name tables of checkpoint import, and a published formula called after it.
 MODEL_NAMES = re.compile(r"llama|qwen|gemma|mistral|mixtral|deepseek|gpt|olmo|falcon|bloom|phi-?\d", re.IGNORECASE)
-MODEL_NAMES_ALLOWED = {("maxlm/config/schema.py", "llama3"), ("maxlm/ops/rope.py", "_llama3_scaled")}
+MODEL_NAMES_ALLOWED = {("maxlm/config/rope.py", "llama3"), ("maxlm/ops/rope.py", "_llama3_scaled")}
 
 
 def relative(path: Path) -> str:
@@ -136,10 +155,88 @@ def test_files_are_ascii_and_say_what_they_are(path: Path) -> None:
     assert ast.get_docstring(ast.parse(text))
 
 
-def test_folders_have_one_noun_and_two_to_nine_files() -> None:
+def test_folders_have_one_noun_and_at_most_nine_files() -> None:
     for folder in sorted({path.parent for path in SOURCES} - {ROOT / package for package in PACKAGES}):
         count = len([path for path in folder.glob("*.py") if path.name != "__init__.py"])
-        assert 2 <= count <= 9, f"{relative(folder)} has {count} files"
+        assert (1 if relative(folder) in FOLDERS_OF_KINDS else 2) <= count <= 9, f"{relative(folder)} has {count} files"
+
+
+def section_names(union: object) -> dict[str, type]:
+    """Return the sections of a union by their kind, of which each has one."""
+    named = {kind: section for section in sections(union) for kind in kinds(section)}
+    assert len(named) == len(sections(union))
+    return named
+
+
+def table_of(folder: str, name: str) -> dict[str, str]:
+    """Return the literal table `name` of a package: its keys, and the names that they stand for."""
+    tree = ast.parse((ROOT / folder / "__init__.py").read_text())
+    tables = [node.value for node in tree.body if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == name]
+    assert len(tables) == 1
+    assert isinstance(tables[0], ast.Dict)
+    pairs = zip(tables[0].keys, tables[0].values, strict=True)
+    return {ast.literal_eval(key): ast.unparse(value) for key, value in pairs if key is not None}
+
+
+@pytest.mark.parametrize("registry", REGISTRIES)
+def test_a_kind_is_a_file_of_its_name_in_every_folder(registry: str) -> None:
+    union, home, tables = REGISTRIES[registry]
+    named = section_names(union)
+    for kind, section in named.items():
+        assert section.__module__ == f"{home}/{kind}".replace("/", ".")
+    for folder, name in tables.items():
+        table, package = table_of(folder, name), ROOT / folder / "__init__.py"
+        assert table.keys() == named.keys() - {NO_LAYER}, f"{name} and the union of the {registry} sections"
+        imported = {target for _, target in imports(package)}
+        for kind, value in table.items():
+            assert f"{folder}/{kind}/{value}".replace("/", ".") in imported, f"{relative(package)}: {kind}"
+
+
+def modules_of_kinds() -> dict[str, set[str]]:
+    """Return the modules of all kinds, with the folders whose files may name them: those of their registry."""
+    allowed: dict[str, set[str]] = {}
+    for union, home, tables in REGISTRIES.values():
+        for kind in section_names(union):
+            for folder in (home, *tables):
+                allowed.setdefault(f"{folder}/{kind}".replace("/", "."), set()).update({home, *tables})
+    return allowed
+
+
+MODULES_OF_KINDS = modules_of_kinds()
+SECTIONS_OF_KINDS = {
+    section.__name__: {home, *tables}
+    for union, home, tables in REGISTRIES.values()
+    for section in section_names(union).values()
+}
+WORDS_FOR_KINDS = {kind for union, *_ in REGISTRIES.values() for kind in section_names(union)} - {NO_LAYER}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=relative)
+def test_kinds_are_named_by_their_own_files_alone(path: Path) -> None:
+    """One kind may be made of another, and a registry names all; whoever else asks for a kind knows too much.
+
+    An operation of `maxlm.ops` may be called like a layer that uses it, so words count where they are compared.
+    """
+    folder, wrong = relative(path.parent), []
+    for node, name in imports(path):
+        owners = [allowed for module, allowed in MODULES_OF_KINDS.items() if f"{name}.".startswith(f"{module}.")]
+        wrong += [f"{node.lineno}: {name}" for allowed in owners if folder not in allowed]
+    if folder not in FOLDERS_OF_KINDS:
+        for node in ast.walk(ast.parse(path.read_text())):
+            word = getattr(node, "id", None) or getattr(node, "attr", None) or getattr(node, "name", None)
+            wrong += [f"{node.lineno}: {word}"] if word in SECTIONS_OF_KINDS else []  # type: ignore[attr-defined]
+            wrong += [f"{node.lineno}: {word!r}" for word in compared_words(node) if word in WORDS_FOR_KINDS]  # type: ignore[attr-defined]
+    assert not wrong, f"{relative(path)} names kinds: {', '.join(wrong)}"
+
+
+def compared_words(node: ast.AST) -> set[str]:
+    """Return the texts that something is compared with, in a comparison, a membership or a case."""
+    parts = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
+    parts += [node.value] if isinstance(node, ast.MatchValue) else []
+    inner = [
+        one for part in parts for one in (part.elts if isinstance(part, ast.Tuple | ast.List | ast.Set) else [part])
+    ]
+    return {one.value for one in inner if isinstance(one, ast.Constant) and isinstance(one.value, str)}
 
 
 def test_readme_lists_every_file_in_one_line() -> None:

@@ -232,7 +232,7 @@ def _remat_names(config: RunConfig) -> Iterator[Problem]:
             yield Problem(f"train.remat.{name}", f"train.remat.{name} is no activation of this model's layers; {cure}")
 
 
-# --- data, optimizer, schedule ---------------------------------------------------------------------------------------
+# --- data, objective, optimizer, schedule ----------------------------------------------------------------------------
 
 
 def _data_paths(config: RunConfig) -> Iterator[Problem]:
@@ -283,6 +283,10 @@ def _path(path: str, value: str, example: str) -> Iterator[Problem]:
     except UnicodeEncodeError:
         text = f"{path}={value!a} cannot be a file name here, where names are {sys.getfilesystemencoding()}"
         yield Problem(path, f"{text}; set the environment's LC_ALL=C.UTF-8, or use other signs")
+
+
+def _objective(config: RunConfig) -> Iterator[Problem]:
+    yield from config.objective.problems(config)
 
 
 def _optimizer(config: RunConfig) -> Iterator[Problem]:
@@ -357,6 +361,7 @@ _CHECKS: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _sequence_on_mesh,
     _stages,
     _data_paths,
+    _objective,
     _optimizer,
     _schedule,
     _keep_every,

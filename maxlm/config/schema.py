@@ -12,8 +12,8 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from maxlm.config.model import ModelConfig
-from maxlm.config.objectives import NextTokenConfig, Objective
-from maxlm.config.optim import AdamwConfig, Optimizer
+from maxlm.config.objectives import DEFAULT_OBJECTIVE, Objective
+from maxlm.config.optim import DEFAULT_OPTIMIZER, Optimizer
 from maxlm.config.section import Count, Fraction, Name, OnResume, PositiveFloat, PositiveInt, Section, as_tuple
 
 # --- mesh, data ------------------------------------------------------------------------------------------------------
@@ -216,8 +216,8 @@ class RunConfig(Section):
     model: ModelConfig
     mesh: Annotated[MeshConfig, OnResume.FREE] = MeshConfig()
     data: DataConfig
-    objective: Objective = NextTokenConfig()
-    optimizer: Optimizer = AdamwConfig()
+    objective: Objective = DEFAULT_OBJECTIVE
+    optimizer: Optimizer = DEFAULT_OPTIMIZER
     schedule: Annotated[ScheduleConfig, OnResume.RATE] = ScheduleConfig()
     train: TrainConfig
     checkpoint: Annotated[CheckpointConfig, OnResume.FREE] = CheckpointConfig()

@@ -17,7 +17,7 @@ import grain
 import numpy as np
 
 from maxlm.config.errors import UserError
-from maxlm.config.objectives import NextTokenConfig, Objective
+from maxlm.config.objectives import DEFAULT_OBJECTIVE, Objective
 from maxlm.config.schema import DataConfig, SourceConfig
 from maxlm.data.examples import Examples, build_examples
 from maxlm.data.examples.packing import NO_TOKEN
@@ -98,7 +98,7 @@ def build_dataset(
     split: Split,
     source: str | None = None,
     vocab_size: int | None = None,
-    objective: Objective = NextTokenConfig(),  # noqa: B008 - frozen
+    objective: Objective = DEFAULT_OBJECTIVE,
 ) -> Dataset:
     """Open the sources of a run, or one of them, and check all that is cheap to check.
 

@@ -17,7 +17,7 @@ from maxlm.kernels.mask import causal
 from maxlm.layers.layer import StateArray
 from maxlm.layers.sequence import SequenceInfo
 from maxlm.models.decoder import Decoder
-from maxlm.ops.attention import CHUNKED
+from maxlm.ops import OPERATIONS
 from maxlm.products import einsum_fp32
 from maxlm.sharding.fsdp import cast, gather, vary
 from maxlm.sharding.mesh import DECODING_AXES
@@ -79,6 +79,9 @@ def make_advance(declared: Decoder, mesh: Mesh, compute_dtype: Any) -> Callable[
     the last real one.
     """
 
+    # One query against many keys is a product with a vector: nothing for a kernel of matrix products to win.
+    kernels = {name: operation.reference(mesh.devices.flat[0]) for name, operation in OPERATIONS.items()}
+
     def program(
         decoder: Decoder, tokens_BT: jax.Array, states: Any, start_B: jax.Array, lengths_B: jax.Array
     ) -> tuple[jax.Array, Any]:
@@ -90,8 +93,7 @@ def make_advance(declared: Decoder, mesh: Mesh, compute_dtype: Any) -> Callable[
             positions_BT,
             segments_BT,
             causal(segments_BT, positions_BT),
-            # One query against many keys is a product with a vector: nothing for a kernel of matrix products to win.
-            kernels={"attention": CHUNKED},
+            kernels=kernels,
             split=False,
         )
         x_BTD, states = decoder.decode(tokens_BT, info, states, start_B)

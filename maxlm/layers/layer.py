@@ -93,7 +93,9 @@ class Layer(nnx.Module):
         return {}
 
     def penalty(self, report: Report) -> jax.Array | float:
-        """Return this device's part of what is added to the objective; summed over devices it is the penalty.
+        """Return this device's part of what is added to the objective; summed over `TOKEN_AXES` it is the penalty.
+
+        It is the same on all devices of `tensor`, as the objective is.
 
         Args:
           report: of a pass over a microbatch on this device, rows in front.

@@ -50,6 +50,10 @@ class Operation(NamedTuple):
             return f"runs on {' and '.join(row.platforms)}, not on {platform}"
         return next((why for shape in shapes if (why := row.unsupported(shape))), None)
 
+    def reference(self, device: Any) -> Any:
+        """Return the kernel that does everything, for a `jax.Device`."""
+        return self.table[self.order[device.platform][-1]].build(device.device_kind)
+
 
 class Choice(NamedTuple):
     """The kernel that runs, its name in the table, and why it, for the log."""

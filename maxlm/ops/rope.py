@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maxlm.config.layers.attention import RopePosition, RopeScaling
+from maxlm.config.rope import RopePosition, RopeScaling
 
 
 def frequencies(position: RopePosition, head_dim: int) -> np.ndarray:

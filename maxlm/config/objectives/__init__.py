@@ -9,9 +9,11 @@ from pydantic import Field
 from maxlm.config.objectives.next_token import NextTokenConfig
 from maxlm.config.section import kind_or
 
+DEFAULT_OBJECTIVE = NextTokenConfig()
+
 Objective = Annotated[
     NextTokenConfig,
     Field(discriminator="kind"),
-    kind_or("next_token"),
+    kind_or(DEFAULT_OBJECTIVE.kind),
 ]
 """What a model is trained for."""

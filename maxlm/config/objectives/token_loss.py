@@ -6,17 +6,14 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from maxlm.config.section import Metrics, NonNegativeFloat, OnResume, PositiveInt, Section
+from maxlm.config.objectives.objective import ObjectiveSection
+from maxlm.config.section import NonNegativeFloat, OnResume, PositiveInt
 
 
-class TokenLossConfig(Section):
-    """Cross entropy, and what is added to it; the base of every objective that predicts tokens.
+class TokenLossConfig(ObjectiveSection):
+    """Cross entropy, and what is added to it; the base of every objective that predicts tokens."""
 
-    Attributes:
-      METRICS: what the objective reports of a batch.
-    """
-
-    METRICS: ClassVar[Metrics] = {
+    METRICS: ClassVar = {
         "loss": ("nats/token", "cross entropy, mean over target tokens"),
         "perplexity": ("", "exp(loss)"),
         "bits_per_byte": ("bits/byte", "the loss per byte of text, comparable between tokenizers"),

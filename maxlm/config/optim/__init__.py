@@ -9,9 +9,11 @@ from pydantic import Field
 from maxlm.config.optim.adamw import AdamwConfig
 from maxlm.config.section import kind_or
 
+DEFAULT_OPTIMIZER = AdamwConfig()
+
 Optimizer = Annotated[
     AdamwConfig,
     Field(discriminator="kind"),
-    kind_or("adamw"),
+    kind_or(DEFAULT_OPTIMIZER.kind),
 ]
 """What moves the parameters."""

@@ -11,8 +11,9 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
-from maxlm.config.layers.attention import AttentionConfig, RopePosition
+from maxlm.config.layers.attention import AttentionConfig
 from maxlm.config.model import ModelConfig
+from maxlm.config.rope import RopePosition
 from maxlm.kernels.mask import causal
 from maxlm.kernels.shape import AttentionShape
 from maxlm.layers.layer import Local, Mixer, StateArray

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from maxlm.config import ConfigError, load_run
-from maxlm.config.layers.attention import NoPosition, RopePosition
+from maxlm.config.layers.attention import NoPosition
 from maxlm.config.model import LearnedPosition
+from maxlm.config.rope import RopePosition
 
 
 def test_later_files_win_and_the_including_file_wins_over_all(write_run: Callable[..., str], tmp_path: Path) -> None:
