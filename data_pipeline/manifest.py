@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from maxlm.config.errors import UserError
-from maxlm.data.baselines import MANIFEST_NAME
+from maxlm.files import read_regular, write_whole
 
-FORMAT = "maxlm-prepared-1"
+MANIFEST_NAME = "manifest.json"
+FORMAT = "maxlm-prepared-2"
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
@@ -22,7 +22,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     """
     path = folder / MANIFEST_NAME
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = json.loads(read_regular(path))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -34,12 +34,8 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Write a folder's manifest; it is there in full or not at all."""
-    unfinished = folder / (MANIFEST_NAME + ".unfinished")
-    with unfinished.open("w", encoding="utf-8") as file:
-        file.write(json.dumps({"format": FORMAT} | manifest, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(folder / MANIFEST_NAME)
+    text = json.dumps({"format": FORMAT} | manifest, indent=1) + "\n"
+    write_whole(folder / MANIFEST_NAME, text.encode())
 
 
 def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:

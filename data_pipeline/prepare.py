@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.dedupe import deduplicate
+from data_pipeline.dedupe import Deduplicated, deduplicate
 from data_pipeline.documents import Document, Reading, read_documents
-from data_pipeline.manifest import differences, read_manifest, write_manifest
-from data_pipeline.measure_baselines import measure_baselines
+from data_pipeline.manifest import MANIFEST_NAME, differences, read_manifest, write_manifest
 from data_pipeline.report import Report
 from data_pipeline.split import split_documents
 from data_pipeline.staging import SPLITS, disk_errors, publish, staging
@@ -25,7 +25,7 @@ from data_pipeline.train_tokenizer import train_tokenizer
 from data_pipeline.write_shards import write_shards
 from maxlm.config import RunConfig, UserError, load_run
 from maxlm.config.schema import RawTextConfig
-from maxlm.data.baselines import MANIFEST_NAME
+from maxlm.data.baselines import measure_baselines
 from maxlm.data.shards import TokenShards
 from maxlm.data.tokenizer import Tokenizer
 
@@ -35,8 +35,7 @@ class Texts:
     """A source's documents, clean and split, and how reading went."""
 
     splits: Mapping[str, list[Document]]
-    inputs: str
-    reading: Mapping[str, Any]
+    record: Mapping[str, Any]
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -62,8 +61,8 @@ def prepare(config: RunConfig, *, force: bool, report: Report) -> None:
         _say_done(config, manifests, raws, report)
         _say_smaller(config, _check_size(config, Tokenizer(config.data.tokenizer)), report)
         return
-    texts = {name: _read(name, raw, report) for name, raw in pending.items()}
-    model = _train_tokenizer(config, texts, report) if retrain else tokenizer_path.read_bytes()
+    texts = _read_all(config, raws, manifests, report)
+    model = _train_tokenizer(config, texts, report) if retrain else Tokenizer(tokenizer_path).proto
     with ExitStack() as stack:
         tokenizer = _check_size(config, stack.enter_context(_staged_tokenizer(tokenizer_path, model)))
         stages = {}
@@ -72,7 +71,7 @@ def prepare(config: RunConfig, *, force: bool, report: Report) -> None:
             replace = force or (folder / MANIFEST_NAME).exists()
             stages[folder] = stack.enter_context(staging(folder, replace=replace))
             written = _write(name, stages[folder], text, tokenizer, report)
-            manifests[name] = {"settings": _settings(pending[name], tokenizer), "inputs": text.inputs} | written
+            manifests[name] = {"settings": _settings(pending[name], tokenizer), **text.record, **written}
         # Without its manifest a folder counts as unfinished; so until the new ones are there, a stop starts afresh.
         for folder in stages:
             (folder / MANIFEST_NAME).unlink(missing_ok=True)
@@ -108,7 +107,26 @@ def _finished(config: RunConfig, raws: Mapping[str, RawTextConfig]) -> dict[str,
         for split in SPLITS:
             TokenShards(folder / split)
         manifests[name] = manifest
+    _check_compared(config, raws, manifests)
     return manifests
+
+
+def _check_compared(
+    config: RunConfig, raws: Mapping[str, RawTextConfig], manifests: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Refuse sources of which neither was compared with the other: one may train on what the other validates with.
+
+    Raises:
+      UserError: names the two.
+    """
+    for one, two in itertools.combinations(manifests, 2):
+        known = any(manifests[a]["inputs"] in manifests[b]["compared_with"] for a, b in ((one, two), (two, one)))
+        if not known and "keep" not in (raws[one].duplicates, raws[two].duplicates):
+            paths = " and ".join(config.data.sources[name].path for name in (one, two))
+            raise UserError(
+                f"{paths} were prepared by different runs, so copies between them were not dropped; "
+                "prepare them together with: maxlm prepare RUN.yaml --force"
+            )
 
 
 def _say_done(
@@ -129,8 +147,9 @@ def _say_done(
 def _say_smaller(config: RunConfig, tokenizer: Tokenizer, report: Report) -> None:
     if tokenizer.vocab_size < config.model.vocab_size:
         report.line(
-            f"{tokenizer.path}: {tokenizer.vocab_size} pieces, fewer than model.vocab_size={config.model.vocab_size}; "
-            "the rest is never used (to train it again, with more text or another size: maxlm prepare RUN.yaml --force)"
+            f"{config.data.tokenizer}: {tokenizer.vocab_size} pieces, fewer than model.vocab_size="
+            f"{config.model.vocab_size}; the rest is never used (to train it again, with more text or another size: "
+            "maxlm prepare RUN.yaml --force)"
         )
 
 
@@ -138,25 +157,81 @@ def _settings(raw: RawTextConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     return {"raw": raw.model_dump(mode="json"), "tokenizer": tokenizer.fingerprint}
 
 
-def _read(name: str, raw: RawTextConfig, report: Report) -> Texts:
+def _read_all(
+    config: RunConfig, raws: Mapping[str, RawTextConfig], done: Mapping[str, Mapping[str, Any]], report: Report
+) -> dict[str, Texts]:
+    """Read the sources that are not `done`, drop copies of any source's documents, and split them.
+
+    What is written already stays, so sources that are done come first; the others follow in the run's order.
+    """
+    pending = [name for name in raws if name not in done]
+    compare = any(raws[name].duplicates != "keep" for name in pending)
+    readings = {name: _read_again(name, config, done[name], report) for name in (done if compare else ())}
+    readings |= {name: _read(name, raws[name], report) for name in pending}
+    inputs = {name: reading.fingerprint for name, reading in readings.items()}
+    characters = sum(len(document.text) for reading in readings.values() for document in reading.documents)
+    with report.stage("find duplicates", characters) as advance:
+        documents = {name: reading.documents for name, reading in readings.items()}
+        left = deduplicate(documents, {name: raws[name].duplicates for name in readings}, advance)
+    return {
+        name: Texts(
+            _split(name, raws[name], left[name]),
+            {
+                "inputs": inputs[name],
+                "compared_with": sorted(inputs[other] for other in readings if other != name),
+                "reading": _counts(readings[name], left[name]),
+            },
+        )
+        for name in pending
+    }
+
+
+def _read(name: str, raw: RawTextConfig, report: Report) -> Reading:
     with report.stage(f"{name}: read"):
         try:
-            reading = read_documents(raw)
+            return read_documents(raw)
         except UserError as error:
             raise UserError(f"data.sources.{name}.{error}") from None
-    characters = sum(len(document.text) for document in reading.documents)
-    with report.stage(f"{name}: find duplicates", characters) as advance:
-        left = deduplicate(reading.documents, advance)
+
+
+def _read_again(name: str, config: RunConfig, manifest: Mapping[str, Any], report: Report) -> Reading:
+    """Read a source that is prepared, for comparison with others.
+
+    Raises:
+      UserError: its text is not what was prepared.
+    """
+    raw = config.data.sources[name].raw
+    assert raw is not None
+    reading, what = None, "is not there any more"
+    with suppress(UserError):
+        reading, what = _read(name, raw, report), "has changed since"
+    if reading is not None and reading.fingerprint == manifest["inputs"]:
+        return reading
+    raise UserError(
+        f"{config.data.sources[name].path}: prepared already, but its raw text {what}, so that copies of it in the "
+        "run's other sources cannot be found; restore the text, prepare all sources again with: "
+        "maxlm prepare RUN.yaml --force, or give the other sources raw.duplicates: keep"
+    )
+
+
+def _split(name: str, raw: RawTextConfig, left: Deduplicated) -> dict[str, list[Document]]:
     try:
-        train, validation = split_documents(left.documents, raw.validation_fraction)
+        train, validation = split_documents(left.documents, raw.validation_fraction, raw.max_document_bytes)
     except UserError as error:
         raise UserError(f"data.sources.{name}.{error}") from None
-    counts = {"exact_duplicates": left.exact_duplicates, "near_duplicates": left.near_duplicates}
-    return Texts({"train": train, "validation": validation}, reading.fingerprint, _counts(reading) | counts)
+    return {"train": train, "validation": validation}
 
 
-def _counts(reading: Reading) -> dict[str, Any]:
-    return {"documents": len(reading.documents), "skipped": dict(sorted(reading.skipped.items()))}
+def _counts(reading: Reading, left: Deduplicated) -> dict[str, Any]:
+    return {
+        "documents": len(reading.documents),
+        "skipped": {
+            reason: {"count": count, "example": reading.skipped.examples[reason]}
+            for reason, count in sorted(reading.skipped.counts.items())
+        },
+        "exact_duplicates": left.exact_duplicates,
+        "near_duplicates": left.near_duplicates,
+    }
 
 
 def _train_tokenizer(config: RunConfig, texts: Mapping[str, Texts], report: Report) -> bytes:
@@ -215,6 +290,6 @@ def _write(name: str, stage: Path, texts: Texts, tokenizer: Tokenizer, report: R
             splits[split] = dataclasses.asdict(write_shards(stage / split, documents, tokenizer, advance))
     with report.stage(f"{name}: measure baselines"):
         opened = {split: TokenShards(stage / split) for split in SPLITS}
-        baselines = measure_baselines(opened["train"], opened["validation"], texts.splits["validation"])
+        baselines = measure_baselines(opened["train"], opened["validation"], tokenizer)
     fingerprints = {split: shards.fingerprint for split, shards in opened.items()}
-    return {"reading": texts.reading, "splits": splits, "fingerprints": fingerprints, "baselines": baselines}
+    return {"splits": splits, "fingerprints": fingerprints, "baselines": baselines._asdict()}

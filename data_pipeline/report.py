@@ -45,12 +45,15 @@ class Report:
         for row in dict.fromkeys(key for column in columns for key in column):
             table.add_row(row, *(column.get(row, "") for column in columns))
         self._console.print(table)
+        for name, manifest in manifests.items():
+            for reason, skipped in manifest["reading"]["skipped"].items():
+                self.line(f"{name}: skipped {skipped['count']:,}: {reason}, such as {skipped['example']}")
 
 
 def _figures(manifest: Mapping[str, Any]) -> dict[str, str]:
     reading, splits = manifest["reading"], manifest["splits"]
     figures = {"documents read": f"{reading['documents']:,}"}
-    figures |= {f"skipped: {reason}": f"{count:,}" for reason, count in reading["skipped"].items()}
+    figures["skipped"] = f"{sum(skipped['count'] for skipped in reading['skipped'].values()):,}"
     figures["exact duplicates dropped"] = f"{reading['exact_duplicates']:,}"
     figures["near duplicates dropped"] = f"{reading['near_duplicates']:,}"
     for split, counts in splits.items():
@@ -59,6 +62,7 @@ def _figures(manifest: Mapping[str, Any]) -> dict[str, str]:
     text_bytes = sum(counts["bytes"] for counts in splits.values())
     pieces = sum(counts["tokens"] - 2 * counts["documents"] for counts in splits.values())
     figures["bytes per token"] = f"{text_bytes / max(pieces, 1):.2f}"
-    for name, bits in manifest["baselines"].items():
+    figures["validation tokens predicted"] = f"{manifest['baselines']['targets']:,}"
+    for name, bits in manifest["baselines"]["bits_per_byte"].items():
         figures[f"{name} (bits per byte)"] = f"{bits:.3f}"
     return figures

@@ -3,35 +3,47 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from data_pipeline.documents import Document
+from data_pipeline.documents import Document, cut
 from maxlm.config.errors import UserError
 
 
-def split_documents(documents: Sequence[Document], validation_fraction: float) -> tuple[list[Document], list[Document]]:
-    """Return (train, validation), each in an order that is random but fixed.
+def split_documents(
+    documents: Sequence[Document], validation_fraction: float, max_document_bytes: int
+) -> tuple[list[Document], list[Document]]:
+    """Return (train, validation), long documents cut into pieces, each split in an order that is random but fixed.
 
-    The order matters: a training sequence holds neighbours, and an evaluation may read only the first part.
+    All pieces of a document are in one split. The order matters: a training sequence holds neighbours, and an
+    evaluation may read only the first part.
 
     Raises:
       UserError: there are fewer than two documents.
     """
     if len(documents) < 2:
         raise UserError(
-            "raw: there is only one document, so none can be held out for validation; give more files in raw.paths, "
-            "or a smaller raw.max_document_bytes, which cuts it into several"
+            f"raw: {'only one document is' if documents else 'no document is'} left without copies, and two are "
+            "needed, for training and for validation (pieces of one document stay together); give more files in "
+            "raw.paths, or its texts as lines of a .jsonl file"
         )
-    ordered = sorted(documents, key=lambda document: _fraction("order", document))
-    held_out = {document.name for document in ordered if _fraction("split", document) < validation_fraction}
-    if not held_out or len(held_out) == len(ordered):  # few documents: one of either kind
-        ranked = sorted(ordered, key=lambda document: _fraction("split", document))
-        held_out = {document.name for document in (ranked[:-1] if held_out else ranked[:1])}
-    train = [document for document in ordered if document.name not in held_out]
-    return train, [document for document in ordered if document.name in held_out]
+    places = [_fraction("split", document) for document in documents]
+    held_out = [place < validation_fraction for place in places]
+    if not any(held_out):  # few documents: one of either kind
+        held_out[places.index(min(places))] = True
+    elif all(held_out):
+        held_out[places.index(max(places))] = False
+    chosen = list(zip(documents, held_out, strict=True))
+    train = (document for document, held in chosen if not held)
+    validation = (document for document, held in chosen if held)
+    return _shuffled_pieces(train, max_document_bytes), _shuffled_pieces(validation, max_document_bytes)
+
+
+def _shuffled_pieces(documents: Iterable[Document], max_bytes: int) -> list[Document]:
+    pieces = [piece for document in documents for piece in cut(document, max_bytes)]
+    return sorted(pieces, key=lambda piece: _fraction("order", piece))
 
 
 def _fraction(purpose: str, document: Document) -> float:
     """Return a number in [0, 1) that is a hash of the purpose and the document's name."""
-    digest = hashlib.sha256(f"{purpose}\0{document.name}".encode()).digest()
+    digest = hashlib.sha256(purpose.encode() + b"\0" + document.name_bytes).digest()
     return int.from_bytes(digest[:7], "big") / 2**56

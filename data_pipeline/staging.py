@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from data_pipeline.manifest import MANIFEST_NAME
 from maxlm.config.errors import UserError
-from maxlm.data.baselines import MANIFEST_NAME
 from maxlm.data.shards import INDEX_NAME
 
 STAGING_NAME = ".preparing"

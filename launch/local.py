@@ -12,8 +12,10 @@ a signal ended them; 1 otherwise.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -27,6 +29,7 @@ from types import FrameType
 
 # Processes that fail over the same mistake end one shortly after the other; process 0 gets to say what it is.
 GRACE_SECONDS = 2.0
+GONE_SECONDS = 10.0
 POLL_SECONDS = 0.05
 LINES_KEPT = 30
 MOST_PROCESSES = 1024
@@ -105,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"launch/local.py: {options.command[0]!a} cannot be started: {reason}\n")
         return 2
     finally:
-        send(workers, signal.SIGKILL)
+        end(workers)
 
 
 def environments(count: int) -> list[dict[str, str]]:
@@ -122,6 +125,8 @@ def environments(count: int) -> list[dict[str, str]]:
             "MAXLM_COORDINATOR": address,
             "MAXLM_NUM_PROCESSES": str(count),
             "MAXLM_PROCESS_ID": str(index),
+            # What stands before the command in the line that resumes a run.
+            "MAXLM_LAUNCHER": shlex.join(["python", sys.argv[0], "-n", str(count), "--"]),
             "JAX_COORDINATOR_BIND_ADDRESS": address,
         }
         for index in range(count)
@@ -142,7 +147,7 @@ def watch(workers: Sequence[Worker], signals: Signals) -> int:
     while any(worker.process.poll() is None for worker in workers) and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
     ended = [worker for worker in workers if worker.process.poll() is None]
-    send(ended, signal.SIGKILL)
+    end(ended)
     ending = f"; ended the others ({', '.join(f'process {worker.index}' for worker in ended)})" if ended else ""
     for worker in first:
         sys.stderr.write(f"{worker.describe_end()}{ending}\n")
@@ -162,6 +167,14 @@ def send(workers: Sequence[Worker], number: int) -> None:
     for worker in workers:
         if worker.process.poll() is None:
             os.killpg(worker.process.pid, number)
+
+
+def end(workers: Sequence[Worker]) -> None:
+    """Kill the workers that are alive, and wait until they are gone: who starts the job again needs their devices."""
+    send(workers, signal.SIGKILL)
+    for worker in workers:
+        with contextlib.suppress(subprocess.TimeoutExpired):  # in the kernel's hands: a disk that does not answer
+            worker.process.wait(timeout=GONE_SECONDS)
 
 
 def _die_with_parent() -> None:

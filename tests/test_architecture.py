@@ -15,6 +15,7 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 
 # Data flows down this list; a floor imports only from the floors above it in the list, and within its own folder.
 FLOORS: tuple[tuple[str, ...], ...] = (
+    ("files",),
     ("config",),
     ("devices", "jax_versions", "products"),
     ("runtime", "sharding", "kernels"),
@@ -28,7 +29,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 )
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
 # What the folders beside maxlm may import from it.
-OUTSIDE = {"data_pipeline": {"maxlm.config", "maxlm.data"}, "launch": {"maxlm.config"}}
+OUTSIDE = {"data_pipeline": {"maxlm.config", "maxlm.data", "maxlm.files"}, "launch": {"maxlm.config"}}
 
 VAGUE_NAMES = {"utils", "util", "common", "misc", "helpers", "helper", "base", "core", "stuff"}
 # Where a family's name may stand: the name tables of checkpoint import, and a published formula called after it.

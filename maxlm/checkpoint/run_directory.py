@@ -1,21 +1,23 @@
-"""The folder of one run: made, checked, locked against a second job, and swept of what a killed job left."""
+"""The folder of one run: made, checked, locked against a second job, swept of what a killed job left; its tokenizer."""
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import logging
 import os
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from maxlm.checkpoint import layout
 from maxlm.config.errors import UserError, make_possible
+from maxlm.files import read_regular, write_whole
 from maxlm.runtime import on_first_process
 
 log = logging.getLogger(__name__)
@@ -39,6 +41,19 @@ class RunDirectory:
         """Folder of checkpoints."""
         return self.path / "checkpoints"
 
+    @property
+    def tokenizer(self) -> Path:
+        """The run's own copy of its tokenizer: what lies at `data.tokenizer` may be trained again on other text."""
+        return self.path / "tokenizer.model"
+
+    def keep_tokenizer(self, model: bytes) -> None:
+        """Copy the tokenizer's model file into the folder, if it is not there yet.
+
+        Raises:
+            UserError: another one is there, or it cannot be written.
+        """
+        on_first_process(lambda: self._keep_tokenizer(model))
+
     @classmethod
     @contextmanager
     def open(cls, path: Path | str) -> Iterator[RunDirectory]:
@@ -61,6 +76,21 @@ class RunDirectory:
         finally:
             for lock in locks:  # closing gives the lock back
                 lock.close()
+
+    def _keep_tokenizer(self, model: bytes) -> None:
+        try:
+            if not self.tokenizer.exists():
+                write_whole(self.tokenizer, model)
+            kept = read_regular(self.tokenizer)
+        except OSError as error:
+            raise UserError(
+                f"{self.tokenizer}: {error.strerror or error}; choose another run_dir, or {make_possible(error)}"
+            ) from error
+        if kept != model:
+            raise UserError(
+                f"{self.tokenizer} is another tokenizer (SHA-256 {_sha256(kept)[:12]}) than data.tokenizer "
+                f"({_sha256(model)[:12]}); choose another run_dir, or move that file away if no run needs it"
+            )
 
     def _take(self, locks: list[IO[str]]) -> None:
         """Do all of `open` that touches the disk; what must stay open goes to `locks`."""
@@ -100,6 +130,47 @@ class RunDirectory:
         file.truncate(0)
         json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
         file.flush()
+
+
+def tokenizer_to_open(run_dir: Path | str, named: str) -> str:
+    """Return the path of the tokenizer to start with: the run's own copy if it has checkpoints, else `named`."""
+    run = RunDirectory(Path(run_dir).absolute())
+    resumes = on_first_process(lambda: run.tokenizer.exists() and bool(layout.saved_steps(run.checkpoints)))
+    return str(run.tokenizer) if resumes else named
+
+
+def tokenizer_of_checkpoint(run_dir: Path | str, record: Mapping[str, Any]) -> Path:
+    """Return the path of a run's tokenizer, which is proved to be the one a checkpoint was trained with.
+
+    Args:
+        run_dir: the folder of the run.
+        record: of the checkpoint.
+
+    Raises:
+        UserError: it is missing, cannot be read, or is another one; or the checkpoint does not say which it was.
+    """
+    path, expected = RunDirectory(Path(run_dir)).tokenizer, record.get("tokenizer")
+    if expected is None:
+        raise UserError(
+            f"{run_dir}: the checkpoint of step {record['step']} is of an earlier version, which did not say which "
+            "tokenizer it was trained with; train on for a step with: maxlm train RUN.yaml"
+        )
+    try:
+        found = _sha256(read_regular(path))
+    except OSError as error:
+        raise UserError(
+            f"{path}: the run's tokenizer cannot be read: {error.strerror}; put back the file with SHA-256 {expected}"
+        ) from error
+    if found != expected:
+        raise UserError(
+            f"{path} is not the tokenizer that the checkpoint of step {record['step']} was trained with: its SHA-256 "
+            f"is {found[:12]}..., not {expected}; put back that file"
+        )
+    return path
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _owner(text: str) -> str:

@@ -14,6 +14,7 @@ from maxlm.config.divisible import divisible, near_divisors
 from maxlm.config.errors import ConfigError, Problem
 from maxlm.config.model import BLOCK_ACTIVATIONS, LearnedPosition
 from maxlm.config.schema import MeshConfig, RunConfig
+from maxlm.files import place_of
 
 
 class _InvalidSectionError(Exception):
@@ -237,17 +238,25 @@ def _remat_names(config: RunConfig) -> Iterator[Problem]:
 def _data_paths(config: RunConfig) -> Iterator[Problem]:
     seen: dict[str, str] = {}
     for name, source in config.data.sources.items():
-        path = f"data.sources.{name}"
-        if source.path in seen:
-            text = f"{path}.path={source.path!r} is the folder of data.sources.{seen[source.path]} too; use another"
+        path, place = f"data.sources.{name}", place_of(source.path)
+        if place in seen:
+            text = f"{path}.path={source.path!r} is the folder of data.sources.{seen[place]} too; use another"
             yield Problem(f"{path}.path", f"{text}, or one source with the sum of the weights")
-        seen[source.path] = name
+        seen[place] = name
         if source.raw and source.raw.kind == "files" and not source.raw.paths:
             text = f"{path}.raw.kind=files needs {path}.raw.paths; give a list such as [data/raw]"
             yield Problem(f"{path}.raw", text)
         if source.raw and source.raw.kind == "python_stdlib" and source.raw.paths:
             text = f"{path}.raw.paths is not used by {path}.raw.kind=python_stdlib; remove it, or use kind: files"
             yield Problem(f"{path}.raw.paths", text)
+
+
+def _own_tokenizer(config: RunConfig) -> Iterator[Problem]:
+    """`maxlm prepare --force` may train the tokenizer again, but never the copy that a run goes on with."""
+    own = f"{config.run_dir}/tokenizer.model"
+    if config.run_dir.strip() and place_of(config.data.tokenizer) == place_of(own):
+        text = f"data.tokenizer={config.data.tokenizer!r} is where the run keeps its own copy of the tokenizer"
+        yield Problem("data.tokenizer", f"{text}; use another, such as data/name/tokenizer.model")
 
 
 def _paths(config: RunConfig) -> Iterator[Problem]:
@@ -333,6 +342,7 @@ def _profile(config: RunConfig) -> Iterator[Problem]:
 
 _CHECKS: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _paths,
+    _own_tokenizer,
     _segments,
     _layers,
     _positions,

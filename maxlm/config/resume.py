@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from maxlm.config.reading.paths import child, field
 from maxlm.config.schema import RunConfig
 from maxlm.config.section import OnResume
 
-Path = tuple[str | int, ...]  # not a dotted text: names of sources may have dots
+Keys = tuple[str | int, ...]  # not a dotted text: names of sources may have dots
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,24 @@ def compare_runs(old: Mapping[str, Any], new: RunConfig, *, steps_done: int) -> 
 
 def first_changed_rate(old: RunConfig, new: RunConfig) -> int | None:
     """Return the first step, from 0, of those that both runs have whose learning rates differ; None if none does."""
-    steps = range(min(old.train.num_steps, new.train.num_steps))
-    return next((step for step in steps if learning_rate(step, old) != learning_rate(step, new)), None)
+
+    def differs(step: int) -> bool:
+        return learning_rate(step, old) != learning_rate(step, new)
+
+    end = min(old.train.num_steps, new.train.num_steps)
+    edges = {0, end}
+    for run in (old, new):
+        total = run.schedule.total_steps or run.train.num_steps
+        edges |= {run.schedule.warmup_steps, total - run.schedule.cooldown_steps, total}
+    # Between two edges each run has one formula, and formulas that agree near both edges are one: there may be 2^31
+    # steps, too many to try. Near is by powers of two, as a slow change only shows when it exceeds rounding.
+    near = {edge + sign * (2**power - 1) for edge in edges for power in range(32) for sign in (-1, 1)}
+    places = sorted(step for step in near if 0 <= step < end)
+    found = next((index for index, step in enumerate(places) if differs(step)), None)
+    if found is None:
+        return None
+    between = range(places[found - 1] + 1 if found else 0, places[found] + 1)
+    return between[bisect.bisect_left(between, True, key=differs)]
 
 
 def learning_rate(step: int, run: RunConfig) -> float:
@@ -98,7 +115,7 @@ def learning_rate(step: int, run: RunConfig) -> float:
     return peak * (final + (1 - final) * falling)
 
 
-def _leaves(config: Mapping[str, Any]) -> dict[Path, _Leaf]:
+def _leaves(config: Mapping[str, Any]) -> dict[Keys, _Leaf]:
     """Return the leaves, with the decay's end spelt out: extending a run moves it."""
     leaves = dict(_walk(dict(config), RunConfig, None, ()))
     end = leaves.get(("schedule", "total_steps"))
@@ -108,7 +125,7 @@ def _leaves(config: Mapping[str, Any]) -> dict[Path, _Leaf]:
     return leaves
 
 
-def _walk(value: Any, annotation: Any, mark: OnResume | None, path: Path) -> Iterator[tuple[Path, _Leaf]]:
+def _walk(value: Any, annotation: Any, mark: OnResume | None, path: Keys) -> Iterator[tuple[Keys, _Leaf]]:
     """Yield (path, leaf) of everything in a value; the innermost mark on the way to a leaf counts."""
     if not isinstance(value, dict | list) or not value:
         yield path, _Leaf(value, mark)
@@ -120,7 +137,7 @@ def _walk(value: Any, annotation: Any, mark: OnResume | None, path: Path) -> Ite
         yield from _walk(item, child(annotation, key, value), [mark, *marks][-1], (*path, key))
 
 
-def _is_parent(path: Path, before: Mapping[Path, _Leaf], after: Mapping[Path, _Leaf]) -> bool:
+def _is_parent(path: Keys, before: Mapping[Keys, _Leaf], after: Mapping[Keys, _Leaf]) -> bool:
     """Tell whether one side has nothing where the other has settings, which tell the change themselves."""
     other = before if path in after else after
     return not (path in before and path in after) and any(

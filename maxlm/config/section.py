@@ -80,11 +80,11 @@ def as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-# Devices count in int32, and in fp32, which numbers up to 1e30 leave room to calculate with.
+# Devices count in int32 and calculate in fp32, whose largest number is 3.4e38.
 INT32_MAX = 2**31 - 1
 PositiveInt = Annotated[int, Field(ge=1, le=INT32_MAX)]
 Count = Annotated[int, Field(ge=0, le=INT32_MAX)]
-PositiveFloat = Annotated[float, Field(gt=0, le=1e30)]
-NonNegativeFloat = Annotated[float, Field(ge=0, le=1e30)]
+PositiveFloat = Annotated[float, Field(gt=0, le=3e38)]
+NonNegativeFloat = Annotated[float, Field(ge=0, le=3e38)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")]

@@ -1,26 +1,76 @@
-"""Bits per byte that simple models reach on a source's validation text, as `maxlm prepare` measured them."""
+"""What a model must beat: bits per byte of validation text under models that need no training.
+
+The token models predict what the trained one does: every token but BOS, EOS included, given the tokens before it.
+"""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+import gzip
+from typing import NamedTuple
 
-from maxlm.config.errors import UserError
+import numpy as np
 
-MANIFEST_NAME = "manifest.json"
+from maxlm.data.shards import TokenShards
+from maxlm.data.tokenizer import Tokenizer
+
+FIT_TOKENS = 20_000_000  # training tokens that are counted, at most
+SMOOTHING = (0.5, 2.0, 8.0, 32.0, 128.0, 512.0)  # strengths tried for the bigram model
 
 
-def read_baselines(source_path: Path | str) -> dict[str, float]:
-    """Return {name: bits per byte} of a source's folder; empty where none were measured.
+class Baselines(NamedTuple):
+    """Bits per byte by the model's name, and how many tokens were predicted."""
+
+    targets: int
+    bits_per_byte: dict[str, float]
+
+
+def measure_baselines(
+    train: TokenShards, validation: TokenShards, tokenizer: Tokenizer, *, max_tokens: int | None = None
+) -> Baselines:
+    """Measure four models on the validation tokens, or on the first `max_tokens` of them.
+
+    * uniform: each of V tokens equally likely.
+    * unigram: p(b) = (n_b + 1) / (n + V), counted on the training tokens.
+    * bigram: p(b|a) = (n_ab + k p(b)) / (n_a + k), Dirichlet smoothing towards the unigram; of a few k the one that is
+      best on the validation text itself, so the bar is not set too low.
+    * gzip -9: the text of these tokens compressed as one file.
 
     Raises:
-      UserError: the manifest cannot be read.
+      UserError: a shard is damaged.
     """
-    path = Path(source_path) / MANIFEST_NAME
-    if not path.exists():
-        return {}
-    try:
-        baselines = json.loads(path.read_bytes()).get("baselines", {})
-        return {str(name): float(value) for name, value in baselines.items()}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"{path}: cannot be read: {error}; run: maxlm prepare RUN.yaml --force") from None
+    vocab_size, bos_id = train.index.vocab_size, train.index.bos_id
+    fitted = train.read(0, min(train.num_tokens, FIT_TOKENS))
+    measured = validation.read(0, min(validation.num_tokens, max_tokens or validation.num_tokens))
+    counts = np.bincount(fitted[fitted != bos_id], minlength=vocab_size)
+    unigram = (counts + 1) / (counts.sum() + vocab_size)
+    targets = measured[1:][measured[1:] != bos_id]
+    bits = {
+        "uniform": targets.size * np.log2(vocab_size),
+        "unigram": -np.log2(unigram[targets]).sum(),
+        "bigram": _bigram_bits(fitted, measured, unigram, bos_id),
+        "gzip -9": 8.0 * len(gzip.compress(_text(measured, tokenizer).encode(), 9, mtime=0)),
+    }
+    num_bytes = max(int(tokenizer.token_bytes[targets].sum(dtype=np.int64)), 1)
+    return Baselines(targets.size, {name: round(float(value) / num_bytes, 4) for name, value in bits.items()})
+
+
+def _text(tokens: np.ndarray, tokenizer: Tokenizer) -> str:
+    starts = np.flatnonzero(tokens == tokenizer.bos_id)
+    return "".join(tokenizer.decode(document) for document in np.split(tokens, starts))
+
+
+def _bigram_bits(fitted: np.ndarray, measured: np.ndarray, unigram: np.ndarray, bos_id: int) -> float:
+    vocab_size = unigram.size
+    pairs, pair_counts = np.unique(_pairs(fitted, vocab_size, bos_id), return_counts=True)
+    context_counts = np.bincount(pairs // vocab_size, weights=pair_counts, minlength=vocab_size)
+    wanted = _pairs(measured, vocab_size, bos_id)
+    place = np.minimum(np.searchsorted(pairs, wanted), pairs.size - 1)
+    seen = np.where(pairs[place] == wanted, pair_counts[place], 0)
+    contexts, prior = context_counts[wanted // vocab_size], unigram[wanted % vocab_size]
+    return min(float(-np.log2((seen + k * prior) / (contexts + k)).sum()) for k in SMOOTHING)
+
+
+def _pairs(tokens: np.ndarray, vocab_size: int, bos_id: int) -> np.ndarray:
+    """Return (context, target) pairs as single numbers; no pair ends in BOS, so none crosses documents."""
+    contexts, targets = tokens[:-1].astype(np.int64), tokens[1:]
+    return (contexts * vocab_size + targets)[targets != bos_id]

@@ -181,8 +181,9 @@ def _open(name: str, config: SourceConfig, split: Split, tokenizer: Tokenizer) -
     if index.tokenizer != tokenizer.fingerprint:
         raise UserError(
             f"{where}: the tokens were made with another tokenizer (fingerprint {index.tokenizer[:12]}) than "
-            f"data.tokenizer={tokenizer.path} ({tokenizer.fingerprint[:12]}); name that tokenizer, "
-            "or run: maxlm prepare RUN.yaml --force"
+            f"{tokenizer.path} ({tokenizer.fingerprint[:12]}); name that one as data.tokenizer=PATH, or run: "
+            "maxlm prepare RUN.yaml --force; a run that has checkpoints keeps its tokenizer, so other tokens need "
+            "another run_dir"
         )
     if (index.bos_id, index.eos_id, index.vocab_size) != (tokenizer.bos_id, tokenizer.eos_id, tokenizer.vocab_size):
         raise UserError(

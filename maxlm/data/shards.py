@@ -25,6 +25,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from maxlm.config.errors import UserError
+from maxlm.files import open_regular, read_regular
 
 PAGE_BYTES = 8192
 PAYLOAD_BYTES = PAGE_BYTES - 4
@@ -233,7 +234,7 @@ class TokenShards:
         """Return tokens [start, start + count) of the stream as int32.
 
         Raises:
-          UserError: a page does not have its checksum, or a file became shorter.
+          UserError: a page does not have its checksum, a file became shorter, or a token is not below `vocab_size`.
         """
         if not 0 <= start <= start + count <= self.num_tokens:
             raise IndexError(f"tokens [{start}, {start + count}) of {self.num_tokens}")
@@ -257,7 +258,9 @@ class TokenShards:
             digest = hashlib.sha256()
             num_pages = self.index.pages(shard.tokens)
             for page in range(0, num_pages, 512):
-                digest.update(self._read_pages(number, page, min(512, num_pages - page)))
+                data = self._read_pages(number, page, min(512, num_pages - page))
+                self._tokens(number, data)
+                digest.update(data)
             if digest.hexdigest() != shard.sha256:
                 raise self._damaged(number, "its SHA-256 is not the one in the index")
 
@@ -265,7 +268,8 @@ class TokenShards:
         path = self.folder / shard.file
         expected = self.index.pages(shard.tokens) * PAGE_BYTES
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            with open_regular(path) as file:
+                descriptor = os.dup(file.fileno())
         except FileNotFoundError:
             raise self._damaged(number, "the file is missing") from None
         except OSError as error:
@@ -280,10 +284,18 @@ class TokenShards:
     def _read_shard(self, shard: int, offset: int, size: int) -> np.ndarray:
         per_page = self.index.tokens_per_page
         first, last = offset // per_page, (offset + size - 1) // per_page
-        data = self._read_pages(shard, first, last - first + 1)
-        pages = np.frombuffer(data, self._dtype).reshape(last - first + 1, -1)[:, :per_page]
         begin = offset - first * per_page
-        return pages.reshape(-1)[begin : begin + size]
+        return self._tokens(shard, self._read_pages(shard, first, last - first + 1))[begin : begin + size]
+
+    def _tokens(self, shard: int, data: bytes) -> np.ndarray:
+        """Return the tokens of whole pages; one that is no piece of the tokenizer could be neither fed nor decoded."""
+        pages = np.frombuffer(data, self._dtype).reshape(-1, PAGE_BYTES // self._dtype.itemsize)
+        tokens = pages[:, : self.index.tokens_per_page].reshape(-1)
+        if tokens.max(initial=0) >= self.index.vocab_size:
+            raise self._damaged(
+                shard, f"it holds token {tokens.max()}, the index says vocab_size={self.index.vocab_size}"
+            )
+        return tokens
 
     def _read_pages(self, shard: int, first: int, count: int) -> bytes:
         try:
@@ -333,7 +345,7 @@ def _read_index(folder: Path) -> ShardIndex:
         what = "there is no such folder" if not folder.is_dir() else f"the folder has no {INDEX_NAME}"
         raise UserError(f"{folder}: {what}; run: maxlm prepare RUN.yaml")
     with _index_mistakes(path):
-        index = ShardIndex.model_validate_json(path.read_bytes())
+        index = ShardIndex.model_validate_json(read_regular(path))
     same = index.dtype == smallest_dtype(index.vocab_size) and max(index.bos_id, index.eos_id) < index.vocab_size
     totals = (sum(shard.documents for shard in index.shards), sum(shard.tokens for shard in index.shards))
     if not same or totals != (index.documents, index.tokens):

@@ -13,23 +13,29 @@ import numpy as np
 import sentencepiece
 
 from maxlm.config.errors import UserError
+from maxlm.files import read_regular
 
 SPACE = "\u2581"  # SentencePiece writes spaces as this character, so the character itself is encoded as its bytes
 
 
 class Tokenizer:
-    """Text to token ids and back: `decode(encode(text)) == text` for every text without lone surrogates."""
+    """Text to token ids and back: `decode(encode(text)) == text` for every text without lone surrogates.
+
+    Attributes:
+      proto: the bytes of its file.
+      fingerprint: their SHA-256.
+    """
 
     def __init__(self, path: Path | str):
         self.path = Path(path)
         try:
-            proto = self.path.read_bytes()
+            self.proto = read_regular(self.path)
         except FileNotFoundError:
             raise UserError(f"{self.path}: there is no such tokenizer; run: maxlm prepare RUN.yaml") from None
         except OSError as error:
             raise UserError(f"{self.path}: cannot be read: {error.strerror}; data.tokenizer must name a file") from None
-        self.fingerprint = hashlib.sha256(proto).hexdigest()
-        self._model = _load(self.path, proto)
+        self.fingerprint = hashlib.sha256(self.proto).hexdigest()
+        self._model = _load(self.path, self.proto)
         self.vocab_size: int = self._model.vocab_size()
         self.bos_id: int = self._model.bos_id()
         self.eos_id: int = self._model.eos_id()

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from maxlm import runtime
-from maxlm.checkpoint import CheckpointReader
+from maxlm.checkpoint import CheckpointReader, tokenizer_of_checkpoint
 from maxlm.checkpoint.rearrange import rearrange_layers
 from maxlm.config.checks import resolve_mesh
 from maxlm.config.errors import UserError
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     if record is None:
         raise UserError(f"{arguments.run_dir} has no checkpoint; train first: maxlm train RUN.yaml")
     config = _on_devices(RunConfig.model_validate(record["config"]), arguments.tensor)
-    tokenizer = Tokenizer(config.data.tokenizer)
+    tokenizer = Tokenizer(tokenizer_of_checkpoint(arguments.run_dir, record))
     prompts = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in arguments.prompt]
     _check_length(config, max(map(len, prompts)), arguments.max_tokens)
     mesh = build_mesh(config.mesh, jax.local_devices()[: arguments.tensor])
@@ -52,6 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
         sampling=sampling,
         seed=arguments.seed,
         stop_id=tokenizer.eos_id,
+        num_ids=tokenizer.vocab_size,
         compute_dtype=runtime.compute_dtype_of(config.train, jax.local_devices()[0].platform),
     )
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

@@ -18,6 +18,7 @@ from maxlm.layers.layer import StateArray
 from maxlm.layers.sequence import SequenceInfo
 from maxlm.models.decoder import Decoder
 from maxlm.ops.attention import CHUNKED
+from maxlm.products import einsum_fp32
 from maxlm.sharding.fsdp import cast, gather, vary
 from maxlm.sharding.mesh import DECODING_AXES
 from maxlm.sharding.parameters import partition_specs
@@ -35,6 +36,7 @@ def generate(
     sampling: Sampling,
     seed: int,
     stop_id: int,
+    num_ids: int,
     compute_dtype: Any,
 ) -> Iterator[list[int | None]]:
     """Yield, up to `max_tokens` times, the next token of each text, None for those that have reached `stop_id`.
@@ -47,6 +49,7 @@ def generate(
       sampling: how a token is chosen.
       seed: of the random choices; same seed and prompts, same texts.
       stop_id: the end-of-document token.
+      num_ids: how many ids the tokenizer has; the model's vocabulary may be larger.
       compute_dtype: of weights, activations and what is kept.
     """
     advance = make_advance(decoder, mesh, compute_dtype)
@@ -56,7 +59,7 @@ def generate(
     tokens_BT = np.zeros((len(prompts), padded), np.int32)
     for row, prompt in enumerate(prompts):
         tokens_BT[row, : len(prompt)] = prompt
-    pick = jax.jit(functools.partial(choose, sampling=sampling))
+    pick = jax.jit(functools.partial(choose, sampling=sampling, num_ids=num_ids))
     key, start_B, done_B = jax.random.key(seed), np.zeros_like(lengths_B), np.zeros(len(prompts), bool)
     logits_BV, states = advance(decoder, tokens_BT, states, start_B, lengths_B)
     for index in range(max_tokens):
@@ -93,7 +96,7 @@ def make_advance(declared: Decoder, mesh: Mesh, compute_dtype: Any) -> Callable[
         )
         x_BTD, states = decoder.decode(tokens_BT, info, states, start_B)
         x_BD = jnp.take_along_axis(x_BTD, lengths_B[:, None, None] - 1, axis=1)[:, 0]
-        logits_BV = jnp.einsum("BD,DV->BV", x_BD, decoder.output_DV(), preferred_element_type=jnp.float32)
+        logits_BV = einsum_fp32("BD,DV->BV", x_BD, decoder.output_DV())
         return logits_BV, states
 
     rows, of_states = P(DECODING_AXES), state_specs(declared)

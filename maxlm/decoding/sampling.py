@@ -23,8 +23,9 @@ class Sampling:
     top_p: float | None = None
 
 
-def choose(logits_BV: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Array:
-    """Choose the next tokens, int32 (B,)."""
+def choose(logits_BV: jax.Array, key: jax.Array, sampling: Sampling, num_ids: int) -> jax.Array:
+    """Choose the next tokens, int32 (B,), among the ids [0, num_ids): columns beyond only fill the vocabulary up."""
+    logits_BV = logits_BV[:, :num_ids]
     if sampling.temperature == 0:
         return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
     logits_BV = logits_BV / sampling.temperature

@@ -22,6 +22,7 @@ from maxlm.kernels.block_sizes import BlockSizes
 from maxlm.kernels.mask import Mask, fill_blocks, meetings, visit_table, words
 from maxlm.kernels.shape import AttentionShape
 from maxlm.kernels.tpu_kernels import TURN, Tiling, Who, backward_kernel, forward_kernel
+from maxlm.products import einsum_fp32
 
 MAX_HEAD_SIZE = 256
 
@@ -93,7 +94,7 @@ def backward(
     shape = _shape(q_BTNH, v_BSKH, softcap, device_kind)
     layout = _layout(shape, block_sizes.tpu_backward)
     tiling = _tiling(shape, layout, mask, interpret)._replace(num_stretches=1)
-    delta_BTN = jnp.einsum("BTNH,BTNH->BTN", d_out_BTNH, out_BTNH, preferred_element_type=jnp.float32)
+    delta_BTN = einsum_fp32("BTNH,BTNH->BTN", d_out_BTNH, out_BTNH)
     q, d_out = _rows(q_BTNH, layout), _rows(d_out_BTNH.astype(q_BTNH.dtype), layout)
     lse, delta = (_rows(x[..., None], layout).swapaxes(2, 3) for x in (lse_BNT.swapaxes(1, 2), delta_BTN))
     k, v, rows = _keys(k_BSKH, layout), _keys(v_BSKH, layout), _rows_of(mask, layout)

@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from maxlm.config.model import BlockConfig, ModelConfig
 from maxlm.config.section import LayerSection
 from maxlm.layers.ffns import build_ffn
-from maxlm.layers.layer import Layer, Report
+from maxlm.layers.layer import Beside, Layer, Report, Streams, mix
 from maxlm.layers.mixers import build_mixer
 from maxlm.layers.norm import build_norm
 from maxlm.layers.sequence import SequenceInfo
@@ -44,31 +44,41 @@ class Block(nnx.Module):
         """Return what its layers want worked out once for all."""
         return {name: value for _, layer in self.layers() for name, value in layer.prepare(info).items()}
 
-    def __call__(self, x_BTD: jax.Array, info: SequenceInfo) -> tuple[jax.Array, Reports]:
-        """(B, T / tensor, D) -> (B, T / tensor, D), and what the layers report."""
-        reports = {}
+    def __call__(self, streams: Streams, info: SequenceInfo, carried: Any = ()) -> tuple[Streams, Reports, Any]:
+        """Return what goes to the next block, what the layers report, and what the mixer carries to the next step."""
+        x_BTD, beside, reports = streams.x_BTD, Beside(streams.shared, carried), {}
         if self.has_mixer:
             with jax.named_scope("mixer"):
-                y_BTD, reports["mixer"] = self.mixer(self.mixer_norm(x_BTD), info)
+                y_BTD, reports["mixer"], beside = mix(self.mixer, self.mixer_norm(x_BTD), info, beside)
                 x_BTD += checkpoint_name(y_BTD, "mixer_out")
         if self.has_ffn:
             with jax.named_scope("ffn"):
                 y_BTD, reports["ffn"] = self.ffn(self.ffn_norm(x_BTD), info)
                 x_BTD += y_BTD
-        return x_BTD, {name: report for name, report in reports.items() if report is not None}
+        told = {name: report for name, report in reports.items() if report is not None}
+        return Streams(x_BTD, beside.shared), told, beside.carried
 
     def decoding_state(self, batch_size: int, length: int, dtype: Any) -> Any:
         """Return what the mixer keeps of earlier tokens; see `Mixer.decoding_state`."""
         return self.mixer.decoding_state(batch_size, length, dtype) if self.has_mixer else ()
 
-    def decode(self, x_BTD: jax.Array, info: SequenceInfo, state: Any, start_B: jax.Array) -> tuple[jax.Array, Any]:
+    def carried_state(self, batch_size: int) -> Any:
+        """Return what the mixer carries over from step to step; see `Mixer.carried_state`."""
+        return self.mixer.carried_state(batch_size) if self.has_mixer else ()
+
+    def decode(self, streams: Streams, info: SequenceInfo, state: Any, start_B: jax.Array) -> tuple[Streams, Any]:
         """Run the block on the newest tokens, with what the mixer keeps of the earlier ones."""
+        x_BTD, shared = streams
         if self.has_mixer:
-            y_BTD, state = self.mixer.decode(self.mixer_norm(x_BTD), info, state, start_B)
+            arguments = self.mixer_norm(x_BTD), info, state, start_B
+            if self.mixer.takes_beside:
+                y_BTD, state, shared = self.mixer.decode(*arguments, shared)
+            else:
+                y_BTD, state = self.mixer.decode(*arguments)
             x_BTD += y_BTD
         if self.has_ffn:
             x_BTD += self.ffn(self.ffn_norm(x_BTD), info)[0]
-        return x_BTD, state
+        return Streams(x_BTD, shared), state
 
     def penalty(self, reports: Reports) -> jax.Array | float:
         """Return this device's part of what its layers add to the objective."""

@@ -51,6 +51,30 @@ class StateArray(NamedTuple):
         return jnp.zeros(self.shape, self.dtype)
 
 
+class Streams(NamedTuple):
+    """What goes from block to block.
+
+    Attributes:
+      x_BTD: the residual stream, (B, T / tensor, D).
+      shared: what mixers hand on besides, such as the first layer's values; () if no mixer of the model does.
+    """
+
+    x_BTD: jax.Array
+    shared: Any = ()
+
+
+class Beside(NamedTuple):
+    """What a mixer may take besides vectors, and hand on.
+
+    Attributes:
+      shared: see `Streams`; to the mixer that follows.
+      carried: what it carried over from the last step, to the next step; not differentiated.
+    """
+
+    shared: Any = ()
+    carried: Any = ()
+
+
 class Layer(nnx.Module):
     """A mixer or an ffn, made from the model's configuration and its own section.
 
@@ -94,13 +118,30 @@ class Layer(nnx.Module):
 
 
 class Mixer(Layer):
-    """A layer that moves information between tokens."""
+    """A layer that moves information between tokens.
+
+    Attributes:
+      takes_beside: it is called with (x_BTD, info, beside) and returns its new `Beside` as a third result; `decode`
+        likewise takes `shared` as its last argument, and returns it as a third result.
+    """
+
+    takes_beside = False
+
+    def shared_at_start(self, x_BTD: jax.Array) -> Any:
+        """Return what mixers share before the first of them; the first mixer of the model that has some decides."""
+        del x_BTD
+        return ()
+
+    def carried_state(self, batch_size: int) -> Any:
+        """Declare what is carried over from step to step: parameters of the role `state`, sequences first."""
+        del batch_size
+        return ()
 
     def decoding_state(self, batch_size: int, length: int, dtype: Any) -> Any:
         """Return a tree of `StateArray`: what is kept of up to `length` earlier tokens of each sequence."""
         raise NotImplementedError
 
-    def decode(self, x_BTD: jax.Array, info: SequenceInfo, state: Any, start_B: jax.Array) -> tuple[jax.Array, Any]:
+    def decode(self, x_BTD: jax.Array, info: SequenceInfo, state: Any, start_B: jax.Array, *shared: Any) -> Any:
         """Mix the T newest tokens of each sequence with what is kept of the earlier ones.
 
         Args:
@@ -108,5 +149,17 @@ class Mixer(Layer):
           info: where the new tokens stand; segment 0 for filling behind the last of them.
           state: arrays laid out as `decoding_state` says.
           start_B: int32, tokens of each sequence that came before.
+          *shared: see `takes_beside`.
+
+        Returns:
+          the mixed vectors, and what is kept from now on.
         """
         raise NotImplementedError
+
+
+def mix(mixer: Mixer, x_BTD: jax.Array, info: SequenceInfo, beside: Beside) -> tuple[jax.Array, Report, Beside]:
+    """Call a mixer, whether it takes something besides vectors or hands that on as it is."""
+    if mixer.takes_beside:
+        result: tuple[jax.Array, Report, Beside] = mixer(x_BTD, info, beside)
+        return result
+    return *mixer(x_BTD, info), beside

@@ -19,6 +19,7 @@ from maxlm.config.model import ModelConfig
 from maxlm.config.schema import TrainConfig
 from maxlm.jax_versions import vary_over, varying_axes
 from maxlm.layers.block import Block, Reports
+from maxlm.layers.layer import Streams
 from maxlm.layers.sequence import SequenceInfo
 from maxlm.sharding.fsdp import is_parameter_gather
 from maxlm.sharding.host import HOST_MEMORY
@@ -30,6 +31,8 @@ Segment = nnx.List  # of blocks
 Stack = nnx.List  # of segments
 StackReports = list[list[Reports]]
 """What blocks report, by segment and place in its pattern, with a row for every repetition."""
+Carried = list[list[Any]]
+"""What mixers carry over from step to step, likewise."""
 
 _BLOCK_INPUT = "block_input"
 
@@ -94,106 +97,115 @@ def build_stack(model: ModelConfig, layout: Layout) -> Stack:
 
 def run_stack(
     stack: Stack,
-    x_BTD: jax.Array,
+    streams: Streams,
     info: SequenceInfo,
     execution: BlockExecution,
     held: Sequence[HeldRows] | None = None,
-) -> tuple[jax.Array, StackReports]:
-    """Run all blocks that are there; (B, T / tensor, D) -> (B, T / tensor, D), and what their layers report.
+    carried: Carried | None = None,
+) -> tuple[Streams, StackReports, Carried]:
+    """Run all blocks that are there.
 
     Args:
       stack: this device's part of the stacked blocks, or the rows of a chunk of a pipeline's stage.
-      x_BTD: what the first of them takes.
+      streams: what the first of them takes.
       info: where the tokens stand.
       execution: how blocks are run.
       held: which rows of each segment hold a layer; all by default.
+      carried: what mixers carried over from the last step, if any do.
+
+    Returns:
+      what the last of them hands on, what their layers report, and what mixers carry to the next step.
     """
-    reports = []
+    reports, new = [], []
     for number, segment in enumerate(stack):
-        x_BTD, of_segment = _run_segment(segment, x_BTD, info, execution, held[number] if held else None)
+        rows = segment, carried[number] if carried else [() for _ in segment]
+        streams, (of_segment, to_next) = _run_segment(rows, streams, info, execution, held[number] if held else None)
         reports.append(of_segment)
-    return x_BTD, reports
+        new.append(to_next)
+    return streams, reports, new
 
 
 def _run_segment(
-    segment: Segment, x_BTD: jax.Array, info: SequenceInfo, execution: BlockExecution, held: HeldRows | None
-) -> tuple[jax.Array, list[Reports]]:
-    num_rows = jax.tree.leaves(segment)[0].shape[0]
+    rows: tuple[Segment, list[Any]],
+    streams: Streams,
+    info: SequenceInfo,
+    execution: BlockExecution,
+    held: HeldRows | None,
+) -> tuple[Streams, tuple[list[Reports], list[Any]]]:
+    num_rows = jax.tree.leaves(rows)[0].shape[0]
     run = run_block(execution, info, prevent_cse=num_rows == 1)
 
-    def repetition(x_BTD: jax.Array, blocks: Segment) -> tuple[jax.Array, list[Reports]]:
-        reports = []
-        for block in blocks:
-            x_BTD, report = run(block, x_BTD)
+    def repetition(streams: Streams, row: tuple[Segment, list[Any]]) -> tuple[Streams, Any]:
+        reports, new = [], []
+        for block, carried in zip(*row, strict=True):
+            streams, report, to_next = run(block, streams, carried)
             reports.append(report)
-        return x_BTD, reports
+            new.append(to_next)
+        return streams, (reports, new)
 
-    result: tuple[jax.Array, list[Reports]]
+    result: tuple[Streams, Any]
     if held is None or held.here is None:
-        result = lax.scan(repetition, x_BTD, segment)
+        result = lax.scan(repetition, streams, rows)
         return result
-    return _run_partly_held(repetition, x_BTD, segment, held.always, held.here)
+    return _run_partly_held(repetition, streams, rows, held.always, held.here)
 
 
 def _run_partly_held(
-    repetition: Callable[..., Any], x_BTD: jax.Array, segment: Segment, always: int, here: jax.Array
-) -> tuple[jax.Array, list[Reports]]:
+    repetition: Callable[..., Any], streams: Streams, rows: Any, always: int, here: jax.Array
+) -> tuple[Streams, Any]:
     """Run rows of which the first `here` hold a layer on this stage, and the first `always` on every stage.
 
     A branch for the others, so that nobody computes a layer that is not there. It may hold collectives: those of blocks
     are within a stage, all of whose devices take the same branch.
     """
-    num_rows = jax.tree.leaves(segment)[0].shape[0]
+    num_rows = jax.tree.leaves(rows)[0].shape[0]
 
-    def maybe(x_BTD: jax.Array, row: tuple[jax.Array, Segment]) -> tuple[jax.Array, list[Reports]]:
-        index, blocks = row
-        shapes = jax.eval_shape(repetition, x_BTD, blocks)
+    def maybe(streams: Streams, row: tuple[jax.Array, Any]) -> tuple[Streams, Any]:
+        index, held = row
+        axes = varying_axes(*jax.tree.leaves((streams, held)))
+        shapes = jax.eval_shape(repetition, streams, held)[1]
 
-        def skip(x_BTD: jax.Array, blocks: Segment) -> tuple[jax.Array, list[Reports]]:
-            axes = varying_axes(x_BTD, *jax.tree.leaves(blocks))
-            nothing = jax.tree.map(lambda s: vary_over(jnp.zeros(s.shape, s.dtype), axes), shapes[1])
-            return vary_over(x_BTD, axes), nothing
+        def skip(streams: Streams, _: Any) -> tuple[Streams, Any]:
+            nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+            return jax.tree.map(lambda y: vary_over(y, axes), (streams, nothing))  # type: ignore[no-any-return]
 
-        def held(x_BTD: jax.Array, blocks: Segment) -> tuple[jax.Array, list[Reports]]:
-            axes = varying_axes(x_BTD, *jax.tree.leaves(blocks))
-            result: tuple[jax.Array, list[Reports]]
-            result = jax.tree.map(lambda y: vary_over(y, axes), repetition(x_BTD, blocks))
-            return result
+        def run(streams: Streams, row: Any) -> tuple[Streams, Any]:
+            return jax.tree.map(lambda y: vary_over(y, axes), repetition(streams, row))  # type: ignore[no-any-return]
 
-        return lax.cond(index < here, held, skip, x_BTD, blocks)  # type: ignore[no-any-return]
+        return lax.cond(index < here, run, skip, streams, held)  # type: ignore[no-any-return]
 
-    reports = []
+    results = []
     if always:
-        x_BTD, first = lax.scan(repetition, x_BTD, jax.tree.map(lambda rows: rows[:always], segment))
-        reports.append(first)
-    rest = jax.tree.map(lambda rows: rows[always:], segment)
-    x_BTD, last = lax.scan(maybe, x_BTD, (jnp.arange(always, num_rows), rest))
-    return x_BTD, jax.tree.map(lambda *parts: jnp.concatenate(parts), *reports, last)
+        streams, first = lax.scan(repetition, streams, jax.tree.map(lambda x: x[:always], rows))
+        results.append(first)
+    rest = jax.tree.map(lambda x: x[always:], rows)
+    streams, last = lax.scan(maybe, streams, (jnp.arange(always, num_rows), rest))
+    return streams, jax.tree.map(lambda *parts: jnp.concatenate(parts), *results, last)
 
 
 def decode_stack(
-    stack: Stack, x_BTD: jax.Array, info: SequenceInfo, states: Any, start_B: jax.Array
-) -> tuple[jax.Array, Any]:
+    stack: Stack, streams: Streams, info: SequenceInfo, states: Any, start_B: jax.Array
+) -> tuple[Streams, Any]:
     """Run all blocks on the newest tokens; the states of a block's mixer have its rows in front."""
 
-    def repetition(x_BTD: jax.Array, row: tuple[Segment, Any]) -> tuple[jax.Array, Any]:
+    def repetition(streams: Streams, row: tuple[Segment, Any]) -> tuple[Streams, Any]:
         new_states = []
         for block, state in zip(*row, strict=True):
-            x_BTD, new_state = block.decode(x_BTD, info, state, start_B)
+            streams, new_state = block.decode(streams, info, state, start_B)
             new_states.append(new_state)
-        return x_BTD, new_states
+        return streams, new_states
 
     new = []
     for segment, of_segment in zip(stack, states, strict=True):
-        x_BTD, of_segment = lax.scan(repetition, x_BTD, (segment, of_segment))
+        streams, of_segment = lax.scan(repetition, streams, (segment, of_segment))
         new.append(of_segment)
-    return x_BTD, new
+    return streams, new
 
 
 def run_block(
     execution: BlockExecution, info: SequenceInfo, *, prevent_cse: bool
-) -> Callable[..., tuple[jax.Array, Reports]]:
-    """Return run(block, x) whose backward pass recomputes what `remat` does not keep.
+) -> Callable[..., tuple[Streams, Reports, Any]]:
+    """Return run(block, streams, carried) whose backward pass recomputes what `remat` does not keep.
 
     Whole parameters are never kept where they are gathered layer by layer: they would be all parameters, unsharded.
     In a loop the compiler cannot merge the recomputation with the forward pass; a loop of one turn is none, and there
@@ -201,9 +213,9 @@ def run_block(
     """
     gather, remat = execution
 
-    def run(shard: Block, x_BTD: jax.Array) -> tuple[jax.Array, Reports]:
-        x_BTD = checkpoint_name(x_BTD, _BLOCK_INPUT)
-        result: tuple[jax.Array, Reports] = (gather(shard) if gather else shard)(x_BTD, info)
+    def run(shard: Block, streams: Streams, carried: Any) -> tuple[Streams, Reports, Any]:
+        streams = jax.tree.map(lambda x: checkpoint_name(x, _BLOCK_INPUT), streams)
+        result: tuple[Streams, Reports, Any] = (gather(shard) if gather else shard)(streams, info, carried)
         return result
 
     if remat.everything and gather is None:

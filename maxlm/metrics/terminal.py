@@ -68,7 +68,8 @@ class Outcome:
       step: optimizer steps done.
       num_steps: optimizer steps of the whole run.
       values: last metrics by their names in the catalogue (`train/loss`, `val/<source>/loss`, ...).
-      baselines: bits per byte of simpler models on the validation text, by source and name.
+      baselines: bits per byte of simpler models on the same validation tokens, by source and name.
+      targets: how many validation tokens were predicted, and how many there are, by source.
       tokens: consumed since step 0.
       wall_seconds: of this process.
       places: where things are and what to do next, by label.
@@ -78,6 +79,7 @@ class Outcome:
     num_steps: int
     values: Mapping[str, float | str]
     baselines: Mapping[str, Mapping[str, float]]
+    targets: Mapping[str, tuple[int, int]]
     tokens: int
     wall_seconds: float
     places: Mapping[str, str]
@@ -258,6 +260,7 @@ def _end_rows(outcome: Outcome) -> list[tuple[str, str]]:
     loss = outcome.values.get("train/loss")
     rows = [("train loss", f"{loss:.4f}")] if isinstance(loss, float) else []
     rows.append(("tokens", f"{outcome.tokens:,} seen"))
+    rows += [("validation", f"{_targets(source, outcome)} tokens of {source}") for source in outcome.targets]
     rows.append(("wall time", _duration(outcome.wall_seconds)))
     return rows
 
@@ -295,6 +298,12 @@ def _validation_line(source: str, outcome: Outcome) -> str:
     beside = ", ".join(f"{name} {value:.3f}" for name, value in baselines.items())
     line = f"validation on {source}: {_validation_words(source, outcome.values)}"
     return f"{line} ({beside})" if beside else line
+
+
+def _targets(source: str, outcome: Outcome) -> str:
+    """Say how many of the validation tokens were predicted: `32,640 of 134,981`."""
+    evaluated, whole = outcome.targets[source]
+    return f"{evaluated:,} of {whole:,}" if whole > evaluated else f"all {whole:,}"
 
 
 def _validation_words(source: str, values: Mapping[str, float | str]) -> str:

@@ -11,11 +11,21 @@ from flax import nnx
 from maxlm.config.model import ModelConfig
 from maxlm.layers.block import Block, Reports
 from maxlm.layers.embedding import Embedding, Head
+from maxlm.layers.layer import Streams
 from maxlm.layers.norm import build_norm
 from maxlm.layers.sequence import SequenceInfo
-from maxlm.layers.stack import BlockExecution, HeldRows, Stack, StackReports, build_stack, decode_stack, run_stack
+from maxlm.layers.stack import (
+    BlockExecution,
+    Carried,
+    HeldRows,
+    Stack,
+    StackReports,
+    build_stack,
+    decode_stack,
+    run_stack,
+)
 from maxlm.sharding.fsdp import cast, gather
-from maxlm.sharding.parameters import layers_of, named_parameters
+from maxlm.sharding.parameters import layers_of, named_parameters, stack_layers
 from maxlm.sharding.stages import EMPTY, Layout, lay_out
 
 
@@ -34,33 +44,59 @@ class Decoder(nnx.Module):
         self.model = model
 
     def __call__(
-        self, tokens_BT: jax.Array, info: SequenceInfo, execution: BlockExecution
-    ) -> tuple[jax.Array, StackReports]:
-        """From tokens to last hidden states: (B, T) -> (B, T / tensor, D), normalised; and what layers report."""
+        self, tokens_BT: jax.Array, info: SequenceInfo, execution: BlockExecution, carried: Carried | None = None
+    ) -> tuple[jax.Array, StackReports, Carried]:
+        """From tokens to last hidden states, normalised.
+
+        Args:
+          tokens_BT: this device's tokens.
+          info: where they stand.
+          execution: how blocks are run.
+          carried: what mixers carried over from the last step, if any do.
+
+        Returns:
+          hidden states (B, T / tensor, D), what layers report, and what mixers carry to the next step.
+        """
         info = self.prepared(info)
-        x_BTD, reports = self.run_blocks(self.embed(tokens_BT, info), info, execution)
-        return self.norm(x_BTD), reports
+        streams = self.embed(tokens_BT, info)
+        streams, reports, to_next = self.run_blocks(streams, info, execution, carried=carried)
+        return self.norm(streams.x_BTD), reports, to_next
 
     def prepared(self, info: SequenceInfo) -> SequenceInfo:
         """Work out once what blocks ask for."""
         asked = (block.prepare(info) for segment in self.stack for block in segment)
         return info._replace(prepared={name: value for answers in asked for name, value in answers.items()})
 
-    def embed(self, tokens_BT: jax.Array, info: SequenceInfo) -> jax.Array:
-        """Look tokens up in the whole embedding, (B, T / tensor, D)."""
+    def embed(self, tokens_BT: jax.Array, info: SequenceInfo) -> Streams:
+        """Look tokens up in the whole embedding: what the first block takes."""
         with jax.named_scope("embedding"):
-            return self.embedding(tokens_BT, info)
+            x_BTD = self.embedding(tokens_BT, info)
+            mixers = (block.mixer for segment in self.stack for block in segment if block.has_mixer)
+            starts = (mixer.shared_at_start(x_BTD) for mixer in mixers)
+            return Streams(x_BTD, next((start for start in starts if jax.tree.leaves(start)), ()))
 
     def run_blocks(
         self,
-        x_BTD: jax.Array,
+        streams: Streams,
         info: SequenceInfo,
         execution: BlockExecution,
+        *,
         held: Sequence[HeldRows] | None = None,
-    ) -> tuple[jax.Array, StackReports]:
+        carried: Carried | None = None,
+    ) -> tuple[Streams, StackReports, Carried]:
         """Run all blocks, or the chunk of them that is there; see `run_stack`."""
         with jax.named_scope("stack"):
-            return run_stack(self.stack, x_BTD, info, execution, held)
+            return run_stack(self.stack, streams, info, execution, held, carried)
+
+    def carried_state(self, batch_size: int) -> Carried:
+        """Declare what mixers carry over from step to step, by segment and place, a row for each of its layers."""
+        return [
+            [
+                stack_layers(block.carried_state(batch_size), layers_of(named_parameters(block)[0][1]) or ())
+                for block in segment
+            ]
+            for segment in self.stack
+        ]
 
     def penalty(self, reports: StackReports) -> jax.Array | float:
         """Return this device's part of what layers add to the objective."""
@@ -75,7 +111,7 @@ class Decoder(nnx.Module):
         values: dict[str, float] = {}
         for place, of_block in metrics.items():
             segment, number = map(int, place.split("/"))
-            layers = layers_of(named_parameters(self.stack[segment][number])[0][1]) or ()
+            layers = layers_of_block(self.stack[segment][number])
             for name, of_rows in of_block.items():
                 group, _, rest = name.partition("/")
                 pairs = zip(layers, of_rows, strict=True)
@@ -107,8 +143,8 @@ class Decoder(nnx.Module):
     ) -> tuple[jax.Array, Any]:
         """Return normalised last hidden states of the newest tokens, (B, T, D), and the mixers' new states."""
         info = self.prepared(info)
-        x_BTD, states = decode_stack(self.stack, self.embedding(tokens_BT, info), info, states, start_B)
-        return self.norm(x_BTD), states
+        streams, states = decode_stack(self.stack, self.embed(tokens_BT, info), info, states, start_B)
+        return self.norm(streams.x_BTD), states
 
     def with_stack(self, stack: Stack) -> Decoder:
         """Return the decoder around another stack, or around none: `nnx.List([])`."""
@@ -128,3 +164,8 @@ class Decoder(nnx.Module):
     def output_DV(self) -> jax.Array:
         """Return this device's columns of the output projection."""
         return self.embedding.tokens[...].T if self.model.tie_embeddings else self.head.output[...]
+
+
+def layers_of_block(block: Block) -> tuple[int, ...]:
+    """Return the number in the model of the layer that each row of a stacked block holds."""
+    return layers_of(named_parameters(block)[0][1]) or ()

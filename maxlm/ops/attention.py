@@ -14,6 +14,7 @@ from maxlm.kernels import chunked_attention, external_attention, hopper_attentio
 from maxlm.kernels.external_attention import Library
 from maxlm.kernels.mask import Mask
 from maxlm.ops.kernel_choice import Operation, Row
+from maxlm.products import einsum_fp32
 
 Partial = tuple[jax.Array, Any]
 """Attention to some of the keys: out (B, T, N, H_v) and fp32 lse (B, N, T).
@@ -127,7 +128,7 @@ def _attention_backward(implementation, saved, d_out):  # type: ignore[no-untype
     if sink_N is None:
         return d_q, d_k, d_v, None, None
     # ds = p (do v^T - rowsum(do * out)) as for every key, and this one's v is zero.
-    delta_BNT = jnp.einsum("BTNH,BTNH->BNT", d_out, out, preferred_element_type=jnp.float32)
+    delta_BNT = einsum_fp32("BTNH,BTNH->BNT", d_out, out)
     d_sink_N = -jnp.sum(jnp.exp(sink_N[:, None] - lse_BNT) * delta_BNT, axis=(0, 2))
     return d_q, d_k, d_v, None, d_sink_N.astype(sink_N.dtype)
 

@@ -4,10 +4,13 @@ The loss is linear in its cotangent, so the forward pass of a training step comp
 while the chunk's logits are there; the backward pass only scales them. Logits are thus computed once, and what is kept
 between the passes is one gradient of x and one of the output projection.
 
-For a token with logits z, lse = log sum exp z, target y, weight w, smoothing s over V tokens and z-loss coefficient c:
+For a token with logits z of V ids, lse = log sum exp z, target y, weight w, smoothing s and z-loss coefficient c:
 
   loss = w (lse - (1 - s) z_y - s mean(z) + c lse^2)
   d loss / d z = w ((1 + 2 c lse) softmax(z) - (1 - s) onehot(y) - s / V)
+
+Columns from V on fill a vocabulary up to a round number. They are no ids: their logits count as -inf, so they are in
+neither lse nor mean, and their gradient is 0.
 """
 
 from __future__ import annotations
@@ -20,16 +23,22 @@ import jax.numpy as jnp
 from jax import lax
 
 from maxlm.jax_versions import vary_over, varying_axes
+from maxlm.products import einsum_fp32
 
 
 @dataclasses.dataclass(frozen=True)
 class LossOptions:
-    """What the loss adds to plain cross entropy, and how many tokens have logits at once."""
+    """What the loss adds to plain cross entropy, how many tokens have logits at once, and which columns are ids.
+
+    Attributes:
+      num_ids: the ids are the columns [0, num_ids) of the whole vocabulary; None: all columns.
+    """
 
     z_loss: float = 0.0
     label_smoothing: float = 0.0
     chunk_tokens: int = 1024
     axis: str = "tensor"
+    num_ids: int | None = None
 
 
 def cross_entropy(
@@ -40,7 +49,7 @@ def cross_entropy(
     Args:
       x_TD: last hidden states, the same on every device of the axis.
       output_DV: this device's columns of the output projection.
-      targets_T: int32 global token ids.
+      targets_T: int32 global token ids; the loss of one that is not below `options.num_ids` is infinite.
       weights_T: fp32, 0 for tokens that do not count.
 
     Returns:
@@ -67,7 +76,7 @@ def _cross_entropy_forward(x, output, targets, weights, options):  # type: ignor
         x_chunk, targets_chunk, weights_chunk = chunk
         objective, nats, d_logits = _chunk_loss(x_chunk, targets_chunk, weights_chunk, output, options)
         d_logits = d_logits.astype(x.dtype)
-        d_output += jnp.einsum("TD,TV->DV", x_chunk, d_logits, preferred_element_type=jnp.float32)
+        d_output += einsum_fp32("TD,TV->DV", x_chunk, d_logits)
         return d_output, (objective, nats, jnp.einsum("TV,DV->TD", d_logits, output))
 
     chunks = _chunks(options.chunk_tokens, x, targets, weights)
@@ -90,24 +99,28 @@ _cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 def _chunk_loss(x, targets, weights, output, options):  # type: ignore[no-untyped-def]
     """Return the chunk's (objective, nats) and the gradient of its logits, each device's own columns."""
     axis = options.axis
-    logits = jnp.einsum("TD,DV->TV", x, output, preferred_element_type=jnp.float32)
+    logits = einsum_fp32("TD,DV->TV", x, output)
     num_columns = logits.shape[1]
-    vocab_size = num_columns * lax.axis_size(axis)
+    ids = lax.axis_index(axis) * num_columns + jnp.arange(num_columns, dtype=jnp.int32)
+    num_all = num_columns * lax.axis_size(axis)
+    num_ids = num_all if options.num_ids is None else options.num_ids
+    is_id = ids < num_ids
+    if num_ids < num_all:
+        logits = jnp.where(is_id, logits, -jnp.inf)
     peak = lax.pmax(logits.max(axis=-1), axis)
     exp = jnp.exp(logits - peak[:, None])
     total = lax.psum(exp.sum(axis=-1), axis)
     lse = jnp.log(total) + peak
-    column = targets - lax.axis_index(axis) * num_columns
-    hit = column[:, None] == jnp.arange(num_columns, dtype=jnp.int32)
+    hit = targets[:, None] == ids
     target_logit = lax.psum(jnp.where(hit, logits, 0.0).sum(axis=-1), axis)
     nats = weights * (lse - target_logit)
     smoothing = options.label_smoothing
     objective = nats + weights * options.z_loss * lse**2
     d_logits = exp * ((1 + 2 * options.z_loss * lse) / total)[:, None] - (1 - smoothing) * hit
     if smoothing:
-        mean_logit = lax.psum(logits.sum(axis=-1), axis) / vocab_size
+        mean_logit = lax.psum(jnp.where(is_id, logits, 0.0).sum(axis=-1), axis) / num_ids
         objective += weights * smoothing * (target_logit - mean_logit)
-        d_logits -= smoothing / vocab_size
+        d_logits -= smoothing / num_ids * is_id
     return objective.sum(), nats.sum(), d_logits * weights[:, None]
 
 

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from maxlm.jax_versions import vary_over, varying_axes
+from maxlm.products import einsum_fp32
 
 TILE_ROWS = 64
 """Rows that the loop multiplies at once: a tile with two groups in it is multiplied twice."""
@@ -105,7 +106,7 @@ def tiled_transpose(x_RD: jax.Array, g_RF: jax.Array, sizes_E: jax.Array, *, til
         group, first, own = _tile(visits, index, tile_rows, x_RD.shape[0])
         x = jnp.where(own, lax.dynamic_slice_in_dim(x_RD, first, tile_rows), 0)
         g = lax.dynamic_slice_in_dim(g_RF, first, tile_rows)
-        product = jnp.einsum("RD,RF->DF", x, jnp.where(own, g, 0), preferred_element_type=jnp.float32)
+        product = einsum_fp32("RD,RF->DF", x, jnp.where(own, g, 0))
         before = lax.dynamic_index_in_dim(dw_EDF, group, 0, False)
         return lax.dynamic_update_index_in_dim(dw_EDF, before + product, group, 0)
 

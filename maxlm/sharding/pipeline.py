@@ -114,22 +114,22 @@ class Parts(NamedTuple):
     Attributes:
       run_chunk: (outer, chunk, x, (microbatch, number, first)) -> (y, cost, reports), one chunk of layers, the stage's
         chunk of this number; where `first` is true the embedded tokens of the microbatch take the place of x. x and y
-        have the same shape; cost is what the chunk adds to the objective besides, reports are rows like the chunk's
-        layers, to be summed.
+        are trees of the same shapes; cost is what the chunk adds to the objective besides, reports are rows like the
+        chunk's layers, to be summed.
       losses: (outer, y, microbatch) -> (objective, sums), from the last virtual stage's y, which only stage S - 1 has;
         every stage does its share. Sums are a tree of scalars.
     """
 
-    run_chunk: Callable[..., tuple[jax.Array, jax.Array, Any]]
+    run_chunk: Callable[..., tuple[Any, jax.Array, Any]]
     losses: Callable[..., tuple[jax.Array, Any]]
 
 
 class _Carry(NamedTuple):
     """What goes from tick to tick: the two messages that arrived, the kept inputs, the sums so far."""
 
-    x: jax.Array
-    d_y: jax.Array
-    inputs: jax.Array
+    x: Any
+    d_y: Any
+    inputs: Any
     d_outer: Any
     d_stack: Any
     reports: Any
@@ -148,38 +148,41 @@ class _Pipeline(NamedTuple):
         """Return it for one tick, whose gathers of parameters the compiler cannot move out of the loop."""
         return self._replace(stack=tied_to_loop(self.stack, tick))
 
-    def forward(self, tick: jax.Array, carry: _Carry) -> tuple[jax.Array, _Carry, jax.Array]:
+    def forward(self, tick: jax.Array, carry: _Carry) -> tuple[Any, _Carry, jax.Array]:
         """Run one chunk forward; return its output, the carry and what the chunk adds to the objective."""
         parts, outer, stack, schedule, stage = self
         work = _clipped(schedule.forward(tick, stage), schedule)
         slot = work.chunk * schedule.slots + work.microbatch % schedule.slots
-        kept = lax.dynamic_index_in_dim(carry.inputs, slot, keepdims=False)
-        inputs = lax.dynamic_update_index_in_dim(carry.inputs, jnp.where(work.valid, carry.x, kept), slot, 0)
+
+        def keep(inputs: jax.Array, x: jax.Array) -> jax.Array:
+            kept = lax.dynamic_index_in_dim(inputs, slot, keepdims=False)
+            return lax.dynamic_update_index_in_dim(inputs, jnp.where(work.valid, x, kept), slot, 0)
+
         first = work.valid & (stage == 0) & (work.chunk == 0)
         chunk = _chunk(stack, work.chunk, schedule)
         y, cost, reports = parts.run_chunk(outer, chunk, carry.x, (work.microbatch, work.chunk, first))
         reports = jax.tree.map(lambda rows: jnp.where(work.valid, rows, 0), reports)
         carry = carry._replace(
             x=_send(y, 1, schedule),
-            inputs=inputs,
+            inputs=jax.tree.map(keep, carry.inputs, carry.x),
             reports=_add_chunk(carry.reports, reports, work.chunk, schedule),
         )
         return y, carry, jnp.where(work.valid, cost, 0)
 
-    def backward(self, tick: jax.Array, carry: _Carry, d_loss: jax.Array | None) -> _Carry:
+    def backward(self, tick: jax.Array, carry: _Carry, d_loss: Any) -> _Carry:
         """Run one chunk again and backward; `d_loss` is what the last virtual stage starts from."""
         parts, outer, stack, schedule, stage = self
         work = _clipped(schedule.backward(tick, stage), schedule)
         d_y = carry.d_y
         if d_loss is not None:
-            d_y = jnp.where((stage == schedule.stages - 1) & (work.chunk == schedule.repeats - 1), d_loss, d_y)
-        d_y = jnp.where(work.valid, d_y, 0)
-        kept = lax.dynamic_index_in_dim(
-            carry.inputs, work.chunk * schedule.slots + work.microbatch % schedule.slots, keepdims=False
-        )
+            last = (stage == schedule.stages - 1) & (work.chunk == schedule.repeats - 1)
+            d_y = jax.tree.map(lambda d_loss, d_y: jnp.where(last, d_loss, d_y), d_loss, d_y)
+        d_y = jax.tree.map(lambda d_y: jnp.where(work.valid, d_y, 0), d_y)
+        slot = work.chunk * schedule.slots + work.microbatch % schedule.slots
+        kept = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, slot, keepdims=False), carry.inputs)
         first = work.valid & (stage == 0) & (work.chunk == 0)
 
-        def run(outer: Any, chunk: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def run(outer: Any, chunk: Any, x: Any) -> tuple[Any, jax.Array]:
             y, cost, _ = parts.run_chunk(outer, chunk, x, (work.microbatch, work.chunk, first))
             return y, vary_over(cost, ("stage",))
 
@@ -191,7 +194,7 @@ class _Pipeline(NamedTuple):
             d_stack=_add_chunk(carry.d_stack, d_chunk, work.chunk, schedule),
         )
 
-    def loss(self, tick: jax.Array, y: jax.Array, carry: _Carry) -> tuple[_Carry, jax.Array, tuple[jax.Array, Any]]:
+    def loss(self, tick: jax.Array, y: Any, carry: _Carry) -> tuple[_Carry, Any, tuple[jax.Array, Any]]:
         """Do this stage's share of the loss of the microbatch that ends in a tick, forward and backward."""
         parts, outer, _, schedule, _ = self
         work = _clipped(schedule.forward(tick, schedule.stages - 1), schedule)
@@ -219,7 +222,7 @@ class _Pipeline(NamedTuple):
 
 
 def pipelined_gradients(
-    parts: Parts, outer: Any, stack: Any, zeros: tuple[Any, Any], x: jax.ShapeDtypeStruct, schedule: Schedule
+    parts: Parts, outer: Any, stack: Any, zeros: tuple[Any, Any], x: Any, schedule: Schedule
 ) -> tuple[Any, Any, jax.Array, Any, Any]:
     """Run a step's microbatches through the pipeline; inside the shard_map.
 
@@ -228,7 +231,7 @@ def pipelined_gradients(
       outer: parameters outside the stack, whole on every stage.
       stack: this stage's rows of the stacked parameters.
       zeros: fp32 zeros like outer and stack, to sum gradients in.
-      x: shape and dtype of one microbatch's activations on this device.
+      x: shapes and types of one microbatch's activations on this device.
       schedule: the sizes.
 
     Returns:
@@ -236,8 +239,8 @@ def pipelined_gradients(
     """
     run = _Pipeline(parts, outer, stack, schedule, lax.axis_index("stage"))
     warmup, all_forward = schedule.warmup_ticks, schedule.warmup_ticks + schedule.steady_ticks
-    nothing = vary_over(jnp.zeros(x.shape, x.dtype), AXES)
-    kept = vary_over(jnp.zeros((schedule.repeats * schedule.slots, *x.shape), x.dtype), AXES)
+    nothing, num_slots = _zeros(x), schedule.repeats * schedule.slots
+    kept = _zeros(jax.tree.map(lambda s: jax.ShapeDtypeStruct((num_slots, *s.shape), s.dtype), x))
     carry = _Carry(nothing, nothing, kept, *zeros, _no_reports(parts, outer, stack, nothing))
     carry, costs = lax.scan(lambda carry, tick: run.at(tick).forward(tick, carry)[1:], carry, jnp.arange(warmup))
     carry, (objectives, sums) = lax.scan(run.steady, carry, jnp.arange(warmup, all_forward))
@@ -247,20 +250,23 @@ def pipelined_gradients(
     return carry.d_outer, carry.d_stack, objective, _summed(sums), carry.reports
 
 
-def _no_reports(parts: Parts, outer: Any, stack: Any, x: jax.Array) -> Any:
+def _zeros(x: Any) -> Any:
+    """Return zeros that may differ between any two devices."""
+    return jax.tree.map(lambda s: vary_over(jnp.zeros(s.shape, s.dtype), AXES), x)
+
+
+def _no_reports(parts: Parts, outer: Any, stack: Any, x: Any) -> Any:
     """Return zeros for the reports of all layers of this stage."""
     index = jnp.int32(0)
     shapes = jax.eval_shape(lambda: parts.run_chunk(outer, stack, x, (index, index, index == 0))[2])
     return jax.tree.map(lambda s: vary_over(jnp.zeros(s.shape, s.dtype), _axes(s)), shapes)
 
 
-def pipelined_losses(
-    parts: Parts, outer: Any, stack: Any, x: jax.ShapeDtypeStruct, schedule: Schedule
-) -> tuple[jax.Array, Any]:
+def pipelined_losses(parts: Parts, outer: Any, stack: Any, x: Any, schedule: Schedule) -> tuple[jax.Array, Any]:
     """Run microbatches forward only; return this device's (objective, sums)."""
     stage = lax.axis_index("stage")
 
-    def tick(x: jax.Array, tick: jax.Array) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+    def tick(x: Any, tick: jax.Array) -> tuple[Any, tuple[jax.Array, Any]]:
         work = _clipped(schedule.forward(tick, stage), schedule)
         first = work.valid & (stage == 0) & (work.chunk == 0)
         chunk = _chunk(tied_to_loop(stack, tick), work.chunk, schedule)
@@ -272,7 +278,7 @@ def pipelined_losses(
         return _send(y, 1, schedule), (objective + jnp.where(work.valid, cost, 0), sums)
 
     ticks = jnp.arange(schedule.microbatches * schedule.repeats + schedule.stages - 1)
-    _, (objectives, sums) = lax.scan(tick, vary_over(jnp.zeros(x.shape, x.dtype), AXES), ticks)
+    _, (objectives, sums) = lax.scan(tick, _zeros(x), ticks)
     return objectives.sum(), _summed(sums)
 
 
@@ -292,10 +298,11 @@ def _clipped(work: Work, schedule: Schedule) -> Work:
     return Work(jnp.clip(work.microbatch, 0, schedule.microbatches - 1), work.chunk, work.valid)
 
 
-def _send(x: jax.Array, by: int, schedule: Schedule) -> jax.Array:
+def _send(x: Tree, by: int, schedule: Schedule) -> Tree:
     """Permute around the ring of stages."""
-    stages = schedule.stages
-    return lax.ppermute(x, "stage", [(stage, (stage + by) % stages) for stage in range(stages)])
+    ring = [(stage, (stage + by) % schedule.stages) for stage in range(schedule.stages)]
+    result: Tree = jax.tree.map(lambda x: lax.ppermute(x, "stage", ring), x)
+    return result
 
 
 def _chunk(stack: Tree, chunk: jax.Array, schedule: Schedule) -> Tree:

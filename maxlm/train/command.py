@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import shlex
 import sys
 from typing import TextIO
@@ -29,6 +30,8 @@ def run(arguments: argparse.Namespace) -> int:
     )
     config = load_run(arguments.config, arguments.overrides).config
     command = shlex.join(["maxlm", "train", arguments.config, *arguments.overrides])
+    if "MAXLM_LAUNCHER" in os.environ:  # set by launch/local.py: the same run needs as many processes again
+        command = f"{os.environ['MAXLM_LAUNCHER']} {command}"
     with runtime.fail_together():
         runtime.start(config.runtime)
         train(config, command=command)

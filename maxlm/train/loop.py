@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from maxlm.checkpoint import Checkpointer, Restored, RunDirectory
+from maxlm.checkpoint import Checkpointer, Restored, RunDirectory, tokenizer_to_open
 from maxlm.checkpoint.rearrange import rearrange_layers
 from maxlm.config.errors import RunFailedError, UserError
 from maxlm.config.resume import compare_runs
@@ -58,14 +58,15 @@ def train(config: RunConfig, *, command: str) -> None:
       UserError: a setting, the data, the directory or a checkpoint is not as it must be.
       RunFailedError: too many steps in a row were not finite.
     """
-    datasets = open_datasets(config)
-    program = build_program(config)
+    datasets = open_datasets(_with_own_tokenizer(config))
+    program = build_program(config, num_ids=datasets.train.tokenizer.vocab_size)
     _refuse_too_large_a_state(config, program)
     with explain_memory(_MORE_ROOM), contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignal())
         run_dir = stack.enter_context(RunDirectory.open(config.run_dir))
         checkpointer = stack.enter_context(Checkpointer(run_dir.checkpoints, config.checkpoint))
         _refuse_changes(checkpointer.latest_record(), config, datasets)
+        run_dir.keep_tokenizer(datasets.train.tokenizer.proto)
         restored = checkpointer.restore(program.state, saved_as=lambda record: state_as_saved(record, config, program))
         state = _state_to_start_from(restored, program, config)
         start = restored.step if restored else 0
@@ -186,10 +187,17 @@ class _Loop:
             "layout": [list(segment.repetitions) for segment in self.program.execution.layout.segments],
             "config": self.config.model_dump(mode="json"),
             "data": self.datasets.train.fingerprint,
+            "tokenizer": self.datasets.train.tokenizer.fingerprint,
             "versions": {name: version(name) for name in _VERSIONED} | {"python": platform.python_version()},
         }
         self.checkpointer.save(step, state, record)
         self.watchdog.arm()
+
+
+def _with_own_tokenizer(config: RunConfig) -> RunConfig:
+    """Return the config with the run's copy of its tokenizer, once there is a checkpoint that was trained with it."""
+    tokenizer = tokenizer_to_open(config.run_dir, config.data.tokenizer)
+    return config.model_copy(update={"data": config.data.model_copy(update={"tokenizer": tokenizer})})
 
 
 def _refuse_too_large_a_state(config: RunConfig, program: Program) -> None:
@@ -230,8 +238,14 @@ def _state_to_start_from(restored: Restored | None, program: Program, config: Ru
     if restored is not None:
         state: TrainState = rearrange_layers(restored.state, program.state)
         return state
-    offload = "optimizer" in config.train.offload
-    return create_state(program.declared, program.optimizer, program.mesh, seed=config.runtime.seed, offload=offload)
+    return create_state(
+        program.declared,
+        program.optimizer,
+        program.mesh,
+        seed=config.runtime.seed,
+        batch_size=config.train.batch_size,
+        offload="optimizer" in config.train.offload,
+    )
 
 
 def _consumed(restored: Restored | None) -> Consumed:
@@ -262,6 +276,9 @@ def _refuse_changes(record: dict[str, Any] | None, config: RunConfig, datasets: 
     if record["data"] != datasets.train.fingerprint:
         changes.append(f"data.sources (the tokens): {record['data'][:12]} -> {datasets.train.fingerprint[:12]}")
         reordered = True
+    tokenizer = datasets.train.tokenizer.fingerprint
+    if record.get("tokenizer", tokenizer) != tokenizer:
+        changes.append(f"data.tokenizer (its contents): {record['tokenizer'][:12]} -> {tokenizer[:12]}")
     if not changes:
         return
     listed = "\n  ".join(changes)

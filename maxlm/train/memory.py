@@ -14,6 +14,8 @@ from jax.sharding import PartitionSpec as P
 
 from maxlm.config.schema import RunConfig
 from maxlm.jax_versions import vary_over
+from maxlm.layers.block import Block
+from maxlm.layers.layer import Streams
 from maxlm.layers.stack import BlockExecution, Remat, run_block
 from maxlm.models.decoder import Decoder
 from maxlm.sharding.fsdp import GATHERED_AXES, vary
@@ -107,12 +109,13 @@ def _activation_bytes(
         num_rows, length = piece["tokens"].shape
         shape = (num_rows, length // lax.axis_size("tensor"), decoder.model.embed_dim)
         x_BTD = vary_over(jnp.zeros(shape, execution.compute_dtype), AXES)
+        shared = decoder.embed(piece["tokens"], info).shared
         everything = BlockExecution(execution.whole, Remat(everything=True))
         for stacked in (block for segment in decoder.stack for block in segment):
             rows = jax.tree.leaves(stacked)[0].shape[0]
             block = jax.tree.map(lambda x: x[0], stacked)
             kept, whole = (
-                _saved_bytes(run_block(how, info, prevent_cse=False), block, x_BTD)
+                _saved_bytes(run_block(how, info, prevent_cse=False), block, Streams(x_BTD, shared))
                 for how in (execution.blocks._replace(gather=execution.whole), everything)
             )
             found.append((rows, kept, whole))
@@ -123,17 +126,19 @@ def _activation_bytes(
     return sum(rows * kept for rows, kept, _ in found) + 1.5 * max(whole for *_, whole in found)
 
 
-def _saved_bytes(run: Any, block: Any, x_BTD: jax.Array) -> float:
+def _saved_bytes(run: Any, block: Block, streams: Streams) -> float:
     """Count what automatic differentiation keeps of a block, without its parameters and what is there for all blocks.
 
     The same value, worked out in two places, counts once, as the compiler merges them.
     """
 
-    def saved(block: Any, x_BTD: jax.Array) -> list[jax.Array]:
-        _, pull = jax.vjp(run, block, x_BTD)
+    carried = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), block.carried_state(streams.x_BTD.shape[0]))
+
+    def saved(block: Block, streams: Streams) -> list[jax.Array]:
+        _, pull = jax.vjp(lambda block, streams: run(block, streams, carried), block, streams)
         return [leaf for leaf in jax.tree.leaves(pull) if isinstance(leaf, jax.Array)]
 
-    program = jax.make_jaxpr(saved)(block, x_BTD).jaxpr
+    program = jax.make_jaxpr(saved)(block, streams).jaxpr
     # Values by how they are computed; None for what depends on nothing that is different in every block.
     names: dict[Any, Any] = {variable: (place,) for place, variable in enumerate(program.invars)}
     numbers: dict[Any, tuple[int]] = {}

@@ -13,7 +13,7 @@ import jax
 import yaml
 
 from maxlm.config.schema import RunConfig
-from maxlm.data.baselines import read_baselines
+from maxlm.data.baselines import Baselines, measure_baselines
 from maxlm.data.token_hash import hexdigest
 from maxlm.devices import peak_flops
 from maxlm.metrics.terminal import Outcome, RunTerminal, Summary
@@ -40,6 +40,7 @@ class Reporter:
         consumption: Consumption,
     ):
         self._config, self._dataset, self._run_dir = config, datasets.train, run_dir
+        self._validation = datasets.validation
         self._consumption = consumption
         self._flops_per_token = cost.flops_per_token(config.model, config.data.sequence_length)
         device = program.mesh.devices.flat[0]
@@ -142,18 +143,36 @@ class Reporter:
         """
         if self._terminal is None:
             return
-        baselines = {name: read_baselines(source.path) for name, source in self._config.data.sources.items()}
+        baselines = self._baselines()
         self._terminal.show_end(
             Outcome(
                 step=step,
                 num_steps=self._config.train.num_steps,
                 values=self._last,
-                baselines=baselines,
+                baselines={name: measured.bits_per_byte for name, measured in baselines.items()},
+                targets={name: (measured.targets, self._num_targets(name)) for name, measured in baselines.items()},
                 tokens=self._consumption.at(step).tokens,
                 wall_seconds=time.perf_counter() - self._began,
                 places=places,
             )
         )
+
+    def _baselines(self) -> dict[str, Baselines]:
+        """Measure simpler models on the tokens that the evaluations read, source by source."""
+        rows = self._config.train.eval_batches * self._config.train.batch_size
+        max_tokens = rows * self._config.data.sequence_length + 1  # the first is no target
+        return {
+            name: measure_baselines(
+                self._dataset.shards[name], dataset.shards[name], dataset.tokenizer, max_tokens=max_tokens
+            )
+            for name, dataset in self._validation.items()
+            if f"val/{name}/loss" in self._last
+        }
+
+    def _num_targets(self, source: str) -> int:
+        """Count the targets in the whole validation split: all tokens but BOS."""
+        shards = self._validation[source].shards[source]
+        return shards.num_tokens - shards.num_documents
 
     def _rates(self, steps: int, seconds: float) -> dict[str, float]:
         return rates(

@@ -121,8 +121,13 @@ def open_datasets(config: RunConfig) -> Datasets:
     )
 
 
-def build_program(config: RunConfig, devices: list[Any] | None = None) -> Program:
+def build_program(config: RunConfig, devices: list[Any] | None = None, *, num_ids: int | None = None) -> Program:
     """Lay the model out on the mesh.
+
+    Args:
+      config: the run.
+      devices: all that there are, by default.
+      num_ids: ids that the tokenizer has: the model's vocabulary may be larger, and the others are never predicted.
 
     Raises:
       ConfigError: the mesh does not fit the devices, the model does not fit the mesh, or there is no host memory.
@@ -138,9 +143,11 @@ def build_program(config: RunConfig, devices: list[Any] | None = None) -> Progra
     for operation, choice in choices.items():
         log.info("%s kernel: %s (%s)", operation, choice.name, choice.reason)
     kernels = {operation: choice.kernel for operation, choice in choices.items()}
-    execution = build_execution(config, mesh_sizes, layout, compute_dtype=compute_dtype, kernels=kernels)
+    how: dict[str, Any] = {"compute_dtype": compute_dtype, "kernels": kernels, "num_ids": num_ids}
+    execution = build_execution(config, mesh_sizes, layout, **how)
     optimizer = build_optimizer(config.optimizer, declared)
-    state = declare_state(declared, optimizer, mesh, offload="optimizer" in config.train.offload)
+    offload = "optimizer" in config.train.offload
+    state = declare_state(declared, optimizer, mesh, batch_size=config.train.batch_size, offload=offload)
     names = {operation: choice.name for operation, choice in choices.items()}
     return Program(mesh_sizes, mesh, declared, optimizer, state, execution, names)
 
@@ -172,7 +179,8 @@ def state_as_saved(record: Mapping[str, Any], config: RunConfig, program: Progra
         return program.state
     declared = Decoder(config.model, Layout(segments))
     optimizer = build_optimizer(config.optimizer, declared)
-    return declare_state(declared, optimizer, program.mesh, offload="optimizer" in config.train.offload)
+    offload = "optimizer" in config.train.offload
+    return declare_state(declared, optimizer, program.mesh, batch_size=config.train.batch_size, offload=offload)
 
 
 def choose_kernels(
@@ -224,7 +232,7 @@ def compile_step(
     began = time.perf_counter()
     peak_rate = config.optimizer.learning_rate
     learning_rate = make_schedule(config.schedule, peak=peak_rate, num_steps=config.train.num_steps)
-    gradients = make_gradients(program.declared, program.mesh, program.execution)
+    gradients = make_gradients(program.declared, program.mesh, program.execution, program.state.carried)
     step = make_train_step(gradients, program.optimizer, learning_rate)
     state_shardings = jax.tree.map(lambda leaf: leaf.sharding, program.state)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, None))

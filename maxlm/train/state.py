@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from maxlm.config.schema import RunConfig
+from maxlm.layers.stack import Carried
 from maxlm.models.cost import flops_per_token
 from maxlm.models.decoder import Decoder
 from maxlm.sharding.host import on_host
@@ -57,6 +58,7 @@ class TrainState(NamedTuple):
       token_hash: uint32[2], running hash of every token consumed.
       skipped_in_row: int32, non-finite steps since the last finite one.
       skipped: int32, non-finite steps in all.
+      carried: what mixers carry over from step to step; no arrays where none do.
     """
 
     step: jax.Array
@@ -65,23 +67,36 @@ class TrainState(NamedTuple):
     token_hash: jax.Array
     skipped_in_row: jax.Array
     skipped: jax.Array
+    carried: Carried
 
 
-def _new_state(decoder: Decoder, optimizer: optax.GradientTransformation) -> TrainState:
+def _new_state(decoder: Decoder, optimizer: optax.GradientTransformation, batch_size: int) -> TrainState:
     def zero() -> jax.Array:
         return jnp.zeros((), jnp.int32)
 
-    return TrainState(zero(), decoder, optimizer.init(decoder), jnp.zeros((2,), jnp.uint32), zero(), zero())
+    carried = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), decoder.carried_state(batch_size))
+    token_hash = jnp.zeros((2,), jnp.uint32)
+    return TrainState(zero(), decoder, optimizer.init(decoder), token_hash, zero(), zero(), carried)
 
 
 def declare_state(
-    declared: Decoder, optimizer: optax.GradientTransformation, mesh: Mesh, *, offload: bool = False
+    declared: Decoder,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    batch_size: int = 0,
+    offload: bool = False,
 ) -> TrainState:
     """Return the state as `jax.ShapeDtypeStruct`s with shardings: what a checkpoint is restored into.
 
-    With `offload`, the optimizer's slots lie in host memory.
+    Args:
+      declared: the decoder without values.
+      optimizer: the gradient transformation.
+      mesh: where the state lies.
+      batch_size: sequences of a step, of which mixers may carry something over to the next.
+      offload: the optimizer's slots lie in host memory.
     """
-    shapes = jax.eval_shape(lambda decoder: _new_state(decoder, optimizer), declared)
+    shapes = jax.eval_shape(lambda decoder: _new_state(decoder, optimizer, batch_size), declared)
 
     def placed(leaf: Any) -> Any:
         spec = _spec_that_fits(leaf, mesh) if is_parameter(leaf) else P()
@@ -111,12 +126,15 @@ def create_state(
     mesh: Mesh,
     *,
     seed: int,
+    batch_size: int = 0,
     offload: bool = False,
 ) -> TrainState:
     """Create the state of step 0, every array born where it lies; see `initialise` and `declare_state`."""
-    state = declare_state(declared, optimizer, mesh, offload=offload)
+    state = declare_state(declared, optimizer, mesh, batch_size=batch_size, offload=offload)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     decoder = initialise(declared, seed, mesh)
-    create = jax.jit(lambda decoder: _new_state(decoder, optimizer), out_shardings=shardings, donate_argnums=0)
+    create = jax.jit(
+        lambda decoder: _new_state(decoder, optimizer, batch_size), out_shardings=shardings, donate_argnums=0
+    )
     created: TrainState = create(decoder)
     return created

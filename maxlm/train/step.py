@@ -31,7 +31,7 @@ class StepMetrics(NamedTuple):
 
 
 def make_train_step(
-    compute_gradients: Callable[[Decoder, Batch], tuple[Decoder, Sums]],
+    compute_gradients: Callable[..., tuple[Decoder, Sums]],
     optimizer: optax.GradientTransformation,
     learning_rate: Callable[[jax.Array], jax.Array],
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
@@ -41,7 +41,7 @@ def make_train_step(
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        gradients, sums = compute_gradients(state.decoder, batch)
+        gradients, sums = compute_gradients(state.decoder, batch, state.carried)
         gradient_norm = optax.tree.norm(gradients)
         finite = jnp.isfinite(gradient_norm) & jnp.isfinite(sums.objective)
         rate = learning_rate(state.step)
@@ -58,11 +58,12 @@ def make_train_step(
             token_hash=advance(state.token_hash, sums.token_hash),
             skipped_in_row=(state.skipped_in_row + 1) * skipped,
             skipped=state.skipped + skipped,
+            carried=jax.tree.map(lambda new, old: jnp.where(finite, new, old), sums.carried, state.carried),
         )
         # Of the new parameters: reading the old ones after the update would make the compiler keep a copy of them.
         parameter_norm = optax.tree.norm(decoder)
         metrics = StepMetrics(
-            sums=sums._replace(reports=[]),
+            sums=sums._replace(reports=[], carried=[]),
             layers=state.decoder.layer_metrics(sums.reports),
             learning_rate=rate,
             gradient_norm=gradient_norm,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -76,3 +77,13 @@ def test_tells_all_that_does_not_fit(write_run: Callable[..., str]) -> None:
         resolve_mesh(config, 8)
     assert [problem.path for problem in caught.value.problems] == ["model.embed_dim", "train.batch_size"]
     assert "2 problems in the configuration on 8 devices" in str(caught.value)
+
+
+def test_one_folder_by_a_link_and_by_its_name(write_run: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    more = "data.sources.more={path: " + str(tmp_path / "link") + "}"
+    with pytest.raises(ConfigError, match=r"sources\.more\.path=.*/link' is the folder of data\.sources\.text too"):
+        load_run(write_run(), [f"data.sources.text.path={tmp_path}/folder", more])
+    (tmp_path / "link").unlink()
+    load_run(write_run(), [f"data.sources.text.path={tmp_path}/folder", more])

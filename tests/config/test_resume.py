@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import random
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -169,6 +172,36 @@ def test_more_steps_are_a_change_where_a_rate_of_a_step_done_changes(
             assert compared == Changes([], [])
         else:
             assert compared == (Changes(change, []) if first < done else Changes([], change))
+
+
+def test_first_changed_rates_are_those_of_a_search_through_all_steps(write_run: Callable[..., str]) -> None:
+    rng = random.Random(0)
+    runs = []
+    for _ in range(60):
+        kind = rng.choice(["constant", "linear", "cosine", "wsd", "inverse_sqrt"])
+        total = rng.choice([40, 90, 300])
+        schedule = {"kind": kind, "warmup_steps": rng.choice([1, 5, 30]), "final_fraction": rng.choice([0.0, 0.1])}
+        schedule |= {"total_steps": total} if rng.random() < 0.5 else {}
+        schedule |= {"cooldown_steps": 9} if kind == "wsd" else {}
+        overrides = [f"train.num_steps={total}", f"optimizer.learning_rate={rng.choice([1e-3, 2e-3])}"]
+        runs.append(with_schedule(write_run, *overrides, **schedule))
+    seen = set()
+    for old, new in itertools.product(runs, runs):
+        steps = range(min(old.train.num_steps, new.train.num_steps))
+        first = next((step for step in steps if learning_rate(step, old) != learning_rate(step, new)), None)
+        assert first_changed_rate(old, new) == first
+        seen.add(first)
+    assert len(seen) > 8
+    assert None in seen
+
+
+def test_runs_of_any_length_are_compared_at_once(write_run: Callable[..., str]) -> None:
+    for kind, changes in (("constant", False), ("inverse_sqrt", False), ("cosine", True), ("linear", True)):
+        ends = ("train.num_steps=2147483000", "train.num_steps=2147483647")
+        old, new = (with_schedule(write_run, end, kind=kind, warmup_steps=1000) for end in ends)
+        began = time.monotonic()
+        assert (first_changed_rate(old, new) is not None) == changes
+        assert time.monotonic() - began < 1
 
 
 def test_an_end_of_decay_that_no_rate_depends_on_may_change(write_run: Callable[..., str]) -> None:

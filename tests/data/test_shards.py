@@ -198,3 +198,25 @@ def make_writer(folder, tokenizer):
         eos_id=tokenizer.eos_id,
         tokenizer=tokenizer.fingerprint,
     )
+
+
+@pytest.mark.parametrize("vocab_size", [400, 2**17])
+def test_a_token_that_is_no_piece_is_named_with_its_shard(write_shards, tmp_path, vocab_size):
+    """A shard of another vocabulary, its checksums whole, under an index that was edited."""
+    stream = write_shards(tmp_path, vocab_size=vocab_size)
+    assert len(json.loads((tmp_path / "index.json").read_text())["shards"]) > 1
+    index = json.loads((tmp_path / "index.json").read_text())
+    largest = int(stream.max())
+    (tmp_path / "index.json").write_text(json.dumps(index | {"vocab_size": largest}))
+    shards = TokenShards(tmp_path)
+    place = int(stream.argmax())
+    ends = np.cumsum([shard["tokens"] for shard in index["shards"]])
+    name = index["shards"][int(np.searchsorted(ends, place, side="right"))]["file"]
+    with pytest.raises(
+        UserError, match=rf"{name}: damaged token shard: it holds token {largest}, .*vocab_size={largest}"
+    ):
+        shards.read(place, 1)
+    with pytest.raises(UserError, match=f"it holds token {largest}"):
+        shards.verify()
+    (tmp_path / "index.json").write_text(json.dumps(index | {"vocab_size": largest + 1}))
+    TokenShards(tmp_path).verify()

@@ -1,3 +1,4 @@
+import itertools
 import random
 import time
 
@@ -5,12 +6,16 @@ import numpy as np
 import pytest
 
 from data_pipeline import dedupe
-from data_pipeline.dedupe import deduplicate
 from data_pipeline.documents import Document
 
 
 def documents(*texts):
     return [Document(f"{number:03}", text) for number, text in enumerate(texts)]
+
+
+def deduplicate(texts, progress=lambda _: None):
+    """Remove duplicates from one source."""
+    return dedupe.deduplicate({"source": texts}, {"source": "drop"}, progress)["source"]
 
 
 def words(seed, count=400):
@@ -91,3 +96,52 @@ def test_progress_is_told_all_characters():
     told = []
     deduplicate(documents("abc", "abc", "d"), told.append)
     assert told == [3, 3, 1]
+
+
+def three_sources(*rules):
+    """Return what is left of three sources that share an exact and a near copy, under a rule for each."""
+    shared, near = words(0), with_changes(words(0), 2)
+    sources = {
+        "a": documents(" ".join(shared), " ".join(words(1))),
+        "b": documents("\n".join(shared), " ".join(near), " ".join(words(2))),
+        "c": documents(" ".join(near), " ".join(words(2)), " ".join(words(3))),
+    }
+    left = dedupe.deduplicate(sources, dict(zip("abc", rules, strict=True)))
+    counts = {name: (kept.exact_duplicates, kept.near_duplicates) for name, kept in left.items()}
+    return {name: [document.name for document in kept.documents] for name, kept in left.items()}, counts
+
+
+def test_copies_in_other_sources_are_dropped():
+    left, counts = three_sources("drop", "drop", "drop")
+    assert left == {"a": ["000", "001"], "b": ["002"], "c": ["002"]}
+    assert counts == {"a": (0, 0), "b": (1, 1), "c": (2, 0)}  # in c an exact copy of the near copy
+
+
+def test_a_source_may_keep_copies_and_is_compared_with_all_the_same():
+    left, counts = three_sources("keep", "drop_exact", "drop")
+    assert left == {"a": ["000", "001"], "b": ["001", "002"], "c": ["002"]}
+    assert counts == {"a": (0, 0), "b": (1, 0), "c": (2, 0)}
+    left, counts = three_sources("keep", "keep", "keep")
+    assert left == {"a": ["000", "001"], "b": ["000", "001", "002"], "c": ["000", "001", "002"]}
+    assert set(counts.values()) == {(0, 0)}
+
+
+def test_a_near_copy_that_was_kept_is_compared_with_later_sources():
+    chain = [with_changes(words(0), changes) for changes in (0, 5, 10)]  # neighbours are alike, the ends are not
+    assert jaccard(chain[0], chain[2]) < dedupe.SIMILARITY < min(map(jaccard, chain, chain[1:]))
+    sources = {name: documents(" ".join(text)) for name, text in zip("abc", chain, strict=True)}
+    left = dedupe.deduplicate(sources, {"a": "drop", "b": "keep", "c": "drop"})
+    assert left["c"].near_duplicates == 1
+
+
+def test_no_pair_of_many_that_is_alike_is_left():
+    """All pairs by their exact similarity, against what the bands propose."""
+    generator = random.Random(1)
+    texts = [with_changes(words(number // 4), generator.randrange(12), number) for number in range(120)]
+    left = dedupe.deduplicate(
+        {"even": documents(*map(" ".join, texts[::2])), "odd": documents(*map(" ".join, texts[1::2]))},
+        {"even": "drop", "odd": "drop"},
+    )
+    kept = [document.text.split() for one in left.values() for document in one.documents]
+    assert 30 < len(kept) < 120
+    assert max(jaccard(one, two) for one, two in itertools.combinations(kept, 2)) < dedupe.SIMILARITY

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline import documents
-from data_pipeline.documents import read_documents
+from data_pipeline.documents import Document, cut, read_documents
 from maxlm.config.errors import UserError
 from maxlm.config.schema import RawTextConfig
 
@@ -30,14 +30,6 @@ def test_folders_are_searched_for_text_in_a_fixed_order(tmp_path):
     ]
 
 
-def test_a_file_named_twice_is_read_once_and_links_are_not_followed_round(tmp_path):
-    (tmp_path / "a.txt").write_text("x")
-    (tmp_path / "again.txt").symlink_to(tmp_path / "a.txt")
-    (tmp_path / "loop").symlink_to(tmp_path)
-    (tmp_path / "dangling.txt").symlink_to(tmp_path / "nothing")
-    assert texts(read(tmp_path, tmp_path / "a.txt")) == ["x"]
-
-
 def test_a_named_file_is_text_whatever_its_suffix(tmp_path):
     (tmp_path / "LICENSE").write_text("x")
     assert texts(read(tmp_path / "LICENSE")) == ["x"]
@@ -54,7 +46,7 @@ def test_text_that_is_hard_to_read(tmp_path):
     (tmp_path / "utf16.txt").write_bytes("text".encode("utf-16"))
     reading = read(tmp_path)
     assert texts(reading) == ["bom", "a\nb\nc\n", "a\0b"]
-    assert reading.skipped == {"empty document": 2, "undecodable file": 3}
+    assert reading.skipped.counts == {"empty document": 2, "undecodable file": 3}
 
 
 def test_python_files_declare_their_encoding(tmp_path):
@@ -64,7 +56,7 @@ def test_python_files_declare_their_encoding(tmp_path):
     (tmp_path / "two.py").write_bytes(b"\xef\xbb\xbf# -*- coding: latin-1 -*-\n")
     reading = read(tmp_path)
     assert texts(reading) == ["# -*- coding: latin-1 -*-\n# \u00e9\n"]
-    assert reading.skipped == {"undecodable file": 3}
+    assert reading.skipped.counts == {"undecodable file": 3}
 
 
 def test_json_lines(tmp_path):
@@ -87,7 +79,13 @@ def test_json_lines(tmp_path):
     reading = read(path)
     assert texts(reading) == ["one", "lone \ufffd surrogate", "pair \U0001f600", "last"]
     assert reading.documents[0].name == f"{path.as_posix()}:1"
-    assert reading.skipped == {"empty document": 1, "line without a `text`": 8}
+    assert reading.skipped.counts == {
+        "empty document": 1,
+        "line without a `text`": 3,
+        "line that is not JSON": 4,
+        "line that is not UTF-8": 1,
+    }
+    assert reading.skipped.examples["line that is not UTF-8"] == f"{path.as_posix()}:13"
 
 
 def test_line_that_is_too_long_is_skipped(tmp_path, monkeypatch):
@@ -96,19 +94,18 @@ def test_line_that_is_too_long_is_skipped(tmp_path, monkeypatch):
     (tmp_path / "lines.jsonl").write_text("\n".join(lines) + "\n")
     reading = read(tmp_path)
     assert [len(text) for text in texts(reading)] == [10, 51, 20]
-    assert reading.skipped == {"line too long": 2}
+    assert reading.skipped.counts == {"line too long": 2}
 
 
 @pytest.mark.parametrize("max_bytes", [1, 2, 5, 10, 64, 1000])
-def test_long_documents_are_cut_without_loss(tmp_path, max_bytes):
+def test_long_documents_are_cut_without_loss(max_bytes):
     text = "line one\nl\u00efne tw\u00f6\n\U0001f600\U0001f600\U0001f600\n" * 5 + "x" * 40
-    (tmp_path / "long.txt").write_text(text)
-    reading = read(tmp_path, max_document_bytes=max_bytes)
-    assert "".join(texts(reading)).replace("\n", "") == text.replace("\n", "")
-    assert all(len(text.encode()) <= max(max_bytes, 4) for text in texts(reading))
+    pieces = list(cut(Document("long.txt", text), max_bytes))
+    assert "".join(piece.text for piece in pieces) == text
+    assert all(len(piece.text.encode()) <= max(max_bytes, 4) for piece in pieces)
     if max_bytes == 64:
-        assert all(text.endswith("\n") for text in texts(reading)[:-1])
-        assert reading.documents[1].name.endswith("long.txt#2")
+        assert all(piece.text.endswith("\n") for piece in pieces[:-1])
+        assert pieces[1].name == "long.txt#2"
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
@@ -116,13 +113,13 @@ def test_unreadable_file_is_counted(tmp_path):
     (tmp_path / "a.txt").write_text("x")
     (tmp_path / "b.txt").write_text("x")
     (tmp_path / "b.txt").chmod(0)
-    assert read(tmp_path).skipped == {"unreadable file": 1}
+    assert read(tmp_path).skipped.counts == {"unreadable file": 1}
 
 
 def test_nothing_to_read(tmp_path):
     with pytest.raises(UserError, match=r"no such file or folder"):
         read(tmp_path / "nothing")
-    with pytest.raises(UserError, match=r"no readable text in .*skipped: {}"):
+    with pytest.raises(UserError, match=r"no readable text in .*nothing was skipped"):
         read(tmp_path)
     with pytest.raises(UserError, match=r"raw\.paths is empty"):
         read()
@@ -149,3 +146,28 @@ def test_standard_library_is_read_without_what_was_installed_or_tests():
     by_name = {document.name: document.text for document in reading.documents}
     assert by_name["argparse.py"] == (root / "argparse.py").read_text(encoding="utf-8")
     assert 5e6 < sum(map(len, by_name.values())) < 40e6
+
+
+def test_names_that_differ_in_undecodable_bytes_are_two(tmp_path):
+    for name in (b"\xff.txt", b"\xfe.txt", b"\xef\xbf\xbd.txt"):  # the last is how U+FFFD is written
+        (Path(os.fsdecode(bytes(tmp_path / "x")[:-1] + name))).write_text("x")
+    found = read(tmp_path).documents
+    assert len({document.name_bytes for document in found}) == len({document.name for document in found}) == 3
+
+
+def test_names_in_two_sources_that_differ_in_undecodable_bytes_give_other_fingerprints(tmp_path):
+    prints = set()
+    for name in (b"\xff", b"\xfe"):
+        folder = tmp_path / "folder"
+        folder.mkdir()
+        Path(os.fsdecode(bytes(folder) + b"/" + name + b".txt")).write_text("x")
+        prints.add(read(folder).fingerprint)
+        folder.rename(tmp_path / f"kept{len(prints)}")
+    assert len(prints) == 2
+
+
+def test_lines_are_numbered_as_an_editor_numbers_them(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n\n\n{"text": "y"}\n{}\n')
+    reading = read(tmp_path)
+    assert [document.name.rpartition(":")[2] for document in reading.documents] == ["1", "4"]
+    assert reading.skipped.examples == {"line without a `text`": f"{(tmp_path / 'a.jsonl').as_posix()}:5"}

@@ -7,14 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data_pipeline import prepare as prepare_module
 from data_pipeline import staging
 from maxlm.config.errors import UserError
 from maxlm.config.schema import RunConfig
-from maxlm.data.baselines import read_baselines
 from maxlm.data.dataset import build_dataset
 from maxlm.data.shards import TokenShards
 from maxlm.data.tokenizer import Tokenizer
@@ -42,7 +43,7 @@ def test_what_is_prepared_can_be_read_and_says_what_was_put_in(run_config, do, r
     manifest = json.loads((tmp_path / "out/text/manifest.json").read_text())
     assert manifest["reading"] == {
         "documents": 41,
-        "skipped": {"empty document": 1},
+        "skipped": {"empty document": {"count": 1, "example": (raw / "empty.txt").as_posix()}},
         "exact_duplicates": 1,
         "near_duplicates": 0,
     }
@@ -50,7 +51,10 @@ def test_what_is_prepared_can_be_read_and_says_what_was_put_in(run_config, do, r
     assert counted == sum(len(text.encode()) for text in expected)
     for name, figure in {"documents read": "41", "exact duplicates dropped": "1", "gzip -9": ""}.items():
         assert any(name in line and figure in line for line in out.splitlines())
-    assert read_baselines(tmp_path / "out/text").keys() == {"uniform", "unigram", "bigram", "gzip -9"}
+    assert f"text: skipped 1: empty document, such as {raw / 'empty.txt'}" in out.splitlines()
+    counts = manifest["splits"]["validation"]
+    assert manifest["baselines"]["targets"] == counts["tokens"] - counts["documents"]
+    assert manifest["baselines"]["bits_per_byte"].keys() == {"uniform", "unigram", "bigram", "gzip -9"}
     dataset = build_dataset(config.data, seed=0, batch_size=2, split="train", vocab_size=400)
     assert dataset.rows(0, 2)["tokens"].shape == (2, 16)
     assert not (tmp_path / "out/text/.preparing").exists()
@@ -124,12 +128,97 @@ def test_sources_without_raw_are_left_alone(run_config, do, tmp_path):
         do(RunConfig.model_validate(settings))
 
 
-def test_two_sources_share_a_tokenizer_and_one_is_added_later(run_config, do, hashes, tmp_path):
+@pytest.fixture
+def more_raw(raw, make_text):
+    """A second folder: twenty files whose text, or nearly it, is in the first one too, and twenty others."""
+    folder = raw.with_name("more_raw")
+    folder.mkdir()
+    for number in range(40):
+        shared = make_text(number).replace("\n", " \n") + ("" if number % 4 else " end")
+        (folder / f"other{number:02}.txt").write_text(shared if number % 2 == 0 else make_text(1000 + number))
+    return folder
+
+
+def with_more(settings, more_raw, path, **raw_settings):
+    """Return the run with a second source, first in the order of names."""
+    text = settings["data"]["sources"]["text"]
+    more = text | {"path": str(path), "raw": text["raw"] | {"paths": (str(more_raw),)} | raw_settings}
+    return RunConfig.model_validate(settings | {"data": settings["data"] | {"sources": {"text": text, "more": more}}})
+
+
+def documents_of(config):
+    """Return {(source, split): the documents' texts, white space collapsed}."""
+    tokenizer, documents = Tokenizer(config.data.tokenizer), {}
+    for name, source in config.data.sources.items():
+        for split in ("train", "validation"):
+            shards = TokenShards(Path(source.path) / split)
+            tokens = shards.read(0, shards.num_tokens)
+            texts = map(tokenizer.decode, np.split(tokens, np.flatnonzero(tokens == tokenizer.bos_id))[1:])
+            documents[name, split] = {" ".join(text.split()).removesuffix(" end") for text in texts}
+    return documents
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_text_in_two_sources_is_in_one_split(run_config, do, more_raw, tmp_path, together):
+    settings = run_config().model_dump()
+    config = with_more(settings, more_raw, tmp_path / "out/more")
+    if not together:
+        do(RunConfig.model_validate(settings))
+    do(config)
+    documents = documents_of(config)
+    assert sum(map(len, documents.values())) == len(set.union(*documents.values())) == 60
+    reading = json.loads((tmp_path / "out/more/manifest.json").read_text())["reading"]
+    assert (reading["exact_duplicates"], reading["near_duplicates"]) == (10, 10)
+    assert "already prepared" in do(config)
+
+
+def test_copies_are_kept_if_asked(run_config, do, more_raw, tmp_path):
+    config = with_more(run_config().model_dump(), more_raw, tmp_path / "out/more", duplicates="keep")
+    do(config)
+    assert sum(map(len, documents_of(config).values())) == 80
+
+
+def test_a_source_whose_text_is_gone_cannot_be_compared(run_config, do, more_raw, raw, tmp_path):
+    settings = run_config().model_dump()
+    do(RunConfig.model_validate(settings))
+    (raw / "text00.txt").write_text("something else")
+    for what in ("has changed since", "is not there any more"):
+        with pytest.raises(UserError, match=rf"out/text: prepared already, but its raw text {what}.*--force"):
+            do(with_more(settings, more_raw, tmp_path / "out/more"))
+        raw = raw.rename(raw.with_name("moved"))
+    do(with_more(settings, more_raw, tmp_path / "out/more", duplicates="keep"))
+
+
+def test_sources_that_were_never_compared_are_refused(run_config, do, more_raw, tmp_path):
+    settings = run_config().model_dump()
+    do(RunConfig.model_validate(settings))
+    both = with_more(settings, more_raw, tmp_path / "out/more")
+    alone = both.model_dump()
+    alone["data"]["sources"].pop("text")
+    do(RunConfig.model_validate(alone))
+    with pytest.raises(UserError, match=r"out/text and .*out/more were prepared by different runs.*--force"):
+        do(both)
+    do(both, force=True)
+    assert "already prepared" in do(both)
+
+
+def test_special_files_in_the_place_of_what_is_read(run_config, do, tmp_path):
+    do(run_config())
+    for name in ("text/manifest.json", "text/train/index.json", "text/train/shard-00000.tokens", "tokenizer.model"):
+        path = tmp_path / "out" / name
+        kept = path.rename(tmp_path / "kept")
+        os.mkfifo(path)
+        with pytest.raises(UserError, match=path.name):
+            do(run_config())
+        kept.rename(path)
+    assert "already prepared" in do(run_config())
+
+
+def test_two_sources_share_a_tokenizer_and_one_is_added_later(run_config, do, hashes, more_raw, tmp_path):
     settings = run_config().model_dump()
     do(RunConfig.model_validate(settings))
     before = hashes(tmp_path / "out/text")
-    settings["data"]["sources"]["more"] = settings["data"]["sources"]["text"] | {"path": str(tmp_path / "out/more")}
-    config = RunConfig.model_validate(settings)
+    config = with_more(settings, more_raw, tmp_path / "out/more")
     out = do(config)
     assert "more: tokenize train" in out
     assert "text: tokenize train" not in out

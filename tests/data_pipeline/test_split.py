@@ -1,12 +1,16 @@
 import pytest
 
+from data_pipeline import split
 from data_pipeline.documents import Document
-from data_pipeline.split import split_documents
 from maxlm.config.errors import UserError
 
 
 def documents(count):
     return [Document(f"name{number}", "x") for number in range(count)]
+
+
+def split_documents(documents, fraction, max_document_bytes=1000):
+    return split.split_documents(documents, fraction, max_document_bytes)
 
 
 def names(part):
@@ -46,5 +50,26 @@ def test_few_documents_give_one_to_either_split(fraction):
 
 
 def test_one_document_cannot_be_split():
-    with pytest.raises(UserError, match="only one document.*max_document_bytes"):
+    with pytest.raises(UserError, match=r"only one document is left.*lines of a \.jsonl"):
         split_documents(documents(1), 0.5)
+    with pytest.raises(UserError, match="no document is left without copies"):
+        split_documents([], 0.5)
+
+
+def test_pieces_of_a_document_are_in_one_split():
+    long = [Document(f"name{number}", f"{number}\n" * 50) for number in range(100)]
+    train, validation = split_documents(long, 0.3, 40)
+    assert len(train) + len(validation) == sum(-(-len(document.text) // 40) for document in long) > 200
+    parents = [{name.partition("#")[0] for name in names(part)} for part in (train, validation)]
+    assert not parents[0] & parents[1]
+    assert parents[0] | parents[1] == set(names(long))
+    assert parents[1] == set(names(split_documents(documents(100), 0.3)[1]))  # cutting moves no document
+    assert sorted(names(train)) != names(train)
+
+
+def test_names_that_differ_in_undecodable_bytes_are_split_apart():
+    """Such names were one name once: all went to the same split."""
+    same = [Document("\udc80" + chr(0xDC00 + number), "x") for number in range(0x81, 0xFF)]
+    train, validation = split_documents(same, 0.5)
+    assert len(validation) == pytest.approx(63, abs=30)
+    assert len(train) + len(validation) == 126

@@ -73,10 +73,41 @@ def test_generating_without_a_checkpoint(refuse, tmp_path):
     assert f"{tmp_path}/none is not a folder" in refuse("generate", tmp_path / "none", "--prompt", "a")
 
 
-def test_generating_after_the_tokenizer_is_gone(refuse, trained, tiny_data, tmp_path):
+def test_generating_needs_nothing_but_the_run_directory(say, trained, tiny_data, tmp_path, monkeypatch):
+    """What lies at data.tokenizer may be another one by now, or nothing, and a run can be carried elsewhere."""
+    text = say("--temperature", "0")
     tokenizer = tiny_data / "tokenizer.model"
+    assert (trained / "tokenizer.model").read_bytes() == tokenizer.read_bytes()
     tokenizer.rename(tmp_path / "kept")
     try:
-        assert f"{tokenizer}: there is no such tokenizer" in refuse("generate", trained, "--prompt", "a")
+        assert say("--temperature", "0") == text
+        tokenizer.write_text("another")
+        monkeypatch.chdir(tmp_path)
+        assert say("--temperature", "0") == text
     finally:
         (tmp_path / "kept").rename(tokenizer)
+
+
+def test_generating_with_a_tokenizer_that_is_not_the_run_s(refuse, trained, tmp_path):
+    tokenizer = trained / "tokenizer.model"
+    kept = tokenizer.rename(tmp_path / "kept")
+    try:
+        assert f"{tokenizer}: the run's tokenizer cannot be read" in refuse("generate", trained, "--prompt", "a")
+        tokenizer.write_bytes(kept.read_bytes() + b"\n")
+        assert f"{tokenizer} is not the tokenizer that" in refuse("generate", trained, "--prompt", "a")
+    finally:
+        kept.rename(tokenizer)
+
+
+def test_ids_without_a_piece_are_never_generated(tiny_data, tmp_path, monkeypatch, capsys):
+    """The model's vocabulary is far larger than the tokenizer's: a hot draw would meet an id without a piece."""
+    config = make_run(tiny_data, tmp_path / "run")
+    config["model"]["vocab_size"] = 4096
+    config["train"] |= {"num_steps": 1, "eval_every": 0}
+    config["schedule"] = {}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    train(tmp_path / "run.yaml")
+    monkeypatch.setattr(runtime, "start", lambda settings: None)
+    arguments = ["--prompt", "ember ", "--max-tokens", "30", "--temperature", "100"]
+    assert main(["generate", str(tmp_path / "run"), *arguments]) == 0
+    assert capsys.readouterr().out.startswith("ember ")

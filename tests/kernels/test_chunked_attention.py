@@ -1,6 +1,7 @@
 """The plain attention against softmax written out in fp64, over every combination of what a mask can say."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -124,6 +125,35 @@ def test_bfloat16_inputs_are_summed_in_fp32():
     assert out.dtype == jnp.bfloat16
     # One rounding of the result, and of the probabilities, to 8 bits.
     np.testing.assert_allclose(np.asarray(out, np.float64), want, rtol=2**-6, atol=2**-6)
+
+
+def plain_bfloat16(q, k, v, mask):
+    """Attention written out: fp32 scores of bf16 arrays, probabilities rounded to bf16, fp32 sums."""
+    q, k, v = (x.astype(jnp.float32) for x in (q, jnp.repeat(k, 2, axis=2), jnp.repeat(v, 2, axis=2)))
+    scores = jnp.einsum("btnh,bsnh->bnts", q, k) / np.sqrt(q.shape[3])
+    p = jax.nn.softmax(jnp.where(jnp.asarray(seen_fp64(mask))[:, None], scores, -1e30))
+    return jnp.einsum("bnts,bsnh->btnh", p.astype(jnp.bfloat16).astype(jnp.float32), v).astype(jnp.bfloat16)
+
+
+@pytest.mark.parametrize(
+    "case", [{"length": 100}, {"length": 300, "window": 40, "v_dim": 24}, {"length": 64, "documents": 1}]
+)
+def test_bfloat16_gradients_lose_no_more_than_plain_bfloat16(case):
+    q, k, v, d_out, mask = make_inputs(4, dtype=jnp.bfloat16, of_none=0, **case)
+    want = attention_fp64(q, k, v, d_out, mask)
+    # Without the option XLA leaves out roundings to bf16.
+    jit = functools.partial(jax.jit, compiler_options={"xla_allow_excess_precision": False})
+
+    def gradients(attend):
+        out, pullback = jax.vjp(attend, q, k, v)
+        return out, *pullback(d_out)
+
+    ours = jit(lambda: gradients(lambda *qkv: attention(*qkv, mask, None, CHUNKED)))()
+    plain = jit(lambda: gradients(lambda *qkv: plain_bfloat16(*qkv, mask)))()
+    for name, x, y, exact in zip(("out", "d_q", "d_k", "d_v"), ours, plain, (want[0], *want[2:]), strict=True):
+        errors = [np.sqrt(np.mean((np.asarray(z, np.float64) - exact) ** 2)) for z in (x, y)]
+        assert x.dtype == jnp.bfloat16
+        assert errors[0] <= 1.2 * errors[1], (name, errors)
 
 
 def test_memory_grows_linearly_with_length():

@@ -1,4 +1,5 @@
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -46,7 +47,7 @@ def test_each_process_knows_its_place_and_process_0_has_the_terminal(launch, tmp
         f"""
 import os, pathlib
 e = os.environ
-place = e["MAXLM_NUM_PROCESSES"] + " " + e["MAXLM_COORDINATOR"]
+place = e["MAXLM_NUM_PROCESSES"] + " " + e["MAXLM_COORDINATOR"] + " " + e["MAXLM_LAUNCHER"]
 pathlib.Path({str(tmp_path)!r}, e["MAXLM_PROCESS_ID"]).write_text(place)
 print("hello from", e["MAXLM_PROCESS_ID"])
 """,
@@ -56,6 +57,7 @@ print("hello from", e["MAXLM_PROCESS_ID"])
     texts = [(tmp_path / str(index)).read_text() for index in range(3)]
     assert len(set(texts)) == 1
     assert texts[0].startswith("3 127.0.0.1:")
+    assert texts[0].endswith(f" python {shlex.quote(str(LAUNCHER))} -n 3 --")
 
 
 @pytest.mark.parametrize(

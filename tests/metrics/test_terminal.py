@@ -45,6 +45,7 @@ OUTCOME = Outcome(
     num_steps=600,
     values={**VALUES, **VALIDATION},
     baselines={"python": {"uniform": 3.91, "unigram": 2.61, "bigram": 1.802, "gzip -9": 2.15}},
+    targets={"python": (32640, 134981)},
     tokens=9_830_400,
     wall_seconds=288.3,
     places={"checkpoints": "runs/a/checkpoints", "curves": "tensorboard --logdir runs/a/tensorboard"},
@@ -81,6 +82,7 @@ def test_plain_lines():
         "done after step 600 of 600",
         "train loss: 3.1416",
         "tokens: 9,830,400 seen",
+        "validation: 32,640 of 134,981 tokens of python",
         "wall time: 4:48",
         "validation on python: loss 3.2000, 1.830 bits per byte "
         "(uniform 3.910, unigram 2.610, bigram 1.802, gzip -9 2.150)",
@@ -103,6 +105,7 @@ def test_terminal_says_everything_within_its_width(width):
         "loss 3.1416",
         "MFU n/a on cpu",
         "9,830,400",
+        "32,640 of 134,981 tokens of python",
     ):
         assert expected in words
     for expected in ("validation", "uniform", "gzip -9", "1.830", "1.802") if width >= 80 else ():
@@ -151,7 +154,14 @@ def test_resumed_run_says_so():
 
 def test_run_stopped_before_anything_was_logged():
     stopped = Outcome(
-        step=3, num_steps=600, values={}, baselines={}, tokens=5, wall_seconds=1.0, places={"resume": "maxlm train x"}
+        step=3,
+        num_steps=600,
+        values={},
+        baselines={},
+        targets={},
+        tokens=5,
+        wall_seconds=1.0,
+        places={"resume": "maxlm train x"},
     )
     lines = show(stopped, updates=()).splitlines()
     assert lines[-4:] == ["stopped after step 3 of 600", "tokens: 5 seen", "wall time: 0:01", "resume: maxlm train x"]

@@ -99,6 +99,7 @@ def test_greedy_text_is_what_whole_sequences_give(model, mesh, decoder):
         sampling=Sampling(temperature=0.0),
         seed=0,
         stop_id=-1,
+        num_ids=model.vocab_size,
         compute_dtype=jnp.float32,
     )
     sequence = list(prompt)
@@ -112,6 +113,7 @@ def test_greedy_text_is_what_whole_sequences_give(model, mesh, decoder):
 
 def test_generation_ends_at_the_stop_token(model, mesh, decoder):
     arguments = {"max_tokens": 6, "sampling": Sampling(0.0), "seed": 0, "compute_dtype": jnp.float32}
+    arguments["num_ids"] = model.vocab_size
     (first,) = next(generate(decoder, mesh, [[1, 2]], stop_id=-1, **arguments))
     assert list(generate(decoder, mesh, [[1, 2]], stop_id=first, **arguments)) == []
 
@@ -121,7 +123,7 @@ def test_top_k_and_top_p_never_choose_what_they_exclude():
     keys = jax.random.split(jax.random.key(0), 200)
 
     def chosen(**sampling):
-        return {int(choose(logits, key, Sampling(1.0, **sampling))[0]) for key in keys}
+        return {int(choose(logits, key, Sampling(1.0, **sampling), logits.shape[1])[0]) for key in keys}
 
     assert chosen() == {0, 1, 2, 3}
     assert chosen(top_k=2) == {0, 1}

@@ -73,3 +73,50 @@ def _value_and_gradients(function, x, output):
 
 def _slope(function, h=1e-4):
     return (function(h) - function(-h)) / (2 * h)
+
+
+def numpy_oracle(x, output, targets, weights, *, num_ids, z_loss, label_smoothing):
+    """Return objective, nats and the gradients of the objective in fp64, on the first `num_ids` columns alone."""
+    x, kept, weights = x.astype(np.float64), output[:, :num_ids].astype(np.float64), weights.astype(np.float64)
+    logits = x @ kept
+    peak = logits.max(axis=1, keepdims=True)
+    total = np.exp(logits - peak).sum(axis=1)
+    lse = np.log(total) + peak[:, 0]
+    rows = np.arange(len(targets))
+    nats = lse - logits[rows, targets]
+    wanted = np.full_like(logits, label_smoothing / num_ids)
+    wanted[rows, targets] += 1 - label_smoothing
+    objective = (lse - (wanted * logits).sum(axis=1) + z_loss * lse**2) @ weights
+    d_logits = np.exp(logits - lse[:, None]) * (1 + 2 * z_loss * lse)[:, None] - wanted
+    d_logits *= weights[:, None]
+    d_output = np.zeros(output.shape)
+    d_output[:, :num_ids] = x.T @ d_logits
+    return objective, nats @ weights, d_logits @ kept.T, d_output
+
+
+@pytest.mark.parametrize("num_devices", [1, 4])
+@pytest.mark.parametrize("num_ids", [24, 21, 13, 1])  # 13 and 1 leave devices without any id
+@pytest.mark.parametrize(("z_loss", "label_smoothing"), [(0.0, 0.0), (1e-2, 0.1)])
+def test_columns_that_fill_the_vocabulary_up_are_as_if_they_were_not_there(
+    num_devices, num_ids, z_loss, label_smoothing
+):
+    rng = np.random.default_rng(2)
+    x, output = rng.normal(size=(17, 6)).astype(np.float32), rng.normal(size=(6, 24)).astype(np.float32)
+    output[:, num_ids:] *= 50  # would dominate every sum
+    targets, weights = rng.integers(0, num_ids, 17).astype(np.int32), (rng.random(17) > 0.3).astype(np.float32)
+    run = sharded(LossOptions(z_loss, label_smoothing, 7, num_ids=num_ids), num_devices)
+    got, gradients = _value_and_gradients(lambda x, output: run(x, output, targets, weights), x, output)
+    want = numpy_oracle(x, output, targets, weights, num_ids=num_ids, z_loss=z_loss, label_smoothing=label_smoothing)
+    for value, expected in zip((*got, *gradients), want, strict=True):
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(gradients[1][:, num_ids:], 0)
+    forward = run(x, output, targets, weights)
+    np.testing.assert_allclose(forward, want[:2], rtol=1e-5, atol=1e-6)
+
+
+def test_a_target_that_is_no_id_is_not_learned_unnoticed():
+    x, output = np.ones((2, 3), np.float32), np.ones((3, 8), np.float32)
+    run = sharded(LossOptions(num_ids=5), 1)
+    objective, nats = run(x, output, np.array([1, 6], np.int32), np.ones(2, np.float32))
+    assert np.isposinf(objective)
+    assert np.isposinf(nats)

@@ -1,6 +1,5 @@
 """Reading compiled programs: small ones written by hand with counted answers, and gradients compiled for the CPU."""
 
-import collections
 import math
 
 import jax
@@ -11,7 +10,6 @@ from maxlm.plan.estimate import count_work
 from maxlm.plan.hlo import collective_of, parse, product_flops, replica_groups, spanned_axes
 from maxlm.train.loss.gradients import make_gradients
 from maxlm.train.setup import batch_shapes, build_program
-from tests import hlo
 from tests.train.program import make_config
 
 LOOPS = """HloModule loops, is_scheduled=true, num_partitions=4
@@ -184,22 +182,6 @@ def compile_gradients(**sections):
     gradients = make_gradients(program.declared, program.mesh, program.execution)
     compiled = jax.jit(gradients).lower(program.state.decoder, batch_shapes(config, program.mesh)).compile()
     return config, program, compiled
-
-
-@pytest.mark.parametrize("mesh", [{"data": 2, "fsdp": 2, "tensor": 2}, {"stage": 2, "fsdp": 2}], ids=str)
-def test_counts_of_a_training_step_equal_the_tests_own(mesh):
-    _, program, compiled = compile_gradients(mesh=mesh, train={"microbatches": 2, "remat": "full"})
-    module = parse(compiled.as_text())
-    found = collections.Counter()
-    for one, computation, times in module.runs(lambda _loop, _around: 1):
-        collective = collective_of(module, one, computation)
-        if collective is not None and collective.phase != "done":
-            found[collective.kind, spanned_axes(collective.groups, program.mesh.shape)] += times
-    expected = collections.Counter()
-    for one in hlo.collectives(compiled, program.mesh):
-        expected[one.kind, one.axes] += one.times
-    assert found == expected
-    assert sum(found.values()) > 20
 
 
 @pytest.mark.parametrize(("remat", "least", "most"), [("none", 1.0, 1.06), ("full", 1.24, 1.33)])

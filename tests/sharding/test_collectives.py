@@ -107,3 +107,22 @@ def test_stages_permute_once_a_direction_and_tick():
     _, found = compile_gradients({"stage": 4}, layers=4)
     # S - 1 ticks forward only, M of both, S - 1 backward only.
     assert count(found, kind="collective-permute", axes=("stage",)) == 3 + 2 * MICROBATCHES + 3
+
+
+def test_each_axis_of_three_communicates_for_itself():
+    program, found = compile_gradients({"data": 2, "fsdp": 2, "tensor": 2}, gather="step")
+    whole, shards = 0, {("data",): 0, ("data", "tensor"): 0}  # bytes on a device, between gather and scatter and after
+    for _, parameter in named_parameters(program.declared):
+        spec, size = parameter.get_metadata("spec"), 4 * math.prod(parameter.get_value().shape)
+        assert FSDP_AXES in spec
+        whole += size // 2 if "tensor" in spec else size
+        # What `tensor` does not split has gradients from all its devices.
+        shards["data",] += size // 4 if "tensor" in spec else 0
+        shards["data", "tensor"] += 0 if "tensor" in spec else size // 2
+    assert moved(found, "all-gather", ("fsdp",)) == whole
+    assert moved(found, "reduce-scatter", ("fsdp",)) == whole // 2
+    for axes, size in shards.items():
+        assert size > 0
+        assert moved(found, "all-reduce", axes) == size
+    activations = 16 // MICROBATCHES // 4 * 16 * 32 * 4  # of the sequences that are worked on at a time
+    assert moved(found, "all-gather", ("tensor",)) == MICROBATCHES * (4 * LAYERS + 2) * activations

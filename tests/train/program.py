@@ -70,11 +70,11 @@ def make_batch(config, step):
 def run(config):
     """Train STEPS steps on as many fake devices as the mesh needs."""
     program = build_program(config, jax.devices()[: math.prod(config.mesh.sizes.values())])
-    compute = make_gradients(program.declared, program.mesh, program.execution)
+    compute = make_gradients(program.declared, program.mesh, program.execution, program.state.carried)
     kept = {}
 
-    def keep(decoder, batch):
-        gradients, sums = compute(decoder, batch)
+    def keep(decoder, batch, carried):
+        gradients, sums = compute(decoder, batch, carried)
         kept["gradients"] = gradients  # traced: handed out beside the step's own results
         return gradients, sums
 
@@ -85,7 +85,8 @@ def run(config):
         return *train_step(state, batch), kept["gradients"]
 
     offload = "optimizer" in config.train.offload
-    state = create_state(program.declared, program.optimizer, program.mesh, seed=0, offload=offload)
+    sizes = {"batch_size": config.train.batch_size, "offload": offload}
+    state = create_state(program.declared, program.optimizer, program.mesh, seed=0, **sizes)
     losses, first = [], None
     for index in range(STEPS):
         place = functools.partial(jax.device_put, device=batch_sharding(program.mesh))

@@ -112,14 +112,14 @@ def stepped(loss):
     decoder = map_parameters(lambda p: with_value(p, jnp.ones(p.get_value().shape)), Decoder(config.model))
     loads = jnp.asarray([[5.0, 3, 4, 4, 4, 4, 4, 4], [4.0] * 8])
 
-    def gradients(decoder, batch):
+    def gradients(decoder, batch, carried):
         zero = jnp.zeros((2,))
         reports = [[{}], [{"ffn": RouterStats(loads, loads, zero, zero, zero)}]]
-        return decoder, Sums(loss, loss, {}, jnp.zeros((2,), jnp.uint32), reports)
+        return decoder, Sums(loss, loss, {}, jnp.zeros((2,), jnp.uint32), reports, carried)
 
     optimizer = optax.sgd(-1.0)
     zero = jnp.zeros((), jnp.int32)
-    state = TrainState(zero, decoder, optimizer.init(decoder), jnp.zeros((2,), jnp.uint32), zero, zero)
+    state = TrainState(zero, decoder, optimizer.init(decoder), jnp.zeros((2,), jnp.uint32), zero, zero, [])
     return jax.jit(make_train_step(gradients, optimizer, lambda step: 0.1))(state, {})
 
 

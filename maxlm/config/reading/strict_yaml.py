@@ -7,10 +7,8 @@ aliases without end. Here a plain scalar is null, true, false, a decimal number 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any
 import yaml
 
 from maxlm.config.errors import ConfigError, Problem
+from maxlm.files import open_regular
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 24
@@ -82,14 +81,11 @@ def read_yaml(path: Path, name: str) -> Node:
         ConfigError: it cannot be read, is too large, or is not the YAML described above.
     """
     try:
-        with open(path, "rb", opener=_open_at_once) as file:
-            kind = os.fstat(file.fileno()).st_mode
-            data = file.read(MAX_BYTES + 1) if stat.S_ISREG(kind) else None
+        with open_regular(path) as file:
+            data = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise _error(name, f"{reason}; give the path of a readable YAML file") from error
-    if data is None:
-        raise _error(name, "a pipe or device, not a file; write what comes out of it to a file and name that")
     if len(data) > MAX_BYTES:
         raise _error(name, f"larger than {MAX_BYTES:,} bytes; is this the right file?")
     try:
@@ -98,11 +94,6 @@ def read_yaml(path: Path, name: str) -> Node:
         line = data.count(b"\n", 0, error.start) + 1
         raise _error(f"{name}:{line}", f"byte {data[error.start]:#04x} is not UTF-8; save the file as UTF-8") from error
     return _Converter(name).convert(text)
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    """Open a file without waiting for someone to write to it, if it is a pipe."""
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def read_value(text: str, origin: str, key: str) -> Node:

@@ -66,12 +66,19 @@ class Execution(NamedTuple):
 
 
 def build_execution(
-    config: RunConfig, mesh: MeshConfig, layout: Layout, *, compute_dtype: jnp.dtype, kernels: Mapping[str, Any]
+    config: RunConfig,
+    mesh: MeshConfig,
+    layout: Layout,
+    *,
+    compute_dtype: jnp.dtype,
+    kernels: Mapping[str, Any],
+    num_ids: int | None = None,
 ) -> Execution:
-    """Collect what decides how the loss is computed."""
+    """Collect what decides how the loss is computed; `num_ids` is the number of ids that the tokenizer has."""
     train = config.train
+    filled_up = num_ids is not None and num_ids < config.model.vocab_size
     return Execution(
-        objective=build_objective(config.objective),
+        objective=build_objective(config.objective, num_ids=num_ids if filled_up else None),
         gather=train.gather,
         remat=build_remat(train),
         schedule=Schedule(mesh.stage, mesh.stage_repeats, train.microbatches, layout.imbalance),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,13 +14,14 @@ from jax.sharding import PartitionSpec as P
 
 from maxlm.data.token_hash import batch_hash
 from maxlm.jax_versions import vary_over, varying_axes
-from maxlm.layers.stack import StackReports
+from maxlm.layers.stack import Carried, StackReports
 from maxlm.models.decoder import Decoder
 from maxlm.sharding.context import places, zigzag
 from maxlm.sharding.fsdp import cast, gather, tied_to_loop, vary, zeros_like_fp32
 from maxlm.sharding.mesh import BATCH_AXES, BATCH_SPEC, REPORT_AXES, TOKEN_AXES
 from maxlm.sharding.parameters import partition_specs
 from maxlm.sharding.tensor import enter
+from maxlm.train.loss.carried import join_carried, split_carried
 from maxlm.train.loss.execution import Execution
 from maxlm.train.loss.pipelined import pipelined_decoder_gradients, pipelined_decoder_losses
 
@@ -36,6 +38,7 @@ class Sums(NamedTuple):
       metrics: other sums of the objective.
       token_hash: uint32[2] of the tokens, independent of how they were split.
       reports: what the layers of the stack report; empty after a mere forward pass.
+      carried: what mixers carry to the next step, each device's own sequences; empty likewise.
     """
 
     objective: jax.Array
@@ -43,28 +46,50 @@ class Sums(NamedTuple):
     metrics: MetricSums
     token_hash: jax.Array
     reports: StackReports
-
-
-_SUMS_SPECS = Sums(P(), P(), P(), P(), reports=P("stage"))  # type: ignore[arg-type]
+    carried: Carried
 
 
 def make_gradients(
-    declared: Decoder, mesh: Mesh, execution: Execution
-) -> Callable[[Decoder, Batch], tuple[Decoder, Sums]]:
-    """Return gradients(decoder, batch) -> (fp32 gradients laid out as the parameters, sums)."""
+    declared: Decoder, mesh: Mesh, execution: Execution, carried: Carried | None = None
+) -> Callable[..., tuple[Decoder, Sums]]:
+    """Return gradients(decoder, batch, carried) -> (fp32 gradients laid out as the parameters, sums).
+
+    Args:
+      declared: the decoder without values.
+      mesh: its devices.
+      execution: how the loss is computed.
+      carried: the declared state of mixers that carry some over from step to step; the result is called without it
+        where none do.
+    """
     specs = partition_specs(declared)
     compute = pipelined_decoder_gradients if execution.schedule.stages > 1 else _accumulated_gradients
+    held_between = declared.carried_state(0) if carried is None else carried
+    of_carried = partition_specs(held_between)
+    sums_specs = Sums(P(), P(), P(), P(), reports=P("stage"), carried=of_carried)  # type: ignore[arg-type]
 
-    def program(decoder: Decoder, batch: Batch) -> tuple[Decoder, Sums]:
+    def program(decoder: Decoder, batch: Batch, carried: Carried) -> tuple[Decoder, Sums]:
         weight, scale = _weight(batch, execution)
         kept = _whole_for_step(decoder, execution, execution.compute_dtype)
-        gradients, objective, metrics, reports = compute(kept, microbatches(batch, execution), scale, execution)
+        pieces, of_pieces = microbatches(batch, execution), split_carried(carried, execution.schedule.microbatches)
+        gradients, objective, metrics, (reports, new) = compute(kept, pieces, of_pieces, scale, execution)
         # Back to the parameters' layout along the transpose of `_whole_for_step`, in fp32 throughout.
         _, transpose = jax.vjp(lambda decoder: _whole_for_step(decoder, execution, jnp.float32), decoder)
         reports = jax.tree.map(lambda x: lax.psum(x, REPORT_AXES), reports)
-        return transpose(gradients)[0], _sums(batch, objective, weight, metrics)._replace(reports=reports)
+        sums = _sums(batch, objective, weight, metrics)
+        return transpose(gradients)[0], sums._replace(reports=reports, carried=join_carried(new, carried))
 
-    return jax.shard_map(program, mesh=mesh, in_specs=(specs, BATCH_SPEC), out_specs=(specs, _SUMS_SPECS))
+    mapped = jax.shard_map(program, mesh=mesh, in_specs=(specs, BATCH_SPEC, of_carried), out_specs=(specs, sums_specs))
+    return functools.partial(_with_nothing_carried, mapped, held_between)
+
+
+def _with_nothing_carried(
+    mapped: Callable[..., tuple[Decoder, Sums]],
+    declared: Carried,
+    decoder: Decoder,
+    batch: Batch,
+    carried: Carried | None = None,
+) -> tuple[Decoder, Sums]:
+    return mapped(decoder, batch, declared if carried is None else carried)
 
 
 def make_losses(declared: Decoder, mesh: Mesh, execution: Execution) -> Callable[[Decoder, Batch], Sums]:
@@ -79,7 +104,7 @@ def make_losses(declared: Decoder, mesh: Mesh, execution: Execution) -> Callable
             return _sums(batch, objective, weight, metrics)
 
         def microbatch(_: None, piece: Batch) -> tuple[None, tuple[jax.Array, MetricSums]]:
-            objective, (metrics, _reports) = _loss(_tied(kept, piece, execution), piece, scale, execution)
+            objective, (metrics, _told) = _loss(_tied(kept, piece, execution), piece, None, scale, execution)
             return None, (objective, metrics)
 
         _, (objectives, metrics) = lax.scan(microbatch, None, pieces)
@@ -89,39 +114,50 @@ def make_losses(declared: Decoder, mesh: Mesh, execution: Execution) -> Callable
 
 
 def _loss(
-    kept: Decoder, piece: Batch, scale: jax.Array, execution: Execution
-) -> tuple[jax.Array, tuple[MetricSums, StackReports]]:
+    kept: Decoder, piece: Batch, carried: Carried | None, scale: jax.Array, execution: Execution
+) -> tuple[jax.Array, tuple[MetricSums, tuple[StackReports, Carried]]]:
     """From the tokens of a microbatch to this device's part of the objective, its sum times `scale`.
 
     Returns:
-      its share of the step's objective; the objective's other sums, and what layers report.
+      its share of the step's objective; the objective's other sums, what layers report, and what mixers carry on.
     """
     decoder = _whole_for_microbatch(kept, execution)
-    hidden_BTD, reports = decoder(piece["tokens"], execution.sequence_info(piece), execution.blocks)
+    info = execution.sequence_info(piece)
+    hidden_BTD, reports, to_next = decoder(piece["tokens"], info, execution.blocks, carried)
     with jax.named_scope("loss"):
         hidden_TD = enter(hidden_BTD).reshape(-1, hidden_BTD.shape[-1])
         fields = {name: field.reshape(-1) for name, field in piece.items()}
         objective, metrics = execution.objective.loss(hidden_TD, decoder.output_DV(), fields)
         penalty = decoder.penalty(reports) / execution.schedule.microbatches
-        return objective * scale + penalty, (metrics, reports)
+        return objective * scale + penalty, (metrics, (reports, to_next))
 
 
 def _accumulated_gradients(
-    kept: Decoder, pieces: Batch, scale: jax.Array, execution: Execution
-) -> tuple[Decoder, jax.Array, MetricSums, StackReports]:
+    kept: Decoder, pieces: Batch, carried: Carried, scale: jax.Array, execution: Execution
+) -> tuple[Decoder, jax.Array, MetricSums, tuple[StackReports, Carried]]:
     """Work microbatches off one after the other.
 
+    Args:
+      kept: parameters, whole as far as they are whole for the step.
+      pieces: fields of all microbatches, which are the leading dimension.
+      carried: what mixers carried over, likewise.
+      scale: what the objective's sum is multiplied with.
+      execution: how the loss is computed.
+
     Returns:
-      fp32 gradients like `kept`, and this device's objective, other sums and reports.
+      fp32 gradients like `kept`, and this device's objective, other sums, reports and what is carried on.
     """
 
-    def microbatch(gradients: Decoder, piece: Batch) -> tuple[Decoder, tuple[jax.Array, Any]]:
+    def microbatch(gradients: Decoder, one: tuple[Batch, Carried]) -> tuple[Decoder, tuple[jax.Array, Any]]:
+        piece, own = one
         tied = _tied(kept, piece, execution)
-        losses, piece_gradients = jax.value_and_grad(_loss, has_aux=True)(tied, piece, scale, execution)
+        losses, piece_gradients = jax.value_and_grad(_loss, has_aux=True)(tied, piece, own, scale, execution)
         return jax.tree.map(jnp.add, gradients, piece_gradients), losses
 
-    gradients, (objectives, (metrics, reports)) = lax.scan(microbatch, zeros_like_fp32(kept), pieces)
-    return gradients, objectives.sum(), _summed(metrics), _summed(reports)
+    gradients, (objectives, (metrics, (reports, to_next))) = lax.scan(
+        microbatch, zeros_like_fp32(kept), (pieces, carried)
+    )
+    return gradients, objectives.sum(), _summed(metrics), (_summed(reports), to_next)
 
 
 def _whole_for_step(decoder: Decoder, execution: Execution, dtype: Any) -> Decoder:
@@ -187,4 +223,5 @@ def _sums(batch: Batch, objective: jax.Array, weight: jax.Array, metrics: Metric
         metrics={name: lax.psum(vary_over(value, axes), axes) for name, value in metrics.items()},
         token_hash=lax.psum(partial_hash, TOKEN_AXES),
         reports=[],
+        carried=[],
     )

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from maxlm.layers.stack import Stack, StackReports
+from maxlm.jax_versions import vary_over, varying_axes
+from maxlm.layers.layer import Streams
+from maxlm.layers.stack import Carried, Stack, StackReports
 from maxlm.models.decoder import Decoder
 from maxlm.sharding.fsdp import zeros_like_fp32
 from maxlm.sharding.pipeline import Parts, pipelined_gradients, pipelined_losses, spread_over_stages
@@ -19,29 +21,32 @@ MetricSums = dict[str, jax.Array]
 
 
 def pipelined_decoder_gradients(
-    kept: Decoder, pieces: Fields, scale: jax.Array, execution: Execution
-) -> tuple[Decoder, jax.Array, MetricSums, StackReports]:
+    kept: Decoder, pieces: Fields, carried: Carried, scale: jax.Array, execution: Execution
+) -> tuple[Decoder, jax.Array, MetricSums, tuple[StackReports, Carried]]:
     """Run microbatches through the pipeline, forward and backward.
 
     Args:
       kept: whole outside the stack, in it this stage's rows.
       pieces: fields of all microbatches, (M, B / M, T) each.
+      carried: what mixers carried over, microbatches first, then this stage's rows.
       scale: what the objective's sum is multiplied with.
       execution: how the loss is computed.
 
     Returns:
-      fp32 gradients like `kept`, and this device's objective, other sums and reports.
+      fp32 gradients like `kept`, and this device's objective, other sums, reports and what is carried on.
     """
     outer, stack = kept.with_stack(nnx.List([])), kept.stack
-    d_outer, d_stack, objective, metrics, reports = pipelined_gradients(
-        _parts(pieces, scale, execution),
+    d_outer, d_stack, objective, metrics, (reports, to_next) = pipelined_gradients(
+        _parts(pieces, carried, scale, execution),
         outer,
         stack,
         (zeros_like_fp32(outer), zeros_like_fp32(stack)),
         _activations(kept, pieces, execution),
         execution.schedule,
     )
-    return d_outer.with_stack(d_stack), objective, metrics, reports
+    # Rows come first in what stages report, microbatches in what is carried.
+    to_next = jax.tree.map(lambda rows: rows.swapaxes(0, 1), to_next)
+    return d_outer.with_stack(d_stack), objective, metrics, (reports, to_next)
 
 
 def pipelined_decoder_losses(
@@ -50,25 +55,29 @@ def pipelined_decoder_losses(
     """Run microbatches through the pipeline, forward only; return this device's objective and other sums."""
     outer, stack = kept.with_stack(nnx.List([])), kept.stack
     activations = _activations(kept, pieces, execution)
-    return pipelined_losses(_parts(pieces, scale, execution), outer, stack, activations, execution.schedule)
+    return pipelined_losses(_parts(pieces, None, scale, execution), outer, stack, activations, execution.schedule)
 
 
-def _parts(pieces: Fields, scale: jax.Array, execution: Execution) -> Parts:
+def _parts(pieces: Fields, carried: Carried | None, scale: jax.Array, execution: Execution) -> Parts:
     def run_chunk(
-        outer: Decoder, chunk: Stack, x_BTD: jax.Array, place: tuple[jax.Array, jax.Array, jax.Array]
-    ) -> tuple[jax.Array, jax.Array, StackReports]:
+        outer: Decoder, chunk: Stack, streams: Streams, place: tuple[jax.Array, jax.Array, jax.Array]
+    ) -> tuple[Streams, jax.Array, tuple[StackReports, Carried]]:
         microbatch, number, first = place
         fields = {name: lax.dynamic_index_in_dim(array, microbatch, keepdims=False) for name, array in pieces.items()}
         decoder = outer.with_stack(execution.whole(chunk) if execution.gather == "microbatch" else chunk)
         info = decoder.prepared(execution.sequence_info(fields))
         # Every stage looks tokens up and all but the first drop them: a lookup costs no multiplication.
-        x_BTD = jnp.where(first, decoder.embed(fields["tokens"], info), x_BTD)
+        embedded = decoder.embed(fields["tokens"], info)
+        streams = jax.tree.map(lambda new, x: jnp.where(first, new, x), embedded, streams)
         held = execution.held_rows(lax.axis_index("stage"), number)
-        y_BTD, reports = decoder.run_blocks(x_BTD, info, execution.blocks, held)
-        return y_BTD, jnp.asarray(decoder.penalty(reports) / execution.schedule.microbatches), reports
+        own = _of_chunk(carried, microbatch, number, execution.schedule.repeats)
+        streams, reports, to_next = decoder.run_blocks(streams, info, execution.blocks, held=held, carried=own)
+        penalty = jnp.asarray(decoder.penalty(reports) / execution.schedule.microbatches)
+        return streams, penalty, (reports, _among_microbatches(to_next, microbatch, execution.schedule.microbatches))
 
-    def losses(outer: Decoder, y_BTD: jax.Array, microbatch: jax.Array) -> tuple[jax.Array, MetricSums]:
+    def losses(outer: Decoder, streams: Streams, microbatch: jax.Array) -> tuple[jax.Array, MetricSums]:
         with jax.named_scope("loss"):
+            y_BTD = streams.x_BTD
             own_TD = spread_over_stages(y_BTD.reshape(-1, y_BTD.shape[-1]))
             hidden_TD = enter(outer.norm(own_TD)[None])[0]
             fields = {name: _stage_share(array[microbatch]) for name, array in pieces.items()}
@@ -78,6 +87,27 @@ def _parts(pieces: Fields, scale: jax.Array, execution: Execution) -> Parts:
     return Parts(run_chunk, losses)
 
 
+def _of_chunk(carried: Carried | None, microbatch: jax.Array, number: jax.Array, repeats: int) -> Carried | None:
+    """Cut out what a chunk's mixers carried over for a microbatch; the whole stage's in an abstract evaluation."""
+
+    def cut(pieces: jax.Array) -> jax.Array:
+        rows = lax.dynamic_index_in_dim(pieces, microbatch, keepdims=False)
+        size = rows.shape[0] // repeats
+        return lax.dynamic_slice_in_dim(rows, number * size, size)
+
+    return jax.tree.map(cut, carried)  # type: ignore[no-any-return]
+
+
+def _among_microbatches(to_next: Carried, microbatch: jax.Array, count: int) -> Carried:
+    """Put a microbatch's rows among zeros for the others: what stages report is summed over microbatches."""
+
+    def put(rows: jax.Array) -> jax.Array:
+        zeros = vary_over(jnp.zeros((rows.shape[0], count, *rows.shape[1:]), rows.dtype), varying_axes(rows))
+        return lax.dynamic_update_index_in_dim(zeros, rows, microbatch, axis=1)
+
+    return jax.tree.map(put, to_next)  # type: ignore[no-any-return]
+
+
 def _stage_share(x_BT: jax.Array) -> jax.Array:
     """Pick the tokens whose loss this stage computes, in the order in which `losses` has their hidden states."""
     parts, stages = lax.axis_size("tensor"), lax.axis_size("stage")
@@ -85,8 +115,12 @@ def _stage_share(x_BT: jax.Array) -> jax.Array:
     return lax.dynamic_index_in_dim(by_part, lax.axis_index("stage"), axis=1, keepdims=False).reshape(-1)
 
 
-def _activations(kept: Decoder, pieces: Fields, execution: Execution) -> jax.ShapeDtypeStruct:
-    """Return shape and dtype of what a stage sends to the next."""
-    _, batch_size, length = pieces["tokens"].shape
-    shape = (batch_size, length // lax.axis_size("tensor"), kept.model.embed_dim)
-    return jax.ShapeDtypeStruct(shape, execution.compute_dtype)
+def _activations(kept: Decoder, pieces: Fields, execution: Execution) -> Streams:
+    """Return shapes and types of what a stage sends to the next."""
+    fields = {name: array[0] for name, array in pieces.items()}
+
+    def embed() -> Streams:
+        return kept.embed(fields["tokens"], kept.prepared(execution.sequence_info(fields)))
+
+    shapes: Streams = jax.eval_shape(embed)
+    return shapes

@@ -46,7 +46,12 @@ OBJECTIVES: dict[str, Any] = {
 }
 
 
-def build_objective(config: ObjectiveConfig) -> Objective:
-    """Build the run's objective."""
-    built: Objective = OBJECTIVES[config.kind](config)
+def build_objective(config: ObjectiveConfig, *, num_ids: int | None = None) -> Objective:
+    """Build the run's objective.
+
+    Args:
+      config: its section.
+      num_ids: ids that the tokenizer has, where the model's vocabulary is larger; None: all are ids.
+    """
+    built: Objective = OBJECTIVES[config.kind](config, num_ids=num_ids)
     return built

@@ -17,8 +17,9 @@ Fields = Mapping[str, jax.Array]
 class TokenLoss:
     """A mean over target tokens, each with a weight."""
 
-    def __init__(self, config: TokenLossConfig):
-        self._options = LossOptions(config.z_loss, config.label_smoothing, config.chunk_tokens)
+    def __init__(self, config: TokenLossConfig, *, num_ids: int | None = None):
+        options = {"z_loss": config.z_loss, "label_smoothing": config.label_smoothing}
+        self._options = LossOptions(**options, chunk_tokens=config.chunk_tokens, num_ids=num_ids)
 
     def weight(self, fields: Fields) -> jax.Array:
         """Count the targets."""
