@@ -134,7 +134,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write_small_configs(configs: Path) -> None:
     """Write a small model, text and run in place of the quickstart's."""
     small = model_settings(
-        vocab_size=320, num_layers=2, embed_dim=16, num_heads=6, num_kv_heads=2, head_dim=4, mlp_dim=32
+        vocab_size=400, num_layers=2, embed_dim=16, num_heads=6, num_kv_heads=2, head_dim=4, mlp_dim=32
     )
     small.pop("segments")
     (configs / "model/tiny.yaml").write_text(yaml.safe_dump({"model": {**small, "tie_embeddings": True}}))
@@ -171,6 +171,7 @@ def make_commands(folder: Path) -> None:
 
 
 def run(folder: Path, script: str, seconds: int) -> str:
+    """Run a script in a folder, and return what it printed."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": QUICK_COMPILE}
     command = ["bash", "-euo", "pipefail", "-c", script]
     done = subprocess.run(
@@ -186,9 +187,50 @@ def test_own_text_of_the_readme(checkout: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_all_commands_of_the_readme(checkout: Path) -> None:
-    run(checkout, "\n".join(blocks(README, "sh")), 900)
+    run(checkout, "\n".join(blocks(README, "sh")), 3500)
     lines = {name: (checkout / f"runs/{name}/metrics.jsonl").read_text() for name in ("one", "mesh", "pipe", "two")}
     hashes = {name: re.findall(r'"data/token_hash": "(\w+)"', text) for name, text in lines.items()}
     assert len(hashes["one"]) == 5
     assert all(found == hashes["one"] for found in hashes.values())
+
+
+# --- the example of a layer ------------------------------------------------------------------------------------------
+
+COMPARE_MESHES = """
+from tests.train.program import assert_same, make_config, run
+
+settings = {
+    "model": {"pattern": [{"ffn": {"kind": "bilinear", "hidden_dim": 32}}]},
+    "train": {"microbatches": 2},
+}
+mesh = {"stage": 2, "fsdp": 2, "tensor": 2}
+assert_same(run(make_config(mesh=mesh, **settings)), run(make_config(**settings)))
+"""
+
+
+def test_layer_of_the_readme_trains_on_every_mesh(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "maxlm", tmp_path / "maxlm")
+    files = {block.split("\n")[0].removeprefix("# "): block for block in blocks(README, "python")}
+    assert sorted(files) == ["maxlm/config/layers/bilinear.py", "maxlm/layers/ffns/bilinear.py"]
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    add_line(tmp_path / "maxlm/config/layers/__init__.py", "MlpConfig | ", "MlpConfig | BilinearConfig | ")
+    add_line(tmp_path / "maxlm/layers/ffns/__init__.py", '"mlp": Mlp,', '"mlp": Mlp,\n    "bilinear": Bilinear,')
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPARE_MESHES], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def add_line(path: Path, old: str, new: str) -> None:
+    """Add the example to a union or registry, and import it."""
+    text = path.read_text()
+    assert text.count(old) == 1
+    config = "config" in path.parts
+    where, name = ("maxlm.config.layers", "BilinearConfig") if config else ("maxlm.layers.ffns", "Bilinear")
+    imported = f"from {where}.bilinear import {name}\n"
+    first = text.index("from maxlm.")
+    path.write_text(text[:first] + imported + text[first:].replace(old, new))
