@@ -61,11 +61,12 @@ def main() -> None:
 
 
 def make_config(train: dict[str, Any]) -> RunConfig:
-    shape = {"embed_dim": 2048, "num_layers": 8, "num_heads": 16, "num_kv_heads": 8, "mlp_dim": 8192}
+    mixer = {"kind": "attention", "num_heads": 16, "num_kv_heads": 8, "head_dim": 128}
+    block = {"mixer": mixer, "ffn": {"kind": "mlp", "hidden_dim": 8192}}
     return RunConfig.model_validate(
         {
             "run_dir": "unused",
-            "model": {"vocab_size": 32000, **shape},
+            "model": {"vocab_size": 32000, "embed_dim": 2048, "num_layers": 8, "block": block},
             "data": {"sources": {"none": {"path": "none"}}, "tokenizer": "none", "sequence_length": 8192},
             "mesh": {"fsdp": 4},
             "train": {"num_steps": 1, "batch_size": 4, **train},
@@ -79,7 +80,7 @@ def count_flops(config: RunConfig, program: Any) -> float:
 
     Attention counts as its kernel's two products forward and four backward, over the keys that the mask leaves.
     """
-    kernel = program.execution.attention_kernel
+    kernel = program.execution.kernels["attention"]
 
     def kernel_forward(*arguments: Any) -> Any:
         return kernel.forward(*arguments)
@@ -87,10 +88,11 @@ def count_flops(config: RunConfig, program: Any) -> float:
     def kernel_backward(*arguments: Any) -> Any:
         return kernel.backward(*arguments)
 
-    how = program.execution._replace(attention_kernel=Kernel(jax.jit(kernel_forward), jax.jit(kernel_backward)))
-    gradients = make_gradients(program.declared, program.mesh, how)
+    counted = Kernel(jax.jit(kernel_forward), jax.jit(kernel_backward))
+    execution = program.execution._replace(kernels={"attention": counted})
+    gradients = make_gradients(program.declared, program.mesh, execution)
     jaxpr = jax.make_jaxpr(gradients)(program.state.decoder, batch_shapes(config, program.mesh)).jaxpr
-    scores = flops_parts(config.model, 8192)["attention scores"] * 8192 / config.model.num_layers
+    scores = flops_parts(config.model, 8192)["mixing"] * 8192 / config.model.num_layers
     return sum(_flops(jaxpr, {"kernel_forward": scores / 3, "kernel_backward": scores * 2 / 3}))
 
 

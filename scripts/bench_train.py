@@ -47,20 +47,20 @@ SHAPES = {
     "512 x 8": (
         "model.embed_dim=512",
         "model.num_layers=8",
-        "model.num_heads=8",
-        "model.num_kv_heads=4",
-        "model.head_dim=64",
-        "model.mlp_dim=1408",
+        "model.block.mixer.num_heads=8",
+        "model.block.mixer.num_kv_heads=4",
+        "model.block.mixer.head_dim=64",
+        "model.block.ffn.hidden_dim=1408",
         "data.sequence_length=512",
         "train.batch_size=4",
     ),
     "512 x 8, long": (
         "model.embed_dim=512",
         "model.num_layers=8",
-        "model.num_heads=8",
-        "model.num_kv_heads=4",
-        "model.head_dim=64",
-        "model.mlp_dim=1408",
+        "model.block.mixer.num_heads=8",
+        "model.block.mixer.num_kv_heads=4",
+        "model.block.mixer.head_dim=64",
+        "model.block.ffn.hidden_dim=1408",
         "data.sequence_length=2048",
         "train.batch_size=1",
     ),
@@ -204,10 +204,10 @@ def check_losses(losses: dict[str, list[float]]) -> None:
 
 def describe(name: str, config: RunConfig) -> str:
     """Say what is measured, in one line."""
-    model, train = config.model, config.train
+    model, train, mixer = config.model, config.train, config.model.block.mixer
     return (
         f"### {name}: {parameter_count(model) / 1e6:.1f} M parameters, {model.num_layers} layers of {model.embed_dim}, "
-        f"{model.num_heads} heads ({model.num_kv_heads} kv), vocabulary {model.vocab_size}, "
+        f"{mixer.num_heads} heads ({mixer.num_kv_heads} kv), vocabulary {model.vocab_size}, "
         f"{train.batch_size} x {config.data.sequence_length} tokens"
     )
 

@@ -24,13 +24,7 @@ def main() -> None:
     config = RunConfig.model_validate_json((folder / "config.json").read_text())
     start(config.runtime)
     program = build_program(config)
-    state = create_state(
-        program.declared,
-        program.optimizer,
-        program.mesh,
-        seed=config.runtime.seed,
-        layer_order=program.layer_order,
-    )
+    state = create_state(program.declared, program.optimizer, program.mesh, seed=config.runtime.seed)
     if jax.default_backend() == "cpu":  # for the other side; it runs nowhere else
         np.savez(
             folder / "parameters.npz", **{path: np.asarray(leaf[...]) for path, leaf in named_parameters(state.decoder)}
@@ -56,7 +50,7 @@ def main() -> None:
         platform=device.platform,
         device_kind=device.device_kind,
         num_devices=jax.device_count(),
-        dtype=program.how.compute_dtype.name,
+        dtype=program.execution.compute_dtype.name,
     )
 
 

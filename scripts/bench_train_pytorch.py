@@ -16,7 +16,7 @@ from bench_train import cpus, make_batch, serve
 from torch import nn
 
 from maxlm.config import RunConfig
-from maxlm.config.schema import ModelConfig
+from maxlm.config.model import ModelConfig
 
 NUM_BATCHES = 4
 
@@ -26,15 +26,16 @@ class Attention(nn.Module):
 
     def __init__(self, model: ModelConfig):
         super().__init__()
-        self.head_dim = model.head_dim
-        self.query = nn.Linear(model.embed_dim, model.num_heads * model.head_dim, bias=False)
-        self.key = nn.Linear(model.embed_dim, model.num_kv_heads * model.head_dim, bias=False)
-        self.value = nn.Linear(model.embed_dim, model.num_kv_heads * model.head_dim, bias=False)
-        self.out = nn.Linear(model.num_heads * model.head_dim, model.embed_dim, bias=False)
-        self.qk_norm = model.pattern[0].mixer.qk_norm == "rmsnorm"
+        mixer = model.layers[0].mixer
+        self.head_dim = mixer.head_dim
+        self.query = nn.Linear(model.embed_dim, mixer.num_heads * mixer.head_dim, bias=False)
+        self.key = nn.Linear(model.embed_dim, mixer.num_kv_heads * mixer.head_dim, bias=False)
+        self.value = nn.Linear(model.embed_dim, mixer.num_kv_heads * mixer.head_dim, bias=False)
+        self.out = nn.Linear(mixer.num_heads * mixer.head_dim, model.embed_dim, bias=False)
+        self.qk_norm = mixer.qk_norm == "rmsnorm"
         if self.qk_norm:
-            self.query_norm = nn.RMSNorm(model.head_dim, model.norm.epsilon)
-            self.key_norm = nn.RMSNorm(model.head_dim, model.norm.epsilon)
+            self.query_norm = nn.RMSNorm(mixer.head_dim, model.norm.epsilon)
+            self.key_norm = nn.RMSNorm(mixer.head_dim, model.norm.epsilon)
 
     def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         heads = (*x.shape[:2], -1, self.head_dim)
@@ -55,9 +56,10 @@ class Block(nn.Module):
         self.mixer_norm = nn.RMSNorm(model.embed_dim, model.norm.epsilon)
         self.mixer = Attention(model)
         self.ffn_norm = nn.RMSNorm(model.embed_dim, model.norm.epsilon)
-        self.gate = nn.Linear(model.embed_dim, model.mlp_dim, bias=False)
-        self.up = nn.Linear(model.embed_dim, model.mlp_dim, bias=False)
-        self.down = nn.Linear(model.mlp_dim, model.embed_dim, bias=False)
+        hidden_dim = model.layers[0].ffn.hidden_dim
+        self.gate = nn.Linear(model.embed_dim, hidden_dim, bias=False)
+        self.up = nn.Linear(model.embed_dim, hidden_dim, bias=False)
+        self.down = nn.Linear(hidden_dim, model.embed_dim, bias=False)
 
     def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         x = x + self.mixer(self.mixer_norm(x), cos, sin)
@@ -77,8 +79,9 @@ class Decoder(nn.Module):
         self.head = nn.Linear(model.embed_dim, model.vocab_size, bias=False)
         if model.tie_embeddings:
             self.head.weight = self.embedding.weight
-        half = torch.arange(0, model.head_dim, 2, dtype=torch.float64) / model.head_dim
-        angles = torch.outer(torch.arange(config.data.sequence_length), model.position.theta**-half)
+        mixer = model.layers[0].mixer
+        half = torch.arange(0, mixer.head_dim, 2, dtype=torch.float64) / mixer.head_dim
+        angles = torch.outer(torch.arange(config.data.sequence_length), mixer.position.theta**-half)
         self.register_buffer("cos", angles.cos().float()[None, :, None])
         self.register_buffer("sin", angles.sin().float()[None, :, None])
 
@@ -100,7 +103,7 @@ def main() -> None:
     refuse_unsupported(config)
     torch.set_num_threads(len(cpus()))
     decoder = Decoder(config)
-    load(decoder, np.load(folder / "parameters.npz"), len(config.model.pattern))
+    load(decoder, np.load(folder / "parameters.npz"))
     optimizer = build_optimizer(config, decoder)
     compute_loss = torch.compile(decoder) if "--compile" in sys.argv else decoder
     batches = [
@@ -132,23 +135,26 @@ def main() -> None:
 def refuse_unsupported(config: RunConfig) -> None:
     """Stop where the model above is not the configured one."""
     model = config.model
-    mixer, ffn = model.pattern[0].mixer, model.pattern[0].ffn
+    mixer, ffn = model.layers[0].mixer, model.layers[0].ffn
+    if (mixer.kind, ffn.kind) != ("attention", "mlp"):
+        raise SystemExit(f"the PyTorch step has no {mixer.kind} with {ffn.kind}")
     wrong = {
         "model.norm.kind": model.norm.kind != "rmsnorm",
-        "model.position": model.position.kind != "rope" or model.position.scaling is not None,
-        "model.prefix, model.pattern": len({block.model_dump_json() for block in (*model.prefix, *model.pattern)}) > 1,
+        "model.position": model.position.kind != "none",
+        "mixer.position": mixer.position.kind != "rope" or mixer.position.scaling is not None,
+        "model.segments": len(model.segments) > 1 or len(model.segments[0].pattern) > 1,
         "mixer.window, softcap, sinks": mixer.window is not None or mixer.softcap is not None or mixer.sinks,
-        "ffn.kind, activation": ffn.kind != "mlp" or ffn.activation != "swiglu",
-        "bias": mixer.bias != "none" or getattr(ffn, "bias", "none") != "none",
+        "ffn.activation": ffn.activation != "swiglu",
+        "bias": mixer.bias != "none" or ffn.bias != "none",
         "optimizer.overrides": bool(config.optimizer.overrides),
-        "train.z_loss, train.label_smoothing": config.train.z_loss > 0 or config.train.label_smoothing > 0,
+        "objective.z_loss, label_smoothing": config.objective.z_loss > 0 or config.objective.label_smoothing > 0,
         "train.compute_dtype": config.train.compute_dtype == "bfloat16",
     }
     if any(wrong.values()):
         raise SystemExit(f"the PyTorch step has no such {', '.join(key for key, bad in wrong.items() if bad)}")
 
 
-def load(decoder: Decoder, parameters: np.lib.npyio.NpzFile, pattern_length: int) -> None:
+def load(decoder: Decoder, parameters: np.lib.npyio.NpzFile) -> None:
     """Copy maxlm's parameters; a matrix there maps (in) -> (out), here it is stored (out, in)."""
 
     def fill(weight: torch.Tensor, array: np.ndarray, *, inputs: int = 1) -> None:
@@ -160,13 +166,11 @@ def load(decoder: Decoder, parameters: np.lib.npyio.NpzFile, pattern_length: int
     fill(decoder.norm.weight, parameters["norm/scale"])
     if decoder.head.weight is not decoder.embedding.weight:
         fill(decoder.head.weight, parameters["head/output"])
+    stacked = {
+        path.removeprefix("stack/0/0/"): parameters[path] for path in parameters.files if path.startswith("stack/")
+    }
     for index, block in enumerate(decoder.blocks):
-        repeat, place = divmod(index, pattern_length)
-        own = {
-            path.removeprefix(f"stack/{place}/"): parameters[path][repeat]
-            for path in parameters.files
-            if path.startswith(f"stack/{place}/")
-        }
+        own = {path: rows[index] for path, rows in stacked.items()}
         fill(block.mixer_norm.weight, own["mixer_norm/scale"])
         fill(block.ffn_norm.weight, own["ffn_norm/scale"])
         for name in ("query", "key", "value"):

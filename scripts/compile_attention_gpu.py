@@ -117,12 +117,7 @@ def target_config(gpu: dict[str, Any]) -> str:
 
 
 def make_arguments(
-    batch: int,
-    length: int,
-    heads: tuple[int, int],
-    sizes: tuple[int, int],
-    dtype: str,
-    sharding: Any,
+    batch: int, length: int, heads: tuple[int, int], sizes: tuple[int, int], dtype: str, sharding: Any
 ) -> tuple[Any, ...]:
     """Return the types of q, k, v, out, lse, d_out and the mask."""
     array = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)  # noqa: E731

@@ -18,7 +18,7 @@ BLOCK_ACTIVATIONS = {"mixer_out": "what the mixer adds to its block's input"}
 """What `train.remat` can name in any block."""
 
 
-MAX_LAYERS = 100_000
+MAX_LAYERS = 10_000
 
 
 class NormConfig(Section):

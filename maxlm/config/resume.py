@@ -67,6 +67,8 @@ def compare_runs(old: Mapping[str, Any], new: RunConfig, *, steps_done: int) -> 
             change = Change(".".join(map(str, path)), was and was.value, now and now.value)
             differing.setdefault(present.mark, []).append(change)
     matter, rates = [*differing.get(None, []), *differing.get(OnResume.FIXED, [])], differing.get(OnResume.RATE, [])
+    if any(section.judges_microbatches for _, section in new.model.sections()):
+        matter += differing.get(OnResume.PIECES, [])
     # A run whose settings this version does not know has learning rates that it does not know.
     first = (0 if saved is None else first_changed_rate(saved, new)) if rates else None
     if first is None:

@@ -126,8 +126,8 @@ class TrainConfig(Section):
 
     num_steps: Annotated[PositiveInt, OnResume.FREE]
     batch_size: PositiveInt = Field(description="sequences per step over the whole mesh")
-    microbatches: Annotated[PositiveInt, OnResume.FREE] = Field(
-        1, description="gradient accumulation: pieces the batch is worked in"
+    microbatches: Annotated[PositiveInt, OnResume.PIECES] = Field(
+        1, description="gradient accumulation: pieces the batch is worked in; experts are balanced in each"
     )
     gather: Annotated[Literal["layer", "microbatch", "step"], OnResume.FREE] = Field(
         "layer", description="when sharded parameters are gathered: ZeRO-3, ZeRO-2, ZeRO-1 (arXiv:1910.02054)"

@@ -29,6 +29,7 @@ class OnResume(Enum):
 
     FREE = "how the run is executed, watched or stored: may change"
     RATE = "may change as long as no step that is done had another learning rate"
+    PIECES = "may change unless a layer of the model judges microbatches"
     FIXED = "makes another run, within a section that is free"
 
 
@@ -58,6 +59,11 @@ class LayerSection(Section):
         """
         del path, run
         yield from ()
+
+    @property
+    def judges_microbatches(self) -> bool:
+        """Whether it adds something to the objective that depends on how a batch is cut into microbatches."""
+        return False
 
     @property
     def routed_copies(self) -> int:

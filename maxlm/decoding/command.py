@@ -69,7 +69,8 @@ def _on_devices(saved: RunConfig, tensor: int) -> RunConfig:
     if not 1 <= tensor <= available:
         raise UserError(f"--tensor={tensor} must be at least 1 and at most {available}, the devices of this machine")
     train = saved.train.model_copy(update={"microbatches": 1, "batch_size": 1})
-    here = saved.model_copy(update={"mesh": MeshConfig(tensor=tensor, fsdp=1), "train": train})
+    own = saved.runtime.model_copy(update={"device_count": None})  # fake devices of the training are not those here
+    here = saved.model_copy(update={"mesh": MeshConfig(tensor=tensor, fsdp=1), "train": train, "runtime": own})
     return here.model_copy(update={"mesh": resolve_mesh(here, tensor)})
 
 

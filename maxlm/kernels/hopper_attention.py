@@ -99,12 +99,12 @@ def forward(
         **problem.rings(),
         "turn": plgpu.Barrier(num_arrivals=COMPUTING),
     }
-    shapes = (
-        jax.ShapeDtypeStruct((*q.shape[:3], problem.value_size), q.dtype),
+    inputs = *words(mask, _TILE, _TILE), q, k, v
+    outputs = (
+        jax.ShapeDtypeStruct((batch, length, num_heads, problem.value_size), q.dtype),
         jax.ShapeDtypeStruct((batch, num_heads, length + -length % _TILE), jnp.float32),
     )
-    inputs = *words(mask, _TILE, _TILE), q, k, v
-    out, lse = _call(_forward_kernel, problem, mask, inputs, shapes, scratch, interpret)
+    out, lse = _call(_forward_kernel, problem, mask, inputs, outputs, scratch, interpret)
     return out[..., : v_BSKH.shape[3]], lse[:, :, :length]
 
 
@@ -214,13 +214,18 @@ class _Problem:
             **{f"{name}_free": barrier(num_arrivals=COMPUTING) for name in arrivals},
         }
 
+    @property
+    def exponent(self) -> float:
+        """Return what scores are multiplied with to become exponents of 2."""
+        return (self.scale if self.softcap is None else self.softcap) * _LOG2_E
+
     def scores(self, products: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        """Turn q k^T into scores, as exponents of 2, and the slope of the cap, None without one."""
+        """Turn q k^T into scores in units of the scale or the cap, and the slope of the cap, None without one."""
         if self.softcap is None:
-            return products * (self.scale * _LOG2_E), None
+            return products, None
         # The GPU's own approximation of tanh has only 11 bits.
         capped = 1 - 2 / (1 + jnp.exp2(products * (2 * _LOG2_E * self.scale / self.softcap)))
-        return capped * (self.softcap * _LOG2_E), 1 - capped * capped
+        return capped, 1 - capped * capped
 
 
 def _call(
@@ -275,8 +280,8 @@ def _forward_kernel(problem, table, q_words, kv_words, q, k, v, out, lse, shared
             if masked:
                 scores = _hide(scores, -jnp.inf, own_words, shared.mask_ring.at[slot])
             plgpu.barrier_arrive(shared.first_free.at[slot])
-            new_peak = jnp.maximum(peak, jnp.max(scores, axis=1))
-            p = jnp.exp2(scores - lax.broadcast_in_dim(new_peak, scores.shape, [0]))
+            new_peak = jnp.maximum(peak, jnp.max(scores, axis=1) * problem.exponent)
+            p = jnp.exp2(scores * problem.exponent - lax.broadcast_in_dim(new_peak, scores.shape, [0]))
             shrink = jnp.exp2(peak - new_peak)
             sums *= lax.broadcast_in_dim(shrink, sums.shape, [0])
             total = total * shrink + jnp.sum(p, axis=1)
@@ -350,12 +355,12 @@ def _gradient_kernel(problem, table, q_words, kv_words, q, k, v, d_out, lse, del
             plgpu.barrier_arrive(shared.first_free.at[slot])
             return sums
 
-        sizes = problem.key_size, problem.value_size
-        carry = tuple(_zeros(size) for size, _ in zip(sizes, outputs, strict=False))
-        sums = problem.visits(table, batch, index).walk(visit, carry)
-        for tile, x, scale in zip(tiles, sums, (problem.scale, 1.0), strict=False):
+        # dq takes the first tile alone.
+        results = list(zip(outputs, tiles, (problem.key_size, problem.value_size), (problem.scale, 1), strict=False))
+        sums = problem.visits(table, batch, index).walk(visit, tuple(_zeros(size) for _, _, size, _ in results))
+        for (_, tile, _, scale), x in zip(results, sums, strict=True):
             tile[...] = (x * scale).astype(jnp.bfloat16)
-        _write(*((tile, x.at[batch, rows, head]) for tile, x in zip(tiles, outputs, strict=False)))
+        _write(*((tile, output.at[batch, rows, head]) for output, tile, _, _ in results))
 
     if problem.of_keys:
         sources = _queries(problem, batch, head, q, d_out, q_words, lse, delta)
@@ -429,7 +434,7 @@ def _d_kv_apart_kernel(problem, table, q_words, kv_words, q, k, v, d_out, lse, d
 def _weigh(problem, own_words, own_vectors, shared, slot, masked, products):  # type: ignore[no-untyped-def]
     """Turn q k^T, or k q^T, into p, and p times the slope of the cap; both fp32."""
     scores, slope = problem.scores(products)
-    p = jnp.exp2(scores - _of_queries("lse", own_vectors, shared, slot, scores.shape))
+    p = jnp.exp2(scores * problem.exponent - _of_queries("lse", own_vectors, shared, slot, scores.shape))
     if masked:
         # Only now: fewer other values are in registers.
         p = _hide(p, 0.0, own_words, shared.mask_ring.at[slot])

@@ -36,7 +36,7 @@ LARGE_SHARED_MEMORY = 160 * KIB
 
 _LOG2_E = math.log2(math.e)
 _FLOOR = NOTHING_SEEN / 100
-"""Where a row's maximum starts: below every score, above a hidden one, whose exponential is thus 0."""
+"""Where a row's maximum starts: below every score; finite, so that a hidden score of -inf becomes 0."""
 
 Pieces = tuple[jax.Array, ...]
 """A block (rows, head size) in pieces along the head size."""
@@ -142,7 +142,8 @@ def backward(
     `out` and `lse` may be of a larger softmax than this call's keys (ring attention).
     """
     delta_BTN = jnp.sum(d_out_BTNH.astype(jnp.float32) * out_BTNH.astype(jnp.float32), axis=3)
-    inputs = {"q": q_BTNH, "k": k_BSKH, "v": v_BSKH, "d_out": d_out_BTNH, "lse": lse_BNT, "delta": delta_BTN.mT}
+    inputs = {"q": q_BTNH, "k": k_BSKH, "v": v_BSKH, "d_out": d_out_BTNH}
+    inputs |= {"lse": lse_BNT * _LOG2_E, "delta": delta_BTN.mT}
     of = functools.partial(_Problem.of, q_BTNH, k_BSKH, v_BSKH, softcap)
     d_q, d_k, d_v = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q_BTNH, k_BSKH, v_BSKH))
     (d_q,) = _call(_d_q_kernel, of("d_q", device_kind, interpret), mask, inputs, (d_q,))
@@ -203,10 +204,14 @@ class _Problem:
         """Return x y^T of two blocks in pieces: a sum over the head size."""
         return sum(self.dot(x, y, transpose=True) for x, y in zip(xs, ys, strict=True))  # type: ignore[return-value]
 
+    @property
+    def exponent(self) -> float:
+        """Return what scores are multiplied with to become exponents of 2."""
+        return (self.scale if self.softcap is None else self.softcap) * _LOG2_E
+
     def scores(self, products: jax.Array) -> jax.Array:
-        """Turn q k^T into scores; these are natural exponents."""
-        scores = products * self.scale
-        return scores if self.softcap is None else self.softcap * jnp.tanh(scores / self.softcap)
+        """Turn q k^T into scores in units of the scale or the cap."""
+        return products if self.softcap is None else jnp.tanh(products * (self.scale / self.softcap))
 
 
 def _call(
@@ -264,12 +269,12 @@ def _forward_kernel(problem: _Problem, ranges, q_words, kv_words, q, k, v, out, 
     def visit(_: Any, carry: tuple[Any, ...], *, block: jax.Array, masked: bool, **__: Any) -> tuple[Any, ...]:
         sums, peak, total = carry
         start = block * tile.kv_block
-        scores = problem.scores(problem.dot_heads(q_pieces, _load(k, start, tile.kv_block))) * _LOG2_E
+        scores = problem.scores(problem.dot_heads(q_pieces, _load(k, start, tile.kv_block)))
         if masked:
             seen = _visible(problem, q_words, kv_words, q_start, start)
-            scores = jnp.where(seen, scores, NOTHING_SEEN)
-        new_peak = jnp.maximum(peak, jnp.max(scores, axis=1))
-        p = jnp.exp2(scores - new_peak[:, None])
+            scores = jnp.where(seen, scores, -jnp.inf)
+        new_peak = jnp.maximum(peak, jnp.max(scores, axis=1) * problem.exponent)
+        p = jnp.exp2(scores * problem.exponent - new_peak[:, None])
         shrink = jnp.exp2(peak - new_peak)
         values = _load(v, start, tile.kv_block)
         sums = tuple(x * shrink[:, None] + problem.dot(p.astype(y.dtype), y) for x, y in zip(sums, values, strict=True))
@@ -295,7 +300,7 @@ def _d_q_kernel(problem: _Problem, ranges, q_words, kv_words, q, k, v, d_out, ls
         start = block * tile.kv_block
         keys = _load(k, start, tile.kv_block)
         scores = problem.scores(problem.dot_heads(q_pieces, keys))
-        p = jnp.exp2((scores - lse_rows) * _LOG2_E)
+        p = jnp.exp2(scores * problem.exponent - lse_rows)
         if masked:
             p = jnp.where(_visible(problem, q_words, kv_words, q_start, start), p, 0.0)
         d_p = problem.dot_heads(d_out_pieces, _load(v, start, tile.kv_block))
@@ -319,7 +324,7 @@ def _d_kv_kernel(problem: _Problem, ranges, q_words, kv_words, q, k, v, d_out, l
         queries, d_outs = _load(q, q_start, tile.q_block, group), _load(d_out, q_start, tile.q_block, group)
         lse_rows, delta_rows = (_load_rows(x, q_start, tile.q_block, group)[None, :] for x in (lse, delta))
         scores = problem.scores(problem.dot_heads(keys, queries))
-        p = jnp.exp2((scores - lse_rows) * _LOG2_E)
+        p = jnp.exp2(scores * problem.exponent - lse_rows)
         if masked:
             seen = _visible(problem, q_words, kv_words, q_start, start, transpose=True)
             p = jnp.where(seen, p, 0.0)
@@ -336,7 +341,7 @@ def _d_kv_kernel(problem: _Problem, ranges, q_words, kv_words, q, k, v, d_out, l
 def _d_scores(problem: _Problem, p: jax.Array, d_p: jax.Array, scores: jax.Array) -> jax.Array:
     """Return the gradient of the scores, without the scale, which the sum is multiplied with."""
     d_s = p * d_p
-    return d_s if problem.softcap is None else d_s * (1 - jnp.square(scores / problem.softcap))
+    return d_s if problem.softcap is None else d_s * (1 - jnp.square(scores))
 
 
 def _visible(

@@ -42,6 +42,11 @@ class SequenceInfo(NamedTuple):
             narrowed if self.mask.reach is None else dataclasses.replace(narrowed, reach=min(self.mask.reach, window))
         )
 
+    @property
+    def real_BT(self) -> jax.Array:
+        """Which tokens are more than filling, where `tensor` splits the sequence between blocks."""
+        return (tensor.sequence_part(self.segment_ids_BT) if self.split else self.segment_ids_BT) > 0
+
     def enter(self, x_BTD: jax.Array) -> jax.Array:
         """Give every `tensor` device the whole sequence: (B, T / tensor, D) -> (B, T, D)."""
         return tensor.enter(x_BTD) if self.split else x_BTD

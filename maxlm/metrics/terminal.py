@@ -118,6 +118,11 @@ class RunTerminal:
             )
             self._live.start()
 
+    def show_compiled(self, memory_bytes: int, seconds: float) -> None:
+        """Print what the compiler says of the step, where the summary had an estimate."""
+        memory = f"; it takes {_bytes(memory_bytes)} per device" if memory_bytes else ""
+        self.note(f"step compiled in {seconds:.0f} s{memory}")
+
     def update(self, step: int, values: Mapping[str, float | str]) -> None:
         """Show a step's metrics; without any, only move the bar.
 
@@ -243,7 +248,7 @@ def _start_rows(summary: Summary) -> list[tuple[str, str]]:
     total_tokens = f"{_count(summary.total_tokens)} in {summary.num_steps} steps"
     rows = [
         ("parameters", f"{summary.num_parameters:,}"),
-        ("memory", f"about {_bytes(sum(summary.memory_bytes.values()))} per device: {parts}"),
+        ("memory, estimated", f"about {_bytes(sum(summary.memory_bytes.values()))} per device: {parts}"),
         ("tokens", f"{summary.tokens_per_step:,} per step, {total_tokens}"),
         ("compute", f"{summary.total_flops:.3g} FLOPs"),
         ("devices", f"{summary.num_devices} x {summary.device_kind}"),

@@ -9,6 +9,7 @@ cost their bytes, and stay zero.
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -73,27 +74,44 @@ def lay_out(repeats: Sequence[int], work: Sequence[float] = (), *, stages: int =
 
 
 def _fair_shares(work: Sequence[float], parts: int) -> list[int]:
-    """Cut a row of pieces into runs: the largest sum is the least possible, and among such cuts sums are most equal.
+    """Cut a row of pieces into runs whose largest sum is the least possible, and which are otherwise about equal.
 
     Returns:
       pieces in each run.
     """
     sums = list(itertools.accumulate(work, initial=0.0))
-    infinite = (float("inf"), float("inf"))
-    # best[j]: (largest sum, sum of squares) of the first j pieces in the runs so far; cuts[k][j]: where run k began.
-    best, cuts = [(0.0, 0.0), *[infinite] * len(work)], list[list[int]]()
+    low, high = max(*work, sums[-1] / parts), sums[-1]
+    for _ in range(64):  # as exact as the numbers are
+        middle = (low + high) / 2
+        low, high = (low, middle) if _fits(sums, middle, parts) else (middle, high)
+    limit = high * (1 + 1e-12)
+    needed, shares, start = _parts_needed(sums, limit), list[int](), 0
+    for left in range(parts, 0, -1):
+        # As near to an equal share as the limit allows, here and in what is left for the others.
+        ends = [end for end in range(start, _reach(sums, start, limit) + 1) if needed[end] < left]
+        target = sums[start] + (sums[-1] - sums[start]) / left
+        end = min(ends, key=lambda end: abs(sums[end] - target))
+        shares.append(end - start)
+        start = end
+    return shares
+
+
+def _fits(sums: Sequence[float], limit: float, parts: int) -> bool:
+    """Return whether the pieces make so many runs of at most `limit` each."""
+    end = 0
     for _ in range(parts):
-        costs, starts = [infinite] * (len(work) + 1), [0] * (len(work) + 1)
-        for end in range(len(work) + 1):
-            for start in range(end + 1):
-                load = sums[end] - sums[start]
-                cost = max(best[start][0], load), best[start][1] + load * load
-                if cost < costs[end]:
-                    costs[end], starts[end] = cost, start
-        best = costs
-        cuts.append(starts)
-    shares, end = [], len(work)
-    for starts in reversed(cuts):
-        shares.append(end - starts[end])
-        end = starts[end]
-    return shares[::-1]
+        end = _reach(sums, end, limit)
+    return end == len(sums) - 1
+
+
+def _parts_needed(sums: Sequence[float], limit: float) -> list[int]:
+    """Return how many runs of at most `limit` each the pieces from each one on need."""
+    needed = [0] * len(sums)
+    for start in range(len(sums) - 2, -1, -1):
+        needed[start] = 1 + needed[max(_reach(sums, start, limit), start + 1)]
+    return needed
+
+
+def _reach(sums: Sequence[float], start: int, limit: float) -> int:
+    """Return the end of the longest run from a piece on whose sum is at most `limit`."""
+    return bisect.bisect_right(sums, sums[start] + limit) - 1

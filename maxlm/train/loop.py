@@ -76,7 +76,7 @@ def train(config: RunConfig, *, command: str) -> None:
         )
         compiled = compile_step(config, program)
         _refuse_too_large_a_step(compiled, program)
-        reporter.start_clock(compiled.compile_seconds)
+        reporter.start_clock(compiled)
         loop = _Loop(config, program, datasets, compiled, checkpointer, reporter, consumption)
         stack.callback(loop.watchdog.disarm)
         step = loop.run(state, start, stop.requested, ProfileWindow(config.runtime.profile, run_dir.path / "profile"))

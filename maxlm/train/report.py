@@ -21,7 +21,7 @@ from maxlm.metrics.throughput import LapTimer, rates
 from maxlm.metrics.writers import MetricsWriter
 from maxlm.models import cost
 from maxlm.train.evaluate import loss_metrics
-from maxlm.train.setup import Datasets, Program
+from maxlm.train.setup import CompiledStep, Datasets, Program
 from maxlm.train.state import Consumption
 from maxlm.train.step import StepMetrics
 
@@ -72,9 +72,11 @@ class Reporter:
         if self._writer is not None:
             self._writer.close()
 
-    def start_clock(self, compile_seconds: float) -> None:
-        """Begin to time steps, after compiling; `compile_seconds` goes with the next logged step."""
-        self._last["time/compile_seconds"] = compile_seconds
+    def start_clock(self, compiled: CompiledStep) -> None:
+        """Say what the compiled step needs, and begin to time steps; compiling's time goes with the next logged one."""
+        self._last["time/compile_seconds"] = compiled.compile_seconds
+        if self._terminal is not None:
+            self._terminal.show_compiled(compiled.peak_memory_bytes, compiled.compile_seconds)
         self._timer = LapTimer()
 
     def step(self, step: int, metrics: StepMetrics, *, wait_seconds: float, stall_seconds: float) -> None:

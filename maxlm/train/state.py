@@ -37,7 +37,7 @@ class Consumption:
 
     def __init__(self, start: Consumed, start_step: int, config: RunConfig):
         length = config.data.sequence_length
-        tokens = config.train.batch_size * length
+        tokens = config.tokens_per_step
         self.per_step = Consumed(config.train.batch_size, tokens, round(tokens * flops_per_token(config.model, length)))
         self._start, self._start_step = start, start_step
 

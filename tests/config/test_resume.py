@@ -209,3 +209,13 @@ def test_an_end_of_decay_that_no_rate_depends_on_may_change(write_run: Callable[
     assert compare_runs(old, with_schedule(write_run, kind="constant", final_fraction=0.5), steps_done=9) == ([], [])
     slower = with_schedule(write_run, "optimizer.learning_rate=1e-4", kind="constant")
     assert compare_runs(old, slower, steps_done=1).matter == [Change("optimizer.learning_rate", 3e-4, 1e-4)]
+
+
+def test_microbatches_may_change_unless_experts_are_balanced_in_each(write_run: Callable[..., str]) -> None:
+    path = write_run()
+    moe = "model.block.ffn={kind: moe, num_experts: 4, experts_per_token: 2, expert_dim: 8, balance: {%s}}"
+    for balance, matters in (("auxiliary_loss: 0.1", True), ("auxiliary_loss: 0.0, bias_update: 0.1", False)):
+        old = load_run(path, [moe % balance]).config.model_dump(mode="json")
+        new = load_run(path, [moe % balance, "train.microbatches=2"]).config
+        expected = [Change("train.microbatches", 1, 2)] if matters else []
+        assert changes_that_matter(old, new) == expected

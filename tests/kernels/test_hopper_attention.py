@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from jax import lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.sharding import PartitionSpec as P
 
@@ -22,7 +21,7 @@ from maxlm.jax_versions import varying_axes
 from maxlm.kernels import block_sizes, chunked_attention, hopper_attention
 from maxlm.kernels.mask import NOTHING_SEEN, Mask
 from maxlm.kernels.shape import AttentionShape
-from tests.kernels.oracle import attention_fp64, make_inputs
+from tests.kernels.oracle import MASKS, attention_fp64, make_inputs
 
 interpret_params = pytest.importorskip("jax._src.pallas.mosaic_gpu.interpret.params")
 interpreter = pytest.importorskip("jax._src.pallas.mosaic_gpu.interpret.interpret_pallas_call")
@@ -53,16 +52,11 @@ def zeros_beyond_the_end(inside, read_shape, shape, dtype, *_):
 def simulated(monkeypatch):
     replaced = {
         (plgpu, "layout_cast"): lambda x, layout: x,
-        (plgpu, "broadcasted_iota"): lambda dtype, shape, axis, layout: lax.broadcasted_iota(dtype, shape, axis),
         (hopper_attention, "_load"): lambda ref, axis: ref[...],
         (hopper_attention, "_multiply"): multiply,
         (hopper_attention, "_multiply_both"): lambda one, two, weigh: (weigh(product(*one)), product(*two)),
         (hopper_attention, "_accumulate"): lambda sums, x, y: (
             sums + jnp.dot(x.astype(jnp.float32), y[...].astype(jnp.float32), precision="highest")
-        ),
-        # Products of bf16 are exact in fp32; the CPU has not all of them in bf16.
-        (chunked_attention, "_dot"): lambda letters, x, y: jnp.einsum(
-            letters, x.astype(jnp.float32), y.astype(jnp.float32), precision="highest"
         ),
         (callbacks, "_handle_out_of_bounds_read"): zeros_beyond_the_end,
         (memory.Buffer, "__setitem__"): memory.Buffer.set_in_bounds_portion,
@@ -73,10 +67,22 @@ def simulated(monkeypatch):
     interpreter.reset_gpu_interpret_mode_state()
 
 
-def make(softcap=None, **options):
-    """Return q, k, v, d_out, mask and the cap; small unless said otherwise."""
-    small = {"batch": 1, "length": 128, "heads": 1, "kv_heads": 1, "head_dim": 64, "documents": 1, "of_none": 0}
-    return *make_inputs(0, **small | {"dtype": jnp.bfloat16} | options), softcap
+def make(softcap=None, masks=(), **options):
+    """Return q, k, v, d_out, mask and the cap; small unless said otherwise.
+
+    The mask is one of places or, by name, one of the oracle's for each batch row: of a sequence that holds the queries
+    and the keys.
+    """
+    small = {"batch": len(masks) or 1, "length": 128, "heads": 1, "kv_heads": 1, "head_dim": 64, "documents": 1}
+    *arrays, mask = make_inputs(0, **small | {"of_none": 0, "dtype": jnp.bfloat16} | options)
+    if masks:
+        starts = [options.get(name, 0) for name in ("q_start", "kv_start")]
+        queries, keys = (slice(x, x + y.shape[1]) for x, y in zip(starts, arrays, strict=False))
+        rng = np.random.default_rng(0)
+        rows = [MASKS[name](rng, (1, max(queries.stop, keys.stop))) for name in masks]
+        parts = [jnp.concatenate(x) for x in ([x.queries for x in rows], [x.keys for x in rows])]
+        mask = Mask.of(parts[0][:, :, queries], parts[1][:, :, keys])
+    return *arrays, mask, softcap
 
 
 def simulate(arrays, simulated):
@@ -123,6 +129,17 @@ def test_all_features_at_once(simulated, monkeypatch, apart):
     check(make(**ALL_AT_ONCE | {"length": 100, "head_dim": 40, "v_dim": 32, "window": 40}), simulated)
 
 
+@pytest.mark.parametrize(
+    ("masks", "length"),
+    [(("any", "block diffusion"), 100), pytest.param(tuple(MASKS), 150, marks=pytest.mark.slow)],
+    ids=["two", "all"],
+)
+def test_every_kind_of_mask(simulated, monkeypatch, masks, length):
+    """The last tile is not whole; the blocks of the forward pass do not divide a tile."""
+    monkeypatch.setattr(block_sizes, "hopper", lambda *_: block_sizes.HopperBlocks(96, 32, 32, False))
+    check(make(length=length, head_dim=32, masks=masks), simulated)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
@@ -136,6 +153,9 @@ def test_all_features_at_once(simulated, monkeypatch, apart):
         {"length": 256, "causal": False, "head_dim": 128},
         {"length": 1, "kv_length": 200, "q_start": 190, "heads": 4},
         {"length": 300, "kv_length": 170, "causal": False, "documents": 2},
+        {"length": 300, "kv_length": 170, "kv_start": 60, "masks": ("any", "block diffusion")},
+        {"length": 384, "masks": tuple(MASKS)},
+        {"length": 300, "head_dim": 192, "masks": tuple(MASKS)},
         *(
             ALL_AT_ONCE | {"length": 330, "head_dim": size, "v_dim": v_size, "documents": 3, "window": 150}
             for size, v_size in ((64, 64), (80, 80), (96, 96), (128, 128), (192, 128), (256, 256))
@@ -165,6 +185,7 @@ def test_many_blocks(simulated, options):
             "kv_start": st.sampled_from([0, 64]),
             "window": st.sampled_from([None, 1, 50, 150]),
             "causal": st.booleans(),
+            "masks": st.sampled_from([()] * len(MASKS) + [(mask,) for mask in MASKS]),
             "softcap": st.sampled_from([None, 2.0]),
         }
     )
@@ -195,7 +216,7 @@ def test_parts_of_a_larger_softmax_add_up(simulated):
     parts = []
     for start in (0, 100):
         part = slice(start, start + 100)
-        part_mask = dataclasses.replace(mask, kv_segments_BS=mask.kv_segments_BS[:, part], kv_start=jnp.int32(start))
+        part_mask = Mask.of(mask.queries, mask.keys[:, :, part])
         given = q, k[:, part], v[:, part], out, lse, d_out, part_mask
         parts.append(hopper_attention.backward(*given, interpret=simulated))
     got = parts[0][0] + parts[1][0], *(jnp.concatenate(x, axis=1) for x in list(zip(*parts, strict=True))[1:])
@@ -230,7 +251,7 @@ def test_results_in_a_shard_map_vary_as_the_arguments(head_dim, v_dim):
         return out, lse, *gradients
 
     specs = (heads, P(None, "tensor", None), heads, heads, heads)
-    mask_spec = Mask(P(), P(), P(), P(), mask.causal, mask.window)
+    mask_spec = jax.tree.map(lambda _: P(), mask)
     sharded = jax.jit(jax.shard_map(program, mesh=mesh, in_specs=(heads,) * 4 + (mask_spec,), out_specs=specs))
     results = jax.eval_shape(sharded, q, k, v, d_out, mask)
     assert [(x.shape, x.dtype) for x in results[2:]] == [(x.shape, x.dtype) for x in (q, k, v)]

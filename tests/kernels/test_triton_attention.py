@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
 from maxlm.kernels import chunked_attention, triton_attention
-from maxlm.kernels.mask import Mask, block_ranges, visible
+from maxlm.kernels.mask import Mask
 from maxlm.kernels.shape import AttentionShape
 from maxlm.kernels.triton_attention import Tile, Tiles
-from tests.kernels.oracle import attention_fp64
+from tests.kernels.oracle import MASKS, attention_fp64, place_mask
 
 SMALL = Tiles(Tile(32, 16, 4, 1), Tile(16, 32, 4, 1), Tile(32, 16, 4, 1))
 
@@ -30,6 +30,7 @@ class Case:
     heads: tuple[int, int] = (4, 2)
     sizes: tuple[int, int] = (32, 32)
     starts: tuple[int, int] = (0, 0)
+    mask: str = "places"
     causal: bool = True
     window: int | None = None
     softcap: float | None = None
@@ -41,13 +42,21 @@ class Case:
         draw = lambda *shape: jnp.asarray(rng.normal(size=shape), self.dtype)  # noqa: E731
         q, k = draw(2, length, heads, size), draw(2, kv_length, kv_heads, size)
         v, d_out = draw(2, kv_length, kv_heads, v_size), draw(2, length, heads, v_size)
-        positions = max(self.starts[0] + length, self.starts[1] + kv_length)
+        return q, k, v, d_out, self.part_of(self.whole_mask(rng))
+
+    def whole_mask(self, rng):
+        """Return a mask of a sequence that holds the queries and the keys: one of the oracle's or of `places`."""
+        positions = max(start + length for start, length in zip(self.starts, self.lengths, strict=True))
+        if self.mask != "places":
+            return MASKS[self.mask](rng, (2, positions))
         documents = np.sort(rng.integers(1, self.documents + 1, (2, positions)), axis=1)
         documents[1, -positions // 8 :] = 0  # the second row ends in padding
-        pick = lambda start, count: jnp.asarray(documents[:, start : start + count], jnp.int32)  # noqa: E731
-        segments = pick(self.starts[0], length), pick(self.starts[1], kv_length)
-        mask = Mask(*segments, *(jnp.int32(x) for x in self.starts), causal=self.causal, window=self.window)
-        return q, k, v, d_out, mask
+        places = np.arange(positions)
+        return place_mask(documents, documents, places, places, causal=self.causal, window=self.window)
+
+    def part_of(self, mask):
+        queries, keys = (slice(start, start + length) for start, length in zip(self.starts, self.lengths, strict=True))
+        return Mask.of(mask.queries[:, :, queries], mask.keys[:, :, keys])
 
     def oracle(self):
         q, k, v, d_out, mask = self.arrays()
@@ -61,6 +70,7 @@ CASES = st.builds(
     heads=st.sampled_from([(4, 4), (4, 2), (4, 1)]),
     sizes=st.sampled_from([(32, 32), (64, 64), (80, 80), (96, 96), (48, 32), (20, 24)]),
     starts=st.sampled_from([(0, 0), (64, 0), (0, 64), (32, 48)]),
+    mask=st.sampled_from(["places"] * len(MASKS) + list(MASKS)),
     causal=st.booleans(),
     window=st.sampled_from([None, 1, 9, 40]),
     softcap=st.sampled_from([None, 2.0]),
@@ -78,15 +88,9 @@ def run(module, case, arrays=None):
     return [np.asarray(x, np.float64) for x in (out, lse, *gradients)]
 
 
-def fp32_dot(letters, x, y):
-    """Multiply bf16 numbers, exactly; the CPU has not all such products in bf16."""
-    return jnp.einsum(letters, x.astype(jnp.float32), y.astype(jnp.float32), precision="highest")
-
-
 @pytest.fixture(autouse=True)
 def _small_tiles(monkeypatch):
     monkeypatch.setattr(triton_attention, "choose_tiles", lambda *_: SMALL)
-    monkeypatch.setattr(chunked_attention, "_dot", fp32_dot)
 
 
 def check_fp32(case):
@@ -118,6 +122,9 @@ GRID = [
     Case(causal=False, lengths=(33, 80), heads=(4, 1), sizes=(80, 80), documents=1),
     Case(window=9, softcap=2.0, sizes=(48, 32), starts=(64, 0), documents=1),
     Case(lengths=(96, 50), sizes=(20, 24), starts=(32, 48), heads=(4, 4), softcap=2.0, documents=8),
+    *(Case(mask=mask) for mask in MASKS),
+    Case(mask="block diffusion", lengths=(33, 80), starts=(47, 0), sizes=(20, 24)),
+    Case(mask="any", lengths=(96, 50), starts=(0, 7), heads=(4, 4), sizes=(48, 32), softcap=2.0),
 ]
 
 
@@ -176,7 +183,7 @@ def test_parts_of_a_larger_softmax_add_up():
     parts = []
     for start in (0, 32):
         part = slice(start, start + 32)
-        part_mask = dataclasses.replace(mask, kv_segments_BS=mask.kv_segments_BS[:, part], kv_start=jnp.int32(start))
+        part_mask = Mask.of(mask.queries, mask.keys[:, :, part])
         given = q, k[:, part], v[:, part], jnp.asarray(out, q.dtype), jnp.asarray(lse, q.dtype), d_out, part_mask
         parts.append(triton_attention.backward(*given, interpret=True))
     d_q, d_k, d_v = parts[0][0] + parts[1][0], *(jnp.concatenate(x, axis=1) for x in list(zip(*parts, strict=True))[1:])
@@ -196,35 +203,10 @@ def test_compiles_to_triton_in_a_shard_map_with_varying_types():
         return out, lse, *triton_attention.backward(q, k, v, out, lse, d_out, mask)
 
     specs = (heads, P("data", "tensor", None), heads, heads, heads)
-    mask_spec = Mask(rows, rows, P(), P(), case.causal, case.window)
+    mask_spec = Mask(*(rows,) * 5)
     sharded = jax.jit(jax.shard_map(program, mesh=mesh, in_specs=(heads,) * 4 + (mask_spec,), out_specs=specs))
     text = sharded.trace(q, k, v, d_out, mask).lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("@__gpu$xla.gpu.triton(") == 3 or text.count("@triton_kernel_call") == 3
-
-
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(CASES, st.sampled_from([(32, 16), (16, 32)]))
-def test_block_ranges_are_exact(case, blocks):
-    mask = case.arrays()[-1]
-    q_block, kv_block = blocks
-    index = [start + np.arange(length) for start, length in zip(case.starts, case.lengths, strict=True)]
-    seen = np.asarray(visible(*map(jnp.asarray, index), causal=case.causal, window=case.window))
-    q_segments, kv_segments = np.asarray(mask.q_segments_BT), np.asarray(mask.kv_segments_BS)
-    seen = seen & (q_segments[:, :, None] == kv_segments[:, None]) & (kv_segments[:, None] > 0)
-    filled = np.pad(seen, ((0, 0), (0, -seen.shape[1] % q_block), (0, -seen.shape[2] % kv_block)))
-    blocks = filled.reshape(2, filled.shape[1] // q_block, q_block, -1, kv_block).transpose(0, 1, 3, 2, 4)
-    some, every = blocks.any((3, 4)), blocks.all((3, 4))
-    ranges = jax.jit(block_ranges, static_argnums=(1, 2))(mask, q_block, kv_block)
-    for axis, got in ((2, ranges.of_queries), (1, ranges.of_keys)):
-        first, full_first, full_end, end = np.moveaxis(np.asarray(got), 2, 0)[..., None]
-        column = np.arange(some.shape[axis])
-        inside, full = (column >= first) & (column < end), (column >= full_first) & (column < full_end)
-        if axis == 1:
-            inside, full = inside.mT, full.mT
-        assert not np.any(some & ~inside)
-        assert not np.any(full & ~every)
-        # Every block that needs no mask is known to need none: where a row's documents follow each other.
-        assert np.array_equal(full, every)
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,7 @@ def show(outcome=OUTCOME, summary=SUMMARY, *, width=80, interactive=False, updat
     )
     with RunTerminal(console) as shown:
         shown.show_start(summary)
+        shown.show_compiled(3 * 2**30, 12.4)
         for step, values in updates:
             shown.update(step, values)
         shown.note("saved")
@@ -71,11 +72,12 @@ def test_plain_lines():
     assert show(width=20).splitlines() == [  # never wrapped
         "runs/[red]a[/red]",
         "parameters: 5,246,080",
-        "memory: about 3.02 GiB per device: parameters 20 MiB, activations 3 GiB",
+        "memory, estimated: about 3.02 GiB per device: parameters 20 MiB, activations 3 GiB",
         "tokens: 16,384 per step, 9.83M in 600 steps",
         "compute: 3.23e+14 FLOPs",
         "devices: 16 x cpu",
         "mesh: data 1, stage 1, fsdp 8, expert 1, context 1, tensor 2",
+        "step compiled in 12 s; it takes 3 GiB per device",
         "step 10/600  loss 3.1416  lr 2.90e-04  grad 0.831  12.3k tok/s  MFU n/a on cpu  input wait 0.1%  ETA 4:55",
         "step 20  validation on python: loss 3.2000, 1.830 bits per byte",
         "saved",

@@ -45,7 +45,10 @@ class BalanceConfig(Section):
     """What keeps experts equally busy; each at 0 is off. Loads are those of all devices together."""
 
     auxiliary_loss: NonNegativeFloat = Field(
-        0.01, description="weight of E sum(load x mean score) per layer and microbatch (arXiv:2101.03961, eq. 4)"
+        0.01,
+        description="weight of E sum(f x p), f the experts' fractions of the load (sum 1) and p their mean scores, of "
+        "each microbatch, summed over layers (arXiv:2101.03961, eq. 4); a coefficient c of Mixtral or Qwen in "
+        "transformers is c x experts_per_token / num_layers here",
     )
     z_loss: NonNegativeFloat = Field(0.0, description="weight of the router's log(Z)^2 per layer (arXiv:2202.08906)")
     bias_update: NonNegativeFloat = Field(
@@ -77,6 +80,11 @@ class MoeConfig(LayerSection):
         description="rows that experts make room for on a device of mesh.expert, times an even load; more come in "
         "further rounds, and none is dropped",
     )
+
+    @property
+    def judges_microbatches(self) -> bool:
+        """Balance losses are worked out for each microbatch."""
+        return self.balance.auxiliary_loss > 0
 
     @property
     def routed_copies(self) -> int:

@@ -35,16 +35,17 @@ class NextTokenExamples:
           rows: the numbers of the windows in the training data.
 
         Returns:
-          `segment_ids` and `positions` of the `tokens`; their `targets`, the UTF-8 bytes each target stands for, and
-          `weights`: 1 where the target continues the token's document, else 0.
+          `segment_ids` (0 where there is no token) and `positions` of the `tokens`; their `targets`, the UTF-8 bytes
+          that each target stands for, and `weights`: 1 where the target continues the token's document, else 0.
         """
         del rows
         bos_id, eos_id = self._tokenizer.bos_id, self._tokenizer.eos_id
-        exists = windows[:, 1:] != NO_TOKEN
+        there = windows != NO_TOKEN
         windows = np.where(windows == NO_TOKEN, np.int32(eos_id), windows)
         tokens, targets = windows[:, :-1], windows[:, 1:]
         segment_ids, positions = segments_and_positions(tokens, bos_id)
-        learned = exists & (targets != bos_id)
+        segment_ids = segment_ids * there[:, :-1]
+        learned = there[:, 1:] & (targets != bos_id)
         return {
             "tokens": np.ascontiguousarray(tokens),
             "targets": np.ascontiguousarray(targets),

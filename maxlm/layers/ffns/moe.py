@@ -68,7 +68,7 @@ class Moe(Layer):
     def __call__(self, x_BTD: jax.Array, info: SequenceInfo) -> tuple[jax.Array, RouterStats]:
         """Map each token on its own; (B, T / tensor, D) -> (B, T / tensor, D), and what the router did."""
         config = self.config
-        weights_BTA, experts_BTA, stats = self.route(x_BTD)
+        weights_BTA, experts_BTA, stats = self.route(x_BTD, info.real_BT)
         x_BTD, weights_BTA, experts_BTA = map(info.enter, (x_BTD, weights_BTA, experts_BTA))
         length, num_choices = experts_BTA.shape[1:]
         length *= lax.axis_size("context")
@@ -86,15 +86,15 @@ class Moe(Layer):
         dropped = (plan.place_NA == experts_BTA.size).sum() / lax.axis_size("tensor")
         return info.leave(y_BTD), stats._replace(dropped=dropped.astype(jnp.float32))
 
-    def route(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array, RouterStats]:
-        """Return weights (B, T, A) fp32, experts (B, T, A) and statistics (no drops yet); everything in fp32."""
+    def route(self, x_BTD: jax.Array, real_BT: jax.Array) -> tuple[jax.Array, jax.Array, RouterStats]:
+        """Return weights (B, T, A) fp32, experts (B, T, A), and statistics of real tokens (no drops yet)."""
         logits_BTE = jnp.einsum(
             "BTD,DE->BTE", x_BTD.astype(jnp.float32), self.router[...], precision=lax.Precision.HIGHEST
         )
         bias_E = lax.stop_gradient(self.router_bias[...]) if self.config.balance.bias_update else None
         scores_BTE = SCORES[self.config.router.kind](logits_BTE)
         weights_BTA, experts_BTA = pick(scores_BTE, bias_E, self.config.experts_per_token, self.config.router)
-        return weights_BTA, experts_BTA, _statistics(logits_BTE, scores_BTE, experts_BTA)
+        return weights_BTA, experts_BTA, _statistics(logits_BTE, scores_BTE, experts_BTA, real_BT)
 
     def penalty(self, report: RouterStats) -> jax.Array:
         """Return this device's part of the balance losses."""
@@ -193,10 +193,13 @@ def _within_top_groups(scores_BTE: jax.Array, config: RouterConfig) -> jax.Array
 # --- balance ---------------------------------------------------------------------------------------------------------
 
 
-def _statistics(logits_BTE: jax.Array, scores_BTE: jax.Array, experts_BTA: jax.Array) -> RouterStats:
-    share_BTE = scores_BTE / scores_BTE.sum(axis=2, keepdims=True)
-    chosen_BTE = (experts_BTA[..., None] == jnp.arange(scores_BTE.shape[2])).sum(axis=2)
-    log_z = jax.nn.logsumexp(logits_BTE, axis=2)
+def _statistics(
+    logits_BTE: jax.Array, scores_BTE: jax.Array, experts_BTA: jax.Array, real_BT: jax.Array
+) -> RouterStats:
+    real_BT1 = real_BT[..., None].astype(jnp.float32)
+    share_BTE = real_BT1 * scores_BTE / scores_BTE.sum(axis=2, keepdims=True)
+    chosen_BTE = (experts_BTA[..., None] == jnp.arange(scores_BTE.shape[2])).sum(axis=2) * real_BT[..., None]
+    log_z = real_BT * jax.nn.logsumexp(logits_BTE, axis=2)
     entropy = -lax.stop_gradient(jax.scipy.special.xlogy(share_BTE, share_BTE)).sum()
     return RouterStats(
         load_E=chosen_BTE.sum(axis=(0, 1)).astype(jnp.float32),
@@ -210,9 +213,12 @@ def _statistics(logits_BTE: jax.Array, scores_BTE: jax.Array, experts_BTA: jax.A
 def balance_loss(stats_L: RouterStats, config: MoeConfig) -> jax.Array:
     """Return this device's part of the balance losses of L layers; the sum over `TOKEN_AXES` is the loss.
 
-    With load fractions f_e (sum 1) and mean scores p_e over the N tokens of all devices, per layer
+    With load fractions f_e (sum 1) and mean scores p_e over the N tokens of all devices, summed over layers
 
       auxiliary_loss E sum_e f_e p_e + z_loss mean(log(Z)^2)
+
+    as in Switch (arXiv:2101.03961) and per layer in DeepSeek-V2 (arXiv:2405.04434, eq. 23). Others count differently:
+    docs/architecture.md says which coefficient here is worth one of theirs. Filling counts as no token.
 
     f is a count and has no gradient, so with the global f the loss is linear in what devices add to p: no gradient
     crosses devices. It is no linear function of the batch: microbatches (the same ones on every mesh) are balanced each

@@ -18,8 +18,12 @@ class TokenLoss:
     """A mean over target tokens, each with a weight."""
 
     def __init__(self, config: TokenLossConfig, *, num_ids: int | None = None):
-        options = {"z_loss": config.z_loss, "label_smoothing": config.label_smoothing}
-        self._options = LossOptions(**options, chunk_tokens=config.chunk_tokens, num_ids=num_ids)
+        self._options = LossOptions(
+            z_loss=config.z_loss,
+            label_smoothing=config.label_smoothing,
+            chunk_tokens=config.chunk_tokens,
+            num_ids=num_ids,
+        )
 
     def weight(self, fields: Fields) -> jax.Array:
         """Count the targets."""

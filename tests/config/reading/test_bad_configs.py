@@ -115,7 +115,7 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
         "runtime: {step_timeout_seconds: 1e12}\n",
         [],
         [
-            "model.num_layers=2000000000 must be at most 100000; use 100000 or less",
+            "model.num_layers=2000000000 must be at most 10000; use 10000 or less",
             "runtime.step_timeout_seconds=1000000000000.0 must be at most 1e+08",
         ],
     ),

@@ -29,7 +29,7 @@ def test_a_window_by_hand():
 
 def test_window_that_starts_with_a_document_and_one_past_the_end():
     batch = packed([BOS, 4, EOS, NO_TOKEN, NO_TOKEN], [NO_TOKEN] * 5)
-    assert batch["segment_ids"].tolist() == [[1, 1, 1, 1], [1, 1, 1, 1]]
+    assert batch["segment_ids"].tolist() == [[1, 1, 1, 0], [0, 0, 0, 0]]
     assert batch["weights"].tolist() == [[1, 1, 0, 0], [0, 0, 0, 0]]
     assert batch["target_bytes"].tolist() == [[2, 0, 0, 0], [0, 0, 0, 0]]
     assert batch["tokens"].min() >= 0

@@ -20,7 +20,6 @@ from tests.small_models import model_settings
 
 MODEL = ModelConfig.model_validate(model_settings(vocab_size=8, num_layers=1, embed_dim=16, init_std=0.5))
 ROWS, LENGTH = 8, 8
-INFO = SequenceInfo(None, None, None, {})  # a router asks for nothing but the way in and out
 KINDS = {
     "softmax": {"shared_dim": 8, "balance": {"z_loss": 0.1}},
     "groups": {
@@ -48,7 +47,9 @@ def build(config, **sizes):
     specs, layout = partition_specs(declared), P(BATCH_AXES, "tensor")
 
     def program(moe, x):
-        y, stats = gather(vary(moe))(jax.lax.pcast(x, ("stage", "context", "data")[:2], to="varying"), INFO)
+        real = jax.lax.pcast(jnp.ones((x.shape[0], LENGTH), jnp.int32), AXES, to="varying")
+        info = SequenceInfo(None, real, None, {})  # a router asks for nothing but what is real, and the way in and out
+        y, stats = gather(vary(moe))(jax.lax.pcast(x, ("stage", "context", "data")[:2], to="varying"), info)
         stacked = jax.tree.map(lambda value: value[None], stats)
         loss = jax.lax.psum(balance_loss(stacked, config), TOKEN_AXES)
         sums = jax.tree.map(lambda value: jax.lax.psum(value, AXES), stacked)
@@ -209,3 +210,38 @@ def test_metrics_of_an_even_and_of_a_one_sided_router():
     want = {"load_max": [1, 4], "balance": [1, 4], "entropy": [np.log(8), np.log(2)], "dropped": [0, 0.25]}
     for name, values in {**want, "bias_norm": [0, 5]}.items():
         np.testing.assert_allclose(metrics[name], values, rtol=1e-6, err_msg=name)
+
+
+def test_what_a_coefficient_of_another_library_is_worth():
+    """In transformers f sums to k: its coefficient c is c k here, for one layer (of several it pools the tokens)."""
+    rng = np.random.default_rng(0)
+    tokens, experts, k, c = 50, 8, 3, 0.02
+    logits = rng.normal(size=(tokens, experts))
+    scores = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    chosen = np.argsort(-scores, axis=-1)[:, :k]
+    one_hot = (chosen[..., None] == np.arange(experts)).astype(float)  # (tokens, k, experts)
+    theirs = c * experts * (one_hot.mean(axis=0) * scores.mean(axis=0)).sum()
+    config = make_config(num_experts=experts, experts_per_token=k, balance={"auxiliary_loss": c * k})
+    zero = jnp.zeros((1,))
+    stats = RouterStats(jnp.asarray(one_hot.sum((0, 1)))[None], jnp.asarray(scores.sum(0))[None], zero, zero, zero)
+    mesh = build_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
+    spread = lambda stats: jax.tree.map(lambda x: jax.lax.pcast(x, AXES, to="varying"), stats)  # noqa: E731
+    run = jax.shard_map(
+        lambda stats: jax.lax.psum(balance_loss(spread(stats), config), (*TOKEN_AXES, "stage")),
+        mesh=mesh,
+        in_specs=P(),
+        out_specs=P(),
+    )
+    np.testing.assert_allclose(run(stats), theirs, rtol=1e-5)
+
+
+def test_filling_counts_as_no_token():
+    config = make_config()
+    module, _ = build(config)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 16)), jnp.float32)
+    real = jnp.arange(8)[None] < jnp.asarray([[8], [3]])
+    _, _, whole = module.route(x[:, :3], jnp.ones((2, 3), bool))
+    _, _, rest = module.route(x[:1, 3:], jnp.ones((1, 5), bool))
+    _, _, masked = module.route(x, real)
+    for got, one, other in zip(masked, whole, rest, strict=True):
+        np.testing.assert_allclose(got, one + other, rtol=1e-5)

@@ -1,0 +1,98 @@
+"""Masks as the kernels read them, and the tables of the blocks to visit, against who sees whom pair by pair."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from maxlm.kernels.mask import Mask, Visits, block_ranges, words
+from tests.kernels.oracle import MASKS, place_mask, seen_fp64
+
+MASK_DRAWS = {
+    "seed": st.integers(0, 2**20),
+    "lengths": st.sampled_from([(64, 64), (80, 80), (37, 37), (33, 80), (96, 50), (1, 40)]),
+    "starts": st.sampled_from([(0, 0), (64, 0), (0, 64), (32, 48)]),
+    "blocks": st.sampled_from([(32, 16), (16, 32)]),
+}
+
+
+def part_of(mask, starts, lengths):
+    queries, keys = (slice(start, start + length) for start, length in zip(starts, lengths, strict=True))
+    return Mask.of(mask.queries[:, :, queries], mask.keys[:, :, keys])
+
+
+def blocks_of(mask, q_block, kv_block):
+    """Return bool (B, rows, columns) twice: in which blocks some pair sees each other, and in which every pair."""
+    seen = seen_fp64(mask)
+    filled = np.pad(seen, ((0, 0), (0, -seen.shape[1] % q_block), (0, -seen.shape[2] % kv_block)))
+    blocks = filled.reshape(len(seen), filled.shape[1] // q_block, q_block, -1, kv_block)
+    return blocks.any((2, 4)), blocks.all((2, 4))
+
+
+def visited(table, count):
+    """Return bool (B, rows, columns) twice: the blocks visited with a mask, and without."""
+    masked, full = np.zeros((2, *table.shape[:2], count), bool)
+    for batch, row in np.ndindex(table.shape[:2]):
+        visits = Visits.of(table, batch, row)
+        full[batch, row, int(visits.full_first) : int(visits.full_end)] = True
+        others = [int(visits.masked_block(number)) for number in range(int(visits.masked))]
+        assert len({*others}) == len(others)
+        masked[batch, row, others] = True
+    return masked, full
+
+
+def check_tables(mask, blocks):
+    """Every pair that sees each other is visited, once, and without a mask only where all do. Return what is full."""
+    some, every = blocks_of(mask, *blocks)
+    tables = jax.jit(block_ranges, static_argnums=(1, 2))(mask, *blocks)
+    for_queries = visited(np.asarray(tables.of_queries), some.shape[2])
+    for_keys = [x.mT for x in visited(np.asarray(tables.of_keys), some.shape[1])]
+    for masked, full in (for_queries, for_keys):
+        assert not np.any(some & ~(masked | full))
+        assert not np.any(masked & full)
+        assert not np.any(full & ~every)
+    return for_queries[1], for_keys[1], every
+
+
+@settings(max_examples=20, deadline=None)
+@given(**MASK_DRAWS, kind=st.sampled_from(list(MASKS)))
+def test_tables_hold_every_pair_that_sees_each_other(seed, lengths, starts, blocks, kind):
+    positions = max(start + length for start, length in zip(starts, lengths, strict=True))
+    mask = MASKS[kind](np.random.default_rng(seed), (2, positions))
+    check_tables(part_of(mask, starts, lengths), blocks)
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    **MASK_DRAWS,
+    documents=st.sampled_from([1, 3, 8]),
+    causal=st.booleans(),
+    window=st.sampled_from([None, 1, 9, 40]),
+)
+def test_blocks_that_need_no_mask_are_known(seed, lengths, starts, blocks, documents, causal, window):
+    # Where a row's documents follow each other.
+    positions = max(start + length for start, length in zip(starts, lengths, strict=True))
+    segments = np.sort(np.random.default_rng(seed).integers(1, documents + 1, (2, positions)), axis=1)
+    segments[1, -positions // 8 :] = 0
+    places = np.arange(positions)
+    mask = place_mask(segments, segments, places, places, causal=causal, window=window)
+    of_queries, of_keys, every = check_tables(part_of(mask, starts, lengths), blocks)
+    np.testing.assert_array_equal(of_queries, every)
+    np.testing.assert_array_equal(of_keys, every)
+
+
+def test_two_comparisons_of_words_tell_who_sees_whom():
+    least, greatest = np.iinfo(np.int32).min, np.iinfo(np.int32).max
+    numbers = [least, least + 1, -7, -1, 0, 1, 6, greatest - 1, greatest]
+    rank, start, end = (x.reshape(1, -1) for x in np.meshgrid(numbers, numbers, numbers))
+    rng = np.random.default_rng(0)
+    segments = [rng.choice([-1, 0, 1, 2, greatest], rank.shape) for _ in range(2)]
+    mask = Mask(*(jnp.asarray(x, jnp.int32) for x in (*segments, rank, start, end)))
+    queries, keys = (np.asarray(x) for x in words(mask, 32, 64))
+    assert (queries.shape, keys.shape) == ((1, 2, 736), (1, 3, 768))
+    (q_segment, q_rank), (kv_segment, kv_from, kv_count) = queries[0, :, :, None], keys[0, :, None, :]
+    got = (q_segment == kv_segment) & (q_rank - kv_from < kv_count)
+    np.testing.assert_array_equal(got[:729, :729], seen_fp64(mask)[0])
+    assert not got[729:].any()
+    assert not got[:, 729:].any()
