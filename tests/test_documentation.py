@@ -220,7 +220,12 @@ def test_layer_of_the_readme_trains_on_every_mesh(tmp_path: Path) -> None:
     add_line(tmp_path / "maxlm/layers/ffns/__init__.py", '"mlp": Mlp,', '"mlp": Mlp,\n    "bilinear": Bilinear,')
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     done = subprocess.run(
-        [sys.executable, "-c", COMPARE_MESHES], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", COMPARE_MESHES],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
 
