@@ -210,7 +210,7 @@ assert_same(run(make_config(mesh=mesh, **settings)), run(make_config(**settings)
 """
 
 
-def test_layer_of_the_readme_trains_on_every_mesh(tmp_path: Path) -> None:
+def test_layer_of_the_readme_learns_the_same_on_a_mesh(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "maxlm", tmp_path / "maxlm")
     files = {block.split("\n")[0].removeprefix("# "): block for block in blocks(README, "python")}
     assert sorted(files) == ["maxlm/config/layers/bilinear.py", "maxlm/layers/ffns/bilinear.py"]
