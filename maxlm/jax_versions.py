@@ -10,6 +10,13 @@ import jax
 import jax.numpy as jnp
 from jax import export, lax
 
+FUSED_GATHERS = r"TPU" if jax.__version_info__ < (0, 11) else r"TPU v5( lite|e)"
+"""Kinds of devices, the start of their names, whose compiler runs all-gathers behind the matrix products before them.
+
+On all but v5e the libtpu of jax 0.11 refuses `xla_tpu_enable_async_collective_fusion_fuse_all_gather`: it may hang, or
+give wrong results there. Without it gathers are in front on v5p, and in the background on v7x (a scan over 4 layers).
+"""
+
 
 def varying_axes(*arrays: jax.Array) -> frozenset[str]:
     """Return the mesh axes over which any of the arrays may differ between devices, inside a shard_map."""

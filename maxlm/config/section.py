@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from maxlm.config.errors import Problem
 
@@ -33,15 +33,21 @@ class OnResume(Enum):
     FIXED = "makes another run, within a section that is free"
 
 
+Metrics = dict[str, tuple[str, str]]
+"""Names of metrics, with the unit and the meaning of each."""
+
+
 class LayerSection(Section):
     """The settings of a kind of layer, and what is known of it without building it.
 
     Attributes:
       kind: the name of the kind, by which the layer is found that it is the settings of.
       ACTIVATIONS: names that `train.remat` can give a choice for, and what each is.
+      METRICS: what the layer reports, by its name in the catalogue: the unit and the meaning of each.
     """
 
     ACTIVATIONS: ClassVar[dict[str, str]] = {}
+    METRICS: ClassVar[Metrics] = {}
 
     kind: str
 
@@ -79,6 +85,15 @@ class LayerSection(Section):
         """
         del model, length
         return 0.0
+
+
+def kind_or(default: str) -> BeforeValidator:
+    """Return the mark of a union, discriminated by `kind`, of which a section without `kind` is the default one."""
+
+    def complete(value: Any) -> Any:
+        return {"kind": default, **value} if isinstance(value, dict) and "kind" not in value else value
+
+    return BeforeValidator(complete)
 
 
 def as_tuple(value: Any) -> Any:

@@ -30,6 +30,8 @@ def to_json_schema() -> str:
     schema = RunConfig.model_json_schema()
     for section in (schema, *schema["$defs"].values()):
         section.pop("required", None)
+        for setting in section.get("properties", {}).values():
+            _admit_without_kind(setting)
     path = {"type": "string"}
     include = {
         "anyOf": [path, {"type": "array", "items": path}],
@@ -37,6 +39,14 @@ def to_json_schema() -> str:
     }
     schema["properties"] = {"include": include, **schema["properties"]}
     return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}, indent=2) + "\n"
+
+
+def _admit_without_kind(setting: Any) -> None:
+    """Let a section be several kinds' as long as the file does not say its `kind`."""
+    for part in setting.values() if isinstance(setting, dict) else setting if isinstance(setting, list) else ():
+        _admit_without_kind(part)
+    if isinstance(setting, dict) and "oneOf" in setting:
+        setting["anyOf"] = setting.pop("oneOf")
 
 
 class _Dumper(yaml.SafeDumper):

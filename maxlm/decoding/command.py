@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from pydantic import ValidationError
 
 from maxlm import runtime
 from maxlm.checkpoint import CheckpointReader, tokenizer_of_checkpoint
@@ -18,6 +19,7 @@ from maxlm.checkpoint.rearrange import rearrange_layers
 from maxlm.config.checks import resolve_mesh
 from maxlm.config.errors import UserError
 from maxlm.config.model import LearnedPosition
+from maxlm.config.reading.explain import explain
 from maxlm.config.schema import MeshConfig, RunConfig, RuntimeConfig
 from maxlm.data.tokenizer import Tokenizer
 from maxlm.decoding.generate import generate
@@ -26,6 +28,9 @@ from maxlm.models.decoder import Decoder
 from maxlm.sharding.mesh import build_mesh
 from maxlm.sharding.parameters import map_parameters, shardings, with_value
 from maxlm.sharding.stages import Layout, SegmentRows
+
+MAX_TOKENS = 1_000_000
+"""What is kept of earlier tokens has room for all from the start."""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -39,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     record = reader.latest_record()
     if record is None:
         raise UserError(f"{arguments.run_dir} has no checkpoint; train first: maxlm train RUN.yaml")
-    config = _on_devices(RunConfig.model_validate(record["config"]), arguments.tensor)
+    config = _on_devices(_saved_config(record, arguments.run_dir), arguments.tensor)
     tokenizer = Tokenizer(tokenizer_of_checkpoint(arguments.run_dir, record))
     prompts = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in arguments.prompt]
     _check_length(config, max(map(len, prompts)), arguments.max_tokens)
@@ -54,9 +59,23 @@ def run(arguments: argparse.Namespace) -> int:
         num_ids=tokenizer.vocab_size,
         compute_dtype=runtime.compute_dtype_of(config.train, jax.local_devices()[0].platform),
     )
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     _show(tokenizer, prompts, tokens)
     return 0
+
+
+def _saved_config(record: dict[str, Any], run_dir: str) -> RunConfig:
+    """Read the settings that were saved with a checkpoint.
+
+    Raises:
+      UserError: this version does not know them.
+    """
+    try:
+        return RunConfig.model_validate(record["config"])
+    except ValidationError as error:
+        version, problems = record.get("versions", {}).get("maxlm", "another version"), explain(error, {})
+        listed = "\n  ".join(str(problem) for problem in problems)
+        text = f"{run_dir}: the settings of its checkpoint are those of maxlm {version}, which this one cannot read"
+        raise UserError(f"{text}; generate with that version:\n  {listed}") from None
 
 
 def _on_devices(saved: RunConfig, tensor: int) -> RunConfig:
@@ -122,8 +141,8 @@ def _sampling(arguments: argparse.Namespace) -> Sampling:
         problems.append(f"--top-k={arguments.top_k} must be at least 1")
     if arguments.top_p is not None and not 0 < arguments.top_p <= 1:
         problems.append(f"--top-p={arguments.top_p} must be above 0 and at most 1")
-    if arguments.max_tokens < 1:
-        problems.append(f"--max-tokens={arguments.max_tokens} must be at least 1")
+    if not 1 <= arguments.max_tokens <= MAX_TOKENS:
+        problems.append(f"--max-tokens={arguments.max_tokens} must be at least 1 and at most {MAX_TOKENS}")
     if problems:
         raise UserError("; ".join(problems))
     return Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)

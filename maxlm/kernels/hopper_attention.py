@@ -604,5 +604,6 @@ def _fill_up(x: jax.Array) -> jax.Array:
 
 def _matrices(count: int, rows: int, tile: int, columns: int, dtype: Any = jnp.bfloat16) -> Any:
     """Return shared memory for matrices, laid out in tiles of 8 rows, as wgmma reads them."""
-    transforms = plgpu.TilingTransform((8, tile)), plgpu.SwizzleTransform(tile * jnp.dtype(dtype).itemsize)
+    swizzle = tile * jnp.dtype(dtype).itemsize
+    transforms = plgpu.TilingTransform((8, tile)), plgpu.SwizzleTransform(swizzle)  # type: ignore[abstract]  # jax 0.11
     return plgpu.SMEM((count, rows, columns), dtype, transforms=transforms)

@@ -7,39 +7,54 @@ from __future__ import annotations
 
 import functools
 import re
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from maxlm.config.layers import Ffn, Mixer
+from maxlm.config.objectives import Objective
+from maxlm.config.reading.paths import sections
+from maxlm.config.section import Metrics
 
 
 class Metric(NamedTuple):
-    """One metric; `<source>` in a name stands for the name of a data source, `<layer>` for a layer's number from 0."""
+    """One metric.
+
+    `<source>` in a name stands for the name of a data source, `<layer>` for a layer's number from 0, with the place of
+    a mixer among parallel ones behind it: `3/1`.
+    """
 
     name: str
     unit: str
     meaning: str
 
 
+def _of_layers() -> Iterator[Metric]:
+    """Yield what the kinds of layers say that they report."""
+    for name, (unit, meaning) in _said_by(Mixer, Ffn).items():
+        yield Metric(name, unit, meaning)
+
+
+def _of_objectives(group: str, where: str) -> Iterator[Metric]:
+    """Yield what the kinds of objectives say that they report, by the names that it has in a group."""
+    for name, (unit, meaning) in _said_by(Objective).items():
+        yield Metric(f"{group}{name}", unit, f"{meaning}; {where}")
+
+
+def _said_by(*unions: Any) -> Metrics:
+    kinds = [kind for union in unions for kind in sections(union)]
+    return {name: said for kind in kinds for name, said in kind.METRICS.items()}
+
+
 METRICS = (
-    Metric("train/loss", "nats/token", "cross entropy on the step's batch, mean over target tokens"),
-    Metric("train/perplexity", "", "exp(train/loss)"),
-    Metric("train/bits_per_byte", "bits/byte", "the same loss per byte of text: comparable between tokenizers"),
+    *_of_objectives("train/", "on the step's batch"),
     Metric("train/flops", "FLOP", "spent since step 0, by the formula in `maxlm/models/cost.py`"),
-    Metric("val/<source>/loss", "nats/token", "cross entropy on held-out text of the source"),
-    Metric("val/<source>/perplexity", "", "exp(val/<source>/loss)"),
-    Metric("val/<source>/bits_per_byte", "bits/byte", "the same loss per byte of text"),
+    *_of_objectives("val/<source>/", "on held-out text of the source"),
     Metric("optim/learning_rate", "", "of this step, before scales of `optimizer.overrides`"),
     Metric("optim/gradient_norm", "", "global norm of the gradient before clipping"),
     Metric("optim/parameter_norm", "", "global norm of the parameters after the step"),
     Metric("optim/update_ratio", "", "norm of the update / norm of the parameters"),
     Metric("optim/skipped_steps", "steps", "steps skipped so far because loss or gradient was not finite"),
-    Metric("moe/<layer>/load_max", "", "copies sent to the busiest expert of the layer / mean over its experts"),
-    Metric(
-        "moe/<layer>/balance",
-        "",
-        "E sum(load x mean score), which `auxiliary_loss` weighs; 1 is even",
-    ),
-    Metric("moe/<layer>/entropy", "nats", "entropy of a token's scores, mean over tokens; at most log(experts)"),
-    Metric("moe/<layer>/dropped", "fraction", "copies of tokens that found no room in their expert (0 when dropless)"),
-    Metric("moe/<layer>/bias_norm", "", "l2 norm of the router's bias, where it has one"),
+    *_of_layers(),
     Metric("throughput/tokens_per_second", "tokens/s", "over the whole mesh in `time/step_seconds`"),
     Metric("throughput/tokens_per_second_per_device", "tokens/s", "the same for one device"),
     Metric("throughput/tflops_per_device", "TFLOP/s", "model FLOPs: recomputation does not count"),
@@ -80,7 +95,7 @@ def find(name: str) -> Metric:
       KeyError: the catalogue has no such metric.
     """
     for metric in METRICS:
-        pattern = re.escape(metric.name).replace("<source>", "[A-Za-z0-9_.-]+").replace("<layer>", "[0-9]+")
+        pattern = re.escape(metric.name).replace("<source>", "[A-Za-z0-9_.-]+").replace("<layer>", "[0-9]+(/[0-9]+)*")
         if re.fullmatch(pattern, name):
             return metric
     raise KeyError(f"{name} is not in maxlm/metrics/catalog.py")

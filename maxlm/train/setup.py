@@ -18,6 +18,7 @@ from maxlm.config.errors import ConfigError, Problem
 from maxlm.config.schema import MeshConfig, RunConfig
 from maxlm.data.dataset import Dataset, build_dataset, validation_sources
 from maxlm.data.examples import EXAMPLES
+from maxlm.jax_versions import FUSED_GATHERS
 from maxlm.layers.layer import Local
 from maxlm.models import cost
 from maxlm.models.decoder import Decoder
@@ -39,7 +40,7 @@ log = logging.getLogger(__name__)
 
 COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
     # Parameter gathers run behind the matrix products before them; each option alone leaves them synchronous.
-    r"TPU": {
+    FUSED_GATHERS: {
         "xla_enable_async_all_gather": True,
         "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
     },

@@ -4,6 +4,7 @@ import pytest
 import yaml
 
 from maxlm import runtime
+from maxlm.checkpoint import CheckpointReader
 from maxlm.cli import main
 from tests.train.conftest import make_run, train
 
@@ -60,6 +61,7 @@ def test_any_saved_step_can_speak(say):
         (["--temperature", "hot"], "argument --temperature: invalid float value: 'hot'"),
         (["--top-k", "0", "--top-p", "2"], "--top-k=0 must be at least 1; --top-p=2.0 must be above 0 and at most 1"),
         (["--max-tokens", "0"], "--max-tokens=0 must be at least 1"),
+        (["--max-tokens", "2000000000"], "--max-tokens=2000000000 must be at least 1 and at most 1000000"),
         (["--seed", "-1"], "--seed=-1 must be at least 0"),
         (["--max-tokens", "31"], "2 tokens and --max-tokens=31, together more than model.position.max_length=32"),
     ],
@@ -71,6 +73,19 @@ def test_what_cannot_be_generated(refuse, trained, arguments, expected):
 def test_generating_without_a_checkpoint(refuse, tmp_path):
     assert f"{tmp_path} has no checkpoint; train first" in refuse("generate", tmp_path, "--prompt", "a")
     assert f"{tmp_path}/none is not a folder" in refuse("generate", tmp_path / "none", "--prompt", "a")
+
+
+def test_settings_that_this_version_does_not_know(refuse, trained, monkeypatch):
+    read = CheckpointReader.latest_record
+
+    def of_another_version(reader):
+        record = read(reader)
+        return {**record, "config": {**record["config"], "model": {**record["config"]["model"], "dropout": 0.1}}}
+
+    monkeypatch.setattr(CheckpointReader, "latest_record", of_another_version)
+    message = refuse("generate", trained, "--prompt", "a")
+    assert f"{trained}: the settings of its checkpoint are those of maxlm" in message
+    assert "model.dropout is not a known key" in message
 
 
 def test_generating_needs_nothing_but_the_run_directory(say, trained, tiny_data, tmp_path, monkeypatch):

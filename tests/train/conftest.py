@@ -14,7 +14,7 @@ import yaml
 
 from maxlm import runtime
 from maxlm.cli import main
-from tests.conftest import QUICK_COMPILE
+from tests.conftest import PATIENCE, QUICK_COMPILE
 from tests.small_models import model_settings
 
 ROOT = Path(__file__).parents[2]
@@ -102,7 +102,7 @@ def refuse(monkeypatch, capsys):
 def start(path, *overrides, launcher=()):
     """Start `maxlm train` in a process of its own."""
     command = [sys.executable, *(launcher or ["-m", "maxlm"]), "train", str(path), *overrides]
-    environment = {**os.environ, "XLA_FLAGS": QUICK_COMPILE}  # fake devices are a setting of the run
+    environment = {**os.environ, "XLA_FLAGS": f"{QUICK_COMPILE} {PATIENCE}"}  # fake devices are a setting of the run
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=environment
     )

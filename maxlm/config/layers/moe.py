@@ -64,6 +64,14 @@ class MoeConfig(LayerSection):
         "mlp_gate": "the gate of experts before its nonlinearity",
     }
 
+    METRICS: ClassVar = {
+        "moe/<layer>/load_max": ("", "copies sent to the busiest expert of the layer / mean over its experts"),
+        "moe/<layer>/balance": ("", "E sum(load x mean score), which `auxiliary_loss` weighs; 1 is even"),
+        "moe/<layer>/entropy": ("nats", "entropy of a token's scores, mean over tokens; at most log(experts)"),
+        "moe/<layer>/dropped": ("fraction", "copies of tokens that found no room in their expert (0 when dropless)"),
+        "moe/<layer>/bias_norm": ("", "l2 norm of the router's bias, where it has one"),
+    }
+
     kind: Literal["moe"] = "moe"
     num_experts: PositiveInt
     experts_per_token: PositiveInt

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from maxlm.config.objectives.next_token import NextTokenConfig
+from typing import Annotated
 
-Objective = NextTokenConfig
-"""Every kind of objective; with a second one a union discriminated by `kind`."""
+from pydantic import Field
+
+from maxlm.config.objectives.next_token import NextTokenConfig
+from maxlm.config.section import kind_or
+
+Objective = Annotated[
+    NextTokenConfig,
+    Field(discriminator="kind"),
+    kind_or("next_token"),
+]
+"""What a model is trained for."""

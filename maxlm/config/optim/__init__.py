@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from maxlm.config.optim.adamw import AdamwConfig
+from typing import Annotated
 
-Optimizer = AdamwConfig
-"""Every kind of optimizer; with a second one a union discriminated by `kind`."""
+from pydantic import Field
+
+from maxlm.config.optim.adamw import AdamwConfig
+from maxlm.config.section import kind_or
+
+Optimizer = Annotated[
+    AdamwConfig,
+    Field(discriminator="kind"),
+    kind_or("adamw"),
+]
+"""What moves the parameters."""

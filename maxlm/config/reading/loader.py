@@ -61,7 +61,7 @@ def _validate(data: dict[str, Any], origins: Mapping[str, str]) -> tuple[RunConf
         valid = {}
         for name, field in RunConfig.model_fields.items():
             if name not in broken:
-                kind: Any = field.annotation
+                kind: Any = field.rebuild_annotation()  # with what completes a section without `kind`
                 valid[name] = TypeAdapter(kind).validate_python(data[name]) if name in data else field.get_default()
     problems += [replace(problem, where=origins.get(problem.path)) for problem in find_problems(valid)]
     return config, problems

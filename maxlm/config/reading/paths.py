@@ -81,6 +81,8 @@ def read_location(location: Sequence[str | int]) -> tuple[str, Any, Any]:
     annotation: Any = RunConfig
     for step in location:
         choices = members(annotation)
+        if len(choices) == 1 and sections(annotation) and step in kinds(choices[0]):
+            continue  # the one member of a discriminated union
         if len(choices) > 1:
             named = [part for part in sections(annotation) if step == part.__name__ or step in kinds(part)]
             named += [part for part in choices if get_origin(part) is dict and str(step).startswith("dict[")]

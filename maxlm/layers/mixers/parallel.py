@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any, Self
 
 import jax
@@ -76,19 +76,26 @@ class Parallel(Mixer):
 
     def penalty(self, report: Report) -> jax.Array | float:
         """Add up the mixers' penalties."""
-        return sum((mixer.penalty(own) for mixer, own in zip(self.mixers, report, strict=True)), 0.0)
+        return sum((mixer.penalty(own) for _, mixer, own in self._reporting(report)), 0.0)
 
     def metrics(self, report: Report) -> dict[str, jax.Array]:
-        """Return the mixers' metrics, with the mixer's place in front."""
-        return {
-            f"{place}/{name}": value
-            for place, (mixer, own) in enumerate(zip(self.mixers, report, strict=True))
-            for name, value in mixer.metrics(own).items()
-        }
+        """Return the mixers' metrics, with the mixer's place behind the group: `ssm/decay` is `ssm/1/decay`."""
+        values: dict[str, jax.Array] = {}
+        for place, mixer, own in self._reporting(report):
+            for name, value in mixer.metrics(own).items():
+                group, _, rest = name.partition("/")
+                values[f"{group}/{place}/{rest}"] = value
+        return values
 
     def after_step(self, before: Self, report: Report) -> Self:
         """Let each mixer apply its own rule."""
-        trios = zip(self.mixers, before.mixers, report, strict=True)
         copy: Self = jax.tree.map(lambda leaf: leaf, self)
-        copy.mixers = nnx.List([mixer.after_step(old, own) for mixer, old, own in trios])
+        for place, mixer, own in self._reporting(report):
+            copy.mixers[place] = mixer.after_step(before.mixers[place], own)
         return copy
+
+    def _reporting(self, report: Report) -> Iterator[tuple[int, Mixer, Report]]:
+        """Yield the mixers with a report, and their places."""
+        for place, (mixer, own) in enumerate(zip(self.mixers, report, strict=True)):
+            if own is not None:
+                yield place, mixer, own
