@@ -1,4 +1,4 @@
-"""What keeps the code base easy to read: floors, names, folders, and the file list in the README."""
+"""What keeps the code base easy to read: floors, names, folders, short argument lists, and the list of files."""
 
 from __future__ import annotations
 
@@ -54,6 +54,21 @@ VAGUE_NAMES = {"utils", "util", "common", "misc", "helpers", "helper", "base", "
 # Where a family's name may stand: the name tables of checkpoint import, and a published formula called after it.
 MODEL_NAMES = re.compile(r"llama|qwen|gemma|mistral|mixtral|deepseek|gpt|olmo|falcon|bloom|phi-?\d", re.IGNORECASE)
 MODEL_NAMES_ALLOWED = {("maxlm/config/rope.py", "llama3"), ("maxlm/ops/rope.py", "_llama3_scaled")}
+
+MOST_ARGUMENTS = 8
+"""More of them are a record without a name. `self` and `cls` do not count."""
+MORE_ARGUMENTS = {
+    ("maxlm/kernels/hopper_attention.py", "_d_kv_apart_kernel"),
+    ("maxlm/kernels/hopper_attention.py", "_forward_kernel"),
+    ("maxlm/kernels/hopper_attention.py", "_gradient_kernel"),
+    ("maxlm/kernels/hopper_attention.py", "backward"),
+    ("maxlm/kernels/tpu_attention.py", "backward"),
+    ("maxlm/kernels/triton_attention.py", "_d_kv_kernel"),
+    ("maxlm/kernels/triton_attention.py", "_d_q_kernel"),
+    ("maxlm/kernels/triton_attention.py", "_forward_kernel"),
+    ("maxlm/kernels/triton_attention.py", "backward"),
+}
+"""(file, function): attention's arrays, which Pallas hands to the body of a kernel one by one."""
 
 
 def relative(path: Path) -> str:
@@ -239,11 +254,31 @@ def compared_words(node: ast.AST) -> set[str]:
     return {one.value for one in inner if isinstance(one, ast.Constant) and isinstance(one.value, str)}
 
 
-def test_readme_lists_every_file_in_one_line() -> None:
-    readme = (ROOT / "README.md").read_text()
-    match = re.search(r"<!-- files -->(.*)<!-- /files -->", readme, re.DOTALL)
-    assert match, "README.md needs a list between <!-- files --> and <!-- /files -->"
-    listed = re.findall(r"^\s*[-|*] `([^`]+)`", match[1], re.MULTILINE)
-    files = [relative(path) for path in SOURCES if path.name != "__init__.py"]
-    assert sorted(listed) == sorted(files)
-    assert len(listed) == len(set(listed))
+def argument_count(function: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> int:
+    arguments = function.args
+    named = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+    return len([argument for argument in named if argument.arg not in ("self", "cls")]) + bool(arguments.vararg)
+
+
+def test_functions_have_few_arguments() -> None:
+    found = {
+        (relative(path), getattr(node, "name", "lambda"))
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        if argument_count(node) > MOST_ARGUMENTS
+    }
+    assert found - MORE_ARGUMENTS == set(), f"more than {MOST_ARGUMENTS} arguments: make a record of them"
+    assert MORE_ARGUMENTS - found == set(), f"these have at most {MOST_ARGUMENTS} by now: strike them off the list"
+
+
+def test_list_of_files_says_of_each_what_its_docstring_says() -> None:
+    listed = re.search(r"<!-- files -->\n(.*)<!-- /files -->", (ROOT / "docs/files.md").read_text(), re.DOTALL)
+    assert listed, "docs/files.md needs a list between <!-- files --> and <!-- /files -->"
+    files = [path for path in SOURCES if path.name != "__init__.py"]
+    first_lines = {path: ast.get_docstring(ast.parse(path.read_text())).split("\n")[0] for path in files}  # type: ignore[union-attr]
+    unfinished = [relative(path) for path, line in first_lines.items() if not line.endswith(".")]
+    assert not unfinished, "the first line of a docstring is a whole sentence"
+    lines = [f"- [`{relative(path)}`](../{relative(path)}): {line}" for path, line in first_lines.items()]
+    found = re.findall(r"^- .*$", listed[1], re.MULTILINE)
+    assert sorted(found) == sorted(lines), "run .venv/bin/python scripts/write_lists.py"

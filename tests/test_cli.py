@@ -60,7 +60,7 @@ def test_commands_get_their_arguments_and_return_the_exit_code(monkeypatch: pyte
     train, prepare, generate = seen
     assert (train.config, train.overrides) == ("x.yaml", ["a.b=1", "c=2"])
     assert (prepare.overrides, prepare.force) == (["a.b=1", "c=2"], True)
-    assert (generate.run_dir, generate.prompt, generate.top_k, generate.step) == ("runs/x", "def ", 5, None)
+    assert (generate.run_dir, generate.prompt, generate.top_k, generate.step) == ("runs/x", ["def "], 5, None)
 
 
 @pytest.mark.parametrize(

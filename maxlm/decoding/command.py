@@ -55,7 +55,6 @@ def run(arguments: argparse.Namespace) -> int:
         prompts,
         max_tokens=arguments.max_tokens,
         sampling=sampling,
-        seed=arguments.seed,
         stop_id=tokenizer.eos_id,
         num_ids=tokenizer.vocab_size,
         compute_dtype=runtime.compute_dtype_of(config.train, jax.local_devices()[0].platform),
@@ -146,7 +145,7 @@ def _sampling(arguments: argparse.Namespace) -> Sampling:
         problems.append(f"--max-tokens={arguments.max_tokens} must be at least 1 and at most {MAX_TOKENS}")
     if problems:
         raise UserError("; ".join(problems))
-    return Sampling(arguments.temperature, arguments.top_k, arguments.top_p)
+    return Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
 
 
 def _check_length(config: RunConfig, prompt_tokens: int, max_tokens: int) -> None:

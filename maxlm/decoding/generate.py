@@ -34,7 +34,6 @@ def generate(
     *,
     max_tokens: int,
     sampling: Sampling,
-    seed: int,
     stop_id: int,
     num_ids: int,
     compute_dtype: Any,
@@ -47,7 +46,6 @@ def generate(
       prompts: token ids of each text, BOS first; as many as a multiple of the batch axes' devices.
       max_tokens: tokens to generate at most.
       sampling: how a token is chosen.
-      seed: of the random choices; same seed and prompts, same texts.
       stop_id: the end-of-document token.
       num_ids: how many ids the tokenizer has; the model's vocabulary may be larger.
       compute_dtype: of weights, activations and what is kept.
@@ -60,7 +58,7 @@ def generate(
     for row, prompt in enumerate(prompts):
         tokens_BT[row, : len(prompt)] = prompt
     pick = jax.jit(functools.partial(choose, sampling=sampling, num_ids=num_ids))
-    key, start_B, done_B = jax.random.key(seed), np.zeros_like(lengths_B), np.zeros(len(prompts), bool)
+    key, start_B, done_B = jax.random.key(sampling.seed), np.zeros_like(lengths_B), np.zeros(len(prompts), bool)
     logits_BV, states = advance(decoder, tokens_BT, states, start_B, lengths_B)
     for index in range(max_tokens):
         token_B = np.asarray(pick(logits_BV, jax.random.fold_in(key, index)))

@@ -16,11 +16,13 @@ class Sampling:
       temperature: logits are divided by it; 0 takes the likeliest token.
       top_k: only the k likeliest tokens can be chosen.
       top_p: only the likeliest tokens that together have this probability can be chosen (arXiv:1904.09751).
+      seed: of the random choices; same seed and prompts, same texts.
     """
 
     temperature: float = 0.8
     top_k: int | None = None
     top_p: float | None = None
+    seed: int = 0
 
 
 def choose(logits_BV: jax.Array, key: jax.Array, sampling: Sampling, num_ids: int) -> jax.Array:

@@ -1,7 +1,6 @@
-"""Every metric a run can report: its name, its unit, what it means. The tables in the documentation come from here,
-between `<!-- metrics -->` and `<!-- /metrics -->`:
+"""Every metric a run can report: its name, its unit, what it means.
 
-    python -c "from maxlm.metrics.catalog import markdown_table; print(markdown_table())"
+`scripts/write_lists.py` makes the table in docs/metrics.md from it.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""Pipeline parallelism: lockstep 1F1B over the `stage` axis (arXiv:1806.03377), interleaved where stages repeat
-(arXiv:2104.04473), as three scans with one explicit `jax.vjp` a tick.
+"""Pipeline parallelism: lockstep 1F1B over the `stage` axis, interleaved where stages repeat, as three scans.
+
+The schedules are those of arXiv:1806.03377 and arXiv:2104.04473, with one explicit `jax.vjp` a tick.
 
 S stages, M microbatches, V chunks of layers per stage: chunk v of stage s holds the layers of virtual stage v S + s,
 and the virtual stages form a ring that each microbatch walks V times. Every tick every device runs the same program:

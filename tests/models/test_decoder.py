@@ -97,7 +97,6 @@ def test_greedy_text_is_what_whole_sequences_give(model, mesh, decoder):
         [prompt],
         max_tokens=6,
         sampling=Sampling(temperature=0.0),
-        seed=0,
         stop_id=-1,
         num_ids=model.vocab_size,
         compute_dtype=jnp.float32,
@@ -112,7 +111,7 @@ def test_greedy_text_is_what_whole_sequences_give(model, mesh, decoder):
 
 
 def test_generation_ends_at_the_stop_token(model, mesh, decoder):
-    arguments = {"max_tokens": 6, "sampling": Sampling(0.0), "seed": 0, "compute_dtype": jnp.float32}
+    arguments = {"max_tokens": 6, "sampling": Sampling(0.0), "compute_dtype": jnp.float32}
     arguments["num_ids"] = model.vocab_size
     (first,) = next(generate(decoder, mesh, [[1, 2]], stop_id=-1, **arguments))
     assert list(generate(decoder, mesh, [[1, 2]], stop_id=first, **arguments)) == []

@@ -47,7 +47,7 @@ class BalanceConfig(Section):
     auxiliary_loss: NonNegativeFloat = Field(
         0.01,
         description="weight of E sum(f x p), f the experts' fractions of the load (sum 1) and p their mean scores, of "
-        "each microbatch, summed over layers (arXiv:2101.03961, eq. 4); a coefficient c of Mixtral or Qwen in "
+        "each microbatch, summed over layers (arXiv:2101.03961, eq. 4); a coefficient c of mixtures in "
         "transformers is c x experts_per_token / num_layers here",
     )
     z_loss: NonNegativeFloat = Field(0.0, description="weight of the router's log(Z)^2 per layer (arXiv:2202.08906)")
