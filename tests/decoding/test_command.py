@@ -53,6 +53,21 @@ def test_any_saved_step_can_speak(say):
     assert say("--temperature", "0", "--step", "2")
 
 
+def test_several_prompts_on_two_devices_get_the_texts_they_get_alone(trained, monkeypatch, capsys):
+    monkeypatch.setattr(runtime, "start", lambda settings: None)
+
+    def say(*arguments):
+        capsys.readouterr()
+        assert main(["generate", str(trained), "--max-tokens", "6", "--temperature", "0", *arguments]) == 0
+        return capsys.readouterr().out
+
+    prompts = ["ember ", "quartz river sable "]
+    alone = [say("--prompt", prompt) for prompt in prompts]
+    both = [argument for prompt in prompts for argument in ("--prompt", prompt)]
+    assert say(*both) == say(*both, "--tensor", "2") == "".join(alone)
+    assert all(text.startswith(prompt) for text, prompt in zip(alone, prompts, strict=True))
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

@@ -1,10 +1,12 @@
-"""Decoding with experts and a prefix: token by token as all at once."""
+"""Decoding: token by token as all at once, texts together as each alone, and on two devices as on one."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from maxlm.decoding.generate import empty_states, make_advance
+from maxlm.decoding.generate import empty_states, generate, make_advance
+from maxlm.decoding.sampling import Sampling
 from maxlm.sharding.parameters import initialise
 from maxlm.train.setup import build_program
 from tests.train.program import make_config
@@ -12,8 +14,18 @@ from tests.train.program import make_config
 MOE = {"kind": "moe", "num_experts": 4, "experts_per_token": 2, "expert_dim": 16, "balance": {"bias_update": 0.1}}
 
 
-def test_one_by_one_as_all_at_once():
-    model = {"num_layers": 3, "prefix": [{}], "pattern": [{"ffn": MOE}], "init_std": 0.3}
+NONE = {"kind": "none"}
+BOTH = {"kind": "parallel", "mixers": [{"kind": "attention", "num_heads": heads, "head_dim": 4} for heads in (8, 4)]}
+NARROW = {"kind": "attention", "num_heads": 4, "num_kv_heads": 2, "head_dim": 8, "window": 5, "sinks": True}
+MODELS = {
+    "experts": {"num_layers": 3, "prefix": [{}], "pattern": [{"ffn": MOE}], "init_std": 0.3},
+    "parallel": {"num_layers": 3, "pattern": [{"mixer": NONE}, {"mixer": BOTH}, {"ffn": NONE}], "init_std": 0.3},
+    "window": {"num_layers": 2, "pattern": [{"mixer": NARROW}, {}], "init_std": 0.3},
+}
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_one_by_one_as_all_at_once(model):
     program = build_program(make_config(model=model), jax.devices()[:1])
     decoder = initialise(program.declared, 0, program.mesh)
     advance = make_advance(program.declared, program.mesh, jnp.float32)
@@ -26,3 +38,34 @@ def test_one_by_one_as_all_at_once():
         got, kept = advance(decoder, tokens[:, place : place + 1], kept, place * one, one)
     np.testing.assert_allclose(got, want, atol=1e-4)
     assert np.abs(want).max() > 0.1
+
+
+def texts(model, prompts, **mesh):
+    """Return the likeliest continuations of prompts of token ids, as `generate` yields them."""
+    config = make_config(model=model, mesh=mesh)
+    program = build_program(config, jax.devices()[: mesh.get("tensor", 1)])
+    decoder = initialise(program.declared, 0, program.mesh)
+    steps = generate(
+        decoder,
+        program.mesh,
+        prompts,
+        max_tokens=8,
+        sampling=Sampling(temperature=0),
+        seed=0,
+        stop_id=63,
+        num_ids=64,
+        compute_dtype=jnp.float32,
+    )
+    rows = zip(*steps, strict=True)
+    return [[token for token in row if token is not None] for row in rows]
+
+
+@pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
+def test_prompts_of_any_length_get_together_the_texts_they_get_alone(model):
+    rng = np.random.default_rng(0)
+    # One of them fills a whole block of the prefill, and one needs two.
+    prompts = [rng.integers(0, 63, length).tolist() for length in (3, 64, 1, 70)]
+    together = texts(model, prompts)
+    assert together == [texts(model, [prompt])[0] for prompt in prompts]
+    assert len({tuple(text) for text in together}) == len(prompts)
+    assert texts(model, prompts, tensor=2) == together

@@ -212,3 +212,32 @@ def test_a_pipeline_resumes_on_context_expert_and_tensor(write_run, tmp_path):
     assert [row[2] for row in moved] == [row[2] for row in whole]
     losses = [[float.fromhex(row[1]) for row in rows] for rows in (moved, whole)]
     np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+EXPERTS = {"kind": "moe", "num_experts": 4, "experts_per_token": 2, "expert_dim": 16}
+UNEVEN = {
+    "three layers on two stages": (3, [{"pattern": [{}]}], ["mesh.stage=2"]),
+    "dense and experts on two stages, twice": (
+        5,
+        [{"repeat": 2, "pattern": [{}]}, {"pattern": [{"ffn": EXPERTS}]}],
+        ["mesh.stage=2", "mesh.stage_repeats=2"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("num_layers", "segments", "stages"), UNEVEN.values(), ids=UNEVEN)
+def test_uneven_stages_and_one_device_take_turns(write_run, tmp_path, num_layers, segments, stages):
+    model = model_settings(vocab_size=320, num_layers=num_layers, embed_dim=16, num_heads=2, mlp_dim=32)
+    model["segments"] = segments
+    # Choosing experts is a jump: see above.
+    sections = {"model": model, "train": {"num_steps": 6, "eval_every": 0}, "optimizer": {"learning_rate": 5e-4}}
+    train(write_run("whole", **sections))
+    path = write_run("moved", **sections)
+    staged = [*stages, "mesh.fsdp=1", "train.microbatches=2", "runtime.device_count=2", "schedule.total_steps=6"]
+    train(path, *staged, "train.num_steps=2")
+    assert "resuming: after step 2" in train(path, "train.num_steps=4", "schedule.total_steps=6")
+    assert "resuming: after step 4" in train(path, *staged)
+    whole, moved = curve(tmp_path / "whole"), curve(tmp_path / "moved")
+    assert [row[2] for row in moved] == [row[2] for row in whole]
+    losses = [[float.fromhex(row[1]) for row in rows] for rows in (moved, whole)]
+    np.testing.assert_allclose(*losses, rtol=1e-5)

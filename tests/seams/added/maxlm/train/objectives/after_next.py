@@ -15,8 +15,8 @@ from maxlm.train.objectives.token_loss import Fields, TokenLoss
 class AfterNext(TokenLoss):
     """Every token sees the last ones of its document, and predicts the one after the next."""
 
-    def __init__(self, config: AfterNextConfig):
-        super().__init__(config)
+    def __init__(self, config: AfterNextConfig, *, num_ids: int | None = None):
+        super().__init__(config, num_ids=num_ids)
         self._window = config.window
 
     def mask(self, fields: Fields, places_BT: jax.Array) -> Mask:
