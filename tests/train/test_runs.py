@@ -229,11 +229,12 @@ UNEVEN = {
 def test_uneven_stages_and_one_device_take_turns(write_run, tmp_path, num_layers, segments, stages):
     model = model_settings(vocab_size=320, num_layers=num_layers, embed_dim=16, num_heads=2, mlp_dim=32)
     model["segments"] = segments
-    # Choosing experts is a jump: see above.
-    sections = {"model": model, "train": {"num_steps": 6, "eval_every": 0}, "optimizer": {"learning_rate": 5e-4}}
+    # Choosing experts is a jump: see above. They are balanced within each microbatch.
+    settings = {"num_steps": 6, "eval_every": 0, "microbatches": 2}
+    sections = {"model": model, "train": settings, "optimizer": {"learning_rate": 5e-4}}
     train(write_run("whole", **sections))
     path = write_run("moved", **sections)
-    staged = [*stages, "mesh.fsdp=1", "train.microbatches=2", "runtime.device_count=2", "schedule.total_steps=6"]
+    staged = [*stages, "mesh.fsdp=1", "runtime.device_count=2", "schedule.total_steps=6"]
     train(path, *staged, "train.num_steps=2")
     assert "resuming: after step 2" in train(path, "train.num_steps=4", "schedule.total_steps=6")
     assert "resuming: after step 4" in train(path, *staged)

@@ -8,6 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 from maxlm.layers import mixers
 from maxlm.layers.mixers.attention import Attention
+from maxlm.sharding.fsdp import gather, vary
 from maxlm.sharding.mesh import BATCH_AXES
 from maxlm.sharding.parameters import initialise, map_parameters, partition_specs, with_value
 from maxlm.train.setup import build_program
@@ -17,7 +18,8 @@ WIDE = {"kind": "attention", "num_heads": 8, "head_dim": 4}
 NARROW = {"kind": "attention", "num_heads": 4, "num_kv_heads": 2, "head_dim": 6, "window": 3, "sinks": True}
 SIDE_BY_SIDE = {"kind": "parallel", "mixers": [WIDE, NARROW]}
 NESTED = {"kind": "parallel", "mixers": [NARROW, SIDE_BY_SIDE]}
-TOKENS = P(BATCH_AXES, ("context", "tensor"), None)
+ROWS = (*BATCH_AXES, "stage")  # of one stage
+TOKENS = P(ROWS, ("context", "tensor"), None)
 
 
 class Telling(Attention):
@@ -52,7 +54,7 @@ def run(program, layer, x, info_of):
 
     def device(layer, x, direction, batch):
         def scored(layer, x):
-            y = layer(x, info_of(batch))[0]
+            y = gather(vary(layer))(x, info_of(batch))[0]
             return (y * direction).sum(), y
 
         (_, y), gradients = jax.value_and_grad(scored, (0, 1), has_aux=True)(layer, x)
@@ -65,7 +67,7 @@ def run(program, layer, x, info_of):
     mapped = jax.shard_map(
         device,
         mesh=program.mesh,
-        in_specs=(specs, TOKENS, TOKENS, P(BATCH_AXES)),
+        in_specs=(specs, TOKENS, TOKENS, P(ROWS)),
         out_specs=(TOKENS, (specs, TOKENS)),
     )
     return jax.jit(mapped)(layer, x, direction, fields)
