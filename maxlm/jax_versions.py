@@ -14,7 +14,7 @@ FUSED_GATHERS = r"TPU" if jax.__version_info__ < (0, 11) else r"TPU v5( lite|e)"
 """Kinds of devices, the start of their names, whose compiler runs all-gathers behind the matrix products before them.
 
 On all but v5e the libtpu of jax 0.11 refuses `xla_tpu_enable_async_collective_fusion_fuse_all_gather`: it may hang, or
-give wrong results there. Without it gathers are in front on v5p, and in the background on v7x (a scan over 4 layers).
+give wrong results there. Without it gathers are in front on v5p and v6e, in the background on v7x (a scan of layers).
 """
 
 
