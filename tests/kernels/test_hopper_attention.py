@@ -61,6 +61,11 @@ def simulated(monkeypatch):
         (callbacks, "_handle_out_of_bounds_read"): zeros_beyond_the_end,
         (memory.Buffer, "__setitem__"): memory.Buffer.set_in_bounds_portion,
     }
+    if jax.__version_info__ >= (0, 11):
+        # Its simulator takes what wgmma reads, by hardware, for reads of the threads, and wants a fence before TMA may
+        # write there again.
+        arrive = plgpu.barrier_arrive
+        replaced[plgpu, "barrier_arrive"] = lambda barrier: (plgpu.commit_smem(), arrive(barrier))[1]
     for (owner, name), replacement in replaced.items():
         monkeypatch.setattr(owner, name, replacement)
     yield interpret_params.InterpretGPUParams(detect_races=True)
