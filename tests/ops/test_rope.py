@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from maxlm.config.schema import RopePosition, RopeScaling
+from maxlm.config.rope import RopePosition, RopeScaling
 from maxlm.ops.rope import frequencies, rotate, rotation
 
 

@@ -17,7 +17,7 @@ from maxlm.plan.report import GIB, Buffer, Cost, Layout, Memory, Plan, show
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: scripts/setup tpu"
 )
-LAYOUT = Layout("run.yaml", "v5p:4x4x4", 64, {"data": 1, "fsdp": 64}, 8, 16, "chunked", {"jax": "1"})
+LAYOUT = Layout("run.yaml", "v5p:4x4x4", 64, {"data": 1, "fsdp": 64}, 8, 16, {"attention": "chunked"}, {"jax": "1"})
 
 RUN = """
 run_dir: unused

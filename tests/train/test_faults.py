@@ -134,7 +134,9 @@ def test_too_few_devices_for_the_mesh(refuse, write_run):
     assert "use mesh.fsdp=2, or mesh.data=2, or runtime.device_count=16 to try it on fake CPU devices" in message
 
 
-@pytest.mark.parametrize("size", ["model.num_layers=10000", "model.vocab_size=2147483646", "model.mlp_dim=2147483646"])
+@pytest.mark.parametrize(
+    "size", ["model.num_layers=10000", "model.vocab_size=2147483646", "model.block.ffn.hidden_dim=2147483646"]
+)
 def test_a_model_that_no_memory_holds(refuse, write_run, size):
     message = refuse("train", write_run(), size, "model.embed_dim=8192", "train.batch_size=8")
     assert re.search(r"the model has [\d,]{14,} parameters; with the optimizer they take [\d,.]+ GiB on each", message)
