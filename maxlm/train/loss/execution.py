@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from maxlm.config.schema import MeshConfig, RunConfig
+from maxlm.kernels.mask import with_least
 from maxlm.layers.sequence import SequenceInfo
 from maxlm.layers.stack import BlockExecution, HeldRows, Remat, build_remat
 from maxlm.sharding.fsdp import cast, gather
@@ -43,6 +45,8 @@ class Execution(NamedTuple):
     def sequence_info(self, fields: Mapping[str, jax.Array]) -> SequenceInfo:
         """Say where the tokens of a microbatch stand."""
         mask = self.objective.mask(fields, fields["places"])
+        if lax.axis_size("context") == 1:
+            mask = with_least(mask)
         return SequenceInfo(fields["positions"], fields["segment_ids"], mask, self.kernels, self.context_kind)
 
     @property
