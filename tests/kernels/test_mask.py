@@ -99,7 +99,7 @@ def test_two_comparisons_of_words_tell_who_sees_whom():
 
 
 def packed(rng, length, *, filling, unseen):
-    """Return int32 segments (2, length): documents one after the other, filling behind and between them, odd keys out."""
+    """Return int32 segments (2, length): documents in order, filling behind and between them, some keys of none."""
     segments = np.sort(rng.integers(1, rng.integers(2, 9), (2, length)), axis=1)
     if filling:
         segments[0, length - length // 5 :] = 0
