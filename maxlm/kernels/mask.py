@@ -32,7 +32,7 @@ TABLE_HEAD = 3
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=("q_segments_BT", "kv_segments_BS", "q_rank_BT", "kv_from_BS", "kv_until_BS", "q_least_BT"),
-    meta_fields=("reach",),
+    meta_fields=("reach", "causal"),
 )
 @dataclasses.dataclass(frozen=True)
 class Mask:
@@ -49,6 +49,8 @@ class Mask:
         neighbours than it takes, and whoever estimates the work counts by it.
       q_least_BT: None, or the same said shorter: a query sees the keys, but those of segment 0, whose `from` is in
         [least, rank]. No number is negative. Kernels then compare one number of a key; see `with_least`.
+      causal: whether `causal` made it, so that a query sees itself and all that is before it in its document, less than
+        `reach` tokens back.
     """
 
     q_segments_BT: jax.Array
@@ -58,6 +60,7 @@ class Mask:
     kv_until_BS: jax.Array
     reach: int | None = None
     q_least_BT: jax.Array | None = None
+    causal: bool = False
 
     @property
     def queries(self) -> jax.Array:
@@ -75,7 +78,7 @@ class Mask:
         """Undo `queries` and `keys`."""
         q_segments, q_rank, *least = jnp.unstack(queries, axis=1)
         kv_segments, kv_from, kv_until = jnp.unstack(keys, axis=1)
-        return cls(q_segments, kv_segments, q_rank, kv_from, kv_until, reach, *least)
+        return cls(q_segments, kv_segments, q_rank, kv_from, kv_until, reach, least[0] if least else None)
 
 
 def causal(
@@ -98,9 +101,7 @@ def causal(
     kv_segments_BS = segments_BT if kv_segments_BS is None else kv_segments_BS
     kv_place_BS = place_BT if kv_place_BS is None else kv_place_BS
     everything = jnp.full_like(kv_place_BS, EVERYTHING)
-    mask = Mask(
-        segments_BT, kv_segments_BS, place_BT, kv_place_BS, everything, EVERYTHING if window is None else window
-    )
+    mask = Mask(segments_BT, kv_segments_BS, place_BT, kv_place_BS, everything, EVERYTHING, causal=True)
     return mask if window is None else windowed(mask, kv_place_BS, window)
 
 
@@ -108,10 +109,10 @@ def windowed(mask: Mask, kv_rank_BS: jax.Array, window: int) -> Mask:
     """Hide each key from queries whose rank is `window` or more above its own, besides those that do not see it."""
     window = min(window, EVERYTHING)
     until = jnp.minimum(kv_rank_BS, EVERYTHING - window) + window
-    narrowed = dataclasses.replace(mask, kv_until_BS=jnp.minimum(mask.kv_until_BS, until))
-    if mask.q_least_BT is None:
-        return narrowed
-    return dataclasses.replace(narrowed, q_least_BT=jnp.maximum(mask.q_least_BT, mask.q_rank_BT - (window - 1)))
+    least = None if mask.q_least_BT is None else jnp.maximum(mask.q_least_BT, mask.q_rank_BT - (window - 1))
+    reach = None if mask.reach is None else min(mask.reach, window)
+    until = jnp.minimum(mask.kv_until_BS, until)
+    return dataclasses.replace(mask, kv_until_BS=until, reach=reach, q_least_BT=least)
 
 
 def with_least(mask: Mask) -> Mask:
@@ -120,12 +121,12 @@ def with_least(mask: Mask) -> Mask:
     A row's documents lie one after the other, as packing lays them: what a query sees starts where its document does,
     or its window.
     """
-    if mask.reach is None:
+    if not mask.causal or mask.reach is None:
         return mask
     segments, place = mask.q_segments_BT, mask.q_rank_BT
     starts = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
     least = lax.cummax(jnp.where(starts, place, 0), axis=1)
-    least = jnp.maximum(least, place - (min(mask.reach, EVERYTHING) - 1))
+    least = jnp.maximum(least, place - (mask.reach - 1))
     return dataclasses.replace(mask, q_least_BT=jnp.where(segments > 0, least, EVERYTHING))
 
 

@@ -135,5 +135,13 @@ def test_one_comparison_of_least_words_tells_who_sees_whom(seed, length, filling
 
 
 def test_only_causal_masks_get_least():
-    mask = MASKS["block diffusion"](np.random.default_rng(0), (2, 16))
-    assert with_least(mask) is mask
+    for name in MASKS:
+        mask = MASKS[name](np.random.default_rng(0), (2, 16))
+        assert with_least(mask) is mask
+
+
+def test_a_window_shortens_the_reach():
+    segments = jnp.ones((1, 16), jnp.int32)
+    mask = with_least(causal(segments, jnp.arange(16, dtype=jnp.int32)[None], 9))
+    assert mask.reach == 9
+    assert [windowed(mask, mask.q_rank_BT, window).reach for window in (3, 12)] == [3, 9]
