@@ -189,11 +189,12 @@ def attention_pass(which: str, length: int, sizes: tuple[int, int], dtype: str, 
 
     def forward(q, k, v, segments):
         place = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), segments.shape)
-        return tpu_attention.forward(q, k, v, with_least(causal(segments, place)), device_kind=device.device_kind)
+        mask = with_least(causal(segments, place), segments)
+        return tpu_attention.forward(q, k, v, mask, device_kind=device.device_kind)
 
     def backward(q, k, v, out, lse, d_out, segments):
         place = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), segments.shape)
-        mask = with_least(causal(segments, place))
+        mask = with_least(causal(segments, place), segments)
         return tpu_attention.backward(q, k, v, out, lse, d_out, mask, device_kind=device.device_kind)
 
     if which == "forward":

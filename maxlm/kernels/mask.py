@@ -115,19 +115,25 @@ def windowed(mask: Mask, kv_rank_BS: jax.Array, window: int) -> Mask:
     return dataclasses.replace(mask, kv_until_BS=until, reach=reach, q_least_BT=least)
 
 
-def with_least(mask: Mask) -> Mask:
-    """Add `q_least_BT` to a mask of `causal`, for rows that this device holds whole; others stay as they are.
+def with_least(mask: Mask, segments_BS: jax.Array) -> Mask:
+    """Add `q_least_BT` to a mask of `causal`; others stay as they are.
 
     A row's documents lie one after the other, as packing lays them: what a query sees starts where its document does,
     or its window.
+
+    Args:
+      mask: of a row's tokens, or of some of them, which are queries and keys alike; ranks are places in the row.
+      segments_BS: of the whole row.
     """
     if not mask.causal or mask.reach is None:
         return mask
-    segments, place = mask.q_segments_BT, mask.q_rank_BT
-    starts = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
-    least = lax.cummax(jnp.where(starts, place, 0), axis=1)
-    least = jnp.maximum(least, place - (mask.reach - 1))
-    return dataclasses.replace(mask, q_least_BT=jnp.where(segments > 0, least, EVERYTHING))
+    place = mask.q_rank_BT
+    borders = jnp.pad(segments_BS[:, 1:] != segments_BS[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    starts = lax.cummax(jnp.where(borders, jnp.arange(segments_BS.shape[1], dtype=jnp.int32), 0), axis=1)
+    if starts.shape != place.shape:
+        starts = jnp.take_along_axis(starts, place, axis=1)
+    least = jnp.maximum(starts, place - (mask.reach - 1))
+    return dataclasses.replace(mask, q_least_BT=jnp.where(mask.q_segments_BT > 0, least, EVERYTHING))
 
 
 def sees(

@@ -110,7 +110,7 @@ def test_masks_with_least_equal_fp64(monkeypatch, length, window, softcap):
     filled = mask.q_segments_BT.at[1, -length // 4 :].set(0)
     kv_segments = jnp.minimum(mask.kv_segments_BS, filled)
     mask = dataclasses.replace(mask, q_segments_BT=filled, kv_segments_BS=kv_segments, causal=True)
-    short = with_least(mask)
+    short = with_least(mask, filled)
     assert short.q_least_BT is not None
 
     def both_passes(q, k, v, d_out, mask):

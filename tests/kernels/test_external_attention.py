@@ -91,7 +91,7 @@ def test_every_mask_equals_fp64(name, mask_name, length):
 @pytest.mark.parametrize("name", WITH_TOKAMAX)
 def test_masks_with_least_equal_fp64(name):
     q, k, v, d_out, mask = inputs(8, length=70, window=20, filling=3)
-    short = with_least(dataclasses.replace(mask, causal=True))
+    short = with_least(dataclasses.replace(mask, causal=True), mask.q_segments_BT)
     assert short.q_least_BT is not None
     want = attention_fp64(q, k, v, d_out, mask)
     got = jax.jit(functools.partial(both_passes, LIBRARIES[name]))(q, k, v, d_out, short)

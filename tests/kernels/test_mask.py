@@ -121,7 +121,7 @@ def test_one_comparison_of_least_words_tells_who_sees_whom(seed, length, filling
     segments, kv_segments = packed(np.random.default_rng(seed), length, filling=filling, unseen=unseen)
     place = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), segments.shape)
     mask = causal(segments, place, windows[0], kv_segments_BS=kv_segments)
-    short = with_least(mask)
+    short = with_least(mask, segments)
     if windows[1] is not None:  # as a layer narrows it
         mask, short = (windowed(x, place, windows[1]) for x in (mask, short))
     short = Mask.of(short.queries, short.keys, short.reach)
@@ -134,14 +134,24 @@ def test_one_comparison_of_least_words_tells_who_sees_whom(seed, length, filling
     assert not got[:, length:].any()
 
 
+def test_a_part_of_a_row_gets_what_the_row_gets():
+    rng = np.random.default_rng(0)
+    segments, _ = packed(rng, 64, filling=True, unseen=0)
+    place = jnp.broadcast_to(jnp.arange(64, dtype=jnp.int32), segments.shape)
+    whole = with_least(causal(segments, place, 9), segments)
+    part = np.r_[8:16, 48:56]  # as a device of `context` holds it
+    got = with_least(causal(segments[:, part], place[:, part], 9), segments)
+    np.testing.assert_array_equal(got.queries, whole.queries[:, :, part])
+
+
 def test_only_causal_masks_get_least():
     for name in MASKS:
         mask = MASKS[name](np.random.default_rng(0), (2, 16))
-        assert with_least(mask) is mask
+        assert with_least(mask, mask.q_segments_BT) is mask
 
 
 def test_a_window_shortens_the_reach():
     segments = jnp.ones((1, 16), jnp.int32)
-    mask = with_least(causal(segments, jnp.arange(16, dtype=jnp.int32)[None], 9))
+    mask = with_least(causal(segments, jnp.arange(16, dtype=jnp.int32)[None], 9), segments)
     assert mask.reach == 9
     assert [windowed(mask, mask.q_rank_BT, window).reach for window in (3, 12)] == [3, 9]
