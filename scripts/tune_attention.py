@@ -30,7 +30,7 @@ from jax.sharding import SingleDeviceSharding
 
 from maxlm.kernels import block_sizes, tpu_attention
 from maxlm.kernels.block_sizes import BlockSizes
-from maxlm.kernels.mask import causal
+from maxlm.kernels.mask import causal, with_least
 from maxlm.kernels.tpu_kernels import TURN
 
 TPU_GENERATIONS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
@@ -189,11 +189,12 @@ def attention_pass(which: str, length: int, sizes: tuple[int, int], dtype: str, 
 
     def forward(q, k, v, segments):
         place = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), segments.shape)
-        return tpu_attention.forward(q, k, v, causal(segments, place), device_kind=device.device_kind)
+        mask = with_least(causal(segments, place), segments)
+        return tpu_attention.forward(q, k, v, mask, device_kind=device.device_kind)
 
     def backward(q, k, v, out, lse, d_out, segments):
         place = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), segments.shape)
-        mask = causal(segments, place)
+        mask = with_least(causal(segments, place), segments)
         return tpu_attention.backward(q, k, v, out, lse, d_out, mask, device_kind=device.device_kind)
 
     if which == "forward":

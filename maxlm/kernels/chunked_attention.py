@@ -19,7 +19,17 @@ import jax.numpy as jnp
 from jax import lax
 
 from maxlm.jax_versions import varying_zeros
-from maxlm.kernels.mask import NOTHING_SEEN, TABLE_HEAD, Mask, Visits, fill_blocks, meetings, sees, visit_table
+from maxlm.kernels.mask import (
+    NOTHING_SEEN,
+    TABLE_HEAD,
+    Mask,
+    Visits,
+    fill_blocks,
+    least_words,
+    meetings,
+    sees,
+    visit_table,
+)
 from maxlm.products import einsum_fp32
 
 MIN_BLOCK, MAX_BLOCK = 128, 512
@@ -152,11 +162,15 @@ class _Who(NamedTuple):
         def cut(x: jax.Array, block: int) -> jax.Array:
             return jnp.moveaxis(x.reshape(*x.shape[:2], -1, block), 2, 0)
 
-        return cls(cut(filled.queries, q_block), cut(filled.keys, kv_block), *tables)
+        short = filled.q_least_BT is not None
+        queries, keys = least_words(filled, q_block, kv_block) if short else (filled.queries, filled.keys)
+        return cls(cut(queries, q_block), cut(keys, kv_block), *tables)
 
     def sees(self, row: jax.Array, column: jax.Array) -> jax.Array:
         """Return bool (B, T, S): which keys of a column each query of a row sees."""
         queries, keys = _at(self.queries, row)[:, :, :, None], _at(self.keys, column)[:, :, None, :]
+        if keys.shape[1] == 1:
+            return keys[:, 0] - queries[:, 0] < queries[:, 1]
         return sees(*jnp.unstack(queries, axis=1), *jnp.unstack(keys, axis=1))
 
 

@@ -7,6 +7,7 @@ that their results cannot be merged with attention to other keys: no sinks, no r
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import importlib.util
@@ -100,7 +101,7 @@ def _is_one_of(x: Any, arrays: Any) -> bool:
 
 def _seen(mask: Mask) -> jax.Array:
     """Return bool (B, T, S): who sees whom."""
-    mask = fill_blocks(mask, 1, 1)
+    mask = dataclasses.replace(fill_blocks(mask, 1, 1), q_least_BT=None)
     return sees(*jnp.unstack(mask.queries[..., None], axis=1), *jnp.unstack(mask.keys[:, :, None], axis=1))
 
 

@@ -31,8 +31,8 @@ TABLE_HEAD = 3
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=("q_segments_BT", "kv_segments_BS", "q_rank_BT", "kv_from_BS", "kv_until_BS"),
-    meta_fields=("reach",),
+    data_fields=("q_segments_BT", "kv_segments_BS", "q_rank_BT", "kv_from_BS", "kv_until_BS", "q_least_BT"),
+    meta_fields=("reach", "causal"),
 )
 @dataclasses.dataclass(frozen=True)
 class Mask:
@@ -47,6 +47,10 @@ class Mask:
       reach: a promise, not a rule: no query sees a key that lies `reach` or more tokens before it in the sequence, nor
         one after it. EVERYTHING promises the latter alone, None nothing. Ring attention sends blocks to no more
         neighbours than it takes, and whoever estimates the work counts by it.
+      q_least_BT: None, or the same said shorter: a query sees the keys, but those of segment 0, whose `from` is in
+        [least, rank]. No number is negative. Kernels then compare one number of a key; see `with_least`.
+      causal: whether `causal` made it, so that a query sees itself and all that is before it in its document, less than
+        `reach` tokens back.
     """
 
     q_segments_BT: jax.Array
@@ -55,11 +59,14 @@ class Mask:
     kv_from_BS: jax.Array
     kv_until_BS: jax.Array
     reach: int | None = None
+    q_least_BT: jax.Array | None = None
+    causal: bool = False
 
     @property
     def queries(self) -> jax.Array:
-        """Return what is known of queries as one array, (B, 2, T)."""
-        return jnp.stack([self.q_segments_BT, self.q_rank_BT], axis=1)
+        """Return what is known of queries as one array, (B, 2, T), or (B, 3, T) if `least` is."""
+        least = [] if self.q_least_BT is None else [self.q_least_BT]
+        return jnp.stack([self.q_segments_BT, self.q_rank_BT, *least], axis=1)
 
     @property
     def keys(self) -> jax.Array:
@@ -69,8 +76,9 @@ class Mask:
     @classmethod
     def of(cls, queries: jax.Array, keys: jax.Array, reach: int | None = None) -> Mask:
         """Undo `queries` and `keys`."""
-        (q_segments, q_rank), (kv_segments, kv_from, kv_until) = (jnp.unstack(x, axis=1) for x in (queries, keys))
-        return cls(q_segments, kv_segments, q_rank, kv_from, kv_until, reach)
+        q_segments, q_rank, *least = jnp.unstack(queries, axis=1)
+        kv_segments, kv_from, kv_until = jnp.unstack(keys, axis=1)
+        return cls(q_segments, kv_segments, q_rank, kv_from, kv_until, reach, least[0] if least else None)
 
 
 def causal(
@@ -93,9 +101,7 @@ def causal(
     kv_segments_BS = segments_BT if kv_segments_BS is None else kv_segments_BS
     kv_place_BS = place_BT if kv_place_BS is None else kv_place_BS
     everything = jnp.full_like(kv_place_BS, EVERYTHING)
-    mask = Mask(
-        segments_BT, kv_segments_BS, place_BT, kv_place_BS, everything, EVERYTHING if window is None else window
-    )
+    mask = Mask(segments_BT, kv_segments_BS, place_BT, kv_place_BS, everything, EVERYTHING, causal=True)
     return mask if window is None else windowed(mask, kv_place_BS, window)
 
 
@@ -103,7 +109,31 @@ def windowed(mask: Mask, kv_rank_BS: jax.Array, window: int) -> Mask:
     """Hide each key from queries whose rank is `window` or more above its own, besides those that do not see it."""
     window = min(window, EVERYTHING)
     until = jnp.minimum(kv_rank_BS, EVERYTHING - window) + window
-    return dataclasses.replace(mask, kv_until_BS=jnp.minimum(mask.kv_until_BS, until))
+    least = None if mask.q_least_BT is None else jnp.maximum(mask.q_least_BT, mask.q_rank_BT - (window - 1))
+    reach = None if mask.reach is None else min(mask.reach, window)
+    until = jnp.minimum(mask.kv_until_BS, until)
+    return dataclasses.replace(mask, kv_until_BS=until, reach=reach, q_least_BT=least)
+
+
+def with_least(mask: Mask, segments_BS: jax.Array) -> Mask:
+    """Add `q_least_BT` to a mask of `causal`; others stay as they are.
+
+    A row's documents lie one after the other, as packing lays them: what a query sees starts where its document does,
+    or its window.
+
+    Args:
+      mask: of a row's tokens, or of some of them, which are queries and keys alike; ranks are places in the row.
+      segments_BS: of the whole row.
+    """
+    if not mask.causal or mask.reach is None:
+        return mask
+    place = mask.q_rank_BT
+    borders = jnp.pad(segments_BS[:, 1:] != segments_BS[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    starts = lax.cummax(jnp.where(borders, jnp.arange(segments_BS.shape[1], dtype=jnp.int32), 0), axis=1)
+    if starts.shape != place.shape:
+        starts = jnp.take_along_axis(starts, place, axis=1)
+    least = jnp.maximum(starts, place - (mask.reach - 1))
+    return dataclasses.replace(mask, q_least_BT=jnp.where(mask.q_segments_BT > 0, least, EVERYTHING))
 
 
 def sees(
@@ -132,6 +162,7 @@ def fill_blocks(mask: Mask, q_block: int, kv_block: int) -> Mask:
         q_rank_BT=fill(mask.q_rank_BT, q_block),
         kv_from_BS=fill(mask.kv_from_BS, kv_block),
         kv_until_BS=fill(mask.kv_until_BS, kv_block),
+        q_least_BT=None if mask.q_least_BT is None else fill(mask.q_least_BT, q_block),
     )
 
 
@@ -145,6 +176,20 @@ def words(mask: Mask, q_block: int, kv_block: int) -> tuple[jax.Array, jax.Array
     count = jnp.where(mask.kv_from_BS < mask.kv_until_BS, mask.kv_until_BS - mask.kv_from_BS, 0)
     queries, keys = (mask.q_segments_BT, mask.q_rank_BT), (mask.kv_segments_BS, mask.kv_from_BS, count)
     return jnp.stack(queries, axis=1).astype(jnp.uint32), jnp.stack(keys, axis=1).astype(jnp.uint32)
+
+
+def least_words(mask: Mask, q_block: int, kv_block: int) -> tuple[jax.Array, jax.Array]:
+    """Return uint32 (B, 2, T), least and count, and (B, 1, S), from, filled up to whole blocks, if `least` is known.
+
+    One comparison then tells whether a query sees a key, `from - least < count`, without signs as in `words`. Keys that
+    are never seen are 2^32 - 1, which is in no query's range, and queries that see nothing have a count of 0.
+    """
+    mask = fill_blocks(mask, q_block, kv_block)
+    least, rank = mask.q_least_BT, mask.q_rank_BT
+    assert least is not None
+    count = jnp.where((mask.q_segments_BT > 0) & (least <= rank), rank - least + 1, 0)
+    start = jnp.where(mask.kv_segments_BS > 0, mask.kv_from_BS, -1)
+    return jnp.stack([least, count], axis=1).astype(jnp.uint32), start[:, None].astype(jnp.uint32)
 
 
 def meetings(mask: Mask, q_block: int, kv_block: int) -> tuple[jax.Array, jax.Array]:

@@ -19,7 +19,7 @@ from jax import lax
 from maxlm.jax_versions import call_on_each_device, varying_zeros
 from maxlm.kernels import block_sizes
 from maxlm.kernels.block_sizes import BlockSizes
-from maxlm.kernels.mask import Mask, fill_blocks, meetings, visit_table, words
+from maxlm.kernels.mask import Mask, fill_blocks, least_words, meetings, visit_table, words
 from maxlm.kernels.shape import AttentionShape
 from maxlm.kernels.tpu_kernels import TURN, Tiling, Who, backward_kernel, forward_kernel
 from maxlm.products import einsum_fp32
@@ -214,11 +214,18 @@ def _rows_of(mask: Mask, layout: _Layout) -> Mask:
 
 
 def _who(rows: Mask, table: jax.Array, tiling: Tiling) -> Who:
-    queries, keys = words(rows, tiling.q_block, tiling.kv_block)
     # v5e and v5p compare numbers without a sign by way of such with one. Moved by half their range, they have one.
-    keys += jnp.asarray([0, 2**31, 2**31], jnp.uint32)[:, None]
-    queries, keys = (lax.bitcast_convert_type(x, jnp.int32) for x in (queries, keys))
-    return Who(queries, keys.reshape(keys.shape[0], 3, -1, tiling.kv_block).swapaxes(1, 2), table[:, :, :, None])
+    half = 2**31
+    if rows.q_least_BT is None:
+        (queries, keys), moved = words(rows, tiling.q_block, tiling.kv_block), ([0, 0], [0, half, half])
+    else:
+        (queries, keys), moved = least_words(rows, tiling.q_block, tiling.kv_block), ([0, half], [half])
+    queries, keys = (
+        lax.bitcast_convert_type(x + jnp.asarray(by, jnp.uint32)[:, None], jnp.int32)
+        for x, by in zip((queries, keys), moved, strict=True)
+    )
+    keys = keys.reshape(*keys.shape[:2], -1, tiling.kv_block).swapaxes(1, 2)
+    return Who(queries, keys, table[:, :, :, None])
 
 
 def _stretches_seen(meet: jax.Array) -> jax.Array:

@@ -40,8 +40,9 @@ class Who(NamedTuple):
     """Who sees whom, and which blocks meet. All int32.
 
     Attributes:
-      queries: (B, 2, T): segments and ranks.
-      keys: (B, key blocks, 3, kv_block): segments, from and count of `mask.words`, the latter two less 2^31.
+      queries: (B, 2, T): segments and ranks of `mask.words`, or least and count of `mask.least_words`, less 2^31.
+      keys: (B, key blocks, 3, kv_block): segments, from and count, the latter two less 2^31; or (.., 1, ..): from, less
+        2^31.
       table: (B, query blocks, stretches, 1, 3 + key blocks of a stretch): `mask.visit_table` of each stretch.
     """
 
@@ -127,7 +128,7 @@ def forward_kernel(
                 pl.BlockSpec((None, None, stretch, head_size), kv_index),
                 pl.BlockSpec((None, None, stretch, value_size), kv_index),
                 pl.BlockSpec((None, 2, q_block), lambda b, _, i, *__: (b, 0, i)),
-                pl.BlockSpec((None, num_kv, 3, tiling.kv_block), keys_index),
+                pl.BlockSpec((None, num_kv, who.keys.shape[2], tiling.kv_block), keys_index),
                 _table_spec(who.table, lambda b, _, i, c, *__: (b, i, c, 0, 0)),
             ],
             out_specs=(
@@ -316,7 +317,7 @@ def backward_kernel(
                 pl.BlockSpec((None, None, 1, q_block), lane_index),
                 pl.BlockSpec((None, None, 1, q_block), lane_index),
                 pl.BlockSpec((None, 2, q_block), lambda b, _, __, i: (b, 0, i)),
-                pl.BlockSpec((None, num_kv, 3, tiling.kv_block), lambda b, *_: (b, 0, 0, 0)),
+                pl.BlockSpec((None, num_kv, who.keys.shape[2], tiling.kv_block), lambda b, *_: (b, 0, 0, 0)),
                 _table_spec(who.table, lambda b, _, __, i: (b, i, 0, 0, 0)),
             ],
             out_specs=(pl.BlockSpec((None, None, q_block, head_size), row_index), k_spec, v_spec),
@@ -403,7 +404,7 @@ def _visit_blocks(
     visit_all(visits.full_first, visits.full_end)
 
 
-def _seen(queries_2T: jax.Array, keys_3S: jax.Array, tiling: Tiling) -> jax.Array:
+def _seen(queries_2T: jax.Array, keys_XS: jax.Array, tiling: Tiling) -> jax.Array:
     """Return bool (S, T): whether each query sees each key."""
     width = min(LANES, tiling.q_block)
 
@@ -411,7 +412,10 @@ def _seen(queries_2T: jax.Array, keys_3S: jax.Array, tiling: Tiling) -> jax.Arra
         x_SW = jnp.broadcast_to(x_1S, (width, tiling.kv_block)).T
         return jnp.concatenate([x_SW] * (tiling.q_block // width), axis=1)
 
-    segment, start, count = (along_queries(keys_3S[n : n + 1]) for n in range(3))
+    if keys_XS.shape[0] == 1:
+        least, count = queries_2T[:1], queries_2T[1:]
+        return along_queries(keys_XS) - least < count
+    segment, start, count = (along_queries(keys_XS[n : n + 1]) for n in range(3))
     return (queries_2T[:1] == segment) & (queries_2T[1:] - start < count)
 
 

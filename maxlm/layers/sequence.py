@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple
 
@@ -37,10 +36,7 @@ class SequenceInfo(NamedTuple):
 
     def within(self, window: int) -> Mask:
         """Return the mask without what lies `window` or more ranks before a token."""
-        narrowed = windowed(self.mask, self.mask.q_rank_BT, window)
-        return (
-            narrowed if self.mask.reach is None else dataclasses.replace(narrowed, reach=min(self.mask.reach, window))
-        )
+        return windowed(self.mask, self.mask.q_rank_BT, window)
 
     @property
     def real_BT(self) -> jax.Array:

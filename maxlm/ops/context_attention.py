@@ -107,7 +107,8 @@ def _ulysses(q, k, v, mask, sink_N, kernel):  # type: ignore[no-untyped-def]
     q, k, v = (whole(x, axis=2) for x in (q, k, v))
     sink_N = None if sink_N is None else share(sink_N, axis=0)
     arrays = _gather_tokens(jnp.concatenate([mask.queries, mask.keys], axis=1))
-    everywhere = Mask.of(arrays[:, :2], arrays[:, 2:], mask.reach)
+    queries, keys = jnp.split(arrays, [mask.queries.shape[1]], axis=1)
+    everywhere = Mask.of(queries, keys, mask.reach)
     return parts(attention(q, k, v, everywhere, sink_N, kernel), axis=2)
 
 

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from maxlm.kernels import chunked_attention
+from maxlm.kernels.mask import with_least
 from maxlm.ops.attention import CHUNKED, attention
 from tests.kernels.oracle import MASKS, attention_fp64, make_inputs, place_mask, relative_error, seen_fp64
 
@@ -98,6 +99,26 @@ def test_every_mask_equals_fp64(monkeypatch, name, length):
 
     got = jax.jit(both_passes)(q, k, v, d_out, mask)
     for number, (x, want) in enumerate(zip(got, attention_fp64(q, k, v, d_out, mask), strict=True)):
+        assert relative_error(x, want) < 1e-5, number
+
+
+@pytest.mark.parametrize(("length", "window", "softcap"), [(5, 2, None), (37, None, 0.7), (37, 9, None)])
+def test_masks_with_least_equal_fp64(monkeypatch, length, window, softcap):
+    """Documents with keys that are of none, and filling behind them."""
+    monkeypatch.setattr(chunked_attention, "block_size", lambda length: min(length, 8))
+    q, k, v, d_out, mask = make_inputs(5, length=length, head_dim=8, window=window, of_none=0.1)
+    filled = mask.q_segments_BT.at[1, -length // 4 :].set(0)
+    kv_segments = jnp.minimum(mask.kv_segments_BS, filled)
+    mask = dataclasses.replace(mask, q_segments_BT=filled, kv_segments_BS=kv_segments, causal=True)
+    short = with_least(mask, filled)
+    assert short.q_least_BT is not None
+
+    def both_passes(q, k, v, d_out, mask):
+        out, lse = chunked_attention.forward(q, k, v, mask, softcap=softcap)
+        return out, lse, *chunked_attention.backward(q, k, v, out, lse, d_out, mask, softcap=softcap)
+
+    got = jax.jit(both_passes)(q, k, v, d_out, short)
+    for number, (x, want) in enumerate(zip(got, attention_fp64(q, k, v, d_out, mask, softcap), strict=True)):
         assert relative_error(x, want) < 1e-5, number
 
 

@@ -24,7 +24,7 @@ from maxlm.kernels.external_attention import (
     attend_with_tokamax,
     results_of,
 )
-from maxlm.kernels.mask import causal
+from maxlm.kernels.mask import causal, with_least
 from maxlm.kernels.shape import AttentionShape
 from maxlm.ops.attention import CHUNKED, Kernel, attention
 from tests.kernels.oracle import MASKS, attention_fp64, make_inputs, relative_error
@@ -84,6 +84,17 @@ def test_every_mask_equals_fp64(name, mask_name, length):
     mask = MASKS[mask_name](np.random.default_rng(3), (2, length))
     want = attention_fp64(q, k, v, d_out, mask)
     got = jax.jit(functools.partial(both_passes, LIBRARIES[name]))(q, k, v, d_out, mask)
+    for what, x, exact in zip(("out", "d_q", "d_k", "d_v"), got, (want[0], *want[2:]), strict=True):
+        assert relative_error(x, exact) < 1e-5, what
+
+
+@pytest.mark.parametrize("name", WITH_TOKAMAX)
+def test_masks_with_least_equal_fp64(name):
+    q, k, v, d_out, mask = inputs(8, length=70, window=20, filling=3)
+    short = with_least(dataclasses.replace(mask, causal=True), mask.q_segments_BT)
+    assert short.q_least_BT is not None
+    want = attention_fp64(q, k, v, d_out, mask)
+    got = jax.jit(functools.partial(both_passes, LIBRARIES[name]))(q, k, v, d_out, short)
     for what, x, exact in zip(("out", "d_q", "d_k", "d_v"), got, (want[0], *want[2:]), strict=True):
         assert relative_error(x, exact) < 1e-5, what
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maxlm.kernels.mask import Mask, Visits, block_ranges, words
+from maxlm.kernels.mask import Mask, Visits, block_ranges, causal, least_words, windowed, with_least, words
 from tests.kernels.oracle import MASKS, place_mask, seen_fp64
 
 MASK_DRAWS = {
@@ -96,3 +96,62 @@ def test_two_comparisons_of_words_tell_who_sees_whom():
     np.testing.assert_array_equal(got[:729, :729], seen_fp64(mask)[0])
     assert not got[729:].any()
     assert not got[:, 729:].any()
+
+
+def packed(rng, length, *, filling, unseen):
+    """Return int32 segments (2, length): documents in order, filling behind and between them, some keys of none."""
+    segments = np.sort(rng.integers(1, rng.integers(2, 9), (2, length)), axis=1)
+    if filling:
+        segments[0, length - length // 5 :] = 0
+        segments[1, length // 3 :] += 1
+        segments[1, length // 3 : length // 3 + 4] = 0
+    kv_segments = np.where(rng.random(segments.shape) < unseen, 0, segments)
+    return jnp.asarray(segments, jnp.int32), jnp.asarray(kv_segments, jnp.int32)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**20),
+    length=st.sampled_from([1, 37, 64, 90]),
+    filling=st.booleans(),
+    unseen=st.sampled_from([0, 0.1]),
+    windows=st.sampled_from([(None, None), (7, None), (None, 1), (None, 12), (30, 5), (5, 30), (None, 2**40)]),
+)
+def test_one_comparison_of_least_words_tells_who_sees_whom(seed, length, filling, unseen, windows):
+    segments, kv_segments = packed(np.random.default_rng(seed), length, filling=filling, unseen=unseen)
+    place = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), segments.shape)
+    mask = causal(segments, place, windows[0], kv_segments_BS=kv_segments)
+    short = with_least(mask, segments)
+    if windows[1] is not None:  # as a layer narrows it
+        mask, short = (windowed(x, place, windows[1]) for x in (mask, short))
+    short = Mask.of(short.queries, short.keys, short.reach)
+    queries, keys = (np.asarray(x) for x in least_words(short, 32, 16))
+    assert (queries.dtype, queries.shape[1], keys.shape[1]) == (np.uint32, 2, 1)
+    (least, count), kv_from = queries[:, :, :, None].swapaxes(0, 1), keys[:, 0, None, :]
+    got = kv_from - least < count
+    np.testing.assert_array_equal(got[:, :length, :length], seen_fp64(mask))
+    assert not got[:, :, length:].any()
+    assert not got[:, length:].any()
+
+
+def test_a_part_of_a_row_gets_what_the_row_gets():
+    rng = np.random.default_rng(0)
+    segments, _ = packed(rng, 64, filling=True, unseen=0)
+    place = jnp.broadcast_to(jnp.arange(64, dtype=jnp.int32), segments.shape)
+    whole = with_least(causal(segments, place, 9), segments)
+    part = np.r_[8:16, 48:56]  # as a device of `context` holds it
+    got = with_least(causal(segments[:, part], place[:, part], 9), segments)
+    np.testing.assert_array_equal(got.queries, whole.queries[:, :, part])
+
+
+def test_only_causal_masks_get_least():
+    for name in MASKS:
+        mask = MASKS[name](np.random.default_rng(0), (2, 16))
+        assert with_least(mask, mask.q_segments_BT) is mask
+
+
+def test_a_window_shortens_the_reach():
+    segments = jnp.ones((1, 16), jnp.int32)
+    mask = with_least(causal(segments, jnp.arange(16, dtype=jnp.int32)[None], 9), segments)
+    assert mask.reach == 9
+    assert [windowed(mask, mask.q_rank_BT, window).reach for window in (3, 12)] == [3, 9]

@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 from maxlm.config.schema import MeshConfig
 from maxlm.kernels import block_sizes, chunked_attention, tpu_attention
 from maxlm.kernels.block_sizes import BlockSizes
-from maxlm.kernels.mask import Mask, causal
+from maxlm.kernels.mask import Mask, causal, with_least
 from maxlm.kernels.shape import AttentionShape
 from maxlm.ops.attention import CHUNKED, Kernel, attention
 from maxlm.ops.context_attention import context_attention
@@ -110,6 +110,29 @@ def test_every_mask_equals_fp64(name, length):
     got = jax.jit(both_passes)(q, k, v, d_out, mask)
     for result, x, want in zip(NAMES, got, attention_fp64(q, k, v, d_out, mask), strict=True):
         assert relative_error(x, want) < 1e-5, result
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"length": 130, "window": 20, "softcap": 2.0},
+        {"length": 37, "heads": 4, "kv_heads": 1, "v_dim": 24},
+        {"length": 5, "window": 3},
+    ],
+)
+def test_masks_with_least_equal_fp64(case):
+    """Documents of each case, with keys that are of none and filling behind them."""
+    case, softcap = dict(case), case.get("softcap")
+    case.pop("softcap", None)
+    q, k, v, d_out, mask = make_inputs(7, **case)
+    filled = mask.q_segments_BT.at[1, -case["length"] // 4 :].set(0)
+    kv_segments = jnp.minimum(mask.kv_segments_BS, filled)
+    mask = dataclasses.replace(mask, q_segments_BT=filled, kv_segments_BS=kv_segments, causal=True)
+    short = with_least(mask, filled)
+    assert short.q_least_BT is not None
+    got = jax.jit(functools.partial(both_passes, softcap=softcap))(q, k, v, d_out, short)
+    for name, x, want in zip(NAMES, got, attention_fp64(q, k, v, d_out, mask, softcap), strict=True):
+        assert relative_error(x, want) < 1e-5, name
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from maxlm.config.schema import MeshConfig
 from maxlm.jax_versions import vary_over
+from maxlm.kernels.mask import causal, with_least
 from maxlm.ops.attention import CHUNKED, attention
 from maxlm.ops.context_attention import KINDS, context_attention
 from maxlm.sharding.context import chunk_numbers, in_order, places, split_chunks, zigzag, zigzag_order
@@ -79,6 +80,18 @@ def test_equals_attention_over_the_whole_sequence(kind):
 def test_every_mask_equals_fp64(kind, name):
     inputs = make_inputs(4, length=40)
     got, mask = compare(kind, 4, inputs, mask=MASKS[name](np.random.default_rng(2), (2, 40)))
+    q, k, v, _, d_out, _ = inputs
+    out, _, *gradients = attention_fp64(q, k, v, d_out, mask)
+    for result, x, want in zip(("out", "d_q", "d_k", "d_v"), got, (out, *gradients), strict=False):
+        assert relative_error(x, want) < 1e-5, result
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_masks_with_least_equal_fp64(kind):
+    inputs = make_inputs(7, length=40)
+    segments = jnp.asarray(inputs[-1]).at[1, 33:].set(0)
+    mask = causal(segments, jnp.broadcast_to(jnp.arange(40, dtype=jnp.int32), segments.shape), 13)
+    got, _ = compare(kind, 4, inputs, mask=with_least(mask, segments))
     q, k, v, _, d_out, _ = inputs
     out, _, *gradients = attention_fp64(q, k, v, d_out, mask)
     for result, x, want in zip(("out", "d_q", "d_k", "d_v"), got, (out, *gradients), strict=False):

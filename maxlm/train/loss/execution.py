@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from maxlm.config.schema import MeshConfig, RunConfig
+from maxlm.kernels.mask import with_least
 from maxlm.layers.sequence import SequenceInfo
 from maxlm.layers.stack import BlockExecution, HeldRows, Remat, build_remat
+from maxlm.sharding.context import gather_sequence
 from maxlm.sharding.fsdp import cast, gather
 from maxlm.sharding.pipeline import Schedule
 from maxlm.sharding.stages import Layout
@@ -43,6 +45,7 @@ class Execution(NamedTuple):
     def sequence_info(self, fields: Mapping[str, jax.Array]) -> SequenceInfo:
         """Say where the tokens of a microbatch stand."""
         mask = self.objective.mask(fields, fields["places"])
+        mask = with_least(mask, gather_sequence(fields["segment_ids"]))
         return SequenceInfo(fields["positions"], fields["segment_ids"], mask, self.kernels, self.context_kind)
 
     @property
