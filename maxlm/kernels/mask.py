@@ -91,6 +91,8 @@ def causal(
 ) -> Mask:
     """Return the mask that hides what is later, and what is `window` or more tokens back.
 
+    The documents of a row lie one after the other: `with_least` relies on it.
+
     Args:
       segments_BT: int32 document numbers.
       place_BT: int32 place of each query in the sequence.
