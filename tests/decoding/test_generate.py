@@ -51,7 +51,6 @@ def texts(model, prompts, **mesh):
         prompts,
         max_tokens=8,
         sampling=Sampling(temperature=0),
-        seed=0,
         stop_id=63,
         num_ids=64,
         compute_dtype=jnp.float32,
