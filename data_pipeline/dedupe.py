@@ -1,8 +1,9 @@
 """Drop documents that say what an earlier one says: exact copies, and near copies found by MinHash.
 
-MinHash with banding proposes pairs (Broder 1997; Leskovec et al., Mining of Massive Datasets, ch. 3) and the exact
-Jaccard similarity of their word 5-grams decides, so no document is dropped by an unlucky hash. A document's keys, a
-SHA-256 and a signature of 64 numbers, are a pure function of its text. Numpy does this at about 10 MB/s.
+MinHash with banding proposes pairs (Broder 1997; Leskovec et al., Mining of Massive Datasets, ch.
+3) and the exact Jaccard similarity of their word 5-grams decides, so no document is dropped by an
+unlucky hash. A document's keys, a SHA-256 and a signature of 64 numbers, are a pure function of its
+text. Numpy does this at about 10 MB/s.
 """
 
 from __future__ import annotations
@@ -20,12 +21,16 @@ from data_pipeline.documents import Document
 
 SHINGLE_WORDS = 5
 SIMILARITY = 0.8  # Jaccard similarity from which a document counts as a copy
-# A pair at similarity s is proposed with probability 1 - (1 - s^4)^16: 0.9998 at 0.8. Recipes that let the bands decide
-# take longer ones, such as FineWeb's 14 of 8 (arXiv:2406.17557): those miss 8 % at 0.8 and drop 5 % of pairs at 0.5.
+# A pair at similarity s is proposed with probability 1 - (1 - s^4)^16: 0.9998 at 0.8. Recipes that
+# let the bands decide take longer ones, such as FineWeb's 14 of 8 (arXiv:2406.17557): those miss 8
+# % at 0.8 and drop 5 % of pairs at 0.5.
 BANDS, ROWS = 16, 4
-MAX_CANDIDATES = 32  # most pairs compared per document, the likeliest first: linear time, whatever the text
+# Most pairs compared per document, the likeliest first: linear time, whatever the text.
+MAX_CANDIDATES = 32
 
-_CONSTANTS = np.frombuffer(hashlib.shake_256(b"maxlm minhash").digest(16 * BANDS * ROWS), np.uint64).reshape(2, -1, 1)
+_CONSTANTS = np.frombuffer(
+    hashlib.shake_256(b"maxlm minhash").digest(16 * BANDS * ROWS), np.uint64
+).reshape(2, -1, 1)
 _MULTIPLIERS, _OFFSETS = _CONSTANTS[0] | np.uint64(1), _CONSTANTS[1]
 _WORD_PRIME = np.uint64(0x9E3779B97F4A7C15)
 
@@ -46,17 +51,20 @@ def deduplicate(
     rules: Mapping[str, Rule],
     progress: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Deduplicated]:
-    """Keep the first of each group of equal or nearly equal documents, over all sources in their order.
+    """Keep the first of each group of equal or nearly equal documents, over all sources in their
+    order.
 
     Args:
       sources: the documents of each source.
-      rules: which copies each source loses; those it keeps are still what later sources are compared with.
+      rules: which copies each source loses; those it keeps are still what later sources are
+        compared with.
       progress: is told characters done.
     """
     seen: set[bytes] = set()
     index = _NearIndex() if "drop" in rules.values() else None
     return {
-        name: _deduplicate_one(documents, rules[name], seen, index, progress) for name, documents in sources.items()
+        name: _deduplicate_one(documents, rules[name], seen, index, progress)
+        for name, documents in sources.items()
     }
 
 
@@ -92,7 +100,9 @@ class _NearIndex:
 
     def __init__(self) -> None:
         self._sets: list[np.ndarray] = []
-        self._buckets: list[defaultdict[bytes, list[int]]] = [defaultdict(list) for _ in range(BANDS)]
+        self._buckets: list[defaultdict[bytes, list[int]]] = [
+            defaultdict(list) for _ in range(BANDS)
+        ]
 
     def add(self, shingles: np.ndarray, *, despite_copies: bool = False) -> bool:
         """Add a set unless one like it is there and that matters; return whether it was added."""
@@ -106,14 +116,18 @@ class _NearIndex:
 
     def _has_copy(self, shingles: np.ndarray, keys: Sequence[bytes]) -> bool:
         shared = Counter(
-            other for bucket, key in zip(self._buckets, keys, strict=True) for other in bucket.get(key, ())
+            other
+            for bucket, key in zip(self._buckets, keys, strict=True)
+            for other in bucket.get(key, ())
         )
         likeliest = (self._sets[other] for other, _ in shared.most_common(MAX_CANDIDATES))
         return any(_similarity(other, shingles) >= SIMILARITY for other in likeliest)
 
 
 def _shingles(words: Sequence[bytes]) -> np.ndarray:
-    """Return the sorted distinct hashes (uint32) of all runs of five words; of all words, if they are fewer."""
+    """Return the sorted distinct hashes (uint32) of all runs of five words; of all words, if they
+    are fewer.
+    """
     hashes = np.fromiter((zlib.crc32(word) for word in words), np.uint64, len(words))
     size = min(SHINGLE_WORDS, len(words))
     runs = np.zeros(len(words) - size + 1, np.uint64)
@@ -124,7 +138,9 @@ def _shingles(words: Sequence[bytes]) -> np.ndarray:
 
 
 def _signature(shingles: np.ndarray) -> np.ndarray:
-    """Return the MinHash signature, uint32 (BANDS * ROWS,): the least of each of 64 hashes of the set's members."""
+    """Return the MinHash signature, uint32 (BANDS * ROWS,): the least of each of 64 hashes of the
+    set's members.
+    """
     least = np.full(BANDS * ROWS, 2**32 - 1, np.uint32)
     for start in range(0, shingles.size, 8192):
         block = shingles[start : start + 8192].astype(np.uint64)

@@ -1,4 +1,6 @@
-"""Raw text to documents: each file decoded, cleaned and named; what is skipped is counted with its reason."""
+"""Raw text to documents: each file decoded, cleaned and named; what is skipped is counted with its
+reason.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ MAX_LINE_BYTES = 2**28  # a longer line of a .jsonl file is skipped
 
 @dataclass(frozen=True)
 class Document:
-    """A text and its name; a file name's bytes that are no UTF-8 are lone surrogates in it (PEP 383)."""
+    """A text and its name; a file name's bytes that are no UTF-8 are lone surrogates in it (PEP
+    383).
+    """
 
     name: str
     text: str
@@ -62,14 +66,18 @@ def read_documents(raw: RawTextConfig) -> Reading:
         read = _json_lines if path.suffix.lower() == ".jsonl" else _whole_file
         reading.documents.extend(read(path, name, reading.skipped))
     if not reading.documents:
-        where = "the standard library's folder" if raw.kind == "python_stdlib" else ", ".join(raw.paths)
+        where = (
+            "the standard library's folder" if raw.kind == "python_stdlib" else ", ".join(raw.paths)
+        )
         skipped = "; ".join(reading.skipped.lines()) or "nothing was skipped"
         raise UserError(f"raw: no readable text in {where} ({skipped}); give other raw.paths")
     return reading
 
 
 def cut(document: Document, max_bytes: int) -> Iterator[Document]:
-    """Cut a long document after a line (or within one, if it must be) into pieces of at most `max_bytes`."""
+    """Cut a long document after a line (or within one, if it must be) into pieces of at most
+    `max_bytes`.
+    """
     data = document.text.encode()
     if len(data) <= max_bytes:
         yield document

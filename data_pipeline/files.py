@@ -15,7 +15,8 @@ from maxlm.files import kind_of, place_of
 SUFFIXES = (".txt", ".md", ".py", ".jsonl")
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".lz4", ".tgz")
 INSTALLED = ("site-packages", "dist-packages", "__pycache__")  # not part of the standard library
-TESTS = ("test", "tests", "idle_test")  # some in deliberately bad encodings; many systems leave them out
+# Some in deliberately bad encodings; many systems leave them out.
+TESTS = ("test", "tests", "idle_test")
 
 
 @dataclass
@@ -41,12 +42,15 @@ class Skipped:
 def printable(name: str) -> str:
     """Return a file's name for a terminal: what cannot be printed is escaped."""
     return "".join(
-        sign if sign.isprintable() else sign.encode("unicode_escape", "surrogatepass").decode() for sign in name
+        sign if sign.isprintable() else sign.encode("unicode_escape", "surrogatepass").decode()
+        for sign in name
     )
 
 
 def standard_library(raw: RawTextConfig, skipped: Skipped) -> Iterator[tuple[Path, str]]:
-    """Yield (file, name) of the running Python's library, without what was installed, and without its tests."""
+    """Yield (file, name) of the running Python's library, without what was installed, and without
+    its tests.
+    """
     root = Path(sysconfig.get_paths()["stdlib"])
     for path in _Walk((root,), raw, skipped, leave_out=INSTALLED).files(root):
         parts = path.relative_to(root).parts
@@ -59,7 +63,8 @@ def standard_library(raw: RawTextConfig, skipped: Skipped) -> Iterator[tuple[Pat
 
 
 def listed_files(raw: RawTextConfig, skipped: Skipped) -> Iterator[tuple[Path, str]]:
-    """Yield (file, name) of `raw.paths`, each file once: named ones whatever their suffix, folders' by theirs.
+    """Yield (file, name) of `raw.paths`, each file once: named ones whatever their suffix, folders'
+    by theirs.
 
     Raises:
       UserError: `raw.paths` is empty, or one of them is not there or neither file nor folder.
@@ -72,7 +77,9 @@ def listed_files(raw: RawTextConfig, skipped: Skipped) -> Iterator[tuple[Path, s
             raise UserError(f"raw.paths: {root}: there is no such file or folder")
         if not (root.is_dir() or root.is_file()):
             kind = kind_of(root.stat().st_mode)
-            raise UserError(f"raw.paths: {root} is {kind}; name a file or a folder (copy its text into a file)")
+            raise UserError(
+                f"raw.paths: {root} is {kind}; name a file or a folder (copy its text into a file)"
+            )
     walk = _Walk(roots, raw, skipped)
     seen = set()
     for path, named in ((path, root == path) for root in roots for path in walk.files(root)):
@@ -89,10 +96,17 @@ def listed_files(raw: RawTextConfig, skipped: Skipped) -> Iterator[tuple[Path, s
 
 
 class _Walk:
-    """Go through files and folders in the order of their paths, each folder once, and leave them only if asked."""
+    """Go through files and folders in the order of their paths, each folder once, and leave them
+    only if asked.
+    """
 
     def __init__(
-        self, roots: Sequence[Path], raw: RawTextConfig, skipped: Skipped, *, leave_out: Sequence[str] = ()
+        self,
+        roots: Sequence[Path],
+        raw: RawTextConfig,
+        skipped: Skipped,
+        *,
+        leave_out: Sequence[str] = (),
     ) -> None:
         self._roots = [Path(place_of(str(root))) for root in roots]
         self._follow, self._skipped, self._leave_out = raw.follow_links, skipped, leave_out

@@ -1,4 +1,6 @@
-"""`manifest.json`: what a prepared folder was made from, and the mark that it is whole (it is written last)."""
+"""`manifest.json`: what a prepared folder was made from, and the mark that it is whole (it is
+written last).
+"""
 
 from __future__ import annotations
 
@@ -26,9 +28,13 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {error}; run: maxlm prepare RUN.yaml --force") from None
+        raise UserError(
+            f"{path}: cannot be read: {error}; run: maxlm prepare RUN.yaml --force"
+        ) from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise UserError(f"{path}: not a manifest of format {FORMAT}; run: maxlm prepare RUN.yaml --force")
+        raise UserError(
+            f"{path}: not a manifest of format {FORMAT}; run: maxlm prepare RUN.yaml --force"
+        )
     return manifest
 
 

@@ -1,6 +1,8 @@
-"""`maxlm prepare`: raw text to token shards, a tokenizer and baselines, for every source that says what to read.
+"""`maxlm prepare`: raw text to token shards, a tokenizer and baselines, for every source that says
+what to read.
 
-Done already: it says so. Killed in the middle: the next one starts afresh. Same texts and settings: same bytes.
+Done already: it says so. Killed in the middle: the next one starts afresh. Same texts and settings:
+same bytes.
 """
 
 from __future__ import annotations
@@ -40,7 +42,11 @@ class Texts:
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command; return its exit code."""
-    prepare(load_run(arguments.config, arguments.overrides).config, force=arguments.force, report=Report())
+    prepare(
+        load_run(arguments.config, arguments.overrides).config,
+        force=arguments.force,
+        report=Report(),
+    )
     return 0
 
 
@@ -48,11 +54,14 @@ def prepare(config: RunConfig, *, force: bool, report: Report) -> None:
     """Prepare every source that has `raw`, and train the tokenizer if there is none.
 
     Raises:
-      UserError: nothing to prepare, texts that cannot be read, settings that changed since, a disk that refuses.
+      UserError: nothing to prepare, texts that cannot be read, settings that changed since, a disk
+        that refuses.
     """
     raws = {name: source.raw for name, source in config.data.sources.items() if source.raw}
     if not raws:
-        raise UserError("data.sources: none has `raw`, so there is nothing to prepare; say what to read with `raw`")
+        raise UserError(
+            "data.sources: none has `raw`, so there is nothing to prepare; say what to read with `raw`"
+        )
     tokenizer_path = Path(config.data.tokenizer)
     retrain = not tokenizer_path.exists() or (force and _trained_mark(tokenizer_path).exists())
     manifests = {} if force or retrain else _finished(config, raws)
@@ -64,15 +73,22 @@ def prepare(config: RunConfig, *, force: bool, report: Report) -> None:
     texts = _read_all(config, raws, manifests, report)
     model = _train_tokenizer(config, texts, report) if retrain else Tokenizer(tokenizer_path).proto
     with ExitStack() as stack:
-        tokenizer = _check_size(config, stack.enter_context(_staged_tokenizer(tokenizer_path, model)))
+        tokenizer = _check_size(
+            config, stack.enter_context(_staged_tokenizer(tokenizer_path, model))
+        )
         stages = {}
         for name, text in texts.items():
             folder = Path(config.data.sources[name].path)
             replace = force or (folder / MANIFEST_NAME).exists()
             stages[folder] = stack.enter_context(staging(folder, replace=replace))
             written = _write(name, stages[folder], text, tokenizer, report)
-            manifests[name] = {"settings": _settings(pending[name], tokenizer), **text.record, **written}
-        # Without its manifest a folder counts as unfinished; so until the new ones are there, a stop starts afresh.
+            manifests[name] = {
+                "settings": _settings(pending[name], tokenizer),
+                **text.record,
+                **written,
+            }
+        # Without its manifest a folder counts as unfinished; so until the new ones are there, a
+        # stop starts afresh.
         for folder in stages:
             (folder / MANIFEST_NAME).unlink(missing_ok=True)
         if retrain:
@@ -114,13 +130,17 @@ def _finished(config: RunConfig, raws: Mapping[str, RawTextConfig]) -> dict[str,
 def _check_compared(
     config: RunConfig, raws: Mapping[str, RawTextConfig], manifests: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Refuse sources of which neither was compared with the other: one may train on what the other validates with.
+    """Refuse sources of which neither was compared with the other: one may train on what the other
+    validates with.
 
     Raises:
       UserError: names the two.
     """
     for one, two in itertools.combinations(manifests, 2):
-        known = any(manifests[a]["inputs"] in manifests[b]["compared_with"] for a, b in ((one, two), (two, one)))
+        known = any(
+            manifests[a]["inputs"] in manifests[b]["compared_with"]
+            for a, b in ((one, two), (two, one))
+        )
         if not known and "keep" not in (raws[one].duplicates, raws[two].duplicates):
             paths = " and ".join(config.data.sources[name].path for name in (one, two))
             raise UserError(
@@ -130,7 +150,10 @@ def _check_compared(
 
 
 def _say_done(
-    config: RunConfig, manifests: Mapping[str, Mapping[str, Any]], raws: Mapping[str, RawTextConfig], report: Report
+    config: RunConfig,
+    manifests: Mapping[str, Mapping[str, Any]],
+    raws: Mapping[str, RawTextConfig],
+    report: Report,
 ) -> None:
     report.summary(manifests)
     for name, manifest in manifests.items():
@@ -141,7 +164,9 @@ def _say_done(
             report.line("  its raw text is not there any more")
             continue
         if changed:
-            report.line("  its raw text has changed since; to prepare it again: maxlm prepare RUN.yaml --force")
+            report.line(
+                "  its raw text has changed since; to prepare it again: maxlm prepare RUN.yaml --force"
+            )
 
 
 def _say_smaller(config: RunConfig, tokenizer: Tokenizer, report: Report) -> None:
@@ -158,18 +183,26 @@ def _settings(raw: RawTextConfig, tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _read_all(
-    config: RunConfig, raws: Mapping[str, RawTextConfig], done: Mapping[str, Mapping[str, Any]], report: Report
+    config: RunConfig,
+    raws: Mapping[str, RawTextConfig],
+    done: Mapping[str, Mapping[str, Any]],
+    report: Report,
 ) -> dict[str, Texts]:
     """Read the sources that are not `done`, drop copies of any source's documents, and split them.
 
-    What is written already stays, so sources that are done come first; the others follow in the run's order.
+    What is written already stays, so sources that are done come first; the others follow in the
+    run's order.
     """
     pending = [name for name in raws if name not in done]
     compare = any(raws[name].duplicates != "keep" for name in pending)
-    readings = {name: _read_again(name, config, done[name], report) for name in (done if compare else ())}
+    readings = {
+        name: _read_again(name, config, done[name], report) for name in (done if compare else ())
+    }
     readings |= {name: _read(name, raws[name], report) for name in pending}
     inputs = {name: reading.fingerprint for name, reading in readings.items()}
-    characters = sum(len(document.text) for reading in readings.values() for document in reading.documents)
+    characters = sum(
+        len(document.text) for reading in readings.values() for document in reading.documents
+    )
     with report.stage("find duplicates", characters) as advance:
         documents = {name: reading.documents for name, reading in readings.items()}
         left = deduplicate(documents, {name: raws[name].duplicates for name in readings}, advance)
@@ -194,7 +227,9 @@ def _read(name: str, raw: RawTextConfig, report: Report) -> Reading:
             raise UserError(f"data.sources.{name}.{error}") from None
 
 
-def _read_again(name: str, config: RunConfig, manifest: Mapping[str, Any], report: Report) -> Reading:
+def _read_again(
+    name: str, config: RunConfig, manifest: Mapping[str, Any], report: Report
+) -> Reading:
     """Read a source that is prepared, for comparison with others.
 
     Raises:
@@ -216,7 +251,9 @@ def _read_again(name: str, config: RunConfig, manifest: Mapping[str, Any], repor
 
 def _split(name: str, raw: RawTextConfig, left: Deduplicated) -> dict[str, list[Document]]:
     try:
-        train, validation = split_documents(left.documents, raw.validation_fraction, raw.max_document_bytes)
+        train, validation = split_documents(
+            left.documents, raw.validation_fraction, raw.max_document_bytes
+        )
     except UserError as error:
         raise UserError(f"data.sources.{name}.{error}") from None
     return {"train": train, "validation": validation}
@@ -245,7 +282,9 @@ def _train_tokenizer(config: RunConfig, texts: Mapping[str, Texts], report: Repo
 
 @contextmanager
 def _staged_tokenizer(path: Path, model: bytes) -> Iterator[Tokenizer]:
-    """Yield the tokenizer, read from a file beside the one that it may replace; that file goes in the end."""
+    """Yield the tokenizer, read from a file beside the one that it may replace; that file goes in
+    the end.
+    """
     staged = _staged(path)
     with disk_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -257,7 +296,9 @@ def _staged_tokenizer(path: Path, model: bytes) -> Iterator[Tokenizer]:
 
 
 def _publish_tokenizer(path: Path) -> None:
-    _trained_mark(path).write_text(json.dumps({"trained_by": "maxlm prepare"}) + "\n", encoding="utf-8")
+    _trained_mark(path).write_text(
+        json.dumps({"trained_by": "maxlm prepare"}) + "\n", encoding="utf-8"
+    )
     _staged(path).replace(path)
 
 
@@ -266,7 +307,9 @@ def _staged(path: Path) -> Path:
 
 
 def _trained_mark(path: Path) -> Path:
-    """Return the file that marks a tokenizer as ours to train again; one that was brought along has none."""
+    """Return the file that marks a tokenizer as ours to train again; one that was brought along has
+    none.
+    """
     return path.with_name(path.name + ".json")
 
 
@@ -281,13 +324,17 @@ def _check_size(config: RunConfig, tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer
 
 
-def _write(name: str, stage: Path, texts: Texts, tokenizer: Tokenizer, report: Report) -> dict[str, Any]:
+def _write(
+    name: str, stage: Path, texts: Texts, tokenizer: Tokenizer, report: Report
+) -> dict[str, Any]:
     """Write both splits into the stage and return what is worth knowing about them."""
     splits = {}
     for split, documents in texts.splits.items():
         characters = sum(len(document.text) for document in documents)
         with report.stage(f"{name}: tokenize {split}", characters) as advance:
-            splits[split] = dataclasses.asdict(write_shards(stage / split, documents, tokenizer, advance))
+            splits[split] = dataclasses.asdict(
+                write_shards(stage / split, documents, tokenizer, advance)
+            )
     with report.stage(f"{name}: measure baselines"):
         opened = {split: TokenShards(stage / split) for split in SPLITS}
         baselines = measure_baselines(opened["train"], opened["validation"], tokenizer)

@@ -27,7 +27,12 @@ class Report:
         """Show a stage of `total` units while it runs; yields a function that is told units done."""
         began = time.perf_counter()
         if self._console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TaskProgressColumn(),
+                TimeElapsedColumn(),
+            )
             with Progress(*columns, console=self._console, transient=True) as bars:
                 task = bars.add_task(name, total=total)
                 yield lambda done: bars.advance(task, done)
@@ -47,7 +52,9 @@ class Report:
         self._console.print(table)
         for name, manifest in manifests.items():
             for reason, skipped in manifest["reading"]["skipped"].items():
-                self.line(f"{name}: skipped {skipped['count']:,}: {reason}, such as {skipped['example']}")
+                self.line(
+                    f"{name}: skipped {skipped['count']:,}: {reason}, such as {skipped['example']}"
+                )
 
 
 def _figures(manifest: Mapping[str, Any]) -> dict[str, str]:

@@ -1,4 +1,6 @@
-"""Train or validation, and in which order: both by a hash of the document's name, so neither depends on the others."""
+"""Train or validation, and in which order: both by a hash of the document's name, so neither
+depends on the others.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,11 @@ from maxlm.config.errors import UserError
 def split_documents(
     documents: Sequence[Document], validation_fraction: float, max_document_bytes: int
 ) -> tuple[list[Document], list[Document]]:
-    """Return (train, validation), long documents cut into pieces, each split in an order that is random but fixed.
+    """Return (train, validation), long documents cut into pieces, each split in an order that is
+    random but fixed.
 
-    All pieces of a document are in one split. The order matters: a training sequence holds neighbours, and an
-    evaluation may read only the first part.
+    All pieces of a document are in one split. The order matters: a training sequence holds
+    neighbours, and an evaluation may read only the first part.
 
     Raises:
       UserError: there are fewer than two documents.
@@ -35,7 +38,9 @@ def split_documents(
     chosen = list(zip(documents, held_out, strict=True))
     train = (document for document, held in chosen if not held)
     validation = (document for document, held in chosen if held)
-    return _shuffled_pieces(train, max_document_bytes), _shuffled_pieces(validation, max_document_bytes)
+    return _shuffled_pieces(train, max_document_bytes), _shuffled_pieces(
+        validation, max_document_bytes
+    )
 
 
 def _shuffled_pieces(documents: Iterable[Document], max_bytes: int) -> list[Document]:

@@ -1,4 +1,6 @@
-"""Replace the contents of a prepared folder: everything is written beside it and then renamed into place."""
+"""Replace the contents of a prepared folder: everything is written beside it and then renamed into
+place.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,12 @@ SPLITS = ("train", "validation")
 
 @contextmanager
 def staging(folder: Path, *, replace: bool) -> Iterator[Path]:
-    """Yield an empty folder to write the splits to, on the disk where they will stay; remove it in the end.
+    """Yield an empty folder to write the splits to, on the disk where they will stay; remove it in
+    the end.
 
     Raises:
-      UserError: another process is preparing the folder, something else is there, or the disk refuses.
+      UserError: another process is preparing the folder, something else is there, or the disk
+        refuses.
     """
     stage = folder / STAGING_NAME
     interrupted = stage.is_dir()
@@ -37,7 +41,8 @@ def staging(folder: Path, *, replace: bool) -> Iterator[Path]:
             try:
                 yield stage
             except BaseException:
-                _empty(stage)  # the folder itself stays: it says that what is beside it may be unfinished
+                # The folder itself stays: it says that what is beside it may be unfinished.
+                _empty(stage)
                 raise
             shutil.rmtree(stage)
         finally:
@@ -69,21 +74,27 @@ def disk_errors(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in cures:
             raise
-        raise UserError(f"{error.filename or folder}: {error.strerror}; {cures[error.errno]}") from None
+        raise UserError(
+            f"{error.filename or folder}: {error.strerror}; {cures[error.errno]}"
+        ) from None
 
 
 def _lock(descriptor: int, folder: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UserError(f"{folder}: another `maxlm prepare` is writing here; wait for it, or end it") from None
+        raise UserError(
+            f"{folder}: another `maxlm prepare` is writing here; wait for it, or end it"
+        ) from None
 
 
 def _check_replaceable(folder: Path, replace: bool) -> None:
     for split in SPLITS:
         path = folder / split
         if path.exists() and not (path / INDEX_NAME).is_file():
-            raise UserError(f"{path}: something other than token shards is there; move it away, or use another path")
+            raise UserError(
+                f"{path}: something other than token shards is there; move it away, or use another path"
+            )
         if path.exists() and not replace:
             raise UserError(
                 f"{path}: token shards without {MANIFEST_NAME} are there; use another path, "

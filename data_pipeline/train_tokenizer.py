@@ -1,4 +1,6 @@
-"""Train a SentencePiece tokenizer that loses nothing: BPE with byte fallback, no normalisation, no dummy prefix."""
+"""Train a SentencePiece tokenizer that loses nothing: BPE with byte fallback, no normalisation, no
+dummy prefix.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,18 @@ SAMPLE_BYTES = 16_000_000
 PIECE_CHARACTERS = 4096
 THREADS = 4  # fixed: the number is stored in the model, whose bytes must not depend on the machine
 
-_RESERVED = re.compile("[\0\t\u2581\u2585]")  # SentencePiece's own marks: no piece holds them, bytes encode them
+# SentencePiece's own marks: no piece holds them, bytes encode them.
+_RESERVED = re.compile("[\0\t\u2581\u2585]")
 
 
-def train_tokenizer(sources: Mapping[str, Sequence[Document]], weights: Mapping[str, float], vocab_size: int) -> bytes:
+def train_tokenizer(
+    sources: Mapping[str, Sequence[Document]], weights: Mapping[str, float], vocab_size: int
+) -> bytes:
     """Return the model file of a tokenizer with at most `vocab_size` pieces.
 
     Args:
-      sources: training documents of each source; a sample of them, shared out by `weights`, is learned from.
+      sources: training documents of each source; a sample of them, shared out by `weights`, is
+        learned from.
 
     Raises:
       UserError: the vocabulary is too small for the bytes and characters it must hold.
@@ -61,7 +67,9 @@ def train_tokenizer(sources: Mapping[str, Sequence[Document]], weights: Mapping[
     return model.getvalue()
 
 
-def _sample(sources: Mapping[str, Sequence[Document]], weights: Mapping[str, float]) -> Iterator[str]:
+def _sample(
+    sources: Mapping[str, Sequence[Document]], weights: Mapping[str, float]
+) -> Iterator[str]:
     total = sum(weights[name] for name in sources)
     for name, documents in sources.items():
         budget = SAMPLE_BYTES * weights[name] / total

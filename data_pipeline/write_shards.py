@@ -39,10 +39,14 @@ def write_shards(
         tokenizer=tokenizer.fingerprint,
     ) as writer:
         for batch in _batches(documents):
-            for ids in tokenizer.encode_all([document.text for document in batch], num_threads=THREADS):
+            for ids in tokenizer.encode_all(
+                [document.text for document in batch], num_threads=THREADS
+            ):
                 tokens += writer.write_document(ids)
             progress(sum(len(document.text) for document in batch))
-    return Written(len(documents), tokens, sum(len(document.text.encode()) for document in documents))
+    return Written(
+        len(documents), tokens, sum(len(document.text.encode()) for document in documents)
+    )
 
 
 def _batches(documents: Sequence[Document]) -> Iterator[list[Document]]:

@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""Run N processes of one job on this machine: `python launch/local.py -n 2 -- maxlm train RUN.yaml`.
+"""Run N processes of one job on this machine:
+`python launch/local.py -n 2 -- maxlm train RUN.yaml`.
 
-Process 0 has the terminal. Of the others only the last lines are kept, and shown when one of them fails. When a process
-dies, the others are ended within seconds and the message names it. The first SIGTERM or SIGINT goes on to all
-processes, which finish their step, save and stop; a second one kills them.
+Process 0 has the terminal. Of the others only the last lines are kept, and shown when one of them
+fails. When a process dies, the others are ended within seconds and the message names it. The first
+SIGTERM or SIGINT goes on to all processes, which finish their step, save and stop; a second one
+kills them.
 
-Exit code: 0 when all processes end well; 2 when the first to fail says the mistake is the user's; 128 + the signal when
-a signal ended them; 1 otherwise.
+Exit code: 0 when all processes end well; 2 when the first to fail says the mistake is the user's;
+128 + the signal when a signal ended them; 1 otherwise.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-# Processes that fail over the same mistake end one shortly after the other; process 0 gets to say what it is.
+# Processes that fail over the same mistake end one shortly after the other; process 0 gets to say
+# what it is.
 GRACE_SECONDS = 2.0
 GONE_SECONDS = 10.0
 POLL_SECONDS = 0.05
@@ -43,7 +46,8 @@ class Worker:
     def __init__(self, index: int, command: Sequence[str], environment: dict[str, str]) -> None:
         self.index = index
         output = None if index == 0 else subprocess.PIPE
-        # A process group of its own: a Ctrl-C in the terminal reaches the processes once, through the launcher.
+        # A process group of its own: a Ctrl-C in the terminal reaches the processes once, through
+        # the launcher.
         self.process = subprocess.Popen(
             command,
             env=environment,
@@ -60,13 +64,19 @@ class Worker:
     def start_reading(self) -> None:
         """Drain the output in the background; a full pipe would stop the process."""
         if self.process.stdout is not None:
-            self._reader = threading.Thread(target=self._lines.extend, args=(self.process.stdout,), daemon=True)
+            self._reader = threading.Thread(
+                target=self._lines.extend, args=(self.process.stdout,), daemon=True
+            )
             self._reader.start()
 
     def describe_end(self) -> str:
         """Say how the process ended, and its last lines where they were not shown yet."""
         code = self.process.returncode
-        how = f"exited with code {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
+        how = (
+            f"exited with code {code}"
+            if code >= 0
+            else f"was killed by {signal.Signals(-code).name}"
+        )
         if self._reader is not None:
             self._reader.join(timeout=1)
         lines = "".join(f"[process {self.index}] {line.rstrip()}\n" for line in list(self._lines))
@@ -89,7 +99,9 @@ class Signals:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Start the processes, watch them to the end, and return the exit code."""
-    parser = argparse.ArgumentParser(prog="launch/local.py", description="Run N processes of one job on this machine.")
+    parser = argparse.ArgumentParser(
+        prog="launch/local.py", description="Run N processes of one job on this machine."
+    )
     parser.add_argument("-n", type=int, required=True, metavar="N", help="number of processes")
     parser.add_argument("command", nargs="+", metavar="-- COMMAND", help="what each process runs")
     options = parser.parse_args(arguments)
@@ -116,7 +128,8 @@ def environments(count: int) -> list[dict[str, str]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    # `maxlm` is found when the launcher runs with the Python of an environment that is not activated.
+    # `maxlm` is found when the launcher runs with the Python of an environment that is not
+    # activated.
     search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     return [
         {
@@ -148,7 +161,11 @@ def watch(workers: Sequence[Worker], signals: Signals) -> int:
         time.sleep(POLL_SECONDS)
     ended = [worker for worker in workers if worker.process.poll() is None]
     end(ended)
-    ending = f"; ended the others ({', '.join(f'process {worker.index}' for worker in ended)})" if ended else ""
+    ending = (
+        f"; ended the others ({', '.join(f'process {worker.index}' for worker in ended)})"
+        if ended
+        else ""
+    )
     for worker in first:
         sys.stderr.write(f"{worker.describe_end()}{ending}\n")
     if signals.received:
@@ -157,7 +174,9 @@ def watch(workers: Sequence[Worker], signals: Signals) -> int:
 
 
 def failed(workers: Sequence[Worker]) -> list[Worker]:
-    """Return the workers that ended badly so far: those that chose to exit before those that crashed in their wake."""
+    """Return the workers that ended badly so far: those that chose to exit before those that
+    crashed in their wake.
+    """
     bad = [worker for worker in workers if worker.process.poll() not in (None, 0)]
     return sorted(bad, key=lambda worker: worker.process.returncode < 0)
 
@@ -170,10 +189,13 @@ def send(workers: Sequence[Worker], number: int) -> None:
 
 
 def end(workers: Sequence[Worker]) -> None:
-    """Kill the workers that are alive, and wait until they are gone: who starts the job again needs their devices."""
+    """Kill the workers that are alive, and wait until they are gone: who starts the job again needs
+    their devices.
+    """
     send(workers, signal.SIGKILL)
     for worker in workers:
-        with contextlib.suppress(subprocess.TimeoutExpired):  # in the kernel's hands: a disk that does not answer
+        # In the kernel's hands: a disk that does not answer.
+        with contextlib.suppress(subprocess.TimeoutExpired):
             worker.process.wait(timeout=GONE_SECONDS)
 
 

@@ -1,7 +1,7 @@
 """The command line: `maxlm config | prepare | train | plan | generate`.
 
-Exit codes: 0 done or stopped cleanly, 2 the user's mistake, 1 anything else. Only the command that was asked for is
-imported, so `maxlm config` answers without loading jax.
+Exit codes: 0 done or stopped cleanly, 2 the user's mistake, 1 anything else. Only the command that
+was asked for is imported, so `maxlm config` answers without loading jax.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    # Whatever the terminal's encoding, and whatever is shown: a sign that it lacks is written as its number.
+    # Whatever the terminal's encoding, and whatever is shown: a sign that it lacks is written as
+    # its number.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # not so where a notebook has replaced it
             stream.reconfigure(errors="backslashreplace")
@@ -75,17 +76,27 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     # argparse does not take up a list again after an option: RUN.yaml --force key=value
-    if rest and "overrides" in arguments and all(re.match(r"[A-Za-z_][^=]*=", item) for item in rest):
+    if (
+        rest
+        and "overrides" in arguments
+        and all(re.match(r"[A-Za-z_][^=]*=", item) for item in rest)
+    ):
         arguments.overrides = [*arguments.overrides, *rest]
     elif rest:
         takes_settings = "overrides" in arguments
-        hint = "settings have no dashes and come with =, such as train.num_steps=100; " if takes_settings else ""
+        hint = (
+            "settings have no dashes and come with =, such as train.num_steps=100; "
+            if takes_settings
+            else ""
+        )
         parser.error(f"{' '.join(rest)}: no such argument; {hint}see {_spelt(arguments)} --help")
     return arguments
 
 
 def _spelt(arguments: argparse.Namespace) -> str:
-    return " ".join(["maxlm", arguments.command, *([arguments.action] if "action" in arguments else [])])
+    return " ".join(
+        ["maxlm", arguments.command, *([arguments.action] if "action" in arguments else [])]
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -96,8 +107,12 @@ def _parser() -> argparse.ArgumentParser:
     config = commands.add_parser("config", help="check or show a config, or print its JSON Schema")
     actions = config.add_subparsers(dest="action", required=True, metavar="ACTION")
     _add_run(actions.add_parser("check", help="say everything that is wrong with a config"))
-    _add_run(actions.add_parser("show", help="print the resolved run, with where each value comes from"))
-    actions.add_parser("schema", help="print the JSON Schema, for editors that complete and check YAML")
+    _add_run(
+        actions.add_parser("show", help="print the resolved run, with where each value comes from")
+    )
+    actions.add_parser(
+        "schema", help="print the JSON Schema, for editors that complete and check YAML"
+    )
 
     prepare = commands.add_parser("prepare", help="turn raw text into token shards")
     _add_run(prepare)
@@ -110,24 +125,43 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_run(plan)
     plan.add_argument(
-        "--topology", required=True, metavar="KIND:AxBxC", help="the slice, such as v5p:4x4x4 or v6e:16x16"
+        "--topology",
+        required=True,
+        metavar="KIND:AxBxC",
+        help="the slice, such as v5p:4x4x4 or v6e:16x16",
     )
-    plan.add_argument("--slices", type=int, default=1, help="how many of it, over the data centre's network")
+    plan.add_argument(
+        "--slices", type=int, default=1, help="how many of it, over the data centre's network"
+    )
     plan.add_argument("--json", metavar="FILE", help="write every figure here too")
 
     generate = commands.add_parser("generate", help="continue texts with a trained model")
     generate.add_argument("run_dir", metavar="RUN_DIR", help="the folder of a run")
     prompt = "the text to continue; given several times, texts are continued together"
     generate.add_argument("--prompt", required=True, action="append", help=prompt)
-    generate.add_argument("--max-tokens", type=int, default=128, help="tokens to generate (default: %(default)s)")
     generate.add_argument(
-        "--temperature", type=float, default=0.8, help="0: always the likeliest (default: %(default)s)"
+        "--max-tokens", type=int, default=128, help="tokens to generate (default: %(default)s)"
     )
-    generate.add_argument("--top-k", type=int, help="choose among the k likeliest tokens (default: all)")
-    generate.add_argument("--top-p", type=float, help="choose among the likeliest tokens of this total probability")
-    generate.add_argument("--seed", type=int, default=0, help="of the random choices (default: %(default)s)")
     generate.add_argument(
-        "--tensor", type=int, default=1, help="devices to split the model over (default: %(default)s)"
+        "--temperature",
+        type=float,
+        default=0.8,
+        help="0: always the likeliest (default: %(default)s)",
+    )
+    generate.add_argument(
+        "--top-k", type=int, help="choose among the k likeliest tokens (default: all)"
+    )
+    generate.add_argument(
+        "--top-p", type=float, help="choose among the likeliest tokens of this total probability"
+    )
+    generate.add_argument(
+        "--seed", type=int, default=0, help="of the random choices (default: %(default)s)"
+    )
+    generate.add_argument(
+        "--tensor",
+        type=int,
+        default=1,
+        help="devices to split the model over (default: %(default)s)",
     )
     generate.add_argument("--step", type=int, help="checkpoint to load (default: the newest)")
     return parser

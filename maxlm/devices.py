@@ -9,7 +9,8 @@ KIB, MIB, GIB = 2**10, 2**20, 2**30
 
 
 class Chip(NamedTuple):
-    """A generation of TPU; rates are of one JAX device, from Google's documentation where not said otherwise.
+    """A generation of TPU; rates are of one JAX device, from Google's documentation where not said
+    otherwise.
 
     Attributes:
       vector_memory: bytes of one core.
@@ -38,7 +39,8 @@ class Gpu(NamedTuple):
     """A generation of NVIDIA GPU.
 
     Attributes:
-      capability: CUDA's compute capability: 8.0 and 8.6 are Ampere, 8.9 Ada, 9.0 Hopper, 10.0 Blackwell.
+      capability: CUDA's compute capability: 8.0 and 8.6 are Ampere, 8.9 Ada, 9.0 Hopper, 10.0
+        Blackwell.
       shared_memory: bytes that a block of threads can have.
     """
 
@@ -52,8 +54,10 @@ class Device(NamedTuple):
     Attributes:
       name: of a TPU generation as `maxlm plan --topology` takes it; of others for the reader.
       kind: regular expression searched in `jax.Device.device_kind`, case does not matter.
-      bfloat16: dense peak of one JAX device in FLOP/s, from the vendor's data sheet, without sparsity; None if unknown.
-      float32: likewise, of a float32 matmul in jax's default precision: one bfloat16 pass on TPU, TF32 on NVIDIA.
+      bfloat16: dense peak of one JAX device in FLOP/s, from the vendor's data sheet, without
+        sparsity; None if unknown.
+      float32: likewise, of a float32 matmul in jax's default precision: one bfloat16 pass on TPU,
+        TF32 on NVIDIA.
       chip: what is particular to TPUs.
       gpu: what is particular to NVIDIA GPUs.
     """
@@ -78,8 +82,8 @@ _A10, _ADA = Gpu(8.6, 99 * KIB), Gpu(8.9, 99 * KIB)
 _HOPPER = Gpu(9.0, 227 * KIB)
 _BLACKWELL = Gpu(10.0, 227 * KIB)
 
-# TPU v2, v3 and 7x show one device per core or chiplet, the others one per chip. First match wins, so the special kind
-# stands before the general one.
+# TPU v2, v3 and 7x show one device per core or chiplet, the others one per chip. First match wins,
+# so the special kind stands before the general one.
 DEVICES = (
     Device("v2", r"TPU v2", 22.5e12, 22.5e12),
     Device("v3", r"TPU v3", 61.5e12, 61.5e12),
@@ -100,7 +104,9 @@ DEVICES = (
     Device("L4", r"\bL4\b", 121e12, 60e12, gpu=_ADA),
     Device("L40S", r"L40S", 362e12, 183e12, gpu=_ADA),
     Device("A10", r"\bA10\b", 125e12, 62.5e12, gpu=_A10),
-    Device("before Ampere", r"P100|\bP40\b|V100|\bT4|TITAN|GTX|Quadro|RTX 20", None, None, gpu=_OLDER),
+    Device(
+        "before Ampere", r"P100|\bP40\b|V100|\bT4|TITAN|GTX|Quadro|RTX 20", None, None, gpu=_OLDER
+    ),
     Device("MI300X", r"MI300X|MI325X", 1307.4e12, 653.7e12),
 )
 CHIPS = {device.name: device.chip for device in DEVICES if device.chip}

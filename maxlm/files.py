@@ -1,4 +1,6 @@
-"""Files on disk: only regular ones are opened, a write is there in full or not at all, two paths may be one place."""
+"""Files on disk: only regular ones are opened, a write is there in full or not at all, two paths
+may be one place.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,14 @@ _KINDS = {
 
 
 def open_regular(path: Path | str) -> BinaryIO:
-    """Open a regular file for reading, and refuse what reading could wait for or never end: FIFOs, devices, sockets.
+    """Open a regular file for reading, and refuse what reading could wait for or never end: FIFOs,
+    devices, sockets.
 
     Raises:
       OSError: it cannot be opened, or is no regular file.
     """
-    # Without O_NONBLOCK the opening itself waits until somebody writes into a FIFO. It changes nothing for files.
+    # Without O_NONBLOCK the opening itself waits until somebody writes into a FIFO. It changes
+    # nothing for files.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode):
@@ -50,7 +54,8 @@ def read_regular(path: Path | str) -> bytes:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that it is there in full or not at all, whenever the process or the machine stops.
+    """Write a file so that it is there in full or not at all, whenever the process or the machine
+    stops.
 
     Raises:
       OSError: it cannot be written.
@@ -67,7 +72,9 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def place_of(path: str) -> str:
-    """Return one spelling for all paths of a file or folder: absolute, without links, `..` and trailing slashes."""
+    """Return one spelling for all paths of a file or folder: absolute, without links, `..` and
+    trailing slashes.
+    """
     try:
         return os.path.realpath(path)
     except (OSError, ValueError):  # such as a zero byte: what opens it will say so

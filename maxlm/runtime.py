@@ -1,4 +1,5 @@
-"""The process around the training: JAX start-up, agreement of processes, stop signals, watchdog, profiler window.
+"""The process around the training: JAX start-up, agreement of processes, stop signals, watchdog,
+profiler window.
 
 Nothing here knows about models. `start` must run before any JAX computation.
 """
@@ -35,9 +36,11 @@ T = TypeVar("T")
 
 # With JAX's default of 100 s, the survivors of a killed process sit in a collective for that long.
 HEARTBEAT_SECONDS = 10
-# How long a process that is done waits for the others to be done; process 0 may still be writing its summary.
+# How long a process that is done waits for the others to be done; process 0 may still be writing
+# its summary.
 SHUTDOWN_SECONDS = 60
-# A collective that fails is mostly the echo of another process that ended: that one is to be seen first, and named.
+# A collective that fails is mostly the echo of another process that ended: that one is to be seen
+# first, and named.
 ECHO_SECONDS = 1.0
 
 
@@ -47,19 +50,19 @@ def compute_dtype_of(train: TrainConfig, platform: str) -> jnp.dtype:
     return jnp.dtype({"auto": "float32" if platform == "cpu" else "bfloat16"}.get(chosen, chosen))
 
 
-# --- start-up --------------------------------------------------------------------------------------------------------
+# --- start-up -------------------------------------------------------------------------------------
 
 
 def start(runtime: RuntimeConfig) -> None:
     """Set up JAX for this process, and connect it to the others where there are others.
 
-    Several processes are recognised by MAXLM_COORDINATOR, MAXLM_NUM_PROCESSES and MAXLM_PROCESS_ID (set by
-    `launch/local.py`), or by what Slurm, Open MPI, Kubernetes jobs and TPU slices set.
+    Several processes are recognised by MAXLM_COORDINATOR, MAXLM_NUM_PROCESSES and MAXLM_PROCESS_ID
+    (set by `launch/local.py`), or by what Slurm, Open MPI, Kubernetes jobs and TPU slices set.
 
     Raises:
         UserError: the environment promises several processes but they do not find each other, or
-            `runtime.device_count` asks for fake devices on a platform that has real ones, or `runtime.compile_cache`
-            cannot be made.
+            `runtime.device_count` asks for fake devices on a platform that has real ones, or
+            `runtime.compile_cache` cannot be made.
     """
     if runtime.device_count is not None:
         if runtime.platform not in ("auto", "cpu"):
@@ -72,7 +75,9 @@ def start(runtime: RuntimeConfig) -> None:
     elif runtime.platform == "cpu":
         jax.config.update("jax_platforms", "cpu")
     if runtime.compile_cache is not None:
-        jax.config.update("jax_compilation_cache_dir", _make_folder(Path(runtime.compile_cache).expanduser()))
+        jax.config.update(
+            "jax_compilation_cache_dir", _make_folder(Path(runtime.compile_cache).expanduser())
+        )
     _hush_libraries()
     if "TPU_SKIP_MDS_QUERY" in os.environ:  # jax sets it where it sees no TPU
         hush_libtpu()
@@ -83,7 +88,9 @@ def start(runtime: RuntimeConfig) -> None:
 
 
 def _make_folder(path: Path) -> str:
-    """Make the folder of compiled programs; without it JAX would warn at every program and keep none."""
+    """Make the folder of compiled programs; without it JAX would warn at every program and keep
+    none.
+    """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -95,7 +102,9 @@ def _make_folder(path: Path) -> str:
 
 
 def _hush_libraries() -> None:
-    """Keep quiet about what libraries do, and about failures of it that `maxlm.checkpoint` explains in a line."""
+    """Keep quiet about what libraries do, and about failures of it that `maxlm.checkpoint` explains
+    in a line.
+    """
     for noisy in ("absl", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
     # jax tells of every platform that it looks for and does not find.
@@ -113,8 +122,8 @@ def _hush_libraries() -> None:
 def hush_libtpu() -> None:
     """Tell libtpu that this is no TPU machine, where it is installed to compile for one.
 
-    Otherwise it complains on stderr about what it asks a TPU machine's metadata server for, and a second process of
-    this machine dies on its lock file.
+    Otherwise it complains on stderr about what it asks a TPU machine's metadata server for, and a
+    second process of this machine dies on its lock file.
     """
     answers = {
         "TPU_SKIP_MDS_QUERY": "1",
@@ -130,7 +139,8 @@ def hush_libtpu() -> None:
 def _connect(environment: Any) -> None:
     """Join the other processes of this job, if there are any."""
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    # JAX's own handler for SIGTERM would hide the signal from StopSignal, which also knows SIGINT and second signals.
+    # JAX's own handler for SIGTERM would hide the signal from StopSignal, which also knows SIGINT
+    # and second signals.
     jax.config.update("jax_enable_preemption_service", False)
     arguments: dict[str, Any] = {
         "heartbeat_timeout_seconds": HEARTBEAT_SECONDS,
@@ -144,7 +154,8 @@ def _connect(environment: Any) -> None:
     try:
         jax.distributed.initialize(**arguments)
     except (ValueError, KeyError, RuntimeError) as error:
-        if launcher == "tpu machine":  # one machine, or no metadata server that would know of others
+        # One machine, or no metadata server that would know of others.
+        if launcher == "tpu machine":
             return
         raise UserError(
             f"this looks like one of several processes ({launcher}), but they did not find each other: {error}\n"
@@ -159,15 +170,21 @@ def _place(environment: Any) -> dict[str, Any]:
     Raises:
         UserError: a variable is missing or no number, or the place is none of theirs.
     """
-    missing = [name for name in ("MAXLM_COORDINATOR", "MAXLM_PROCESS_ID") if not environment.get(name)]
+    missing = [
+        name for name in ("MAXLM_COORDINATOR", "MAXLM_PROCESS_ID") if not environment.get(name)
+    ]
     if missing:
-        raise UserError(f"MAXLM_NUM_PROCESSES is set without {' and '.join(missing)}; set all three, or none")
+        raise UserError(
+            f"MAXLM_NUM_PROCESSES is set without {' and '.join(missing)}; set all three, or none"
+        )
     texts = {name: environment[name] for name in ("MAXLM_NUM_PROCESSES", "MAXLM_PROCESS_ID")}
-    if not all(text.isdecimal() for text in texts.values()) or int(texts["MAXLM_PROCESS_ID"]) >= int(
-        texts["MAXLM_NUM_PROCESSES"]
-    ):
+    if not all(text.isdecimal() for text in texts.values()) or int(
+        texts["MAXLM_PROCESS_ID"]
+    ) >= int(texts["MAXLM_NUM_PROCESSES"]):
         both = " and ".join(f"{name}={text}" for name, text in texts.items())
-        raise UserError(f"{both}: give whole numbers, the ids from 0 to one less than the processes")
+        raise UserError(
+            f"{both}: give whole numbers, the ids from 0 to one less than the processes"
+        )
     return {
         "coordinator_address": environment["MAXLM_COORDINATOR"],
         "num_processes": int(texts["MAXLM_NUM_PROCESSES"]),
@@ -212,7 +229,10 @@ def _find_devices(platform: str) -> None:
 
 
 def memory_bytes(device: jax.Device) -> int | None:
-    """Return the memory of a device; of a CPU device its share of the machine's. None where it is not known."""
+    """Return the memory of a device; of a CPU device its share of the machine's.
+
+    None where it is not known.
+    """
     if device.platform == "cpu":
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // jax.local_device_count()
     statistics = device.memory_stats() or {}
@@ -235,7 +255,7 @@ def explain_memory(cure: str) -> Iterator[None]:
         raise RunFailedError(f"a device has too little memory: {reason}\n{cure}") from error
 
 
-# --- agreement between processes -------------------------------------------------------------------------------------
+# --- agreement between processes ------------------------------------------------------------------
 
 
 def on_first_process(work: Callable[[], Any]) -> Any:
@@ -257,7 +277,9 @@ def on_first_process(work: Callable[[], Any]) -> Any:
     buffer = np.zeros(size, np.uint8)
     if jax.process_index() == 0:
         buffer[:] = np.frombuffer(text, np.uint8)
-    answer = json.loads(np.asarray(multihost_utils.broadcast_one_to_all(buffer), np.uint8).tobytes())
+    answer = json.loads(
+        np.asarray(multihost_utils.broadcast_one_to_all(buffer), np.uint8).tobytes()
+    )
     if "error" in answer:
         raise UserError(answer["error"])
     return answer["value"]
@@ -273,9 +295,10 @@ def all_true(mine: bool) -> bool:
 def settle(results: T) -> T:
     """Wait for the results of a program with collectives, on several CPU devices only.
 
-    There nothing orders the collectives of two programs in flight. Between processes (gloo) they can meet the wrong
-    partner; between the fake devices of one process they can take up all its threads, each waiting for one that gets
-    none. Either way they wait for ever. Accelerators run programs in the order of their dispatch.
+    There nothing orders the collectives of two programs in flight. Between processes (gloo) they
+    can meet the wrong partner; between the fake devices of one process they can take up all its
+    threads, each waiting for one that gets none. Either way they wait for ever. Accelerators run
+    programs in the order of their dispatch.
     """
     if jax.device_count() > 1 and jax.default_backend() == "cpu":
         jax.block_until_ready(results)
@@ -286,8 +309,9 @@ def settle(results: T) -> T:
 def fail_together() -> Iterator[None]:
     """End this process at once when the body raises and there are others.
 
-    A Python exit would wait for the others to shut down too, while they wait for this one inside a collective. Gone at
-    once, it is missed within seconds and they end as well. With a single process the exception just passes.
+    A Python exit would wait for the others to shut down too, while they wait for this one inside a
+    collective. Gone at once, it is missed within seconds and they end as well. With a single
+    process the exception just passes.
     """
     try:
         yield
@@ -296,7 +320,9 @@ def fail_together() -> Iterator[None]:
             raise
         here = f"process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()}"
         if isinstance(error, UserError | RunFailedError):
-            sys.stderr.write(f"maxlm: {error}\n" if jax.process_index() == 0 else f"maxlm: {here}: {error}\n")
+            sys.stderr.write(
+                f"maxlm: {error}\n" if jax.process_index() == 0 else f"maxlm: {here}: {error}\n"
+            )
         else:
             traceback.print_exc()
             sys.stderr.write(f"{here} failed: {type(error).__name__}: {error}\n")
@@ -307,14 +333,16 @@ def fail_together() -> Iterator[None]:
         os._exit(2 if isinstance(error, UserError) else 1)
 
 
-# --- signals ---------------------------------------------------------------------------------------------------------
+# --- signals --------------------------------------------------------------------------------------
 
 
 class StopSignal:
-    """Turn the first SIGTERM or SIGINT to any process into a stop of all after the same step; a second ends at once.
+    """Turn the first SIGTERM or SIGINT to any process into a stop of all after the same step; a
+    second ends at once.
 
-    Signals are read by a thread through a wake-up pipe: Python's own handlers only run between two bytecodes of the
-    main thread, which may sit in a collective for ever, and then the second signal would do nothing.
+    Signals are read by a thread through a wake-up pipe: Python's own handlers only run between two
+    bytecodes of the main thread, which may sit in a collective for ever, and then the second signal
+    would do nothing.
     """
 
     def __init__(self) -> None:
@@ -325,14 +353,21 @@ class StopSignal:
     def __enter__(self) -> Self:
         self._reader, self._writer = socket.socketpair()
         self._writer.setblocking(False)
-        self._old_descriptor = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-        self._old_handlers = {s: signal.signal(s, _leave_to_thread) for s in (signal.SIGTERM, signal.SIGINT)}
+        self._old_descriptor = signal.set_wakeup_fd(
+            self._writer.fileno(), warn_on_full_buffer=False
+        )
+        self._old_handlers = {
+            s: signal.signal(s, _leave_to_thread) for s in (signal.SIGTERM, signal.SIGINT)
+        }
         self._thread = threading.Thread(target=self._listen, name="stop-signal", daemon=True)
         self._thread.start()
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         for number, handler in self._old_handlers.items():
             signal.signal(number, handler)
@@ -342,10 +377,12 @@ class StopSignal:
         self._reader.close()
 
     def requested(self, step: int) -> bool:
-        """Tell whether to stop after `step`: the same answer on every process that asks for the same step.
+        """Tell whether to stop after `step`: the same answer on every process that asks for the
+        same step.
 
-        With several processes every call starts a small reduction of "was I signalled" and reads that of the call
-        before, so that nobody waits for the device: a signal counts one call later.
+        With several processes every call starts a small reduction of "was I signalled" and reads
+        that of the call before, so that nobody waits for the device: a signal counts one call
+        later.
         """
         stop = self._received is not None
         if jax.process_count() > 1:
@@ -363,11 +400,16 @@ class StopSignal:
                 continue
             name = signal.Signals(number).name
             if self._received is not None:
-                sys.stderr.write(f"\nsecond signal ({name}): leaving at once, without a checkpoint\n")
+                sys.stderr.write(
+                    f"\nsecond signal ({name}): leaving at once, without a checkpoint\n"
+                )
                 sys.stderr.flush()
                 os._exit(128 + number)
             self._received = signal.Signals(number)
-            log.warning("%s: finishing this step, then saving and stopping; a second signal leaves at once", name)
+            log.warning(
+                "%s: finishing this step, then saving and stopping; a second signal leaves at once",
+                name,
+            )
 
 
 def _leave_to_thread(number: int, frame: FrameType | None) -> None:
@@ -375,10 +417,14 @@ def _leave_to_thread(number: int, frame: FrameType | None) -> None:
 
 
 def _any_process(mine: bool) -> jax.Array:
-    """Start a reduction over all processes; the result is a replicated int32 scalar, nonzero if any said True."""
+    """Start a reduction over all processes; the result is a replicated int32 scalar, nonzero if any
+    said True.
+    """
     mesh = Mesh(np.asarray(jax.devices()), ("device",))
     flags = jax.make_array_from_callback(
-        (mesh.size,), NamedSharding(mesh, PartitionSpec("device")), lambda _: np.full(1, mine, np.int32)
+        (mesh.size,),
+        NamedSharding(mesh, PartitionSpec("device")),
+        lambda _: np.full(1, mine, np.int32),
     )
     largest: jax.Array = settle(_largest(flags))
     return largest
@@ -389,13 +435,15 @@ def _largest(flags: jax.Array) -> jax.Array:
     return jnp.max(flags)
 
 
-# --- watchdog, profiler ----------------------------------------------------------------------------------------------
+# --- watchdog, profiler ---------------------------------------------------------------------------
 
 
 class Watchdog:
-    """End the process with the stacks of all its threads when a step takes longer than `seconds` (None: never).
+    """End the process with the stacks of all its threads when a step takes longer than `seconds`
+    (None: never).
 
-    The only cure for a peer that is alive but asleep: heartbeats still come, and every collective waits for ever.
+    The only cure for a peer that is alive but asleep: heartbeats still come, and every collective
+    waits for ever.
     """
 
     def __init__(self, seconds: float | None) -> None:
@@ -429,7 +477,9 @@ class ProfileWindow:
         first = self._profile.start_step
         if step > first and not self._tracing and not self._told:
             log.warning(
-                "runtime.profile.start_step=%d was before this process began, at step %d: no trace", first, step
+                "runtime.profile.start_step=%d was before this process began, at step %d: no trace",
+                first,
+                step,
             )
         self._told = True
         if step == first and not self._tracing:

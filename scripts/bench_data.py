@@ -1,9 +1,10 @@
-"""Measure how fast random windows of tokens are read: shard formats side by side, then the whole dataset.
+"""Measure how fast random windows of tokens are read: shard formats side by side, then the whole
+dataset.
 
 .venv/bin/python scripts/bench_data.py            (the Parquet rows need pyarrow: scripts/setup data)
 
-Every candidate holds the same tokens and is asked for the same windows, in one process and one thread. The files were
-just written, so this is the cost of the format, not of the disk.
+Every candidate holds the same tokens and is asked for the same windows, in one process and one
+thread. The files were just written, so this is the cost of the format, not of the disk.
 """
 
 from __future__ import annotations
@@ -43,14 +44,19 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=100_000_000)
     parser.add_argument("--sequence-length", type=int, default=2048)
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--folder", type=Path, help="where to write the files (default: a temporary folder)")
+    parser.add_argument(
+        "--folder", type=Path, help="where to write the files (default: a temporary folder)"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         bench(Path(folder), arguments.tokens, arguments.sequence_length, arguments.batch_size)
 
 
 def bench(folder: Path, num_tokens: int, length: int, batch_size: int) -> None:
-    print(f"{os.cpu_count()} CPUs, Python {platform.python_version()}, grain {grain.__version__}", end="")
+    print(
+        f"{os.cpu_count()} CPUs, Python {platform.python_version()}, grain {grain.__version__}",
+        end="",
+    )
     print(f", pyarrow {pa.__version__}" if pa else ", no pyarrow: no Parquet")
     tokenizer = write_tokenizer(folder / "tokenizer.model")
     for name in ("a", "b"):
@@ -66,12 +72,19 @@ def bench(folder: Path, num_tokens: int, length: int, batch_size: int) -> None:
         size = sum(path.stat().st_size for path in files) / flat.size
         check(read, windows)
         per_second = rate(read, order)
-        print(f"| {name} | {size:.2f} | {per_second:,.0f} | {per_second * length / 1e6:.1f} | {notices} |")
+        print(
+            f"| {name} | {size:.2f} | {per_second:,.0f} | {per_second * length / 1e6:.1f} | {notices} |"
+        )
     print("\n| whole dataset | rows/s | M tokens/s |")
     print("|---|---|---|")
-    for label, weights in {"one source": {"a": 1.0}, "two sources, 3 : 1": {"a": 3.0, "b": 1.0}}.items():
+    for label, weights in {
+        "one source": {"a": 1.0},
+        "two sources, 3 : 1": {"a": 3.0, "b": 1.0},
+    }.items():
         rows = dataset_rate(open_dataset(folder, weights, length, batch_size))
-        print(f"| {label}: shuffle, mix, checksums, packing fields | {rows:,.0f} | {rows * length / 1e6:.1f} |")
+        print(
+            f"| {label}: shuffle, mix, checksums, packing fields | {rows:,.0f} | {rows * length / 1e6:.1f} |"
+        )
 
 
 def candidates(
@@ -89,18 +102,35 @@ def candidates(
             [flat_path],
             lambda i: mapped[i * length : (i + 1) * length].astype(np.int32),
         ),
-        ("flat file in checksummed pages (ours)", "yes", shard_files, lambda i: shards.read(i * length, length)),
+        (
+            "flat file in checksummed pages (ours)",
+            "yes",
+            shard_files,
+            lambda i: shards.read(i * length, length),
+        ),
     ]
-    for label, options in {"zstd": "group_size:1", "uncompressed": "group_size:1,uncompressed"}.items():
+    for label, options in {
+        "zstd": "group_size:1",
+        "uncompressed": "group_size:1,uncompressed",
+    }.items():
         path = folder / f"{label}.array_record"
         writer = ArrayRecordWriter(str(path), options)
         for window in windows:
             writer.write(window.tobytes())
         writer.close()
         records = grain.sources.ArrayRecordDataSource(str(path))
-        found.append((f"ArrayRecord, one window a record, {label}", "yes", [path], array_record_reader(records)))
+        found.append(
+            (
+                f"ArrayRecord, one window a record, {label}",
+                "yes",
+                [path],
+                array_record_reader(records),
+            )
+        )
     if pa:
-        found += [parquet(folder / f"{label}.parquet", windows, label) for label in ("zstd", "none")]
+        found += [
+            parquet(folder / f"{label}.parquet", windows, label) for label in ("zstd", "none")
+        ]
     return found
 
 
@@ -156,9 +186,17 @@ def dataset_rate(dataset: Dataset) -> float:
 
 
 def open_dataset(folder: Path, weights: dict[str, float], length: int, batch_size: int) -> Dataset:
-    sources = {name: {"path": str(folder / name), "weight": weight} for name, weight in weights.items()}
-    data = {"sources": sources, "tokenizer": str(folder / "tokenizer.model"), "sequence_length": length}
-    return build_dataset(DataConfig.model_validate(data), seed=0, batch_size=batch_size, split="train")
+    sources = {
+        name: {"path": str(folder / name), "weight": weight} for name, weight in weights.items()
+    }
+    data = {
+        "sources": sources,
+        "tokenizer": str(folder / "tokenizer.model"),
+        "sequence_length": length,
+    }
+    return build_dataset(
+        DataConfig.model_validate(data), seed=0, batch_size=batch_size, split="train"
+    )
 
 
 def write_tokenizer(path: Path) -> Tokenizer:

@@ -1,17 +1,21 @@
-"""Measure the training step: tokens/s, compile time, memory, time to first step, MFU; and plain PyTorch beside it.
+"""Measure the training step: tokens/s, compile time, memory, time to first step, MFU; and plain
+PyTorch beside it.
 
 .venv/bin/python scripts/bench_train.py                                           (the shapes of SHAPES)
 .venv/bin/python scripts/bench_train.py --config RUN.yaml [key=value ...]         (one run's shape)
 A GPU, a decoder of 1.2 B parameters, in bfloat16:
-.venv/bin/python scripts/bench_train.py --config configs/run/llama3_1b_h100x8.yaml mesh.fsdp=1 train.batch_size=8 \
+.venv/bin/python scripts/bench_train.py --config configs/run/llama3_1b_h100x8.yaml mesh.fsdp=1
+train.batch_size=8 \
     train.microbatches=4 data.sequence_length=4096
 
-The comparison (--against) is made on the CPU alone and needs torch: .venv/bin/pip install -e '.[bench]'.
+The comparison (--against) is made on the CPU alone and needs torch: .venv/bin/pip install -e
+'.[bench]'.
 
-Each side is a process of its own, so that neither's threads disturb the other's, and both keep their memory and
-compiled code. They start from the same parameters and must compute the same losses. Then they take turns of a few
-seconds, in changing order; a ratio is the median over pairs of neighbouring turns, which cancels most of what other
-work on the machine does. Batches are random tokens, one document per row, already on the device.
+Each side is a process of its own, so that neither's threads disturb the other's, and both keep
+their memory and compiled code. They start from the same parameters and must compute the same
+losses. Then they take turns of a few seconds, in changing order; a ratio is the median over pairs
+of neighbouring turns, which cancels most of what other work on the machine does. Batches are random
+tokens, one document per row, already on the device.
 """
 
 from __future__ import annotations
@@ -67,7 +71,8 @@ SHAPES = {
 }
 """What is measured without --config: changes to the quickstart's run."""
 
-# The learning rate must be the same function on both sides; nothing is read from or written to disk.
+# The learning rate must be the same function on both sides; nothing is read from or written to
+# disk.
 BENCH = (
     "schedule.kind=constant",
     "schedule.warmup_steps=0",
@@ -83,28 +88,35 @@ WARM_STEPS = 3
 LOSS_TOLERANCE = 1e-4
 
 
-# --- what both sides share -------------------------------------------------------------------------------------------
+# --- what both sides share ------------------------------------------------------------------------
 
 
 def make_batch(config: RunConfig, index: int) -> tuple[np.ndarray, np.ndarray]:
     """Return int32 (tokens, targets), (B, T) each: every batch another, the same on both sides."""
     shape = (config.train.batch_size, config.data.sequence_length + 1)
-    window = np.random.default_rng(index).integers(0, config.model.vocab_size, shape, dtype=np.int32)
+    window = np.random.default_rng(index).integers(
+        0, config.model.vocab_size, shape, dtype=np.int32
+    )
     return np.ascontiguousarray(window[:, :-1]), np.ascontiguousarray(window[:, 1:])
 
 
 def serve(run_steps: Callable[[int], list[float]], **facts: Any) -> None:
-    """Answer each line of stdin, a number of steps, with one JSON line: seconds, losses, memory and the facts."""
+    """Answer each line of stdin, a number of steps, with one JSON line: seconds, losses, memory and
+    the facts.
+    """
     for line in sys.stdin:
         began = time.perf_counter()
         losses = run_steps(int(line))
         seconds = time.perf_counter() - began
         unit = 1 if sys.platform == "darwin" else 1024
         peak_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-        print(json.dumps({"seconds": seconds, "losses": losses, "peak_rss_bytes": peak_rss, **facts}), flush=True)
+        print(
+            json.dumps({"seconds": seconds, "losses": losses, "peak_rss_bytes": peak_rss, **facts}),
+            flush=True,
+        )
 
 
-# --- measuring -------------------------------------------------------------------------------------------------------
+# --- measuring ------------------------------------------------------------------------------------
 
 
 class Side:
@@ -129,7 +141,9 @@ class Side:
         self.process.stdin.flush()
         answer = self.process.stdout.readline()
         if not answer:
-            raise SystemExit(f"{self.name} ended with exit code {self.process.wait()}; its messages are above")
+            raise SystemExit(
+                f"{self.name} ended with exit code {self.process.wait()}; its messages are above"
+            )
         return json.loads(answer)
 
     def close(self) -> None:
@@ -158,7 +172,9 @@ def measure(config: RunConfig, names: list[str], *, pairs: int, turn_seconds: fl
             sides += [Side(name, Path(folder)) for name in names[1:]]
         names = [side.name for side in sides]
         warm = {side.name: side.run(WARM_STEPS) for side in sides}
-        check_losses({side.name: side.first["losses"] + warm[side.name]["losses"] for side in sides})
+        check_losses(
+            {side.name: side.first["losses"] + warm[side.name]["losses"] for side in sides}
+        )
         steps = max(1, round(turn_seconds * WARM_STEPS / warm[names[0]]["seconds"]))
         seconds: dict[str, list[float]] = {name: [] for name in names}
         for pair in range(pairs):
@@ -171,7 +187,10 @@ def measure(config: RunConfig, names: list[str], *, pairs: int, turn_seconds: fl
     tokens = config.train.batch_size * config.data.sequence_length
     rows = []
     for side in sides:
-        ratios = sorted(theirs / ours for ours, theirs in zip(seconds[names[0]], seconds[side.name], strict=True))
+        ratios = sorted(
+            theirs / ours
+            for ours, theirs in zip(seconds[names[0]], seconds[side.name], strict=True)
+        )
         quarter = len(ratios) // 4
         compared = side.name != names[0]
         rows.append(
@@ -188,7 +207,8 @@ def measure(config: RunConfig, names: list[str], *, pairs: int, turn_seconds: fl
 
 
 def check_losses(losses: dict[str, list[float]]) -> None:
-    """Refuse to compare programs that do not compute the same thing: parameters, loss, gradient, clipping, AdamW.
+    """Refuse to compare programs that do not compute the same thing: parameters, loss, gradient,
+    clipping, AdamW.
 
     Raises:
       SystemExit: the losses of the first steps differ.
@@ -196,10 +216,12 @@ def check_losses(losses: dict[str, list[float]]) -> None:
     (_, reference), *others = losses.items()
     for name, values in others:
         if not np.allclose(values, reference, rtol=LOSS_TOLERANCE, atol=0):
-            raise SystemExit(f"{name} computes other losses than maxlm: {values} instead of {reference}")
+            raise SystemExit(
+                f"{name} computes other losses than maxlm: {values} instead of {reference}"
+            )
 
 
-# --- reporting -------------------------------------------------------------------------------------------------------
+# --- reporting ------------------------------------------------------------------------------------
 
 
 def describe(name: str, config: RunConfig) -> str:
@@ -262,13 +284,26 @@ def machine(rows: list[Row]) -> str:
 
 
 def cpus() -> set[int]:
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    return (
+        os.sched_getaffinity(0)
+        if hasattr(os, "sched_getaffinity")
+        else set(range(os.cpu_count() or 1))
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, help="a run's YAML; without it, the shapes of SHAPES")
-    parser.add_argument("--against", default="auto", choices=("auto", "nothing", *SIDES), help="what to compare with")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--config", type=Path, help="a run's YAML; without it, the shapes of SHAPES"
+    )
+    parser.add_argument(
+        "--against",
+        default="auto",
+        choices=("auto", "nothing", *SIDES),
+        help="what to compare with",
+    )
     parser.add_argument("--pairs", type=int, default=9, help="turns each side takes")
     parser.add_argument("--turn-seconds", type=float, default=3.0, help="length of a turn")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
@@ -276,11 +311,18 @@ def main() -> None:
     shapes = SHAPES if arguments.config is None else {arguments.config.stem: ()}
     for name, changes in shapes.items():
         try:
-            config = load_run(arguments.config or QUICKSTART, (*changes, *BENCH, *arguments.overrides)).config
+            config = load_run(
+                arguments.config or QUICKSTART, (*changes, *BENCH, *arguments.overrides)
+            ).config
         except UserError as error:
             raise SystemExit(str(error)) from None
         print(describe(name, config))
-        rows = measure(config, sides(arguments.against), pairs=arguments.pairs, turn_seconds=arguments.turn_seconds)
+        rows = measure(
+            config,
+            sides(arguments.against),
+            pairs=arguments.pairs,
+            turn_seconds=arguments.turn_seconds,
+        )
         print(table(config, rows))
         print(f"\n{machine(rows)}\n", flush=True)
 

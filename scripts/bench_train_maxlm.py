@@ -1,4 +1,6 @@
-"""The side of bench_train.py that is maxlm: the step of `maxlm train`, as the loop builds and calls it."""
+"""The side of bench_train.py that is maxlm: the step of `maxlm train`, as the loop builds and calls
+it.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +26,18 @@ def main() -> None:
     config = RunConfig.model_validate_json((folder / "config.json").read_text())
     start(config.runtime)
     program = build_program(config)
-    state = create_state(program.declared, program.optimizer, program.mesh, seed=config.runtime.seed)
+    state = create_state(
+        program.declared, program.optimizer, program.mesh, seed=config.runtime.seed
+    )
     if jax.default_backend() == "cpu":  # for the other side; it runs nowhere else
         np.savez(
-            folder / "parameters.npz", **{path: np.asarray(leaf[...]) for path, leaf in named_parameters(state.decoder)}
+            folder / "parameters.npz",
+            **{path: np.asarray(leaf[...]) for path, leaf in named_parameters(state.decoder)},
         )
     compiled = compile_step(config, program)
-    batches = [device_batch(config, index, batch_sharding(program.mesh)) for index in range(NUM_BATCHES)]
+    batches = [
+        device_batch(config, index, batch_sharding(program.mesh)) for index in range(NUM_BATCHES)
+    ]
     done = 0
 
     def run_steps(count: int) -> list[float]:
@@ -54,7 +61,9 @@ def main() -> None:
     )
 
 
-def device_batch(config: RunConfig, index: int, sharding: jax.sharding.NamedSharding) -> dict[str, jax.Array]:
+def device_batch(
+    config: RunConfig, index: int, sharding: jax.sharding.NamedSharding
+) -> dict[str, jax.Array]:
     tokens, targets = make_batch(config, index)
     arrays = {
         "tokens": tokens,

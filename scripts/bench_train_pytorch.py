@@ -1,7 +1,9 @@
-"""The side of bench_train.py that is plain PyTorch: the same decoder and step, as one would write them by hand.
+"""The side of bench_train.py that is plain PyTorch: the same decoder and step, as one would write
+them by hand.
 
-RMSNorm, rotary positions, optional QK-norm, grouped-query attention by scaled_dot_product_attention, SwiGLU, tied or
-untied head, cross entropy on full logits, clipping, fused AdamW; fp32 on the CPU.
+RMSNorm, rotary positions, optional QK-norm, grouped-query attention by
+scaled_dot_product_attention, SwiGLU, tied or untied head, cross entropy on full logits, clipping,
+fused AdamW; fp32 on the CPU.
 """
 
 from __future__ import annotations
@@ -143,15 +145,20 @@ def refuse_unsupported(config: RunConfig) -> None:
         "model.position": model.position.kind != "none",
         "mixer.position": mixer.position.kind != "rope" or mixer.position.scaling is not None,
         "model.segments": len(model.segments) > 1 or len(model.segments[0].pattern) > 1,
-        "mixer.window, softcap, sinks": mixer.window is not None or mixer.softcap is not None or mixer.sinks,
+        "mixer.window, softcap, sinks": mixer.window is not None
+        or mixer.softcap is not None
+        or mixer.sinks,
         "ffn.activation": ffn.activation != "swiglu",
         "bias": mixer.bias != "none" or ffn.bias != "none",
         "optimizer.overrides": bool(config.optimizer.overrides),
-        "objective.z_loss, label_smoothing": config.objective.z_loss > 0 or config.objective.label_smoothing > 0,
+        "objective.z_loss, label_smoothing": config.objective.z_loss > 0
+        or config.objective.label_smoothing > 0,
         "train.compute_dtype": config.train.compute_dtype == "bfloat16",
     }
     if any(wrong.values()):
-        raise SystemExit(f"the PyTorch step has no such {', '.join(key for key, bad in wrong.items() if bad)}")
+        raise SystemExit(
+            f"the PyTorch step has no such {', '.join(key for key, bad in wrong.items() if bad)}"
+        )
 
 
 def load(decoder: Decoder, parameters: np.lib.npyio.NpzFile) -> None:
@@ -167,7 +174,9 @@ def load(decoder: Decoder, parameters: np.lib.npyio.NpzFile) -> None:
     if decoder.head.weight is not decoder.embedding.weight:
         fill(decoder.head.weight, parameters["head/output"])
     stacked = {
-        path.removeprefix("stack/0/0/"): parameters[path] for path in parameters.files if path.startswith("stack/")
+        path.removeprefix("stack/0/0/"): parameters[path]
+        for path in parameters.files
+        if path.startswith("stack/")
     }
     for index, block in enumerate(decoder.blocks):
         own = {path: rows[index] for path, rows in stacked.items()}

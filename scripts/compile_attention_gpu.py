@@ -1,4 +1,5 @@
-"""Compile the GPU attention kernels without a GPU and print what ptxas says of them; measure them where there is one.
+"""Compile the GPU attention kernels without a GPU and print what ptxas says of them; measure them
+where there is one.
 
 python scripts/compile_attention_gpu.py             # any machine with jax[cuda13]: registers, spills
 python scripts/compile_attention_gpu.py --measure   # on a GPU: TFLOP/s beside cuDNN and PyTorch, taking turns
@@ -37,7 +38,8 @@ from maxlm.kernels.shape import AttentionShape
 torch: Any = importlib.import_module("torch") if importlib.util.find_spec("torch") else None
 
 KERNELS = {"flash_hopper": hopper_attention, "flash_triton": triton_attention}
-# What the compiler wants to know of a GPU; NVIDIA's data sheets and CUDA's table of compute capabilities.
+# What the compiler wants to know of a GPU; NVIDIA's data sheets and CUDA's table of compute
+# capabilities.
 GPUS = {
     "H100": {
         "name": "NVIDIA H100 80GB HBM3",
@@ -100,7 +102,11 @@ COMPILED = [
     *(("flash_triton", "H100", sizes, {}) for sizes in SIZES),
     ("flash_triton", "H100", (128, 128), {"softcap": 30.0}),
     ("flash_triton", "H100", (128, 128), {"dtype": "float32"}),
-    *(("flash_triton", gpu, (size, size), {}) for gpu in ("A100", "L40S") for size in (64, 128, 256)),
+    *(
+        ("flash_triton", gpu, (size, size), {})
+        for gpu in ("A100", "L40S")
+        for size in (64, 128, 256)
+    ),
 ]
 
 
@@ -117,7 +123,12 @@ def target_config(gpu: dict[str, Any]) -> str:
 
 
 def make_arguments(
-    batch: int, length: int, heads: tuple[int, int], sizes: tuple[int, int], dtype: str, sharding: Any
+    batch: int,
+    length: int,
+    heads: tuple[int, int],
+    sizes: tuple[int, int],
+    dtype: str,
+    sharding: Any,
 ) -> tuple[Any, ...]:
     """Return the types of q, k, v, out, lse, d_out and the mask."""
     array = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)  # noqa: E731
@@ -130,13 +141,19 @@ def make_arguments(
 def compile_all(kernels: list[str]) -> None:
     """Print a table of registers and spills."""
     print(f"{dt.date.today()}, {versions()}\n")
-    print("| kernel | GPU | head size, keys/values | options | forward: registers; spilled; wgmma | dq | dk and dv |")
+    print(
+        "| kernel | GPU | head size, keys/values | options | forward: registers; spilled; wgmma | dq | dk and dv |"
+    )
     print("|---|---|---|---|---|---|---|")
     for kernel, gpu, sizes, options in COMPILED:
         if kernel not in kernels:
             continue
         module, device = KERNELS[kernel], GPUS[gpu]
-        described = {"platform": "cuda", "target_config": target_config(device), "topology": "1x1x1"}
+        described = {
+            "platform": "cuda",
+            "target_config": target_config(device),
+            "topology": "1x1x1",
+        }
         sharding = SingleDeviceSharding(topologies.get_topology_desc(**described).devices[0])
         dtype = options.get("dtype", "bfloat16")
         arguments = make_arguments(1, 4096, (16, 4), sizes, dtype, sharding)
@@ -144,7 +161,10 @@ def compile_all(kernels: list[str]) -> None:
         keywords = {"softcap": options.get("softcap"), "device_kind": device["name"]}
         with tempfile.TemporaryDirectory() as folder:
             os.environ["MOSAIC_GPU_DUMP_TO"] = os.environ["MOSAIC_GPU_DUMP_PTX"] = folder
-            for function, given in ((module.forward, (q, k, v, mask)), (module.backward, arguments)):
+            for function, given in (
+                (module.forward, (q, k, v, mask)),
+                (module.backward, arguments),
+            ):
                 traced = jax.jit(functools.partial(function, **keywords)).trace(*given)
                 traced.lower().compile(compiler_options={"xla_dump_to": folder})
             passes = dict(assembled(Path(folder), device["arch"]))
@@ -164,7 +184,11 @@ def assembled(folder: Path, arch: str) -> Iterator[tuple[str, str]]:
         said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
         stores, loads, registers = (
             re.findall(pattern, said)[-1]
-            for pattern in (r"(\d+) bytes spill stores", r"(\d+) bytes spill loads", r"Used (\d+) registers")
+            for pattern in (
+                r"(\d+) bytes spill stores",
+                r"(\d+) bytes spill loads",
+                r"Used (\d+) registers",
+            )
         )
         spilled = f"{stores}, {loads}" if stores != "0" else "0"
         # ptxas warns where it must wait for each product because registers are touched meanwhile.
@@ -176,7 +200,10 @@ def find_ptxas() -> str:
     """Return the assembler of the CUDA wheels, or of the machine."""
     wheels = importlib.util.find_spec("nvidia")
     folders = map(Path, (wheels and wheels.submodule_search_locations) or [])
-    found = next((str(path) for folder in folders for path in folder.glob("*/bin/ptxas")), shutil.which("ptxas"))
+    found = next(
+        (str(path) for folder in folders for path in folder.glob("*/bin/ptxas")),
+        shutil.which("ptxas"),
+    )
     return found or sys.exit("no ptxas: install jax[cuda13]")
 
 
@@ -188,10 +215,14 @@ def versions() -> str:
 
 
 def measure(turns: int) -> None:
-    """Print TFLOP/s of forward, and of forward and backward: causal, 16 heads, 16,384 tokens or one sequence."""
+    """Print TFLOP/s of forward, and of forward and backward: causal, 16 heads, 16,384 tokens or one
+    sequence.
+    """
     device = jax.devices()[0]
     print(f"{dt.date.today()}, {device.device_kind}, {versions()}\n")
-    print("| head | length | kernel | forward, TFLOP/s | forward and backward, TFLOP/s |\n|---|---|---|---|---|")
+    print(
+        "| head | length | kernel | forward, TFLOP/s | forward and backward, TFLOP/s |\n|---|---|---|---|---|"
+    )
     for size in (64, 128):
         for length in (1 << n for n in range(10, 16)):
             batch = max(1, (1 << 14) // length)
@@ -203,14 +234,26 @@ def measure(turns: int) -> None:
                     for kept, call in zip(seconds[name], pair, strict=True):
                         kept.append(seconds_of(call))
             for name, (forward, both) in seconds.items():
-                speeds = (n * flops / statistics.median(x) / 1e12 for n, x in ((1, forward), (3.5, both)))
-                print(f"| {size} | {length} | {name} | " + " | ".join(f"{x:.0f}" for x in speeds) + " |", flush=True)
+                speeds = (
+                    n * flops / statistics.median(x) / 1e12 for n, x in ((1, forward), (3.5, both))
+                )
+                print(
+                    f"| {size} | {length} | {name} | "
+                    + " | ".join(f"{x:.0f}" for x in speeds)
+                    + " |",
+                    flush=True,
+                )
 
 
-def make_calls(device: Any, batch: int, length: int, size: int) -> Iterator[tuple[str, tuple[Callable[[], Any], ...]]]:
+def make_calls(
+    device: Any, batch: int, length: int, size: int
+) -> Iterator[tuple[str, tuple[Callable[[], Any], ...]]]:
     """Yield each implementation's name, forward, and forward and backward."""
     shape = (batch, length, 16, size)
-    q, k, v, d_out = (jax.random.normal(key, shape, jnp.bfloat16) for key in jax.random.split(jax.random.key(0), 4))
+    q, k, v, d_out = (
+        jax.random.normal(key, shape, jnp.bfloat16)
+        for key in jax.random.split(jax.random.key(0), 4)
+    )
     ones = jnp.ones((batch, length), jnp.int32)
     mask = causal(ones, jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), ones.shape))
     described = AttentionShape(device.device_kind, "bfloat16", 16, 16, size, size, length, length)
@@ -230,13 +273,20 @@ def make_calls(device: Any, batch: int, length: int, size: int) -> Iterator[tupl
         if module.unsupported(described) is None:
             yield name, pair_of(module)
     cudnn = functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation="cudnn")
-    forward, both = jax.jit(cudnn), jax.jit(lambda q, k, v, d_out: jax.vjp(cudnn, q, k, v)[1](d_out))
+    forward, both = (
+        jax.jit(cudnn),
+        jax.jit(lambda q, k, v, d_out: jax.vjp(cudnn, q, k, v)[1](d_out)),
+    )
     yield "cuDNN", (lambda: forward(q, k, v), lambda: both(q, k, v, d_out))
     if torch and torch.cuda.is_available():
-        tensors = [torch.randn(batch, 16, length, size, dtype=torch.bfloat16, device="cuda") for _ in range(4)]
+        tensors = [
+            torch.randn(batch, 16, length, size, dtype=torch.bfloat16, device="cuda")
+            for _ in range(4)
+        ]
         for tensor in tensors[:3]:
             tensor.requires_grad_()
-        attend = lambda: torch.nn.functional.scaled_dot_product_attention(*tensors[:3], is_causal=True)  # noqa: E731
+        attention = torch.nn.functional.scaled_dot_product_attention
+        attend = functools.partial(attention, *tensors[:3], is_causal=True)
         yield "PyTorch", (attend, lambda: torch.autograd.grad(attend(), tensors[:3], tensors[3]))
 
 
@@ -257,10 +307,18 @@ def seconds_of(call: Callable[[], Any], repeats: int = 10) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--measure", action="store_true", help="run the kernels on this machine's GPU")
-    parser.add_argument("--turns", type=int, default=5, help="of each implementation; the median counts")
-    parser.add_argument("--kernels", nargs="+", choices=KERNELS, default=list(KERNELS), help="to compile")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--measure", action="store_true", help="run the kernels on this machine's GPU"
+    )
+    parser.add_argument(
+        "--turns", type=int, default=5, help="of each implementation; the median counts"
+    )
+    parser.add_argument(
+        "--kernels", nargs="+", choices=KERNELS, default=list(KERNELS), help="to compile"
+    )
     arguments = parser.parse_args()
     measure(arguments.turns) if arguments.measure else compile_all(arguments.kernels)
 

@@ -1,4 +1,6 @@
-"""Write the table of benchmarks/plan.md from what `maxlm plan --json` wrote: scripts/plan_table.py FILE.json ..."""
+"""Write the table of benchmarks/plan.md from what `maxlm plan --json` wrote: scripts/plan_table.py
+FILE.json ...
+"""
 
 import json
 import sys

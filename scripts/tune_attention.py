@@ -1,11 +1,13 @@
-"""Choose the attention kernels' block sizes: print what candidates cost, and lines for maxlm/kernels/block_sizes.py.
+"""Choose the attention kernels' block sizes: print what candidates cost, and lines for
+maxlm/kernels/block_sizes.py.
 
 .venv/bin/python -m scripts.tune_attention tpu --generations v5p v6e      (needs libtpu, no TPU)
 .venv/bin/python -m scripts.tune_attention tpu --measure                  (on a TPU)
 
-Without a TPU every candidate is compiled ahead of time and the cycles of its schedule are counted, of each loop and of
-what a row of blocks costs besides: bundles (instruction words), and the empty ones in which the schedule waits for a
-unit. A long causal sequence's sum of them ranks the candidates. Copies from memory are not in it; they run beside.
+Without a TPU every candidate is compiled ahead of time and the cycles of its schedule are counted,
+of each loop and of what a row of blocks costs besides: bundles (instruction words), and the empty
+ones in which the schedule waits for a unit. A long causal sequence's sum of them ranks the
+candidates. Copies from memory are not in it; they run beside.
 """
 
 from __future__ import annotations
@@ -38,12 +40,25 @@ TPU_CANDIDATES = [(512, 512), (1024, 512), (1024, 1024)]
 PASSES = ("forward", "backward")
 KV_HEADS, GROUP = 2, 4
 REPEATS = 20
-SEQUENCES = [(8192, 1024), (8192, 8192), (block_sizes.LONG, 8192), (block_sizes.LONG, block_sizes.LONG)]
-"""Tokens, and tokens of a document on average, of the causal sequences that costs are summed over. The last decides."""
+SEQUENCES = [
+    (8192, 1024),
+    (8192, 8192),
+    (block_sizes.LONG, 8192),
+    (block_sizes.LONG, block_sizes.LONG),
+]
+"""Tokens, and tokens of a document on average, of the causal sequences that costs are summed over.
+
+The last decides.
+"""
 WORTH = 0.05
-"""What blocks other than the default must save there. Documents end within blocks, which then cost more if large."""
+"""What blocks other than the default must save there.
+
+Documents end within blocks, which then cost more if large.
+"""
 SCHEDULE, WORDS = "-packed-bundles-post-ra.txt", "-final_bundles.txt"
-"""Files of the compiler's dump: bundles with the empty ones of waits, and what is left of them in the program."""
+"""Files of the compiler's dump: bundles with the empty ones of waits, and what is left of them in
+the program.
+"""
 
 
 class Cost(NamedTuple):
@@ -51,7 +66,8 @@ class Cost(NamedTuple):
 
     Attributes:
       start: forward, the scores of a row's first block, with mask arithmetic.
-      partly: of a block that is seen partly, and in the forward pass of one seen wholly that makes their number even.
+      partly: of a block that is seen partly, and in the forward pass of one seen wholly that makes
+        their number even.
       whole: of a block that every query sees wholly.
       row: what is outside the loops.
       per_turn: blocks seen wholly that are taken at a time.
@@ -68,12 +84,21 @@ class Cost(NamedTuple):
         whole, partly = blocks_of_rows(segments, q_block, kv_block)
         odd = whole % self.per_turn
         first = 1 if self.start else 0
-        rows = self.row + self.start + (whole - odd) * self.whole + (partly + odd - first) * self.partly
+        rows = (
+            self.row
+            + self.start
+            + (whole - odd) * self.whole
+            + (partly + odd - first) * self.partly
+        )
         return float(rows.sum())
 
 
-def blocks_of_rows(segments: np.ndarray, q_block: int, kv_block: int) -> tuple[np.ndarray, np.ndarray]:
-    """Count the blocks of keys that each row of blocks sees wholly and partly; `segments` lie one after the other."""
+def blocks_of_rows(
+    segments: np.ndarray, q_block: int, kv_block: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Count the blocks of keys that each row of blocks sees wholly and partly; `segments` lie one
+    after the other.
+    """
     queries, keys = segments.reshape(-1, 1, q_block), segments.reshape(1, -1, kv_block)
     q_first, kv_first = (np.arange(0, len(segments), block) for block in (q_block, kv_block))
     meet = (queries[..., 0] <= keys[..., -1]) & (queries[..., -1] >= keys[..., 0])
@@ -84,7 +109,9 @@ def blocks_of_rows(segments: np.ndarray, q_block: int, kv_block: int) -> tuple[n
 
 
 def documents(length: int, mean: int) -> np.ndarray:
-    """Return the segments of packed documents, of exponentially distributed lengths if there are more than one."""
+    """Return the segments of packed documents, of exponentially distributed lengths if there are
+    more than one.
+    """
     if mean >= length:
         return np.ones(length, np.int32)
     ends = np.random.default_rng(0).exponential(mean, 4 * length // mean + 20).cumsum()
@@ -94,12 +121,20 @@ def documents(length: int, mean: int) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("platform", choices=["tpu"])
-    parser.add_argument("--generations", nargs="+", default=list(TPU_GENERATIONS), choices=TPU_GENERATIONS)
-    parser.add_argument("--head-sizes", nargs="+", type=pair, default=[(128, 128)], help="such as 64 or 192/128")
+    parser.add_argument(
+        "--generations", nargs="+", default=list(TPU_GENERATIONS), choices=TPU_GENERATIONS
+    )
+    parser.add_argument(
+        "--head-sizes", nargs="+", type=pair, default=[(128, 128)], help="such as 64 or 192/128"
+    )
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
-    parser.add_argument("--candidates", nargs="+", type=pair, default=TPU_CANDIDATES, help="such as 512/1024")
+    parser.add_argument(
+        "--candidates", nargs="+", type=pair, default=TPU_CANDIDATES, help="such as 512/1024"
+    )
     parser.add_argument("--measure", action="store_true", help="time on the TPU that is here")
-    parser.add_argument("--splash", action="store_true", help="count the bundles of JAX's splash attention too")
+    parser.add_argument(
+        "--splash", action="store_true", help="count the bundles of JAX's splash attention too"
+    )
     arguments = parser.parse_args()
     tune_tpu(arguments)
 
@@ -117,21 +152,30 @@ def tune_tpu(arguments: argparse.Namespace) -> None:
         os.environ["TPU_SKIP_MDS_QUERY"] = os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
         if not arguments.measure:
             passes = "--xla_jf_dump_llo_pass_label_regex=final|post-ra"
-            os.environ["LIBTPU_INIT_ARGS"] = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true {passes}"
+            os.environ["LIBTPU_INIT_ARGS"] = (
+                f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true {passes}"
+            )
         for device in tpu_devices(arguments):
             for sizes in arguments.head_sizes:
-                best = tuple(best_blocks(tpu_costs(device, sizes, which, arguments, Path(folder))) for which in PASSES)
+                best = tuple(
+                    best_blocks(tpu_costs(device, sizes, which, arguments, Path(folder)))
+                    for which in PASSES
+                )
                 if best != block_sizes.TPU_DEFAULT:
                     key = device.device_kind, max(sizes), arguments.dtype
                     lines.append(f"    {key}: {best},".replace("'", '"'))
                 if arguments.splash:
                     count_splash(device, sizes, Path(folder))
-    print(f"# jax {jax.__version__}, {time.strftime('%Y-%m-%d')}, by {'time' if arguments.measure else 'cycles'}")
+    print(
+        f"# jax {jax.__version__}, {time.strftime('%Y-%m-%d')}, by {'time' if arguments.measure else 'cycles'}"
+    )
     print("\n".join(lines))
 
 
 def best_blocks(costs: Iterator[tuple[tuple[int, int], float]]) -> tuple[int, int]:
-    """Return the cheapest blocks, or the default where others save too little to make up for coarser borders."""
+    """Return the cheapest blocks, or the default where others save too little to make up for
+    coarser borders.
+    """
     known = dict(costs)
     best, default = min(known, key=known.__getitem__), block_sizes.TPU_DEFAULT[0]
     return best if known[best] < (1 - WORTH) * known.get(default, float("inf")) else default
@@ -141,13 +185,22 @@ def tpu_devices(arguments: argparse.Namespace) -> list[jax.Device]:
     if arguments.measure:
         return jax.devices("tpu")[:1]
     names = [TPU_GENERATIONS[generation] for generation in arguments.generations]
-    return [topologies.get_topology_desc(platform="tpu", topology_name=name).devices[0] for name in names]
+    return [
+        topologies.get_topology_desc(platform="tpu", topology_name=name).devices[0]
+        for name in names
+    ]
 
 
 def tpu_costs(
-    device: jax.Device, sizes: tuple[int, int], which: str, arguments: argparse.Namespace, folder: Path
+    device: jax.Device,
+    sizes: tuple[int, int],
+    which: str,
+    arguments: argparse.Namespace,
+    folder: Path,
 ) -> Iterator[tuple[tuple[int, int], float]]:
-    """Yield (blocks, cost of a head's causal sequence): cycles, or seconds of the whole call if measured."""
+    """Yield (blocks, cost of a head's causal sequence): cycles, or seconds of the whole call if
+    measured.
+    """
     for q_block, kv_block in arguments.candidates:
         length = SEQUENCES[-1][0] if arguments.measure else 4 * max(q_block, kv_block)
         blocks = BlockSizes(q_block, kv_block, length)
@@ -165,12 +218,19 @@ def tpu_costs(
                 continue
             cycles, words = (count_bundles(folder, which, kind) for kind in (SCHEDULE, WORDS))
             clear(folder)
-            costs = [cycles.of_sequence(documents(*sequence), q_block, kv_block) for sequence in SEQUENCES]
+            costs = [
+                cycles.of_sequence(documents(*sequence), q_block, kv_block)
+                for sequence in SEQUENCES
+            ]
             cost = costs[-1]
             counts = " ".join(
-                f"{name} {n:.0f} ({w:.0f})" for name, n, w in zip(Cost._fields, cycles, words, strict=True)
+                f"{name} {n:.0f} ({w:.0f})"
+                for name, n, w in zip(Cost._fields, cycles, words, strict=True)
             )
-            print(f"{title}: cycles (words) {counts} sequences {' '.join(f'{cost:.0f}' for cost in costs)}", flush=True)
+            print(
+                f"{title}: cycles (words) {counts} sequences {' '.join(f'{cost:.0f}' for cost in costs)}",
+                flush=True,
+            )
         yield (q_block, kv_block), cost
 
 
@@ -195,7 +255,9 @@ def attention_pass(which: str, length: int, sizes: tuple[int, int], dtype: str, 
     def backward(q, k, v, out, lse, d_out, segments):
         place = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), segments.shape)
         mask = with_least(causal(segments, place), segments)
-        return tpu_attention.backward(q, k, v, out, lse, d_out, mask, device_kind=device.device_kind)
+        return tpu_attention.backward(
+            q, k, v, out, lse, d_out, mask, device_kind=device.device_kind
+        )
 
     if which == "forward":
         return forward, (*inputs, segments)
@@ -222,11 +284,17 @@ def median_seconds(function, shapes) -> float:
 
 
 def count_bundles(folder: Path, which: str, kind: str) -> Cost:
-    """Read the compiler's schedule of our kernel: its largest loops, in the order in which they run, and the rest."""
+    """Read the compiler's schedule of our kernel: its largest loops, in the order in which they
+    run, and the rest.
+    """
     regions = read_regions(folder, f"flash_attention_{which}", kind)
     number = 3 if which == "forward" else 2
     largest = sorted((bundles for depth, bundles in regions if depth == 2), reverse=True)[:number]
-    loops = [place for place, (depth, bundles) in enumerate(regions) if depth == 2 and bundles >= largest[-1]]
+    loops = [
+        place
+        for place, (depth, bundles) in enumerate(regions)
+        if depth == 2 and bundles >= largest[-1]
+    ]
     outside = regions[: loops[0]] + regions[loops[-1] :]
     row = sum(bundles for depth, bundles in outside if depth == 1)
     *start, partly, whole = (regions[place][1] for place in loops)
@@ -241,13 +309,16 @@ def clear(folder: Path) -> None:
 
 def read_regions(folder: Path, kernel: str, kind: str) -> list[tuple[int, int]]:
     """Return (loop depth, bundles) of each straight piece of code."""
-    text = next(path for path in folder.iterdir() if kernel in path.name and path.name.endswith(kind)).read_text()
+    text = next(
+        path for path in folder.iterdir() if kernel in path.name and path.name.endswith(kind)
+    ).read_text()
     regions: list[tuple[int, int]] = []
     for line in text.splitlines():
         match = re.match(r"\s*(?:0x[0-9a-f]+|0)\s+(L[HBE]|P[BF])?\s*:\s*(>*)(\s*\{\}$)?", line)
         if match is None:
             continue
-        depth = regions[-1][0] if regions and match[3] else len(match[2])  # empty ones do not say how deep they are
+        # Empty ones do not say how deep they are.
+        depth = regions[-1][0] if regions and match[3] else len(match[2])
         if regions and not match[1] and regions[-1][0] == depth:
             regions[-1] = depth, regions[-1][1] + 1
         else:
@@ -258,7 +329,8 @@ def read_regions(folder: Path, kernel: str, kind: str) -> list[tuple[int, int]]:
 def count_splash(device: jax.Device, sizes: tuple[int, int], folder: Path) -> None:
     """Print the cycles of a block of JAX's splash attention, forward and its fused backward.
 
-    Where anything may be hidden it computes masks in every block: counted without, and causal with segments.
+    Where anything may be hidden it computes masks in every block: counted without, and causal with
+    segments.
     """
     block, heads, length = 512, KV_HEADS * GROUP, 2048
     blocks = splash.BlockSizes(
@@ -269,7 +341,11 @@ def count_splash(device: jax.Device, sizes: tuple[int, int], folder: Path) -> No
     def array(*shape: int, dtype: str = "bfloat16") -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=SingleDeviceSharding(device))
 
-    q, v, segment = array(heads, length, sizes[0]), array(heads, length, sizes[1]), array(length, dtype="int32")
+    q, v, segment = (
+        array(heads, length, sizes[0]),
+        array(heads, length, sizes[1]),
+        array(length, dtype="int32"),
+    )
     for kind in (splash_mask.FullMask, splash_mask.CausalMask):
         mask = splash_mask.MultiHeadMask([kind((length, length))] * heads)
         kernel = splash.make_splash_mha(mask, block_sizes=blocks, head_shards=1, q_seq_shards=1)

@@ -1,9 +1,10 @@
-"""Write the two lists of the documentation that follow from the code: docs/files.md and the table of docs/metrics.md.
+"""Write the two lists of the documentation that follow from the code: docs/files.md and the table
+of docs/metrics.md.
 
     .venv/bin/python scripts/write_lists.py
 
-A file's line is the first line of its docstring. What stands outside the markers (`<!-- files -->`, `<!-- metrics -->`)
-is left as it is.
+A file's line is the first line of its docstring. What stands outside the markers (`<!-- files -->`,
+`<!-- metrics -->`) is left as it is.
 """
 
 from __future__ import annotations
@@ -37,19 +38,28 @@ def folders() -> list[Path]:
     return sorted({path.parent for package in PACKAGES for path in (ROOT / package).rglob("*.py")})
 
 
+def summary(docstring: str) -> str:
+    """Return its first paragraph on one line."""
+    return " ".join(docstring.split("\n\n")[0].split())
+
+
 def line_of(path: Path) -> str:
     name = path.relative_to(ROOT).as_posix()
     docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    return f"- [`{name}`](../{name}): {docstring.splitlines()[0]}"
+    return f"- [`{name}`](../{name}): {summary(docstring)}"
 
 
 def replace_between(name: str, page: Path, text: str) -> None:
     """Put text between <!-- name --> and <!-- /name -->."""
     before, after = f"<!-- {name} -->\n", f"\n<!-- /{name} -->"
     old = page.read_text(encoding="utf-8")
-    new, count = re.subn(f"{before}.*{after}", lambda _: before + text + after, old, flags=re.DOTALL)
+    new, count = re.subn(
+        f"{before}.*{after}", lambda _: before + text + after, old, flags=re.DOTALL
+    )
     if count != 1:
-        raise SystemExit(f"{page.relative_to(ROOT)} needs one {before.strip()} and, after it, one {after.strip()}")
+        raise SystemExit(
+            f"{page.relative_to(ROOT)} needs one {before.strip()} and, after it, one {after.strip()}"
+        )
     page.write_text(new, encoding="utf-8")
 
 

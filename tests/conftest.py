@@ -1,4 +1,6 @@
-"""What all tests share: eight fake CPU devices, which must be set before anything starts JAX, and small disks."""
+"""What all tests share: eight fake CPU devices, which must be set before anything starts JAX, and
+small disks.
+"""
 
 import os
 import shutil
@@ -6,9 +8,11 @@ import subprocess
 
 import pytest
 
-# Machine code is not optimised: the programs and their collectives are the same, and compile in half the time.
+# Machine code is not optimised: the programs and their collectives are the same, and compile in
+# half the time.
 QUICK_COMPILE = "--xla_backend_optimization_level=0"
-# Devices that wait for each other longer than this end the process; a loaded machine is slow, not stuck.
+# Devices that wait for each other longer than this end the process; a loaded machine is slow, not
+# stuck.
 PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds=240"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {QUICK_COMPILE} {PATIENCE}"
@@ -16,14 +20,19 @@ os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {QUICK_COMP
 
 @pytest.fixture
 def make_disk(tmp_path):
-    """make_disk(mebibytes) -> folder with a file system of its own; skip where mounting one is not allowed."""
+    """make_disk(mebibytes) -> folder with a file system of its own; skip where mounting one is not
+    allowed.
+    """
     made = []
 
     def make(mebibytes):
         path = tmp_path / f"disk{len(made)}"
         path.mkdir()
         command = ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(path)]
-        if shutil.which("mount") is None or subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        if (
+            shutil.which("mount") is None
+            or subprocess.run(command, capture_output=True, check=False).returncode != 0
+        ):
             pytest.skip("needs the right to mount a file system")
         made.append(path)
         return path

@@ -19,7 +19,8 @@ def model_settings(
 ) -> dict[str, Any]:
     """Return a model section: blocks of `prefix` once, then those of `pattern` repeated.
 
-    A block says what differs from attention with these heads and a gated layer with these hidden units.
+    A block says what differs from attention with these heads and a gated layer with these hidden
+    units.
     """
     mixer: dict[str, Any] = {"kind": "attention", "num_heads": num_heads}
     mixer["head_dim"] = head_dim or model["embed_dim"] // num_heads

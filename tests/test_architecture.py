@@ -1,4 +1,6 @@
-"""What keeps the code base easy to read: floors, names, folders, short argument lists, and the list of files."""
+"""What keeps the code base easy to read: floors, names, folders, short argument lists, and the list
+of files.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("maxlm", "data_pipeline", "launch")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
-# Data flows down this list; a floor imports only from the floors above it in the list, and within its own folder.
+# Data flows down this list; a floor imports only from the floors above it in the list, and within
+# its own folder.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("files",),
     ("config",),
@@ -34,9 +37,13 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 )
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
 # What the folders beside maxlm may import from it.
-OUTSIDE = {"data_pipeline": {"maxlm.config", "maxlm.data", "maxlm.files"}, "launch": {"maxlm.config"}}
+OUTSIDE = {
+    "data_pipeline": {"maxlm.config", "maxlm.data", "maxlm.files"},
+    "launch": {"maxlm.config"},
+}
 
-# Kinds: the union of their sections, where these are, and where what they are the settings of is, with its table.
+# Kinds: the union of their sections, where these are, and where what they are the settings of is,
+# with its table.
 REGISTRIES = {
     "mixer": (Mixer, "maxlm/config/layers", {"maxlm/layers/mixers": "MIXERS"}),
     "ffn": (Ffn, "maxlm/config/layers", {"maxlm/layers/ffns": "FFNS"}),
@@ -51,8 +58,11 @@ NO_LAYER = "none"  # a section and nothing else: the block has a layer less
 FOLDERS_OF_KINDS = {folder for _, home, tables in REGISTRIES.values() for folder in (home, *tables)}
 
 VAGUE_NAMES = {"utils", "util", "common", "misc", "helpers", "helper", "base", "core", "stuff"}
-# Where a family's name may stand: the name tables of checkpoint import, and a published formula called after it.
-MODEL_NAMES = re.compile(r"llama|qwen|gemma|mistral|mixtral|deepseek|gpt|olmo|falcon|bloom|phi-?\d", re.IGNORECASE)
+# Where a family's name may stand: the name tables of checkpoint import, and a published formula
+# called after it.
+MODEL_NAMES = re.compile(
+    r"llama|qwen|gemma|mistral|mixtral|deepseek|gpt|olmo|falcon|bloom|phi-?\d", re.IGNORECASE
+)
 MODEL_NAMES_ALLOWED = {("maxlm/config/rope.py", "llama3"), ("maxlm/ops/rope.py", "_llama3_scaled")}
 
 MOST_ARGUMENTS = 8
@@ -81,7 +91,9 @@ def imports(path: Path) -> Iterator[tuple[ast.stmt, str]]:
         if isinstance(node, ast.Import):
             yield from ((node, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{relative(path)}:{node.lineno}: import from the package's full name"
+            assert node.level == 0, (
+                f"{relative(path)}:{node.lineno}: import from the package's full name"
+            )
             yield from ((node, f"{node.module}.{alias.name}") for alias in node.names)
 
 
@@ -91,7 +103,10 @@ def part_of(module: str) -> str:
 
 
 def test_every_part_has_a_floor() -> None:
-    parts = {path.relative_to(ROOT / "maxlm").parts[0].removesuffix(".py") for path in (ROOT / "maxlm").rglob("*.py")}
+    parts = {
+        path.relative_to(ROOT / "maxlm").parts[0].removesuffix(".py")
+        for path in (ROOT / "maxlm").rglob("*.py")
+    }
     assert parts - {"__init__"} <= set(FLOOR_OF)
 
 
@@ -102,7 +117,9 @@ def test_imports_point_strictly_down(path: Path) -> None:
     for node, name in imports(path):
         target = part_of(name)
         if not name.startswith("maxlm."):
-            assert package == "data_pipeline" or not name.startswith("data_pipeline"), f"{relative(path)}: {name}"
+            assert package == "data_pipeline" or not name.startswith("data_pipeline"), (
+                f"{relative(path)}: {name}"
+            )
             continue
         if package != "maxlm":
             allowed = any(f"{name}.".startswith(f"{prefix}.") for prefix in OUTSIDE[package])
@@ -125,7 +142,9 @@ def test_config_and_launch_load_no_array_library() -> None:
 def test_no_imports_inside_functions(path: Path) -> None:
     tree = ast.parse(path.read_text())
     functions = [
-        node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
     ]
     inner = [node for function in functions for node in ast.walk(function)]
     lines = sorted({node.lineno for node in inner if isinstance(node, ast.Import | ast.ImportFrom)})
@@ -134,7 +153,11 @@ def test_no_imports_inside_functions(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
 def test_no_private_jax(path: Path) -> None:
-    private = [name for _, name in imports(path) if re.match(r"(jax|jaxlib|flax|optax|orbax|grain)\b.*\._", name)]
+    private = [
+        name
+        for _, name in imports(path)
+        if re.match(r"(jax|jaxlib|flax|optax|orbax|grain)\b.*\._", name)
+    ]
     assert not private, f"{relative(path)} imports {private}"
 
 
@@ -144,14 +167,25 @@ def test_names_say_what_is_inside(path: Path) -> None:
 
 
 def strings_and_names(path: Path) -> Iterator[str]:
-    """Yield identifiers and string literals of a file, without docstrings (strings that stand alone)."""
+    """Yield identifiers and string literals of a file, without docstrings (strings that stand
+    alone).
+    """
     tree = ast.parse(path.read_text())
     docstrings = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in docstrings:
+        if (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and node not in docstrings
+        ):
             yield node.value
         elif isinstance(node, ast.Name | ast.FunctionDef | ast.ClassDef | ast.Attribute | ast.arg):
-            yield getattr(node, "id", None) or getattr(node, "name", None) or getattr(node, "attr", "") or node.arg  # type: ignore[union-attr]
+            yield (
+                getattr(node, "id", None)
+                or getattr(node, "name", None)
+                or getattr(node, "attr", "")
+                or node.arg
+            )
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
@@ -171,9 +205,13 @@ def test_files_are_ascii_and_say_what_they_are(path: Path) -> None:
 
 
 def test_folders_have_one_noun_and_at_most_nine_files() -> None:
-    for folder in sorted({path.parent for path in SOURCES} - {ROOT / package for package in PACKAGES}):
+    for folder in sorted(
+        {path.parent for path in SOURCES} - {ROOT / package for package in PACKAGES}
+    ):
         count = len([path for path in folder.glob("*.py") if path.name != "__init__.py"])
-        assert (1 if relative(folder) in FOLDERS_OF_KINDS else 2) <= count <= 9, f"{relative(folder)} has {count} files"
+        assert (1 if relative(folder) in FOLDERS_OF_KINDS else 2) <= count <= 9, (
+            f"{relative(folder)} has {count} files"
+        )
 
 
 def section_names(union: object) -> dict[str, type]:
@@ -186,7 +224,11 @@ def section_names(union: object) -> dict[str, type]:
 def table_of(folder: str, name: str) -> dict[str, str]:
     """Return the literal table `name` of a package: its keys, and the names that they stand for."""
     tree = ast.parse((ROOT / folder / "__init__.py").read_text())
-    tables = [node.value for node in tree.body if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == name]
+    tables = [
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == name
+    ]
     assert len(tables) == 1
     assert isinstance(tables[0], ast.Dict)
     pairs = zip(tables[0].keys, tables[0].values, strict=True)
@@ -201,19 +243,27 @@ def test_a_kind_is_a_file_of_its_name_in_every_folder(registry: str) -> None:
         assert section.__module__ == f"{home}/{kind}".replace("/", ".")
     for folder, name in tables.items():
         table, package = table_of(folder, name), ROOT / folder / "__init__.py"
-        assert table.keys() == named.keys() - {NO_LAYER}, f"{name} and the union of the {registry} sections"
+        assert table.keys() == named.keys() - {NO_LAYER}, (
+            f"{name} and the union of the {registry} sections"
+        )
         imported = {target for _, target in imports(package)}
         for kind, value in table.items():
-            assert f"{folder}/{kind}/{value}".replace("/", ".") in imported, f"{relative(package)}: {kind}"
+            assert f"{folder}/{kind}/{value}".replace("/", ".") in imported, (
+                f"{relative(package)}: {kind}"
+            )
 
 
 def modules_of_kinds() -> dict[str, set[str]]:
-    """Return the modules of all kinds, with the folders whose files may name them: those of their registry."""
+    """Return the modules of all kinds, with the folders whose files may name them: those of their
+    registry.
+    """
     allowed: dict[str, set[str]] = {}
     for union, home, tables in REGISTRIES.values():
         for kind in section_names(union):
             for folder in (home, *tables):
-                allowed.setdefault(f"{folder}/{kind}".replace("/", "."), set()).update({home, *tables})
+                allowed.setdefault(f"{folder}/{kind}".replace("/", "."), set()).update(
+                    {home, *tables}
+                )
     return allowed
 
 
@@ -223,24 +273,40 @@ SECTIONS_OF_KINDS = {
     for union, home, tables in REGISTRIES.values()
     for section in section_names(union).values()
 }
-WORDS_FOR_KINDS = {kind for union, *_ in REGISTRIES.values() for kind in section_names(union)} - {NO_LAYER}
+WORDS_FOR_KINDS = {kind for union, *_ in REGISTRIES.values() for kind in section_names(union)} - {
+    NO_LAYER
+}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
 def test_kinds_are_named_by_their_own_files_alone(path: Path) -> None:
-    """One kind may be made of another, and a registry names all; whoever else asks for a kind knows too much.
+    """One kind may be made of another, and a registry names all; whoever else asks for a kind knows
+    too much.
 
-    An operation of `maxlm.ops` may be called like a layer that uses it, so words count where they are compared.
+    An operation of `maxlm.ops` may be called like a layer that uses it, so words count where they
+    are compared.
     """
     folder, wrong = relative(path.parent), []
     for node, name in imports(path):
-        owners = [allowed for module, allowed in MODULES_OF_KINDS.items() if f"{name}.".startswith(f"{module}.")]
+        owners = [
+            allowed
+            for module, allowed in MODULES_OF_KINDS.items()
+            if f"{name}.".startswith(f"{module}.")
+        ]
         wrong += [f"{node.lineno}: {name}" for allowed in owners if folder not in allowed]
     if folder not in FOLDERS_OF_KINDS:
         for node in ast.walk(ast.parse(path.read_text())):
-            word = getattr(node, "id", None) or getattr(node, "attr", None) or getattr(node, "name", None)
-            wrong += [f"{node.lineno}: {word}"] if word in SECTIONS_OF_KINDS else []  # type: ignore[attr-defined]
-            wrong += [f"{node.lineno}: {word!r}" for word in compared_words(node) if word in WORDS_FOR_KINDS]  # type: ignore[attr-defined]
+            word = (
+                getattr(node, "id", None)
+                or getattr(node, "attr", None)
+                or getattr(node, "name", None)
+            )
+            wrong += [f"{node.lineno}: {word}"] if word in SECTIONS_OF_KINDS else []
+            wrong += [
+                f"{node.lineno}: {word!r}"
+                for word in compared_words(node)
+                if word in WORDS_FOR_KINDS
+            ]
     assert not wrong, f"{relative(path)} names kinds: {', '.join(wrong)}"
 
 
@@ -249,15 +315,21 @@ def compared_words(node: ast.AST) -> set[str]:
     parts = [node.left, *node.comparators] if isinstance(node, ast.Compare) else []
     parts += [node.value] if isinstance(node, ast.MatchValue) else []
     inner = [
-        one for part in parts for one in (part.elts if isinstance(part, ast.Tuple | ast.List | ast.Set) else [part])
+        one
+        for part in parts
+        for one in (part.elts if isinstance(part, ast.Tuple | ast.List | ast.Set) else [part])
     ]
-    return {one.value for one in inner if isinstance(one, ast.Constant) and isinstance(one.value, str)}
+    return {
+        one.value for one in inner if isinstance(one, ast.Constant) and isinstance(one.value, str)
+    }
 
 
 def argument_count(function: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> int:
     arguments = function.args
     named = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
-    return len([argument for argument in named if argument.arg not in ("self", "cls")]) + bool(arguments.vararg)
+    return len([argument for argument in named if argument.arg not in ("self", "cls")]) + bool(
+        arguments.vararg
+    )
 
 
 def test_functions_have_few_arguments() -> None:
@@ -268,17 +340,26 @@ def test_functions_have_few_arguments() -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
         if argument_count(node) > MOST_ARGUMENTS
     }
-    assert found - MORE_ARGUMENTS == set(), f"more than {MOST_ARGUMENTS} arguments: make a record of them"
-    assert MORE_ARGUMENTS - found == set(), f"these have at most {MOST_ARGUMENTS} by now: strike them off the list"
+    assert found - MORE_ARGUMENTS == set(), (
+        f"more than {MOST_ARGUMENTS} arguments: make a record of them"
+    )
+    assert MORE_ARGUMENTS - found == set(), (
+        f"these have at most {MOST_ARGUMENTS} by now: strike them off the list"
+    )
 
 
 def test_list_of_files_says_of_each_what_its_docstring_says() -> None:
-    listed = re.search(r"<!-- files -->\n(.*)<!-- /files -->", (ROOT / "docs/files.md").read_text(), re.DOTALL)
+    listed = re.search(
+        r"<!-- files -->\n(.*)<!-- /files -->", (ROOT / "docs/files.md").read_text(), re.DOTALL
+    )
     assert listed, "docs/files.md needs a list between <!-- files --> and <!-- /files -->"
     files = [path for path in SOURCES if path.name != "__init__.py"]
-    first_lines = {path: ast.get_docstring(ast.parse(path.read_text())).split("\n")[0] for path in files}  # type: ignore[union-attr]
-    unfinished = [relative(path) for path, line in first_lines.items() if not line.endswith(".")]
-    assert not unfinished, "the first line of a docstring is a whole sentence"
-    lines = [f"- [`{relative(path)}`](../{relative(path)}): {line}" for path, line in first_lines.items()]
+    docstrings = {path: ast.get_docstring(ast.parse(path.read_text())) or "" for path in files}
+    summaries = {path: " ".join(text.split("\n\n")[0].split()) for path, text in docstrings.items()}
+    unfinished = [relative(path) for path, line in summaries.items() if not line.endswith(".")]
+    assert not unfinished, "a docstring's first paragraph is one or more whole sentences"
+    lines = [
+        f"- [`{relative(path)}`](../{relative(path)}): {line}" for path, line in summaries.items()
+    ]
     found = re.findall(r"^- .*$", listed[1], re.MULTILINE)
     assert sorted(found) == sorted(lines), "run .venv/bin/python scripts/write_lists.py"

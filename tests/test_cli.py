@@ -27,7 +27,9 @@ def test_check_and_show(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("{")
 
 
-def test_mistakes_of_the_user_exit_2_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_of_the_user_exit_2_without_a_traceback(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert cli.main(["config", "check", QUICKSTART, "mesh.tenor=2"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("maxlm: 1 problem in ")
@@ -50,7 +52,9 @@ def fake(monkeypatch: pytest.MonkeyPatch, name: str, run: object) -> None:
     monkeypatch.setitem(sys.modules, name, module)
 
 
-def test_commands_get_their_arguments_and_return_the_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_get_their_arguments_and_return_the_exit_code(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     seen = []
     for name in cli.COMMANDS.values():
         fake(monkeypatch, name, lambda arguments: seen.append(arguments) or 0)
@@ -60,7 +64,12 @@ def test_commands_get_their_arguments_and_return_the_exit_code(monkeypatch: pyte
     train, prepare, generate = seen
     assert (train.config, train.overrides) == ("x.yaml", ["a.b=1", "c=2"])
     assert (prepare.overrides, prepare.force) == (["a.b=1", "c=2"], True)
-    assert (generate.run_dir, generate.prompt, generate.top_k, generate.step) == ("runs/x", ["def "], 5, None)
+    assert (generate.run_dir, generate.prompt, generate.top_k, generate.step) == (
+        "runs/x",
+        ["def "],
+        5,
+        None,
+    )
 
 
 @pytest.mark.parametrize(
@@ -100,12 +109,16 @@ def test_config_commands_load_no_array_library() -> None:
 
 def test_runs_as_a_module() -> None:
     command = [sys.executable, "-m", "maxlm", "--version"]
-    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.startswith("maxlm 0.")
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.startswith(
+        "maxlm 0."
+    )
 
 
 def test_a_reader_that_has_seen_enough_is_no_traceback() -> None:
     command = [sys.executable, "-m", "maxlm", "config", "schema"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    )
     assert process.stdout is not None
     assert process.stderr is not None
     process.stdout.close()
@@ -115,7 +128,15 @@ def test_a_reader_that_has_seen_enough_is_no_traceback() -> None:
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-16"])
 def test_any_encoding_shows_any_text(encoding: str) -> None:
-    command = [sys.executable, "-m", "maxlm", "config", "show", QUICKSTART, "run_dir=runs/\u2603 \u00fc"]
+    command = [
+        sys.executable,
+        "-m",
+        "maxlm",
+        "config",
+        "show",
+        QUICKSTART,
+        "run_dir=runs/\u2603 \u00fc",
+    ]
     environment = {**os.environ, "PYTHONIOENCODING": encoding}
     done = subprocess.run(command, capture_output=True, check=False, cwd=ROOT, env=environment)
     assert done.stderr == b""

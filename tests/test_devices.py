@@ -31,7 +31,9 @@ def test_peak_flops(kind, bfloat16, float32):
     assert peak_flops(kind, "float32") == float32
 
 
-@pytest.mark.parametrize("kind", ["cpu", "NVIDIA L40", "NVIDIA A10G", "NVIDIA H20", "Some New Thing"])
+@pytest.mark.parametrize(
+    "kind", ["cpu", "NVIDIA L40", "NVIDIA A10G", "NVIDIA H20", "Some New Thing"]
+)
 def test_unknown_devices_have_no_peak(kind):
     assert peak_flops(kind, "bfloat16") is None
 

@@ -1,4 +1,6 @@
-"""What the pages say is so: links and paths exist, commands are understood and run, printed messages are printed."""
+"""What the pages say is so: links and paths exist, commands are understood and run, printed
+messages are printed.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,18 @@ from tests.small_models import model_settings
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").glob("*.md")]
+)
 PRESETS = sorted((ROOT / "configs").rglob("*.yaml"))
 FOLDERS = "maxlm|data_pipeline|launch|scripts|tests|configs|docs|benchmarks|requirements"
 QUICKSTART = "configs/run/quickstart.yaml"
-NAMES_OF_COMMANDS = [*([name] for name in cli.COMMANDS), ["config"], ["config", "check"], ["config", "show"]]
+NAMES_OF_COMMANDS = [
+    *([name] for name in cli.COMMANDS),
+    ["config"],
+    ["config", "check"],
+    ["config", "show"],
+]
 CACHE = os.environ.get("JAX_COMPILATION_CACHE_DIR", "")
 
 
@@ -38,7 +47,7 @@ def blocks(page: Path | str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
-# --- links and paths -------------------------------------------------------------------------------------------------
+# --- links and paths ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("page", PAGES, ids=relative)
@@ -64,13 +73,18 @@ def test_every_page_is_in_the_index() -> None:
     assert not [relative(page) for page in pages if page.name != "README.md" and page not in linked]
 
 
-# --- commands are understood -----------------------------------------------------------------------------------------
+# --- commands are understood ----------------------------------------------------------------------
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """Yield the words of every command of maxlm, and of scripts/quickstart, in code and in a preset's head."""
+    """Yield the words of every command of maxlm, and of scripts/quickstart, in code and in a
+    preset's head.
+    """
     variables = dict(re.findall(r'^(\w+)="(.*)"$', text, re.MULTILINE))
-    code = [*re.findall(r"`([^`\n]+)`", text), *re.findall(r"^(?:    |#.*?(?= maxlm ))(.*)$", text, re.MULTILINE)]
+    code = [
+        *re.findall(r"`([^`\n]+)`", text),
+        *re.findall(r"^(?:    |#.*?(?= maxlm ))(.*)$", text, re.MULTILINE),
+    ]
     code += [line for block in blocks(text, r"\w*") for line in block.splitlines()]
     for line in code:
         for name, value in variables.items():
@@ -89,13 +103,20 @@ def test_commands_are_understood(page: Path, monkeypatch: pytest.MonkeyPatch) ->
     for words in commands(page.read_text()):
         if not words or words[0] not in (*cli.COMMANDS, "config"):
             continue  # a sentence about maxlm
-        example = [QUICKSTART if word in ("RUN.yaml", "mine.yaml", "configs/run/NAME.yaml") else word for word in words]
+        example = [
+            QUICKSTART if word in ("RUN.yaml", "mine.yaml", "configs/run/NAME.yaml") else word
+            for word in words
+        ]
         if example in NAMES_OF_COMMANDS:
             continue
         arguments = cli._parse(example)
-        mistaken = "train.batchsize=8" in example  # docs/config.md shows what a mistake is answered with
+        # docs/config.md shows what a mistake is answered with.
+        mistaken = "train.batchsize=8" in example
         if "overrides" in arguments and not mistaken:
-            load_run(arguments.config, [override for override in arguments.overrides if override != "key=value"])
+            load_run(
+                arguments.config,
+                [override for override in arguments.overrides if override != "key=value"],
+            )
 
 
 def test_commands_are_found() -> None:
@@ -103,7 +124,9 @@ def test_commands_are_found() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=relative)
-def test_messages_are_printed_as_shown(page: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+def test_messages_are_printed_as_shown(
+    page: Path, capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
     monkeypatch.chdir(ROOT)
     for block in blocks(page, r"\w*"):
         if block.startswith("$ maxlm "):
@@ -112,7 +135,7 @@ def test_messages_are_printed_as_shown(page: Path, capsys: pytest.CaptureFixture
             assert "".join(capsys.readouterr()) == shown
 
 
-# --- commands run ----------------------------------------------------------------------------------------------------
+# --- commands run ---------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -134,12 +157,24 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write_small_configs(configs: Path) -> None:
     """Write a small model, text and run in place of the quickstart's."""
     small = model_settings(
-        vocab_size=400, num_layers=2, embed_dim=16, num_heads=6, num_kv_heads=2, head_dim=4, mlp_dim=32
+        vocab_size=400,
+        num_layers=2,
+        embed_dim=16,
+        num_heads=6,
+        num_kv_heads=2,
+        head_dim=4,
+        mlp_dim=32,
     )
     small.pop("segments")
-    (configs / "model/tiny.yaml").write_text(yaml.safe_dump({"model": {**small, "tie_embeddings": True}}))
+    (configs / "model/tiny.yaml").write_text(
+        yaml.safe_dump({"model": {**small, "tie_embeddings": True}})
+    )
     data = yaml.safe_load((configs / "data/python_stdlib.yaml").read_text())
-    data["data"]["sources"]["python_stdlib"]["raw"] = {"kind": "files", "paths": ["text"], "validation_fraction": 0.2}
+    data["data"]["sources"]["python_stdlib"]["raw"] = {
+        "kind": "files",
+        "paths": ["text"],
+        "validation_fraction": 0.2,
+    }
     data["data"]["sequence_length"] = 32
     (configs / "data/python_stdlib.yaml").write_text(yaml.safe_dump(data))
     run = yaml.safe_load((configs / "run/quickstart.yaml").read_text())
@@ -152,7 +187,9 @@ def write_small_configs(configs: Path) -> None:
 
 
 def make_commands(folder: Path) -> None:
-    """Make what scripts/setup makes, from this Python; what waits for people, machines or this test does nothing."""
+    """Make what scripts/setup makes, from this Python; what waits for people, machines or this test
+    does nothing.
+    """
     scripts = {
         ".venv/bin/maxlm": f'exec {sys.executable} -m maxlm "$@"',
         ".venv/bin/python": f'exec {sys.executable} "$@"',
@@ -175,7 +212,13 @@ def run(folder: Path, script: str, seconds: int) -> str:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": QUICK_COMPILE}
     command = ["bash", "-euo", "pipefail", "-c", script]
     done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=seconds
+        command,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=seconds,
     )
     assert done.returncode == 0, f"{script}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout
@@ -190,13 +233,16 @@ def test_own_text_of_the_readme(checkout: Path) -> None:
 @pytest.mark.timeout(3600)
 def test_all_commands_of_the_readme(checkout: Path) -> None:
     run(checkout, "\n".join(blocks(README, "sh")), 3500)
-    lines = {name: (checkout / f"runs/{name}/metrics.jsonl").read_text() for name in ("one", "mesh", "pipe", "two")}
+    lines = {
+        name: (checkout / f"runs/{name}/metrics.jsonl").read_text()
+        for name in ("one", "mesh", "pipe", "two")
+    }
     hashes = {name: re.findall(r'"data/token_hash": "(\w+)"', text) for name, text in lines.items()}
     assert len(hashes["one"]) == 5
     assert all(found == hashes["one"] for found in hashes.values())
 
 
-# --- the example of a layer ------------------------------------------------------------------------------------------
+# --- the example of a layer -----------------------------------------------------------------------
 
 COMPARE_MESHES = """
 from tests.train.program import assert_same, make_config, run
@@ -216,8 +262,16 @@ def test_layer_of_the_readme_learns_the_same_on_a_mesh(tmp_path: Path) -> None:
     assert sorted(files) == ["maxlm/config/layers/bilinear.py", "maxlm/layers/ffns/bilinear.py"]
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    add_line(tmp_path / "maxlm/config/layers/__init__.py", "MlpConfig | ", "MlpConfig | BilinearConfig | ")
-    add_line(tmp_path / "maxlm/layers/ffns/__init__.py", '"mlp": Mlp,', '"mlp": Mlp,\n    "bilinear": Bilinear,')
+    add_line(
+        tmp_path / "maxlm/config/layers/__init__.py",
+        "MlpConfig | ",
+        "MlpConfig | BilinearConfig | ",
+    )
+    add_line(
+        tmp_path / "maxlm/layers/ffns/__init__.py",
+        '"mlp": Mlp,',
+        '"mlp": Mlp,\n    "bilinear": Bilinear,',
+    )
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
     done = subprocess.run(
         [sys.executable, "-c", COMPARE_MESHES],
@@ -235,7 +289,9 @@ def add_line(path: Path, old: str, new: str) -> None:
     text = path.read_text()
     assert text.count(old) == 1
     config = "config" in path.parts
-    where, name = ("maxlm.config.layers", "BilinearConfig") if config else ("maxlm.layers.ffns", "Bilinear")
+    where, name = (
+        ("maxlm.config.layers", "BilinearConfig") if config else ("maxlm.layers.ffns", "Bilinear")
+    )
     imported = f"from {where}.bilinear import {name}\n"
     first = text.index("from maxlm.")
     path.write_text(text[:first] + imported + text[first:].replace(old, new))

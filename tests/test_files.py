@@ -14,7 +14,11 @@ def test_only_regular_files_are_opened(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "file")
     os.mkfifo(tmp_path / "fifo")
     assert read_regular(tmp_path / "file") == read_regular(tmp_path / "link") == b"x"
-    for path, what in ((tmp_path / "fifo", "a FIFO"), ("/dev/zero", "a device"), ("/dev/null", "a device")):
+    for path, what in (
+        (tmp_path / "fifo", "a FIFO"),
+        ("/dev/zero", "a device"),
+        ("/dev/null", "a device"),
+    ):
         with pytest.raises(OSError, match=f"it is {what}, not a regular file"):
             open_regular(path)
     with pytest.raises(IsADirectoryError):
@@ -50,6 +54,8 @@ def test_one_place_has_one_spelling(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a").mkdir()
     (tmp_path / "link").symlink_to("a")
-    assert {place_of(path) for path in ("a", "./a", "a/", "b/../a", "link", f"{tmp_path}/a")} == {f"{tmp_path}/a"}
+    assert {place_of(path) for path in ("a", "./a", "a/", "b/../a", "link", f"{tmp_path}/a")} == {
+        f"{tmp_path}/a"
+    }
     assert place_of("nowhere") == f"{tmp_path}/nowhere"
     assert place_of("a\0b") == "a\0b"

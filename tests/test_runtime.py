@@ -18,7 +18,9 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def start_script():
-    """Return a function that starts Python code in a process of its own; what still runs in the end is killed."""
+    """Return a function that starts Python code in a process of its own; what still runs in the end
+    is killed.
+    """
     processes = []
 
     def start_one(code, **environment):
@@ -41,7 +43,7 @@ def start_script():
         process.communicate()
 
 
-# --- start -----------------------------------------------------------------------------------------------------------
+# --- start ----------------------------------------------------------------------------------------
 
 
 def test_start_makes_fake_devices_and_a_compile_cache(start_script, tmp_path):
@@ -102,8 +104,14 @@ def test_several_processes_are_recognised(environment, expected):
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
-        ({"MAXLM_NUM_PROCESSES": "2"}, "MAXLM_NUM_PROCESSES is set without MAXLM_COORDINATOR and MAXLM_PROCESS_ID"),
-        ({"MAXLM_COORDINATOR": "a:1", "MAXLM_NUM_PROCESSES": "two", "MAXLM_PROCESS_ID": "0"}, "NUM_PROCESSES=two and"),
+        (
+            {"MAXLM_NUM_PROCESSES": "2"},
+            "MAXLM_NUM_PROCESSES is set without MAXLM_COORDINATOR and MAXLM_PROCESS_ID",
+        ),
+        (
+            {"MAXLM_COORDINATOR": "a:1", "MAXLM_NUM_PROCESSES": "two", "MAXLM_PROCESS_ID": "0"},
+            "NUM_PROCESSES=two and",
+        ),
         (
             {"MAXLM_COORDINATOR": "a:1", "MAXLM_NUM_PROCESSES": "2", "MAXLM_PROCESS_ID": "2"},
             "_PROCESS_ID=2: give whole numbers, the ids from 0",
@@ -123,7 +131,7 @@ def test_one_process_agrees_with_itself():
         raise KeyError
 
 
-# --- signals ---------------------------------------------------------------------------------------------------------
+# --- signals --------------------------------------------------------------------------------------
 
 LOOP = """
 import logging, sys, time, hashlib
@@ -138,7 +146,8 @@ with runtime.StopSignal() as stop:
 print("stopped cleanly", flush=True)
 """
 IN_PYTHON = LOOP.replace("BODY", "time.sleep(0.01)")
-IN_C = LOOP.replace("BODY", "hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)")  # minutes, deaf to Python's handlers
+# Minutes, deaf to Python's handlers.
+IN_C = LOOP.replace("BODY", "hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -153,7 +162,9 @@ def test_first_signal_stops_after_the_step(number, start_script):
     assert out.endswith("stopped cleanly\n")
 
 
-@pytest.mark.parametrize("code", [IN_C, IN_PYTHON.replace("if stop", "if False and stop")], ids=["c", "python"])
+@pytest.mark.parametrize(
+    "code", [IN_C, IN_PYTHON.replace("if stop", "if False and stop")], ids=["c", "python"]
+)
 def test_second_signal_leaves_at_once(code, start_script):
     process = start_script(code)
     assert process.stdout.readline() == "ready\n"
@@ -176,7 +187,7 @@ def test_handlers_are_given_back():
     assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)] == before
 
 
-# --- watchdog, profiler ----------------------------------------------------------------------------------------------
+# --- watchdog, profiler ---------------------------------------------------------------------------
 
 
 def test_watchdog_shows_stacks_and_exits(start_script):
@@ -232,7 +243,9 @@ def test_profile_window_that_is_over_is_told_once(tmp_path, caplog):
     window = runtime.ProfileWindow(ProfileConfig(start_step=3, num_steps=2), tmp_path)
     for step in range(5, 9):
         window.update(step)
-    assert caplog.messages == ["runtime.profile.start_step=3 was before this process began, at step 5: no trace"]
+    assert caplog.messages == [
+        "runtime.profile.start_step=3 was before this process began, at step 5: no trace"
+    ]
 
 
 def test_profile_window_that_the_run_ends_in_is_written(tmp_path):

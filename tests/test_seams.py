@@ -1,8 +1,9 @@
 """What a new kind costs: its own files, and in each table that lists kinds an import and an entry.
 
-A copy of the package gets a mixer, an ffn, an objective, an optimizer and a kernel from `tests/seams/added`. Their
-lines are put in as text, so that whatever else had to change would be missing. What the copy can do then is checked by
-the files `tests/seams/check_*.py`, in one process that sees the copy and not this package.
+A copy of the package gets a mixer, an ffn, an objective, an optimizer and a kernel from
+`tests/seams/added`. Their lines are put in as text, so that whatever else had to change would be
+missing. What the copy can do then is checked by the files `tests/seams/check_*.py`, in one process
+that sees the copy and not this package.
 """
 
 from __future__ import annotations
@@ -61,7 +62,11 @@ KINDS = {
         ],
     ),
     "objective": (
-        ["config/objectives/after_next.py", "data/examples/after_next.py", "train/objectives/after_next.py"],
+        [
+            "config/objectives/after_next.py",
+            "data/examples/after_next.py",
+            "train/objectives/after_next.py",
+        ],
         [
             (
                 "config/objectives/__init__.py",
@@ -147,7 +152,9 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def changed_lines(before: str, after: str) -> tuple[int, int]:
     """Return how many lines of `before` are gone, and how many of `after` are new."""
     lines = list(difflib.ndiff(before.splitlines(), after.splitlines()))
-    return sum(line.startswith("- ") for line in lines), sum(line.startswith("+ ") for line in lines)
+    return sum(line.startswith("- ") for line in lines), sum(
+        line.startswith("+ ") for line in lines
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -174,7 +181,15 @@ def test_what_is_added_can_do_all_that_the_others_can(package: Path) -> None:
     assert checks
     # The tests' own modules come from here, the package from the copy.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(package), str(ROOT)])}
-    options = ["-q", "-p", "no:cacheprovider", "-o", "python_files=check_*.py", "-o", f"pythonpath={package}"]
+    options = [
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-o",
+        "python_files=check_*.py",
+        "-o",
+        f"pythonpath={package}",
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, *checks],
         cwd=package,

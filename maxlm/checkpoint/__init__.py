@@ -1,4 +1,6 @@
-"""Checkpoints that are whole or absent, verified when read, and independent of the mesh that wrote them."""
+"""Checkpoints that are whole or absent, verified when read, and independent of the mesh that wrote
+them.
+"""
 
 from maxlm.checkpoint.manager import Checkpointer
 from maxlm.checkpoint.reader import CheckpointReader, Restored

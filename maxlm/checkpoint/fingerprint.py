@@ -1,10 +1,12 @@
-"""A number for the content of an array, the same on every mesh: array files carry no checksum of their own.
+"""A number for the content of an array, the same on every mesh: array files carry no checksum of
+their own.
 
     fingerprint(x) = sum over i of bits(x[i]) * weight(i)  mod 2^32,   weight(i) = mix(i) | 1
 
-with i the global row-major index. Sums mod 2^32 do not depend on their order, so every sharding gives the same number.
-The weights are odd: a single changed element always changes the sum (d * odd = 0 mod 2^32 only for d = 0). They are
-scrambled by `mix`: exchanged or shifted elements change it except with probability about 2^-31.
+with i the global row-major index. Sums mod 2^32 do not depend on their order, so every sharding
+gives the same number. The weights are odd: a single changed element always changes the sum (d * odd
+= 0 mod 2^32 only for d = 0). They are scrambled by `mix`: exchanged or shifted elements change it
+except with probability about 2^-31.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from maxlm.sharding.host import to_device
 
 @jax.jit
 def fingerprint(array: jax.Array) -> jax.Array:
-    """Return the fingerprint of `array` (any shape, sharding, memory and real dtype) as a replicated uint32 scalar."""
+    """Return the fingerprint of `array` (any shape, sharding, memory and real dtype) as a
+    replicated uint32 scalar.
+    """
     array = to_device(array)
     index = jnp.zeros(array.shape, jnp.uint32)
     stride = 1
@@ -29,7 +33,9 @@ def fingerprint(array: jax.Array) -> jax.Array:
 
 
 def _bits(array: jax.Array) -> jax.Array:
-    """Reinterpret every element as a uint32, by zero extension of its bits; element-wise one to one."""
+    """Reinterpret every element as a uint32, by zero extension of its bits; element-wise one to
+    one.
+    """
     if array.dtype == jnp.bool_:
         return array.astype(jnp.uint32)
     width = 8 * array.dtype.itemsize

@@ -39,15 +39,21 @@ def saved_steps(directory: Path) -> list[int]:
     """Return the steps that have a folder, newest first; a folder may still be damaged."""
     if not directory.is_dir():
         return []
-    return sorted((int(p.name) for p in directory.iterdir() if _WHOLE.fullmatch(p.name)), reverse=True)
+    return sorted(
+        (int(p.name) for p in directory.iterdir() if _WHOLE.fullmatch(p.name)), reverse=True
+    )
 
 
 def sweep(directory: Path, *, deletions: bool) -> list[Path]:
-    """Delete what failed or killed saves left, and killed `deletions` if none is going on; return the folders."""
+    """Delete what failed or killed saves left, and killed `deletions` if none is going on; return
+    the folders.
+    """
     if not directory.is_dir():
         return []
     patterns = (_UNFINISHED, _DELETING) if deletions else (_UNFINISHED,)
-    leftovers = [path for path in directory.iterdir() if any(p.fullmatch(path.name) for p in patterns)]
+    leftovers = [
+        path for path in directory.iterdir() if any(p.fullmatch(path.name) for p in patterns)
+    ]
     for path in leftovers:
         shutil.rmtree(path, ignore_errors=True)
     return leftovers

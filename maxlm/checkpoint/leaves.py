@@ -1,7 +1,8 @@
-"""A state as a flat dictionary of arrays, named by their paths: what a checkpoint stores, and its manifest.
+"""A state as a flat dictionary of arrays, named by their paths: what a checkpoint stores, and its
+manifest.
 
-Names do not depend on the kinds of nodes (module, dataclass, tuple, dict), so `{"model": model}` selects the model out
-of a saved train state that has a field `model`.
+Names do not depend on the kinds of nodes (module, dataclass, tuple, dict), so `{"model": model}`
+selects the model out of a saved train state that has a field `model`.
 """
 
 from __future__ import annotations
@@ -29,13 +30,17 @@ def flatten(state: Any) -> dict[str, Any]:
     assert len(leaves) == len(jax.tree.leaves(state)), "two leaves of the state have the same path"
     for name, leaf in leaves.items():
         if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
-            raise TypeError(f"state leaf {name} is a {type(leaf).__name__}; checkpoints store jax.Array only")
+            raise TypeError(
+                f"state leaf {name} is a {type(leaf).__name__}; checkpoints store jax.Array only"
+            )
     return leaves
 
 
 def unflatten(abstract_state: Any, leaves: dict[str, jax.Array]) -> Any:
     """Return a tree shaped like `abstract_state` with the arrays of `leaves`."""
-    return jax.tree.unflatten(jax.tree.structure(abstract_state), [leaves[name] for name in flatten(abstract_state)])
+    return jax.tree.unflatten(
+        jax.tree.structure(abstract_state), [leaves[name] for name in flatten(abstract_state)]
+    )
 
 
 def make_manifest(leaves: dict[str, jax.Array]) -> Manifest:
@@ -53,8 +58,11 @@ def fingerprints(leaves: dict[str, jax.Array]) -> dict[str, str]:
     return {name: f"{int(number):08x}" for name, number in numbers.items()}
 
 
-def check_fits(manifest: Manifest, wanted: dict[str, jax.ShapeDtypeStruct], *, partial: bool, where: str) -> None:
-    """Check that the saved leaves are the wanted ones, shape and dtype included; nothing is ever cast or reshaped.
+def check_fits(
+    manifest: Manifest, wanted: dict[str, jax.ShapeDtypeStruct], *, partial: bool, where: str
+) -> None:
+    """Check that the saved leaves are the wanted ones, shape and dtype included; nothing is ever
+    cast or reshaped.
 
     Raises:
         UserError: they are not; names the leaves.
@@ -69,7 +77,10 @@ def check_fits(manifest: Manifest, wanted: dict[str, jax.ShapeDtypeStruct], *, p
                 f"{name}: saved as {saved['dtype']}{saved['shape']}, this run needs {leaf.dtype}{list(leaf.shape)}"
             )
     if not partial:
-        problems += [f"{name}: in the checkpoint, but this run has no such array" for name in manifest.keys() - wanted]
+        problems += [
+            f"{name}: in the checkpoint, but this run has no such array"
+            for name in manifest.keys() - wanted
+        ]
     if problems:
         more = [f"... and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
         raise UserError(

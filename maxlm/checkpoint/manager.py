@@ -33,14 +33,18 @@ _STORAGE_ERRORS = {
 
 
 class Checkpointer:
-    """The checkpoints of one run; all processes make the same calls. Use as a context manager, or `close`."""
+    """The checkpoints of one run; all processes make the same calls.
+
+    Use as a context manager, or `close`.
+    """
 
     def __init__(self, directory: Path | str, config: CheckpointConfig) -> None:
         self._reader = CheckpointReader(directory)
         self._directory = self._reader.directory
         self._config = config
         self._saver = _make_saver()
-        self._in_flight: tuple[int, int] | None = None  # step and bytes of the save that runs in the background
+        # Step and bytes of the save that runs in the background.
+        self._in_flight: tuple[int, int] | None = None
         self._deleter = ThreadPoolExecutor(1, "delete-checkpoint")
         self.stall_seconds = 0.0  # time the caller spent in `save` and `wait`, in total
 
@@ -48,26 +52,35 @@ class Checkpointer:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
-        # After an error in one of several processes, waiting for the others would keep it from being seen.
+        # After an error in one of several processes, waiting for the others would keep it from
+        # being seen.
         if error is None or jax.process_count() == 1:
             self.close()
 
     def save(self, step: int, state: Any, record: dict[str, Any], *, wait: bool = False) -> None:
-        """Save `state` (a tree of jax.Array) and `record` (anything JSON can hold) as the checkpoint of `step`.
+        """Save `state` (a tree of jax.Array) and `record` (anything JSON can hold) as the
+        checkpoint of `step`.
 
-        Returns when the arrays are copied off the devices, so they may be donated; writing goes on in the background.
-        Does nothing if `step` is saved already. A failure of the save before surfaces here.
+        Returns when the arrays are copied off the devices, so they may be donated; writing goes on
+        in the background. Does nothing if `step` is saved already. A failure of the save before
+        surfaces here.
 
         Raises:
-            UserError: disk full, quota, read-only or forbidden directory; earlier checkpoints are intact.
+            UserError: disk full, quota, read-only or forbidden directory; earlier checkpoints are
+              intact.
         """
         self.wait()
         begin = time.perf_counter()
         if step not in on_first_process(self._sweep_and_list):
             arrays = leaves.flatten(state)
-            content = layout.seal({"leaves": leaves.make_manifest(arrays), "record": {**record, "step": step}})
+            content = layout.seal(
+                {"leaves": leaves.make_manifest(arrays), "record": {**record, "step": step}}
+            )
             arguments = ocp.args.Composite(
                 state=ocp.args.PyTreeSave(arrays),
                 record=ocp.args.JsonSave(content),
@@ -121,9 +134,11 @@ class Checkpointer:
     def restore(
         self, abstract_state: Any, *, saved_as: Callable[[dict[str, Any]], Any] | None = None
     ) -> Restored | None:
-        """Restore the newest whole checkpoint onto the shardings of `abstract_state`; see CheckpointReader.restore.
+        """Restore the newest whole checkpoint onto the shardings of `abstract_state`; see
+        CheckpointReader.restore.
 
-        Newer, damaged ones are set aside (renamed, never deleted) once an older one has proved whole.
+        Newer, damaged ones are set aside (renamed, never deleted) once an older one has proved
+        whole.
         """
         self.wait()
         restored = self._reader.restore(abstract_state, saved_as=saved_as)
@@ -153,9 +168,15 @@ class Checkpointer:
             layout.sweep(self._directory, deletions=False)
         cause = _storage_cause(error)
         if cause is None:
-            return RuntimeError(f"the checkpoint of step {step} was not saved: {type(error).__name__}: {error}")
+            return RuntimeError(
+                f"the checkpoint of step {step} was not saved: {type(error).__name__}: {error}"
+            )
         newest = next(iter(layout.saved_steps(self._directory)), None)
-        intact = f"the newest whole one is of step {newest}" if newest is not None else "there is none before"
+        intact = (
+            f"the newest whole one is of step {newest}"
+            if newest is not None
+            else "there is none before"
+        )
         return UserError(
             f"the checkpoint of step {step} ({size / 1e6:.1f} MB) was not saved: {cause} ({self._directory}, "
             f"{_free_bytes(self._directory) / 1e6:.1f} MB free); earlier checkpoints are intact, {intact}; "
@@ -170,7 +191,8 @@ def _make_saver() -> ocp.AsyncCheckpointer:
             state=ocp.PyTreeCheckpointHandler(),
             record=ocp.JsonCheckpointHandler(filename=layout.RECORD_FILE),
         ),
-        # Made in the background, folders that cannot be made leave threads that wait five minutes for them.
+        # Made in the background, folders that cannot be made leave threads that wait five minutes
+        # for them.
         async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
     )
 

@@ -1,4 +1,6 @@
-"""Read checkpoints, newest first; believe none before its arrays fit their fingerprints; change nothing on disk."""
+"""Read checkpoints, newest first; believe none before its arrays fit their fingerprints; change
+nothing on disk.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ _CAUSE_LENGTH = 300  # orbax appends its whole configuration to the cause
 
 @dataclass(frozen=True)
 class Restored:
-    """A state on its devices, the record saved with it, and newer checkpoints that were passed over as damaged."""
+    """A state on its devices, the record saved with it, and newer checkpoints that were passed over
+    as damaged.
+    """
 
     step: int
     state: Any
@@ -32,7 +36,9 @@ class Restored:
 
 
 class CheckpointReader:
-    """The checkpoints in `directory`, for any number of processes; every process must make the same calls."""
+    """The checkpoints in `directory`, for any number of processes; every process must make the same
+    calls.
+    """
 
     def __init__(self, directory: Path | str) -> None:
         self.directory = Path(directory).absolute()
@@ -43,7 +49,9 @@ class CheckpointReader:
         return steps
 
     def records(self) -> list[dict[str, Any]]:
-        """Return the readable records, newest first, without touching any array; warn about the others."""
+        """Return the readable records, newest first, without touching any array; warn about the
+        others.
+        """
         sealed = [(step, self._read_record(step)) for step in self.steps()]
         for step, content in sealed:
             if "cause" in content:
@@ -67,27 +75,35 @@ class CheckpointReader:
         partial: bool = False,
         saved_as: Callable[[dict[str, Any]], Any] | None = None,
     ) -> Restored | None:
-        """Restore the newest whole checkpoint (or that of `step`) onto the shardings of `abstract_state`.
+        """Restore the newest whole checkpoint (or that of `step`) onto the shardings of
+        `abstract_state`.
 
         Args:
             abstract_state: any tree of jax.ShapeDtypeStruct with a sharding; modules are trees.
             step: restore this checkpoint and no other.
-            partial: `abstract_state` may lack saved leaves, e.g. `{"model": ...}` without the optimizer's.
-            saved_as: returns, from a checkpoint's record, the tree that is in it where that is not `abstract_state`.
+            partial: `abstract_state` may lack saved leaves, e.g. `{"model": ...}` without the
+              optimizer's.
+            saved_as: returns, from a checkpoint's record, the tree that is in it where that is not
+              `abstract_state`.
 
         Returns:
             None if there is no checkpoint at all.
 
         Raises:
-            UserError: the checkpoint is of another model, `step` was not saved, or all checkpoints are damaged.
+            UserError: the checkpoint is of another model, `step` was not saved, or all checkpoints
+              are damaged.
         """
         saved = self.steps()
         if step is not None and step not in saved:
-            raise UserError(f"{self.directory} has no checkpoint of step {step}; it has {saved or 'none'}")
+            raise UserError(
+                f"{self.directory} has no checkpoint of step {step}; it has {saved or 'none'}"
+            )
         causes: dict[Path, str] = {}
         for candidate in saved if step is None else [step]:
             try:
-                state, record = self._restore_step(candidate, saved_as or (lambda _: abstract_state), partial=partial)
+                state, record = self._restore_step(
+                    candidate, saved_as or (lambda _: abstract_state), partial=partial
+                )
             except layout.DamagedError as error:
                 self._warn(candidate, str(error))
                 causes[layout.step_path(self.directory, candidate)] = str(error)
@@ -122,7 +138,9 @@ class CheckpointReader:
         return leaves.unflatten(abstract_state, arrays), content["record"]
 
     def _read_record(self, step: int) -> dict[str, Any]:
-        """Return {"record", "leaves"}, or {"cause"} if the record is damaged: the same on every process."""
+        """Return {"record", "leaves"}, or {"cause"} if the record is damaged: the same on every
+        process.
+        """
 
         def read() -> dict[str, Any]:
             try:
@@ -141,11 +159,16 @@ def _read_arrays(path: Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[st
     cause = ""
     arrays: dict[str, jax.Array] = {}
     try:
-        # This process alone: a process that fails must not leave the others waiting at orbax's barrier.
+        # This process alone: a process that fails must not leave the others waiting at orbax's
+        # barrier.
         alone = ocp.options.MultiprocessingOptions(
-            primary_host=None, active_processes={jax.process_index()}, barrier_sync_key_prefix="read"
+            primary_host=None,
+            active_processes={jax.process_index()},
+            barrier_sync_key_prefix="read",
         )
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(), multiprocessing_options=alone) as checkpointer:
+        with ocp.Checkpointer(
+            ocp.PyTreeCheckpointHandler(), multiprocessing_options=alone
+        ) as checkpointer:
             arguments = ocp.args.PyTreeRestore(
                 item=wanted,
                 restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),

@@ -19,7 +19,8 @@ def rearrange_layers(tree: Tree, wanted: Tree) -> Tree:
 
     Args:
       tree: any tree with parameters in it: a state, a decoder.
-      wanted: the same tree as `jax.ShapeDtypeStruct`s with shardings, declared for the layout that is wanted.
+      wanted: the same tree as `jax.ShapeDtypeStruct`s with shardings, declared for the layout that
+        is wanted.
     """
     old, new = (jax.tree.leaves(part, is_leaf=is_parameter) for part in (tree, wanted))
     if all(layers_of(a) == layers_of(b) for a, b in zip(old, new, strict=True) if is_parameter(a)):
@@ -35,10 +36,15 @@ def rearrange_layers(tree: Tree, wanted: Tree) -> Tree:
 
 
 def _with_rows_of(leaf: Any, wanted: Any) -> Any:
-    """Return a parameter's values in the rows in which `wanted` has its layers; zeros in rows that hold none."""
+    """Return a parameter's values in the rows in which `wanted` has its layers; zeros in rows that
+    hold none.
+    """
     if not is_parameter(leaf) or layers_of(leaf) is None:
         return leaf
-    value, places = leaf.get_value(), {layer: row for row, layer in enumerate(layers_of(leaf) or ())}
+    value, places = (
+        leaf.get_value(),
+        {layer: row for row, layer in enumerate(layers_of(leaf) or ())},
+    )
     layers = layers_of(wanted) or ()
     rows = jnp.asarray([0 if layer == EMPTY else places[layer] for layer in layers])
     held = jnp.asarray([layer != EMPTY for layer in layers]).reshape(-1, *[1] * (value.ndim - 1))

@@ -1,4 +1,6 @@
-"""The folder of one run: made, checked, locked against a second job, swept of what a killed job left; its tokenizer."""
+"""The folder of one run: made, checked, locked against a second job, swept of what a killed job
+left; its tokenizer.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,12 @@ from maxlm.runtime import on_first_process
 
 log = logging.getLogger(__name__)
 
-# orbax searches for parts of a checkpoint by patterns that have its path in them, and tensorstore takes \\ for /: what
-# is saved in such a folder cannot be read back.
+# orbax searches for parts of a checkpoint by patterns that have its path in them, and tensorstore
+# takes \\ for /: what is saved in such a folder cannot be read back.
 UNSAFE = "*?[\\"
 
-# Below this not even metrics and a small checkpoint fit; better said before the first step than after an hour.
+# Below this not even metrics and a small checkpoint fit; better said before the first step than
+# after an hour.
 MINIMUM_FREE_BYTES = 32 * 2**20
 
 
@@ -43,7 +46,9 @@ class RunDirectory:
 
     @property
     def tokenizer(self) -> Path:
-        """The run's own copy of its tokenizer: what lies at `data.tokenizer` may be trained again on other text."""
+        """The run's own copy of its tokenizer: what lies at `data.tokenizer` may be trained again
+        on other text.
+        """
         return self.path / "tokenizer.model"
 
     def keep_tokenizer(self, model: bytes) -> None:
@@ -57,10 +62,12 @@ class RunDirectory:
     @classmethod
     @contextmanager
     def open(cls, path: Path | str) -> Iterator[RunDirectory]:
-        """Own the folder `path` until the end of the block; process 0 holds the lock for all processes.
+        """Own the folder `path` until the end of the block; process 0 holds the lock for all
+        processes.
 
         Raises:
-            UserError: its name is unsafe, it cannot be written, has too little space, or another job owns it.
+            UserError: its name is unsafe, it cannot be written, has too little space, or another
+              job owns it.
         """
         run = cls(Path(path).absolute())
         unsafe = [sign for sign in UNSAFE if sign in str(run.path)]
@@ -112,12 +119,15 @@ class RunDirectory:
                 f"{MINIMUM_FREE_BYTES / 2**20:.0f} MiB; make room or choose another run_dir"
             )
         for leftover in layout.sweep(self.checkpoints, deletions=True):
-            log.warning("removed %s: an unfinished save or deletion of a job that was killed", leftover)
+            log.warning(
+                "removed %s: an unfinished save or deletion of a job that was killed", leftover
+            )
 
     def _lock(self, file: IO[str]) -> None:
         """Lock `file` for this process; the kernel gives the lock back however the process ends.
 
-        A record lock, not flock: forked data workers that outlive a killed trainer must not hold on to it.
+        A record lock, not flock: forked data workers that outlive a killed trainer must not hold on
+        to it.
         """
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -133,21 +143,27 @@ class RunDirectory:
 
 
 def tokenizer_to_open(run_dir: Path | str, named: str) -> str:
-    """Return the path of the tokenizer to start with: the run's own copy if it has checkpoints, else `named`."""
+    """Return the path of the tokenizer to start with: the run's own copy if it has checkpoints,
+    else `named`.
+    """
     run = RunDirectory(Path(run_dir).absolute())
-    resumes = on_first_process(lambda: run.tokenizer.exists() and bool(layout.saved_steps(run.checkpoints)))
+    resumes = on_first_process(
+        lambda: run.tokenizer.exists() and bool(layout.saved_steps(run.checkpoints))
+    )
     return str(run.tokenizer) if resumes else named
 
 
 def tokenizer_of_checkpoint(run_dir: Path | str, record: Mapping[str, Any]) -> Path:
-    """Return the path of a run's tokenizer, which is proved to be the one a checkpoint was trained with.
+    """Return the path of a run's tokenizer, which is proved to be the one a checkpoint was trained
+    with.
 
     Args:
         run_dir: the folder of the run.
         record: of the checkpoint.
 
     Raises:
-        UserError: it is missing, cannot be read, or is another one; or the checkpoint does not say which it was.
+        UserError: it is missing, cannot be read, or is another one; or the checkpoint does not say
+          which it was.
     """
     path, expected = RunDirectory(Path(run_dir)).tokenizer, record.get("tokenizer")
     if expected is None:

@@ -1,4 +1,6 @@
-"""Checks that need more than one setting: each names the settings, their values, and numbers that would work."""
+"""Checks that need more than one setting: each names the settings, their values, and numbers that
+would work.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ MAX_STEP_TOKENS = 2**27  # of 16 bytes, which few tokens have, they make 2^31
 
 
 def find_problems(valid: Mapping[str, Any]) -> list[Problem]:
-    """Return what is wrong between settings; `valid` holds the sections of a RunConfig that are valid by themselves.
+    """Return what is wrong between settings; `valid` holds the sections of a RunConfig that are
+    valid by themselves.
 
     A mesh axis of -1 counts as 1 here; `resolve_mesh` checks again once the device count is known.
     """
@@ -49,29 +52,39 @@ def find_problems(valid: Mapping[str, Any]) -> list[Problem]:
 
 
 def resolve_mesh(config: RunConfig, device_count: int) -> MeshConfig:
-    """Return the mesh with its -1 filled in, checked against the number of devices over all processes.
+    """Return the mesh with its -1 filled in, checked against the number of devices over all
+    processes.
 
     Raises:
-        ConfigError: the mesh does not fit the devices, or the model, data or batch do not fit the mesh.
+        ConfigError: the mesh does not fit the devices, or the model, data or batch do not fit the
+          mesh.
     """
     sizes = config.mesh.sizes
     fixed = math.prod(size for size in sizes.values() if size != -1)
     problems = list(_mesh_axes(config))
     if not problems:
-        filled = {axis: device_count // fixed if size == -1 else size for axis, size in sizes.items()}
+        filled = {
+            axis: device_count // fixed if size == -1 else size for axis, size in sizes.items()
+        }
         mesh = config.mesh.model_copy(update=filled)
         if math.prod(filled.values()) != device_count:
             problems.append(_wrong_product(sizes, device_count))
         else:
             resolved = config.model_copy(update={"mesh": mesh})
-            problems = find_problems({name: getattr(resolved, name) for name in RunConfig.model_fields})
+            problems = find_problems(
+                {name: getattr(resolved, name) for name in RunConfig.model_fields}
+            )
         if not problems:
             return mesh
-    raise ConfigError(problems, f"the configuration on {device_count} device{'s' * (device_count > 1)}")
+    raise ConfigError(
+        problems, f"the configuration on {device_count} device{'s' * (device_count > 1)}"
+    )
 
 
 def _wrong_product(sizes: Mapping[str, int], device_count: int) -> Problem:
-    """Explain a mesh whose sizes do not multiply to the device count, and give one near it that does."""
+    """Explain a mesh whose sizes do not multiply to the device count, and give one near it that
+    does.
+    """
     given = {f"mesh.{axis}": size for axis, size in sizes.items() if size > 1}
     if -1 in sizes.values():
         return replace(next(divisible("the device count", device_count, given)), path="mesh")
@@ -97,7 +110,7 @@ def _near_mesh(given: Mapping[str, int], device_count: int) -> str:
     return " ".join(f"{axis}={size}" for axis, size in near.items())
 
 
-# --- mesh ------------------------------------------------------------------------------------------------------------
+# --- mesh -----------------------------------------------------------------------------------------
 
 
 def _mesh_axes(config: RunConfig) -> Iterator[Problem]:
@@ -110,7 +123,9 @@ def _mesh_axes(config: RunConfig) -> Iterator[Problem]:
     if len(fills) > 1:
         names = " and ".join(f"{axis}=-1" for axis in fills)
         cure = " ".join(f"{axis}=1" for axis in fills[1:])
-        yield Problem(fills[0], f"{names}: only one axis can take the devices left over; use {cure}")
+        yield Problem(
+            fills[0], f"{names}: only one axis can take the devices left over; use {cure}"
+        )
 
 
 def _mesh_on_fake_devices(config: RunConfig) -> Iterator[Problem]:
@@ -122,7 +137,9 @@ def _mesh_on_fake_devices(config: RunConfig) -> Iterator[Problem]:
 
 
 def _vocabulary_on_mesh(config: RunConfig) -> Iterator[Problem]:
-    yield from divisible("model.vocab_size", config.model.vocab_size, {"mesh.tensor": config.mesh.tensor})
+    yield from divisible(
+        "model.vocab_size", config.model.vocab_size, {"mesh.tensor": config.mesh.tensor}
+    )
 
 
 def _width_on_mesh(config: RunConfig) -> Iterator[Problem]:
@@ -152,8 +169,14 @@ def _stages(config: RunConfig) -> Iterator[Problem]:
     if mesh.stage_repeats > 1:
         yield from divisible("train.microbatches", train.microbatches, stages)
     split = {"mesh.data": mesh.data, "mesh.fsdp": mesh.fsdp, "mesh.expert": mesh.expert}
-    split |= {"mesh.context": mesh.context, "mesh.tensor": mesh.tensor, "train.microbatches": train.microbatches}
-    yield from divisible("train.batch_size * data.sequence_length", config.tokens_per_step, {**split, **stages})
+    split |= {
+        "mesh.context": mesh.context,
+        "mesh.tensor": mesh.tensor,
+        "train.microbatches": train.microbatches,
+    }
+    yield from divisible(
+        "train.batch_size * data.sequence_length", config.tokens_per_step, {**split, **stages}
+    )
 
 
 def _enough_layers(config: RunConfig) -> Iterator[Problem]:
@@ -164,20 +187,28 @@ def _enough_layers(config: RunConfig) -> Iterator[Problem]:
     by = f"mesh.stage={mesh.stage}"
     if mesh.stage_repeats > 1:
         by += f" * mesh.stage_repeats={mesh.stage_repeats} = {mesh.virtual_stages}"
-    what = "layers" if patterns == config.model.num_layers else "repetitions of the patterns in model.segments"
+    what = (
+        "layers"
+        if patterns == config.model.num_layers
+        else "repetitions of the patterns in model.segments"
+    )
     text = f"{by} is more than the {patterns} {what}, of which each stage needs one"
-    yield Problem("mesh.stage", f"{text}; use mesh.stage={max(patterns // mesh.stage_repeats, 1)} or less")
+    yield Problem(
+        "mesh.stage", f"{text}; use mesh.stage={max(patterns // mesh.stage_repeats, 1)} or less"
+    )
 
 
 def _sequence_on_mesh(config: RunConfig) -> Iterator[Problem]:
-    """Every context device holds two chunks of the sequence (zigzag), and tensor devices equal parts of them."""
+    """Every context device holds two chunks of the sequence (zigzag), and tensor devices equal
+    parts of them.
+    """
     context, tensor = config.mesh.context, config.mesh.tensor
     axes = {"mesh.context": context, "mesh.tensor": tensor}
     chunks = 2 if context > 1 and tensor % 2 else 1
     yield from divisible("data.sequence_length", config.data.sequence_length, axes, times=chunks)
 
 
-# --- model -----------------------------------------------------------------------------------------------------------
+# --- model ----------------------------------------------------------------------------------------
 
 
 def _segments(config: RunConfig) -> Iterator[Problem]:
@@ -196,11 +227,13 @@ def _positions(config: RunConfig) -> Iterator[Problem]:
     position, length = config.model.position, config.data.sequence_length
     if isinstance(position, LearnedPosition) and position.max_length < length:
         text = f"model.position.max_length={position.max_length} is less than data.sequence_length={length}"
-        cure = f"use model.position.max_length={length}, or data.sequence_length={position.max_length}"
+        cure = (
+            f"use model.position.max_length={length}, or data.sequence_length={position.max_length}"
+        )
         yield Problem("model.position.max_length", f"{text}; {cure}")
 
 
-# --- train -----------------------------------------------------------------------------------------------------------
+# --- train ----------------------------------------------------------------------------------------
 
 
 def _tokens_of_a_step(config: RunConfig) -> Iterator[Problem]:
@@ -209,7 +242,11 @@ def _tokens_of_a_step(config: RunConfig) -> Iterator[Problem]:
         both = f"train.batch_size={batch_size} * data.sequence_length={length} = {batch_size * length} tokens a step"
         most = f"must be at most {MAX_STEP_TOKENS}: the bytes of their text are counted in int32"
         fewer = f"use train.batch_size={MAX_STEP_TOKENS // length} or less"
-        cure = fewer if length <= MAX_STEP_TOKENS else f"use data.sequence_length={MAX_STEP_TOKENS} or less"
+        cure = (
+            fewer
+            if length <= MAX_STEP_TOKENS
+            else f"use data.sequence_length={MAX_STEP_TOKENS} or less"
+        )
         yield Problem("train.batch_size", f"{both} {most}; {cure}")
 
 
@@ -217,7 +254,10 @@ def _offload(config: RunConfig) -> Iterator[Problem]:
     train = config.train
     if "activations" in train.offload and train.remat == "none":
         text = "train.offload=[activations] moves the inputs of blocks, but train.remat=none keeps all activations"
-        yield Problem("train.offload", f"{text} on the device; use train.remat=full, or train.remat={{query: save}}")
+        yield Problem(
+            "train.offload",
+            f"{text} on the device; use train.remat=full, or train.remat={{query: save}}",
+        )
 
 
 def _remat_names(config: RunConfig) -> Iterator[Problem]:
@@ -229,10 +269,13 @@ def _remat_names(config: RunConfig) -> Iterator[Problem]:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             cure = f"did you mean {near[0]}?" if near else f"use {', '.join(known)}"
-            yield Problem(f"train.remat.{name}", f"train.remat.{name} is no activation of this model's layers; {cure}")
+            yield Problem(
+                f"train.remat.{name}",
+                f"train.remat.{name} is no activation of this model's layers; {cure}",
+            )
 
 
-# --- data, objective, optimizer, schedule ----------------------------------------------------------------------------
+# --- data, objective, optimizer, schedule ---------------------------------------------------------
 
 
 def _data_paths(config: RunConfig) -> Iterator[Problem]:
@@ -252,7 +295,9 @@ def _data_paths(config: RunConfig) -> Iterator[Problem]:
 
 
 def _own_tokenizer(config: RunConfig) -> Iterator[Problem]:
-    """`maxlm prepare --force` may train the tokenizer again, but never the copy that a run goes on with."""
+    """`maxlm prepare --force` may train the tokenizer again, but never the copy that a run goes on
+    with.
+    """
     own = f"{config.run_dir}/tokenizer.model"
     if config.run_dir.strip() and place_of(config.data.tokenizer) == place_of(own):
         text = f"data.tokenizer={config.data.tokenizer!r} is where the run keeps its own copy of the tokenizer"
@@ -277,7 +322,9 @@ def _path(path: str, value: str, example: str) -> Iterator[Problem]:
     if not value.strip():
         yield Problem(path, f'{path}="" is empty; give a path such as {example}')
     if "\0" in value:
-        yield Problem(path, f"{path}={value!a} has a zero byte, which no file name can have; remove it")
+        yield Problem(
+            path, f"{path}={value!a} has a zero byte, which no file name can have; remove it"
+        )
     try:
         os.fsencode(value)
     except UnicodeEncodeError:
@@ -299,14 +346,20 @@ def _schedule(config: RunConfig) -> Iterator[Problem]:
     total_name = f"{'schedule.total_steps' if schedule.total_steps else 'train.num_steps'}={total}"
     if schedule.warmup_steps >= total:
         text = f"schedule.warmup_steps={schedule.warmup_steps} must be less than {total_name}"
-        yield Problem("schedule.warmup_steps", f"{text}; use schedule.warmup_steps={total // 10}, or more steps")
+        yield Problem(
+            "schedule.warmup_steps",
+            f"{text}; use schedule.warmup_steps={total // 10}, or more steps",
+        )
     elif schedule.warmup_steps + schedule.cooldown_steps > total:
         both = f"schedule.warmup_steps={schedule.warmup_steps} + schedule.cooldown_steps={schedule.cooldown_steps}"
         cure = f"use schedule.cooldown_steps={total - schedule.warmup_steps} or less"
         yield Problem("schedule.cooldown_steps", f"{both} is more than {total_name}; {cure}")
     if schedule.kind == "wsd" and not schedule.cooldown_steps:
         text = "schedule.kind=wsd needs schedule.cooldown_steps, the steps of the final decay"
-        yield Problem("schedule.kind", f"{text}; use schedule.cooldown_steps={max(total // 5, 1)}, or kind: constant")
+        yield Problem(
+            "schedule.kind",
+            f"{text}; use schedule.cooldown_steps={max(total // 5, 1)}, or kind: constant",
+        )
     if schedule.kind != "wsd" and schedule.cooldown_steps:
         text = f"schedule.cooldown_steps={schedule.cooldown_steps} is for schedule.kind=wsd, not {schedule.kind}"
         yield Problem("schedule.cooldown_steps", f"{text}; use schedule.kind=wsd, or remove it")
@@ -315,7 +368,7 @@ def _schedule(config: RunConfig) -> Iterator[Problem]:
         yield Problem("schedule.kind", f"{text}; use schedule.warmup_steps={max(total // 10, 1)}")
 
 
-# --- checkpoint, runtime ---------------------------------------------------------------------------------------------
+# --- checkpoint, runtime --------------------------------------------------------------------------
 
 
 def _keep_every(config: RunConfig) -> Iterator[Problem]:
@@ -330,8 +383,13 @@ def _keep_every(config: RunConfig) -> Iterator[Problem]:
 def _fake_devices(config: RunConfig) -> Iterator[Problem]:
     count, platform = config.runtime.device_count, config.runtime.platform
     if count and platform not in ("auto", "cpu"):
-        text = f"runtime.device_count={count} makes fake CPU devices, but runtime.platform={platform}"
-        yield Problem("runtime.device_count", f"{text}; use runtime.device_count=null, or runtime.platform=cpu")
+        text = (
+            f"runtime.device_count={count} makes fake CPU devices, but runtime.platform={platform}"
+        )
+        yield Problem(
+            "runtime.device_count",
+            f"{text}; use runtime.device_count=null, or runtime.platform=cpu",
+        )
 
 
 def _profile(config: RunConfig) -> Iterator[Problem]:
@@ -341,7 +399,10 @@ def _profile(config: RunConfig) -> Iterator[Problem]:
         cure = f"use runtime.profile.start_step={max(total - profile.num_steps, 0)}"
         if profile.num_steps > total:
             cure = f"use runtime.profile.num_steps={total} and start_step=0"
-        yield Problem("runtime.profile.start_step", f"{both} is after the last step, train.num_steps={total}; {cure}")
+        yield Problem(
+            "runtime.profile.start_step",
+            f"{both} is after the last step, train.num_steps={total}; {cure}",
+        )
 
 
 _CHECKS: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (

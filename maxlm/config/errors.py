@@ -8,16 +8,22 @@ from dataclasses import dataclass
 
 
 class UserError(ValueError):
-    """A mistake that the user can cure; its text names the file or YAML path, the values and the cure."""
+    """A mistake that the user can cure; its text names the file or YAML path, the values and the
+    cure.
+    """
 
 
 class RunFailedError(RuntimeError):
-    """A run that cannot go on although nobody made a mistake; its text says what happened and what to try."""
+    """A run that cannot go on although nobody made a mistake; its text says what happened and what
+    to try.
+    """
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with a configuration: `path` is the setting, `where` its file and line if they are known."""
+    """One thing wrong with a configuration: `path` is the setting, `where` its file and line if
+    they are known.
+    """
 
     path: str
     text: str
@@ -42,4 +48,6 @@ class ConfigError(UserError):
     def __init__(self, problems: Sequence[Problem], source: str = "the configuration"):
         self.problems = tuple(problems)
         count = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
-        super().__init__("\n".join([f"{count} in {source}:", *(f"  {problem}" for problem in self.problems)]))
+        super().__init__(
+            "\n".join([f"{count} in {source}:", *(f"  {problem}" for problem in self.problems)])
+        )

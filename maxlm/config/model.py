@@ -12,7 +12,14 @@ from pydantic_core import PydanticCustomError
 from maxlm.config.divisible import divisible
 from maxlm.config.errors import Problem
 from maxlm.config.layers import Ffn, Mixer
-from maxlm.config.section import LayerSection, OnResume, PositiveFloat, PositiveInt, Section, as_tuple
+from maxlm.config.section import (
+    LayerSection,
+    OnResume,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    as_tuple,
+)
 
 BLOCK_ACTIVATIONS = {"mixer_out": "what the mixer adds to its block's input"}
 """What `train.remat` can name in any block."""
@@ -51,7 +58,9 @@ class BlockConfig(Section):
 class PatternBlock(BlockConfig):
     """A block of a pattern: what it does not say is as in `model.block`."""
 
-    repeat: Annotated[int, Field(ge=1, le=MAX_LAYERS)] = Field(1, description="how many of it follow each other")
+    repeat: Annotated[int, Field(ge=1, le=MAX_LAYERS)] = Field(
+        1, description="how many of it follow each other"
+    )
 
 
 class SegmentConfig(Section):
@@ -59,7 +68,8 @@ class SegmentConfig(Section):
 
     pattern: Annotated[tuple[PatternBlock, ...], BeforeValidator(as_tuple)]
     repeat: Annotated[int, Field(ge=1, le=MAX_LAYERS)] | None = Field(
-        None, description="how often the pattern stands there (null: as often as model.num_layers asks)"
+        None,
+        description="how often the pattern stands there (null: as often as model.num_layers asks)",
     )
 
     @property
@@ -69,10 +79,16 @@ class SegmentConfig(Section):
 
 
 class ModelConfig(Section):
-    """A decoder: `num_layers` blocks, each like `block` unless its segment's pattern says otherwise."""
+    """A decoder: `num_layers` blocks, each like `block` unless its segment's pattern says
+    otherwise.
+    """
 
-    vocab_size: PositiveInt = Field(description="rows of the embedding; at least the tokenizer's pieces")
-    num_layers: Annotated[int, Field(ge=1, le=MAX_LAYERS)] = Field(description="blocks in all segments together")
+    vocab_size: PositiveInt = Field(
+        description="rows of the embedding; at least the tokenizer's pieces"
+    )
+    num_layers: Annotated[int, Field(ge=1, le=MAX_LAYERS)] = Field(
+        description="blocks in all segments together"
+    )
     embed_dim: PositiveInt = Field(description="width of the residual stream")
     block: Annotated[BlockConfig, OnResume.FREE] = Field(
         description="what every block is, unless the pattern says otherwise"
@@ -84,9 +100,12 @@ class ModelConfig(Section):
     )
     norm: NormConfig = NormConfig()
     position: Annotated[LearnedPosition | NoPosition, Field(discriminator="kind")] = NoPosition()
-    tie_embeddings: bool = Field(False, description="use the embedding table as the output projection too")
+    tie_embeddings: bool = Field(
+        False, description="use the embedding table as the output projection too"
+    )
     init_std: PositiveFloat = Field(
-        0.02, description="standard deviation of initial weights; outputs of mixer and ffn get / sqrt(2 num_layers)"
+        0.02,
+        description="standard deviation of initial weights; outputs of mixer and ffn get / sqrt(2 num_layers)",
     )
 
     @field_validator("segments", mode="before")
@@ -95,21 +114,30 @@ class ModelConfig(Section):
         """Fill what patterns leave open from `block`."""
         block = info.data.get("block")
         if block is None:
-            raise PydanticCustomError("block_is_wrong", "nothing can be said of the segments before that is mended")
+            raise PydanticCustomError(
+                "block_is_wrong", "nothing can be said of the segments before that is mended"
+            )
         whole = block.model_dump(exclude_unset=True)
-        return as_tuple([_completed(segment, whole) for segment in segments] if _is_list(segments) else segments)
+        return as_tuple(
+            [_completed(segment, whole) for segment in segments] if _is_list(segments) else segments
+        )
 
     @property
     def repeats(self) -> tuple[int, ...]:
         """How often the pattern of each segment stands in the model."""
         given = sum((segment.repeat or 0) * len(segment.blocks) for segment in self.segments)
-        return tuple(segment.repeat or (self.num_layers - given) // len(segment.blocks) for segment in self.segments)
+        return tuple(
+            segment.repeat or (self.num_layers - given) // len(segment.blocks)
+            for segment in self.segments
+        )
 
     @property
     def layers(self) -> tuple[PatternBlock, ...]:
         """Every block of the model, from the first to the last."""
         pairs = zip(self.segments, self.repeats, strict=True)
-        return tuple(block for segment, repeat in pairs for _ in range(repeat) for block in segment.blocks)
+        return tuple(
+            block for segment, repeat in pairs for _ in range(repeat) for block in segment.blocks
+        )
 
     def sections(self) -> Iterator[tuple[str, LayerSection]]:
         """Yield each different mixer and ffn with its path, that of `block` where it is the same."""
@@ -119,31 +147,48 @@ class ModelConfig(Section):
                 for name in ("mixer", "ffn"):
                     layer = getattr(block, name)
                     shared = layer == getattr(self.block, name)
-                    path = f"model.block.{name}" if shared else f"model.segments.{number}.pattern.{place}.{name}"
+                    path = (
+                        f"model.block.{name}"
+                        if shared
+                        else f"model.segments.{number}.pattern.{place}.{name}"
+                    )
                     if (name, layer) not in seen:
                         yield path, layer
                     seen.add((name, layer))
 
     def problems(self) -> Iterator[Problem]:
         """Yield segments that do not make `num_layers` blocks."""
-        empty = [f"model.segments.{number}.pattern" for number, one in enumerate(self.segments) if not one.pattern]
+        empty = [
+            f"model.segments.{number}.pattern"
+            for number, one in enumerate(self.segments)
+            if not one.pattern
+        ]
         empty += [] if self.segments else ["model.segments"]
         for path in empty:
             block = "[{}]" if path.endswith("pattern") else "[{pattern: [{}]}]"
-            yield Problem(path, f"{path}=[] must not be empty; use {block}, a block like model.block")
+            yield Problem(
+                path, f"{path}=[] must not be empty; use {block}, a block like model.block"
+            )
         if not empty:
             yield from self._count_problems()
 
     def _count_problems(self) -> Iterator[Problem]:
-        open_ended = [number for number, segment in enumerate(self.segments) if segment.repeat is None]
+        open_ended = [
+            number for number, segment in enumerate(self.segments) if segment.repeat is None
+        ]
         given = sum((segment.repeat or 0) * len(segment.blocks) for segment in self.segments)
         if len(open_ended) > 1:
             names = " and ".join(f"model.segments.{number}" for number in open_ended)
             text = f"{names} have no repeat, and only one segment can take the layers left over"
-            yield Problem(f"model.segments.{open_ended[1]}", f"{text}; give model.segments.{open_ended[1]}.repeat")
+            yield Problem(
+                f"model.segments.{open_ended[1]}",
+                f"{text}; give model.segments.{open_ended[1]}.repeat",
+            )
         elif not open_ended and given != self.num_layers:
             text = f"model.num_layers={self.num_layers}, but model.segments make {given} blocks"
-            yield Problem("model.num_layers", f"{text}; use model.num_layers={given}, or other repeats")
+            yield Problem(
+                "model.num_layers", f"{text}; use model.num_layers={given}, or other repeats"
+            )
         elif open_ended:
             yield from self._open_segment_problems(open_ended[0], given)
 
@@ -151,16 +196,22 @@ class ModelConfig(Section):
         left, length = self.num_layers - given, len(self.segments[number].blocks)
         path = f"model.segments.{number}.pattern"
         if not given:
-            yield from divisible("model.num_layers", left, {f"the number of blocks in {path}": length})
+            yield from divisible(
+                "model.num_layers", left, {f"the number of blocks in {path}": length}
+            )
         elif left <= 0 or left % length:
             near = given + max(left // length, 1) * length
             text = f"model.num_layers={self.num_layers} must be the {given} blocks of the other segments and a multiple"
             cure = f"use model.num_layers={near} or {near + length}"
-            yield Problem("model.num_layers", f"{text} of the number of blocks in {path}, {length}; {cure}")
+            yield Problem(
+                "model.num_layers", f"{text} of the number of blocks in {path}, {length}; {cure}"
+            )
 
 
 def shared_path(path: str) -> str:
-    """Return where a setting of a pattern's block is that the pattern does not say: in `model.block`."""
+    """Return where a setting of a pattern's block is that the pattern does not say: in
+    `model.block`.
+    """
     return re.sub(r"^model\.segments\.\d+\.pattern\.\d+\.", "model.block.", path)
 
 
@@ -170,18 +221,24 @@ def _completed(segment: Any, block: Mapping[str, Any]) -> Any:
         return segment
     pattern = segment.get("pattern", [{}])
     if _is_list(pattern):
-        pattern = tuple(_over(block, entry) if isinstance(entry, Mapping) else entry for entry in pattern)
+        pattern = tuple(
+            _over(block, entry) if isinstance(entry, Mapping) else entry for entry in pattern
+        )
     return {**segment, "pattern": pattern}
 
 
 def _over(base: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `base` with everything in `new` on top; a section of another kind has nothing in common with the old."""
+    """Return `base` with everything in `new` on top; a section of another kind has nothing in
+    common with the old.
+    """
     if "kind" in new and "kind" in base and new["kind"] != base["kind"]:
         return dict(new)
     merged = dict(base)
     for key, value in new.items():
         old = base.get(key)
-        merged[key] = _over(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        merged[key] = (
+            _over(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        )
     return merged
 
 

@@ -66,7 +66,10 @@ def compare_runs(old: Mapping[str, Any], new: RunConfig, *, steps_done: int) -> 
         if (was and was.value) != (now and now.value) and not _is_parent(path, before, after):
             change = Change(".".join(map(str, path)), was and was.value, now and now.value)
             differing.setdefault(present.mark, []).append(change)
-    matter, rates = [*differing.get(None, []), *differing.get(OnResume.FIXED, [])], differing.get(OnResume.RATE, [])
+    matter, rates = (
+        [*differing.get(None, []), *differing.get(OnResume.FIXED, [])],
+        differing.get(OnResume.RATE, []),
+    )
     if any(section.judges_microbatches for _, section in new.model.sections()):
         matter += differing.get(OnResume.PIECES, [])
     # A run whose settings this version does not know has learning rates that it does not know.
@@ -77,7 +80,9 @@ def compare_runs(old: Mapping[str, Any], new: RunConfig, *, steps_done: int) -> 
 
 
 def first_changed_rate(old: RunConfig, new: RunConfig) -> int | None:
-    """Return the first step, from 0, of those that both runs have whose learning rates differ; None if none does."""
+    """Return the first step, from 0, of those that both runs have whose learning rates differ; None
+    if none does.
+    """
 
     def differs(step: int) -> bool:
         return learning_rate(step, old) != learning_rate(step, new)
@@ -87,9 +92,12 @@ def first_changed_rate(old: RunConfig, new: RunConfig) -> int | None:
     for run in (old, new):
         total = run.schedule.total_steps or run.train.num_steps
         edges |= {run.schedule.warmup_steps, total - run.schedule.cooldown_steps, total}
-    # Between two edges each run has one formula, and formulas that agree near both edges are one: there may be 2^31
-    # steps, too many to try. Near is by powers of two, as a slow change only shows when it exceeds rounding.
-    near = {edge + sign * (2**power - 1) for edge in edges for power in range(32) for sign in (-1, 1)}
+    # Between two edges each run has one formula, and formulas that agree near both edges are one:
+    # there may be 2^31 steps, too many to try. Near is by powers of two, as a slow change only
+    # shows when it exceeds rounding.
+    near = {
+        edge + sign * (2**power - 1) for edge in edges for power in range(32) for sign in (-1, 1)
+    }
     places = sorted(step for step in near if 0 <= step < end)
     found = next((index for index, step in enumerate(places) if differs(step)), None)
     if found is None:
@@ -99,7 +107,9 @@ def first_changed_rate(old: RunConfig, new: RunConfig) -> int | None:
 
 
 def learning_rate(step: int, run: RunConfig) -> float:
-    """Return the learning rate of step number `step`, from 0, as `maxlm.optim.schedule` does, but without jax."""
+    """Return the learning rate of step number `step`, from 0, as `maxlm.optim.schedule` does, but
+    without jax.
+    """
     schedule, peak = run.schedule, run.optimizer.learning_rate
     warmup, total = schedule.warmup_steps, schedule.total_steps or run.train.num_steps
     if step < warmup:
@@ -127,7 +137,9 @@ def _leaves(config: Mapping[str, Any]) -> dict[Keys, _Leaf]:
     return leaves
 
 
-def _walk(value: Any, annotation: Any, mark: OnResume | None, path: Keys) -> Iterator[tuple[Keys, _Leaf]]:
+def _walk(
+    value: Any, annotation: Any, mark: OnResume | None, path: Keys
+) -> Iterator[tuple[Keys, _Leaf]]:
     """Yield (path, leaf) of everything in a value; the innermost mark on the way to a leaf counts."""
     if not isinstance(value, dict | list) or not value:
         yield path, _Leaf(value, mark)
@@ -140,7 +152,9 @@ def _walk(value: Any, annotation: Any, mark: OnResume | None, path: Keys) -> Ite
 
 
 def _is_parent(path: Keys, before: Mapping[Keys, _Leaf], after: Mapping[Keys, _Leaf]) -> bool:
-    """Tell whether one side has nothing where the other has settings, which tell the change themselves."""
+    """Tell whether one side has nothing where the other has settings, which tell the change
+    themselves.
+    """
     other = before if path in after else after
     return not (path in before and path in after) and any(
         len(longer) > len(path) and longer[: len(path)] == path for longer in other
@@ -148,7 +162,9 @@ def _is_parent(path: Keys, before: Mapping[Keys, _Leaf], after: Mapping[Keys, _L
 
 
 def _validated(old: Mapping[str, Any]) -> RunConfig | None:
-    """Return the saved run with the settings that the version which saved it did not know yet, or None."""
+    """Return the saved run with the settings that the version which saved it did not know yet, or
+    None.
+    """
     try:
         return RunConfig.model_validate(old)
     except ValidationError:

@@ -1,8 +1,8 @@
 """Every knob of a run: frozen, strict sections, each handed only to its owner.
 
-This file is the list; the architecture is in `model.py` and `layers/`, optimizers are in `optim/`, and what is learned
-is in `objectives/`. Nothing here imports jax, so launchers, editors and linters read it in a fraction of a second.
-Checks that need more than one section live in `checks.py`.
+This file is the list; the architecture is in `model.py` and `layers/`, optimizers are in `optim/`,
+and what is learned is in `objectives/`. Nothing here imports jax, so launchers, editors and linters
+read it in a fraction of a second. Checks that need more than one section live in `checks.py`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,18 @@ from pydantic import BeforeValidator, Field
 from maxlm.config.model import ModelConfig
 from maxlm.config.objectives import DEFAULT_OBJECTIVE, Objective
 from maxlm.config.optim import DEFAULT_OPTIMIZER, Optimizer
-from maxlm.config.section import Count, Fraction, Name, OnResume, PositiveFloat, PositiveInt, Section, as_tuple
+from maxlm.config.section import (
+    Count,
+    Fraction,
+    Name,
+    OnResume,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    as_tuple,
+)
 
-# --- mesh, data ------------------------------------------------------------------------------------------------------
+# --- mesh, data -----------------------------------------------------------------------------------
 
 
 AxisSize = Annotated[int, Field(le=2**20)]
@@ -24,7 +33,10 @@ MESH_AXES = ("data", "stage", "fsdp", "expert", "context", "tensor")
 
 
 class MeshConfig(Section):
-    """Devices along each axis; their product is the device count. One axis may be -1: the devices left over."""
+    """Devices along each axis; their product is the device count.
+
+    One axis may be -1: the devices left over.
+    """
 
     data: AxisSize = Field(1, description="batch; parameters replicated")
     stage: AxisSize = Field(1, description="layer stack (pipeline)")
@@ -33,7 +45,8 @@ class MeshConfig(Section):
     context: AxisSize = Field(1, description="sequence")
     tensor: AxisSize = Field(1, description="heads, hidden units, vocabulary")
     stage_repeats: PositiveInt = Field(
-        1, description="chunks of layers per stage (interleaved, arXiv:2104.04473): divides the pipeline's bubble"
+        1,
+        description="chunks of layers per stage (interleaved, arXiv:2104.04473): divides the pipeline's bubble",
     )
     context_kind: Literal["ring", "all_gather", "ulysses"] = Field(
         "ring",
@@ -72,7 +85,9 @@ class RawTextConfig(Section):
     max_document_bytes: PositiveInt = Field(
         1_000_000, description="longer documents are cut here; all pieces go to one split"
     )
-    follow_links: bool = Field(False, description="read files and folders elsewhere that links in the folders lead to")
+    follow_links: bool = Field(
+        False, description="read files and folders elsewhere that links in the folders lead to"
+    )
     duplicates: Literal["drop", "drop_exact", "keep"] = Field(
         "drop",
         description="copies of earlier documents of any source of the run: drop them and near copies (word 5-grams, "
@@ -83,7 +98,8 @@ class RawTextConfig(Section):
 class SourceConfig(Section):
     """A folder of token shards (`train/` and `validation/`), and its share of the mixture.
 
-    Another `path` may hold the same tokens: whether it does is checked by their fingerprint when it is opened.
+    Another `path` may hold the same tokens: whether it does is checked by their fingerprint when it
+    is opened.
     """
 
     path: Annotated[str, OnResume.FREE]
@@ -105,7 +121,7 @@ class DataConfig(Section):
     prefetch_batches: Annotated[int, Field(ge=1, le=1000), OnResume.FREE] = 4
 
 
-# --- schedule ---------------------------------------------------------------------------------------------
+# --- schedule -------------------------------------------------------------------------------------
 
 
 class ScheduleConfig(Section):
@@ -113,12 +129,18 @@ class ScheduleConfig(Section):
 
     kind: Literal["cosine", "linear", "wsd", "constant", "inverse_sqrt"] = "cosine"
     warmup_steps: Count = 0
-    total_steps: PositiveInt | None = Field(None, description="step where the decay ends (default: train.num_steps)")
-    cooldown_steps: Count = Field(0, description="wsd: linear decay over the last steps (arXiv:2404.06395)")
-    final_fraction: Fraction = Field(0.1, description="last learning rate / peak, for cosine, linear and wsd")
+    total_steps: PositiveInt | None = Field(
+        None, description="step where the decay ends (default: train.num_steps)"
+    )
+    cooldown_steps: Count = Field(
+        0, description="wsd: linear decay over the last steps (arXiv:2404.06395)"
+    )
+    final_fraction: Fraction = Field(
+        0.1, description="last learning rate / peak, for cosine, linear and wsd"
+    )
 
 
-# --- train, checkpoint, metrics, runtime -----------------------------------------------------------------------------
+# --- train, checkpoint, metrics, runtime ----------------------------------------------------------
 
 
 class TrainConfig(Section):
@@ -127,22 +149,25 @@ class TrainConfig(Section):
     num_steps: Annotated[PositiveInt, OnResume.FREE]
     batch_size: PositiveInt = Field(description="sequences per step over the whole mesh")
     microbatches: Annotated[PositiveInt, OnResume.PIECES] = Field(
-        1, description="gradient accumulation: pieces the batch is worked in; experts are balanced in each"
+        1,
+        description="gradient accumulation: pieces the batch is worked in; experts are balanced in each",
     )
     gather: Annotated[Literal["layer", "microbatch", "step"], OnResume.FREE] = Field(
-        "layer", description="when sharded parameters are gathered: ZeRO-3, ZeRO-2, ZeRO-1 (arXiv:1910.02054)"
+        "layer",
+        description="when sharded parameters are gathered: ZeRO-3, ZeRO-2, ZeRO-1 (arXiv:1910.02054)",
     )
-    remat: Annotated[Literal["none", "full"] | dict[str, Literal["recompute", "save", "offload"]], OnResume.FREE] = (
-        Field(
-            "none",
-            description="what the backward pass computes again: nothing, all within blocks, or a choice for each "
-            "activation that layers name: computed again (as those without a choice), kept, or kept in host memory",
-        )
+    remat: Annotated[
+        Literal["none", "full"] | dict[str, Literal["recompute", "save", "offload"]], OnResume.FREE
+    ] = Field(
+        "none",
+        description="what the backward pass computes again: nothing, all within blocks, or a choice for each "
+        "activation that layers name: computed again (as those without a choice), kept, or kept in host memory",
     )
-    offload: Annotated[tuple[Literal["optimizer", "activations"], ...], BeforeValidator(as_tuple), OnResume.FREE] = (
-        Field(
-            (), description="what lies in host memory: optimizer slots between steps, inputs of blocks until backward"
-        )
+    offload: Annotated[
+        tuple[Literal["optimizer", "activations"], ...], BeforeValidator(as_tuple), OnResume.FREE
+    ] = Field(
+        (),
+        description="what lies in host memory: optimizer slots between steps, inputs of blocks until backward",
     )
     compute_dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 on TPU and GPU, float32 on CPU"
@@ -150,7 +175,9 @@ class TrainConfig(Section):
     max_skipped_steps: Annotated[PositiveInt, OnResume.FREE] = Field(
         10, description="stop after so many non-finite steps in a row"
     )
-    eval_every: Annotated[Count, OnResume.FREE] = Field(0, description="steps between evaluations (0: only at the end)")
+    eval_every: Annotated[Count, OnResume.FREE] = Field(
+        0, description="steps between evaluations (0: only at the end)"
+    )
     eval_batches: Annotated[PositiveInt, OnResume.FREE] = 8
     log_every: Annotated[PositiveInt, OnResume.FREE] = 10
 
@@ -165,8 +192,12 @@ class CheckpointConfig(Section):
 
     every: Count = Field(100, description="steps between checkpoints (0: only at the end)")
     keep_last: PositiveInt = 3
-    keep_every: PositiveInt | None = Field(None, description="also keep every checkpoint whose step is a multiple")
-    allow_config_change: bool = Field(False, description="resume although settings that matter have changed")
+    keep_every: PositiveInt | None = Field(
+        None, description="also keep every checkpoint whose step is a multiple"
+    )
+    allow_config_change: bool = Field(
+        False, description="resume although settings that matter have changed"
+    )
 
 
 class MetricsConfig(Section):
@@ -174,7 +205,8 @@ class MetricsConfig(Section):
 
     tensorboard: bool = True
     peak_tflops: PositiveFloat | None = Field(
-        None, description="peak TFLOP/s of one device in the compute dtype, for MFU (default: a table by device kind)"
+        None,
+        description="peak TFLOP/s of one device in the compute dtype, for MFU (default: a table by device kind)",
     )
 
 
@@ -186,10 +218,20 @@ class ProfileConfig(Section):
 
 
 class KernelsConfig(Section):
-    """Which implementation runs, for each operation that has several; auto: the best for platform and model."""
+    """Which implementation runs, for each operation that has several; auto: the best for platform
+    and model.
+    """
 
     attention: Literal[
-        "auto", "flash_tpu", "flash_hopper", "flash_triton", "splash", "cudnn", "tokamax", "chunked", "interpret"
+        "auto",
+        "flash_tpu",
+        "flash_hopper",
+        "flash_triton",
+        "splash",
+        "cudnn",
+        "tokamax",
+        "chunked",
+        "interpret",
     ] = Field("auto", description="interpret: flash_tpu step by step, on a CPU")
 
 
@@ -199,11 +241,13 @@ class RuntimeConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32), OnResume.FIXED] = 0
     platform: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
     device_count: Annotated[int, Field(ge=1, le=1024)] | None = Field(
-        None, description="fake CPU devices per process, to try a mesh on a laptop (needs platform cpu or auto)"
+        None,
+        description="fake CPU devices per process, to try a mesh on a laptop (needs platform cpu or auto)",
     )
     kernels: KernelsConfig = KernelsConfig()
     step_timeout_seconds: Annotated[float, Field(gt=0, le=1e8)] | None = Field(
-        1800.0, description="a step longer than this ends the process with all its stacks (null: never)"
+        1800.0,
+        description="a step longer than this ends the process with all its stacks (null: never)",
     )
     compile_cache: str | None = Field(None, description="folder of compiled programs (null: none)")
     profile: ProfileConfig | None = None

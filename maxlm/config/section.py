@@ -22,7 +22,8 @@ class Section(BaseModel):
 
 
 class OnResume(Enum):
-    """What a change means for a run that goes on: a mark in a field's `Annotated`, for all in it if it is a section.
+    """What a change means for a run that goes on: a mark in a field's `Annotated`, for all in it if
+    it is a section.
 
     A change of a field without a mark makes another run.
     """
@@ -43,7 +44,8 @@ class LayerSection(Section):
     Attributes:
       kind: the name of the kind, by which the layer is found that it is the settings of.
       ACTIVATIONS: names that `train.remat` can give a choice for, and what each is.
-      METRICS: what the layer reports, by its name in the catalogue: the unit and the meaning of each.
+      METRICS: what the layer reports, by its name in the catalogue: the unit and the meaning of
+      each.
     """
 
     ACTIVATIONS: ClassVar[dict[str, str]] = {}
@@ -57,7 +59,8 @@ class LayerSection(Section):
         return self.ACTIVATIONS
 
     def problems(self, path: str, run: RunConfig) -> Iterator[Problem]:
-        """Yield what is wrong between its settings, and with the model's, the data's and the mesh's.
+        """Yield what is wrong between its settings, and with the model's, the data's and the
+        mesh's.
 
         Args:
           path: where the section stands, such as model.block.mixer.
@@ -68,7 +71,9 @@ class LayerSection(Section):
 
     @property
     def judges_microbatches(self) -> bool:
-        """Whether it adds something to the objective that depends on how a batch is cut into microbatches."""
+        """Whether it adds something to the objective that depends on how a batch is cut into
+        microbatches.
+        """
         return False
 
     @property
@@ -77,7 +82,8 @@ class LayerSection(Section):
         return 0
 
     def mixing_flops(self, model: ModelConfig, length: int) -> float:
-        """Return the FLOPs per token of a forward and backward pass that are no products with weights.
+        """Return the FLOPs per token of a forward and backward pass that are no products with
+        weights.
 
         Args:
           model: the model it stands in.
@@ -88,10 +94,14 @@ class LayerSection(Section):
 
 
 def kind_or(default: str) -> BeforeValidator:
-    """Return the mark of a union, discriminated by `kind`, of which a section without `kind` is the default one."""
+    """Return the mark of a union, discriminated by `kind`, of which a section without `kind` is the
+    default one.
+    """
 
     def complete(value: Any) -> Any:
-        return {"kind": default, **value} if isinstance(value, dict) and "kind" not in value else value
+        return (
+            {"kind": default, **value} if isinstance(value, dict) and "kind" not in value else value
+        )
 
     return BeforeValidator(complete)
 

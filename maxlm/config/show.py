@@ -1,4 +1,6 @@
-"""Show a resolved run with the origin of each value, and the JSON Schema that editors check YAML with."""
+"""Show a resolved run with the origin of each value, and the JSON Schema that editors check YAML
+with.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,15 @@ from maxlm.config.schema import RunConfig
 
 
 def to_yaml(loaded: LoadedRun) -> str:
-    """Return the resolved run; each line ends with the origin of its value, and the whole loads again."""
+    """Return the resolved run; each line ends with the origin of its value, and the whole loads
+    again.
+    """
     config = loaded.config.model_dump(mode="json")
     lines = list(_lines(config, "", 0, loaded.origins))
     width = min(max((len(text) for text, _ in lines), default=0), 60)
-    return "".join(f"{f'{text:<{width}}  # {origin}' if origin else text}\n" for text, origin in lines)
+    return "".join(
+        f"{f'{text:<{width}}  # {origin}' if origin else text}\n" for text, origin in lines
+    )
 
 
 def to_json_schema() -> str:
@@ -38,12 +44,21 @@ def to_json_schema() -> str:
         "description": "files to start from, relative to this one; later ones win, and this file wins over all",
     }
     schema["properties"] = {"include": include, **schema["properties"]}
-    return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}, indent=2) + "\n"
+    return (
+        json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}, indent=2)
+        + "\n"
+    )
 
 
 def _admit_without_kind(setting: Any) -> None:
     """Let a section be several kinds' as long as the file does not say its `kind`."""
-    for part in setting.values() if isinstance(setting, dict) else setting if isinstance(setting, list) else ():
+    for part in (
+        setting.values()
+        if isinstance(setting, dict)
+        else setting
+        if isinstance(setting, list)
+        else ()
+    ):
         _admit_without_kind(part)
     if isinstance(setting, dict) and "oneOf" in setting:
         setting["anyOf"] = setting.pop("oneOf")
@@ -56,7 +71,9 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+.0123456789"))
 
 
-def _lines(value: Any, path: str, indent: int, origins: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+def _lines(
+    value: Any, path: str, indent: int, origins: Mapping[str, str]
+) -> Iterator[tuple[str, str]]:
     """Yield (line, origin) of a non-empty mapping."""
     for key, child in value.items():
         here = f"{path}.{key}" if path else key
@@ -76,5 +93,7 @@ def _lines(value: Any, path: str, indent: int, origins: Mapping[str, str]) -> It
 
 
 def _flow(value: Any) -> str:
-    text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=float("inf"), sort_keys=False)
+    text = yaml.dump(
+        value, Dumper=_Dumper, default_flow_style=True, width=float("inf"), sort_keys=False
+    )
     return text.removesuffix("\n").removesuffix("\n...")

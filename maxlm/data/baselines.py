@@ -1,6 +1,7 @@
 """What a model must beat: bits per byte of validation text under models that need no training.
 
-The token models predict what the trained one does: every token but BOS, EOS included, given the tokens before it.
+The token models predict what the trained one does: every token but BOS, EOS included, given the
+tokens before it.
 """
 
 from __future__ import annotations
@@ -25,14 +26,18 @@ class Baselines(NamedTuple):
 
 
 def measure_baselines(
-    train: TokenShards, validation: TokenShards, tokenizer: Tokenizer, *, max_tokens: int | None = None
+    train: TokenShards,
+    validation: TokenShards,
+    tokenizer: Tokenizer,
+    *,
+    max_tokens: int | None = None,
 ) -> Baselines:
     """Measure four models on the validation tokens, or on the first `max_tokens` of them.
 
     * uniform: each of V tokens equally likely.
     * unigram: p(b) = (n_b + 1) / (n + V), counted on the training tokens.
-    * bigram: p(b|a) = (n_ab + k p(b)) / (n_a + k), Dirichlet smoothing towards the unigram; of a few k the one that is
-      best on the validation text itself, so the bar is not set too low.
+    * bigram: p(b|a) = (n_ab + k p(b)) / (n_a + k), Dirichlet smoothing towards the unigram; of a
+      few k the one that is best on the validation text itself, so the bar is not set too low.
     * gzip -9: the text of these tokens compressed as one file.
 
     Raises:
@@ -51,7 +56,9 @@ def measure_baselines(
         "gzip -9": 8.0 * len(gzip.compress(_text(measured, tokenizer).encode(), 9, mtime=0)),
     }
     num_bytes = max(int(tokenizer.token_bytes[targets].sum(dtype=np.int64)), 1)
-    return Baselines(targets.size, {name: round(float(value) / num_bytes, 4) for name, value in bits.items()})
+    return Baselines(
+        targets.size, {name: round(float(value) / num_bytes, 4) for name, value in bits.items()}
+    )
 
 
 def _text(tokens: np.ndarray, tokenizer: Tokenizer) -> str:
@@ -59,7 +66,9 @@ def _text(tokens: np.ndarray, tokenizer: Tokenizer) -> str:
     return "".join(tokenizer.decode(document) for document in np.split(tokens, starts))
 
 
-def _bigram_bits(fitted: np.ndarray, measured: np.ndarray, unigram: np.ndarray, bos_id: int) -> float:
+def _bigram_bits(
+    fitted: np.ndarray, measured: np.ndarray, unigram: np.ndarray, bos_id: int
+) -> float:
     vocab_size = unigram.size
     pairs, pair_counts = np.unique(_pairs(fitted, vocab_size, bos_id), return_counts=True)
     context_counts = np.bincount(pairs // vocab_size, weights=pair_counts, minlength=vocab_size)
@@ -71,6 +80,8 @@ def _bigram_bits(fitted: np.ndarray, measured: np.ndarray, unigram: np.ndarray, 
 
 
 def _pairs(tokens: np.ndarray, vocab_size: int, bos_id: int) -> np.ndarray:
-    """Return (context, target) pairs as single numbers; no pair ends in BOS, so none crosses documents."""
+    """Return (context, target) pairs as single numbers; no pair ends in BOS, so none crosses
+    documents.
+    """
     contexts, targets = tokens[:-1].astype(np.int64), tokens[1:]
     return (contexts * vocab_size + targets)[targets != bos_id]

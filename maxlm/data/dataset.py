@@ -1,8 +1,9 @@
-"""Rows of training data as a pure function of (seed, row number), for any split into batches and among hosts.
+"""Rows of training data as a pure function of (seed, row number), for any split into batches and
+among hosts.
 
-Sources are shuffled, repeated and mixed by index (grain's MapDataset), so there is no iterator state: a step reads the
-rows that follow those consumed before it, a run resumes from their number alone, whatever its batch size then is, and
-any process can read any rows.
+Sources are shuffled, repeated and mixed by index (grain's MapDataset), so there is no iterator
+state: a step reads the rows that follow those consumed before it, a run resumes from their number
+alone, whatever its batch size then is, and any process can read any rows.
 """
 
 from __future__ import annotations
@@ -27,11 +28,15 @@ from maxlm.data.windows import TrainingWindows, ValidationWindows
 
 Split = Literal["train", "validation"]
 Windows = TrainingWindows | ValidationWindows
-SMALLEST_SHARE = 100  # grain mixes by integers whose smallest is 100, so a share is at most 0.5 % off its weight
+# Grain mixes by integers whose smallest is 100, so a share is at most 0.5 % off its weight.
+SMALLEST_SHARE = 100
 
 
 class Dataset:
-    """Sequences addressed by their row number, read `batch_size` at a time; thread-safe. Made by `build_dataset`."""
+    """Sequences addressed by their row number, read `batch_size` at a time; thread-safe.
+
+    Made by `build_dataset`.
+    """
 
     def __init__(
         self,
@@ -62,32 +67,44 @@ class Dataset:
 
     @property
     def num_batches(self) -> int:
-        """Batches in one pass over every source, the last one possibly filled with rows of weight 0."""
+        """Batches in one pass over every source, the last one possibly filled with rows of weight
+        0.
+        """
         return -(-sum(self._num_windows.values()) // self.batch_size)
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the sources' names and tokens."""
-        text = json.dumps(sorted((name, shards.fingerprint) for name, shards in self.shards.items()))
+        text = json.dumps(
+            sorted((name, shards.fingerprint) for name, shards in self.shards.items())
+        )
         return hashlib.sha256(text.encode()).hexdigest()
 
     def rows(self, start: int, stop: int) -> dict[str, np.ndarray]:
-        """Return rows [start, stop), counted from the first step's first; see `maxlm.data.examples` for the fields.
+        """Return rows [start, stop), counted from the first step's first; see `maxlm.data.examples`
+        for the fields.
 
         Raises:
           UserError: a shard is damaged.
         """
         if not 0 <= start <= stop:
             raise IndexError(f"rows [{start}, {stop})")
-        windows = np.full((stop - start, self.sequence_length + self.examples.tokens_after), NO_TOKEN, np.int32)
+        windows = np.full(
+            (stop - start, self.sequence_length + self.examples.tokens_after), NO_TOKEN, np.int32
+        )
         for row, index in enumerate(range(start, min(stop, len(self._windows)))):
             windows[row] = self._windows[index]
         return self.examples(windows, range(start, stop))
 
     def epochs(self, rows: int) -> dict[str, float]:
-        """Return how often each source was read through (to a sequence) by a run that consumed rows [0, rows)."""
+        """Return how often each source was read through (to a sequence) by a run that consumed rows
+        [0, rows).
+        """
         total = sum(self._shares.values())
-        return {name: rows * share / total / self._num_windows[name] for name, share in self._shares.items()}
+        return {
+            name: rows * share / total / self._num_windows[name]
+            for name, share in self._shares.items()
+        }
 
 
 def build_dataset(
@@ -111,7 +128,8 @@ def build_dataset(
       objective: what the fields of a batch are for.
 
     Raises:
-      UserError: folders, indexes or shards that are missing or damaged, or a tokenizer that does not match.
+      UserError: folders, indexes or shards that are missing or damaged, or a tokenizer that does
+        not match.
     """
     configs = {source: data.sources[source]} if source else dict(sorted(data.sources.items()))
     assert split == "train" or len(configs) == 1, "validation reads one source at a time"
@@ -144,7 +162,11 @@ def build_dataset(
 
 def validation_sources(data: DataConfig) -> list[str]:
     """Return the names of the sources that have a validation split, sorted."""
-    return sorted(n for n, source in data.sources.items() if (Path(source.path) / "validation" / INDEX_NAME).exists())
+    return sorted(
+        n
+        for n, source in data.sources.items()
+        if (Path(source.path) / "validation" / INDEX_NAME).exists()
+    )
 
 
 def mixture_shares(weights: Mapping[str, float]) -> dict[str, int]:
@@ -153,7 +175,9 @@ def mixture_shares(weights: Mapping[str, float]) -> dict[str, int]:
     return {name: round(SMALLEST_SHARE * (weight / smallest)) for name, weight in weights.items()}
 
 
-def _open_all(configs: Mapping[str, SourceConfig], split: Split, tokenizer: Tokenizer) -> dict[str, TokenShards]:
+def _open_all(
+    configs: Mapping[str, SourceConfig], split: Split, tokenizer: Tokenizer
+) -> dict[str, TokenShards]:
     shards, problems = {}, []
     for name, config in configs.items():
         try:
@@ -176,7 +200,9 @@ def _open(name: str, config: SourceConfig, split: Split, tokenizer: Tokenizer) -
         raise UserError(f"{where}: there is no such folder; {cure}run: maxlm prepare RUN.yaml")
     shards = TokenShards(Path(config.path) / split)
     if not shards.num_tokens:
-        raise UserError(f"{where}: its {split} split is empty; add text and run: maxlm prepare RUN.yaml --force")
+        raise UserError(
+            f"{where}: its {split} split is empty; add text and run: maxlm prepare RUN.yaml --force"
+        )
     index = shards.index
     if index.tokenizer != tokenizer.fingerprint:
         raise UserError(
@@ -185,7 +211,11 @@ def _open(name: str, config: SourceConfig, split: Split, tokenizer: Tokenizer) -
             "maxlm prepare RUN.yaml --force; a run that has checkpoints keeps its tokenizer, so other tokens need "
             "another run_dir"
         )
-    if (index.bos_id, index.eos_id, index.vocab_size) != (tokenizer.bos_id, tokenizer.eos_id, tokenizer.vocab_size):
+    if (index.bos_id, index.eos_id, index.vocab_size) != (
+        tokenizer.bos_id,
+        tokenizer.eos_id,
+        tokenizer.vocab_size,
+    ):
         raise UserError(
             f"{shards.folder / INDEX_NAME}: bos_id={index.bos_id}, eos_id={index.eos_id}, vocab_size="
             f"{index.vocab_size} are not the tokenizer's {tokenizer.bos_id}, {tokenizer.eos_id}, "

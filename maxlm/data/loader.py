@@ -20,10 +20,12 @@ Item = tuple[int, Batch]
 
 
 class DeviceLoader:
-    """Iterate over (first row, global batch) of `num_batches` batches on end, reading `prefetch` of them ahead.
+    """Iterate over (first row, global batch) of `num_batches` batches on end, reading `prefetch` of
+    them ahead.
 
-    Each process reads only the rows its devices hold, each row once. What goes wrong while reading is raised by
-    `next` at the batch it concerns. Close it (or leave the `with` block) to end the thread.
+    Each process reads only the rows its devices hold, each row once. What goes wrong while reading
+    is raised by `next` at the batch it concerns. Close it (or leave the `with` block) to end the
+    thread.
 
     Args:
       sharding: of the (B, T) fields.
@@ -73,7 +75,10 @@ class DeviceLoader:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -107,7 +112,10 @@ def device_batch(dataset: Dataset, start_row: int, sharding: jax.sharding.NamedS
     shape = (dataset.batch_size, dataset.sequence_length)
     places = sharding.addressable_devices_indices_map(shape).values()
     row_ranges = {index[0].indices(shape[0])[:2] for index in places if index is not None}
-    blocks = {(start, stop): dataset.rows(start_row + start, start_row + stop) for start, stop in sorted(row_ranges)}
+    blocks = {
+        (start, stop): dataset.rows(start_row + start, start_row + stop)
+        for start, stop in sorted(row_ranges)
+    }
 
     def field(name: str) -> jax.Array:
         def shard(index: tuple[slice, ...] | None) -> np.ndarray:

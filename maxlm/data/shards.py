@@ -1,8 +1,10 @@
-"""Token shards: a folder with `index.json` and flat files of tokens in checksummed pages (docs/data.md).
+"""Token shards: a folder with `index.json` and flat files of tokens in checksummed pages
+(docs/data.md).
 
-A shard is a row of 8 KiB pages. A page holds little-endian tokens and, in its last four bytes, the CRC-32 of the rest
-seeded with the page's number in the folder, so that a flipped bit, a short file and a swapped page are all noticed by
-the read that meets them. Every read checks the pages it touches: no state, no warm-up, any order.
+A shard is a row of 8 KiB pages. A page holds little-endian tokens and, in its last four bytes, the
+CRC-32 of the rest seeded with the page's number in the folder, so that a flipped bit, a short file
+and a swapped page are all noticed by the read that meets them. Every read checks the pages it
+touches: no state, no warm-up, any order.
 """
 
 from __future__ import annotations
@@ -75,8 +77,8 @@ class ShardIndex(BaseModel):
 class ShardWriter:
     """Write documents as shards into an empty folder; the index is written last, by `close`.
 
-    Each document is stored as BOS, its tokens, EOS, and lies in one shard. Leaving a `with` block by an exception
-    leaves no index, so a half-written folder is never mistaken for a whole one.
+    Each document is stored as BOS, its tokens, EOS, and lies in one shard. Leaving a `with` block
+    by an exception leaves no index, so a half-written folder is never mistaken for a whole one.
     """
 
     def __init__(
@@ -91,7 +93,12 @@ class ShardWriter:
     ):
         self._folder = Path(folder)
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._vocab_size, self._bos_id, self._eos_id, self._tokenizer = vocab_size, bos_id, eos_id, tokenizer
+        self._vocab_size, self._bos_id, self._eos_id, self._tokenizer = (
+            vocab_size,
+            bos_id,
+            eos_id,
+            tokenizer,
+        )
         self._dtype = smallest_dtype(vocab_size)
         self._tokens_per_page = PAYLOAD_BYTES // np.dtype(self._dtype).itemsize
         self._shard_tokens = shard_tokens
@@ -106,7 +113,10 @@ class ShardWriter:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if kind is None:
             self.close()
@@ -114,10 +124,14 @@ class ShardWriter:
             self._file.close()
 
     def write_document(self, ids: Iterable[int] | np.ndarray) -> int:
-        """Append one document (token ids without BOS and EOS) and return the number of tokens stored."""
+        """Append one document (token ids without BOS and EOS) and return the number of tokens
+        stored.
+        """
         body = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids), dtype=np.int64)
         if body.size and (body.min() < 0 or body.max() >= self._vocab_size or self._bos_id in body):
-            raise ValueError(f"token ids must be in [0, {self._vocab_size}) and not BOS ({self._bos_id})")
+            raise ValueError(
+                f"token ids must be in [0, {self._vocab_size}) and not BOS ({self._bos_id})"
+            )
         document = np.empty(body.size + 2, np.dtype(self._dtype).newbyteorder("<"))
         document[0], document[1:-1], document[-1] = self._bos_id, body, self._eos_id
         if self._file is None:
@@ -167,7 +181,9 @@ class ShardWriter:
         payload[:size] = tokens[:size]
         pages[:, :PAYLOAD_BYTES] = payload.view(np.uint8).reshape(count, PAYLOAD_BYTES)
         for page in pages:
-            page[PAYLOAD_BYTES:] = np.frombuffer(struct.pack("<I", _checksum(page.data, self._next_page)), np.uint8)
+            page[PAYLOAD_BYTES:] = np.frombuffer(
+                struct.pack("<I", _checksum(page.data, self._next_page)), np.uint8
+            )
             self._next_page += 1
         self._pending, self._num_pending = [tokens[size:]], tokens.size - size
         self._hash.update(pages.data)
@@ -195,8 +211,8 @@ class ShardWriter:
 class TokenShards:
     """Random access to the tokens of a folder of shards, as one stream.
 
-    Opening checks the index, that every shard is there and has its size. The files stay open: a folder that is
-    replaced while a run reads it does not change under that run.
+    Opening checks the index, that every shard is there and has its size. The files stay open: a
+    folder that is replaced while a run reads it does not change under that run.
     """
 
     def __init__(self, folder: Path | str):
@@ -234,7 +250,8 @@ class TokenShards:
         """Return tokens [start, start + count) of the stream as int32.
 
         Raises:
-          UserError: a page does not have its checksum, a file became shorter, or a token is not below `vocab_size`.
+          UserError: a page does not have its checksum, a file became shorter, or a token is not
+            below `vocab_size`.
         """
         if not 0 <= start <= start + count <= self.num_tokens:
             raise IndexError(f"tokens [{start}, {start + count}) of {self.num_tokens}")
@@ -285,15 +302,20 @@ class TokenShards:
         per_page = self.index.tokens_per_page
         first, last = offset // per_page, (offset + size - 1) // per_page
         begin = offset - first * per_page
-        return self._tokens(shard, self._read_pages(shard, first, last - first + 1))[begin : begin + size]
+        return self._tokens(shard, self._read_pages(shard, first, last - first + 1))[
+            begin : begin + size
+        ]
 
     def _tokens(self, shard: int, data: bytes) -> np.ndarray:
-        """Return the tokens of whole pages; one that is no piece of the tokenizer could be neither fed nor decoded."""
+        """Return the tokens of whole pages; one that is no piece of the tokenizer could be neither
+        fed nor decoded.
+        """
         pages = np.frombuffer(data, self._dtype).reshape(-1, PAGE_BYTES // self._dtype.itemsize)
         tokens = pages[:, : self.index.tokens_per_page].reshape(-1)
         if tokens.max(initial=0) >= self.index.vocab_size:
             raise self._damaged(
-                shard, f"it holds token {tokens.max()}, the index says vocab_size={self.index.vocab_size}"
+                shard,
+                f"it holds token {tokens.max()}, the index says vocab_size={self.index.vocab_size}",
             )
         return tokens
 
@@ -332,7 +354,8 @@ def _index_mistakes(path: Path) -> Iterator[None]:
         yield
     except ValidationError as error:
         problems = "; ".join(
-            f"{'.'.join(map(str, problem['loc'])) or 'the file'}: {problem['msg']}" for problem in error.errors()[:5]
+            f"{'.'.join(map(str, problem['loc'])) or 'the file'}: {problem['msg']}"
+            for problem in error.errors()[:5]
         )
         raise UserError(f"{path}: not a token index: {problems}; {cure}") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -342,12 +365,20 @@ def _index_mistakes(path: Path) -> Iterator[None]:
 def _read_index(folder: Path) -> ShardIndex:
     path = folder / INDEX_NAME
     if not path.is_file():
-        what = "there is no such folder" if not folder.is_dir() else f"the folder has no {INDEX_NAME}"
+        what = (
+            "there is no such folder" if not folder.is_dir() else f"the folder has no {INDEX_NAME}"
+        )
         raise UserError(f"{folder}: {what}; run: maxlm prepare RUN.yaml")
     with _index_mistakes(path):
         index = ShardIndex.model_validate_json(read_regular(path))
-    same = index.dtype == smallest_dtype(index.vocab_size) and max(index.bos_id, index.eos_id) < index.vocab_size
-    totals = (sum(shard.documents for shard in index.shards), sum(shard.tokens for shard in index.shards))
+    same = (
+        index.dtype == smallest_dtype(index.vocab_size)
+        and max(index.bos_id, index.eos_id) < index.vocab_size
+    )
+    totals = (
+        sum(shard.documents for shard in index.shards),
+        sum(shard.tokens for shard in index.shards),
+    )
     if not same or totals != (index.documents, index.tokens):
         raise UserError(
             f"{path}: its numbers contradict each other (documents={index.documents} and tokens={index.tokens}, "

@@ -1,6 +1,7 @@
 """A SentencePiece tokenizer that gives every text back exactly.
 
-The model must have byte fallback, identity normalisation and no dummy prefix (as `maxlm prepare` trains it).
+The model must have byte fallback, identity normalisation and no dummy prefix (as `maxlm prepare`
+trains it).
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ import sentencepiece
 from maxlm.config.errors import UserError
 from maxlm.files import read_regular
 
-SPACE = "\u2581"  # SentencePiece writes spaces as this character, so the character itself is encoded as its bytes
+# SentencePiece writes spaces as this character, so the character itself is encoded as its bytes.
+SPACE = "\u2581"
 
 
 class Tokenizer:
-    """Text to token ids and back: `decode(encode(text)) == text` for every text without lone surrogates.
+    """Text to token ids and back: `decode(encode(text)) == text` for every text without lone
+    surrogates.
 
     Attributes:
       proto: the bytes of its file.
@@ -31,9 +34,13 @@ class Tokenizer:
         try:
             self.proto = read_regular(self.path)
         except FileNotFoundError:
-            raise UserError(f"{self.path}: there is no such tokenizer; run: maxlm prepare RUN.yaml") from None
+            raise UserError(
+                f"{self.path}: there is no such tokenizer; run: maxlm prepare RUN.yaml"
+            ) from None
         except OSError as error:
-            raise UserError(f"{self.path}: cannot be read: {error.strerror}; data.tokenizer must name a file") from None
+            raise UserError(
+                f"{self.path}: cannot be read: {error.strerror}; data.tokenizer must name a file"
+            ) from None
         self.fingerprint = hashlib.sha256(self.proto).hexdigest()
         self._model = _load(self.path, self.proto)
         self.vocab_size: int = self._model.vocab_size()
@@ -50,7 +57,9 @@ class Tokenizer:
     def encode_all(self, texts: Sequence[str], *, num_threads: int = 1) -> list[list[int]]:
         """Return the token ids of many texts, worked on by `num_threads` threads."""
         parts = [replace_surrogates(text).split(SPACE) for text in texts]
-        encoded = iter(self._model.encode([part for text in parts for part in text], num_threads=num_threads))
+        encoded = iter(
+            self._model.encode([part for text in parts for part in text], num_threads=num_threads)
+        )
         out = []
         for text in parts:
             ids = list(next(encoded))
@@ -71,18 +80,28 @@ class Tokenizer:
             raise UserError(f"{self.path}: the tokenizer has no BOS or no EOS piece; {cure}")
         probe = "  if x:\n\treturn '\u00e9\U0001f600\\n'  \r\n\n"
         if not any(self._model.is_byte(piece) for piece in range(self.vocab_size)):
-            raise UserError(f"{self.path}: the tokenizer has no byte fallback, so it loses characters; {cure}")
+            raise UserError(
+                f"{self.path}: the tokenizer has no byte fallback, so it loses characters; {cure}"
+            )
         ids = self._model.encode(probe)
         if self._model.decode(ids) != probe or self.token_bytes[ids].sum() != len(probe.encode()):
-            raise UserError(f"{self.path}: the tokenizer changes text (normalisation or a dummy prefix); {cure}")
+            raise UserError(
+                f"{self.path}: the tokenizer changes text (normalisation or a dummy prefix); {cure}"
+            )
 
     def _measure_pieces(self) -> np.ndarray:
-        """Return int32 (V,): the UTF-8 bytes each piece stands for; 0 for BOS, EOS and other specials."""
+        """Return int32 (V,): the UTF-8 bytes each piece stands for; 0 for BOS, EOS and other
+        specials.
+        """
         sizes = np.zeros(self.vocab_size, np.int32)
         for piece in range(self.vocab_size):
             if self._model.is_byte(piece):
                 sizes[piece] = 1
-            elif not (self._model.is_control(piece) or self._model.is_unknown(piece) or self._model.is_unused(piece)):
+            elif not (
+                self._model.is_control(piece)
+                or self._model.is_unknown(piece)
+                or self._model.is_unused(piece)
+            ):
                 sizes[piece] = len(self._model.id_to_piece(piece).replace(SPACE, " ").encode())
         sizes.flags.writeable = False
         return sizes

@@ -1,7 +1,9 @@
-"""One source as an index-addressed, endless sequence of windows: T tokens, and as many after them as an objective asks.
+"""One source as an index-addressed, endless sequence of windows: T tokens, and as many after them
+as an objective asks.
 
-Epoch e of a source with N tokens has N // T windows. Their union is the stream once, cut from a place that depends on
-e, and their order is a permutation that depends on e. The stream is a ring: after its last token comes its first.
+Epoch e of a source with N tokens has N // T windows. Their union is the stream once, cut from a
+place that depends on e, and their order is a permutation that depends on e. The stream is a ring:
+after its last token comes its first.
 """
 
 from __future__ import annotations
@@ -22,9 +24,20 @@ class TrainingWindows:
     """Windows of a training stream, shuffled anew in each epoch; `dataset[i]` for any i >= 0."""
 
     def __init__(
-        self, shards: TokenShards, *, sequence_length: int, seed: int, name: str, shuffle: bool, tokens_after: int = 1
+        self,
+        shards: TokenShards,
+        *,
+        sequence_length: int,
+        seed: int,
+        name: str,
+        shuffle: bool,
+        tokens_after: int = 1,
     ):
-        self._shards, self._length, self._size = shards, sequence_length, sequence_length + tokens_after
+        self._shards, self._length, self._size = (
+            shards,
+            sequence_length,
+            sequence_length + tokens_after,
+        )
         self._key, self._shuffle = f"{seed}/{name}", shuffle
         self.num_windows = shards.num_tokens // sequence_length
         if shards.num_tokens < self._size:
@@ -33,7 +46,9 @@ class TrainingWindows:
                 f"{sequence_length}; add text, or use a shorter sequence"
             )
         if self.num_windows > MAX_WINDOWS:
-            raise UserError(f"{shards.folder}: more than {MAX_WINDOWS} sequences; split it into several data.sources")
+            raise UserError(
+                f"{shards.folder}: more than {MAX_WINDOWS} sequences; split it into several data.sources"
+            )
 
     def dataset(self) -> grain.MapDataset:
         """Return the grain dataset of windows, int32 (T + tokens_after,)."""
@@ -54,10 +69,16 @@ class TrainingWindows:
 
 
 class ValidationWindows:
-    """Windows of a validation stream in their order, each token a target once; the last one may end in `NO_TOKEN`."""
+    """Windows of a validation stream in their order, each token a target once; the last one may end
+    in `NO_TOKEN`.
+    """
 
     def __init__(self, shards: TokenShards, *, sequence_length: int, tokens_after: int = 1):
-        self._shards, self._length, self._size = shards, sequence_length, sequence_length + tokens_after
+        self._shards, self._length, self._size = (
+            shards,
+            sequence_length,
+            sequence_length + tokens_after,
+        )
         self.num_windows = -(-max(shards.num_tokens - 1, 0) // sequence_length)
 
     def dataset(self) -> grain.MapDataset:

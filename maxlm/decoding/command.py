@@ -35,10 +35,14 @@ MAX_TOKENS = 1_000_000
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the prompts and what follows them; return the exit code."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr, force=True)
+    logging.basicConfig(
+        level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr, force=True
+    )
     sampling = _sampling(arguments)
     if not Path(arguments.run_dir).is_dir():
-        raise UserError(f"{arguments.run_dir} is not a folder; give the run_dir of a run that was trained")
+        raise UserError(
+            f"{arguments.run_dir} is not a folder; give the run_dir of a run that was trained"
+        )
     reader = CheckpointReader(Path(arguments.run_dir) / "checkpoints")
     runtime.start(RuntimeConfig())
     record = reader.latest_record()
@@ -72,7 +76,10 @@ def _saved_config(record: dict[str, Any], run_dir: str) -> RunConfig:
     try:
         return RunConfig.model_validate(record["config"])
     except ValidationError as error:
-        version, problems = record.get("versions", {}).get("maxlm", "another version"), explain(error, {})
+        version, problems = (
+            record.get("versions", {}).get("maxlm", "another version"),
+            explain(error, {}),
+        )
         listed = "\n  ".join(str(problem) for problem in problems)
         text = f"{run_dir}: the settings of its checkpoint are those of maxlm {version}, which this one cannot read"
         raise UserError(f"{text}; generate with that version:\n  {listed}") from None
@@ -86,10 +93,15 @@ def _on_devices(saved: RunConfig, tensor: int) -> RunConfig:
     """
     available = len(jax.local_devices())
     if not 1 <= tensor <= available:
-        raise UserError(f"--tensor={tensor} must be at least 1 and at most {available}, the devices of this machine")
+        raise UserError(
+            f"--tensor={tensor} must be at least 1 and at most {available}, the devices of this machine"
+        )
     train = saved.train.model_copy(update={"microbatches": 1, "batch_size": 1})
-    own = saved.runtime.model_copy(update={"device_count": None})  # fake devices of the training are not those here
-    here = saved.model_copy(update={"mesh": MeshConfig(tensor=tensor, fsdp=1), "train": train, "runtime": own})
+    # Fake devices of the training are not those here.
+    own = saved.runtime.model_copy(update={"device_count": None})
+    here = saved.model_copy(
+        update={"mesh": MeshConfig(tensor=tensor, fsdp=1), "train": train, "runtime": own}
+    )
     return here.model_copy(update={"mesh": resolve_mesh(here, tensor)})
 
 
@@ -111,7 +123,9 @@ def _restore(reader: CheckpointReader, config: RunConfig, mesh: Any, step: int |
     return rearrange_layers(restored.state["decoder"], placed(Decoder(config.model)))
 
 
-def _show(tokenizer: Tokenizer, prompts: Sequence[list[int]], tokens: Iterator[list[int | None]]) -> None:
+def _show(
+    tokenizer: Tokenizer, prompts: Sequence[list[int]], tokens: Iterator[list[int | None]]
+) -> None:
     """Print a text as it grows; of several, each when all are whole."""
     texts, shown = [list(prompt) for prompt in prompts], ""
     for step in tokens:
@@ -125,7 +139,9 @@ def _show(tokenizer: Tokenizer, prompts: Sequence[list[int]], tokens: Iterator[l
 
 
 def _show_more(text: str, shown: str, *, last: bool) -> str:
-    """Print what is new in a text and return what has been printed; a character that is not whole yet waits."""
+    """Print what is new in a text and return what has been printed; a character that is not whole
+    yet waits.
+    """
     ready = text if last else text.rstrip("\ufffd")
     print(ready[len(shown) :], end="", flush=True)
     return ready if len(ready) > len(shown) else shown
@@ -134,7 +150,9 @@ def _show_more(text: str, shown: str, *, last: bool) -> str:
 def _sampling(arguments: argparse.Namespace) -> Sampling:
     problems = []
     if not 0 <= arguments.temperature < math.inf:  # nan is neither
-        problems.append(f"--temperature={arguments.temperature} must be a number >= 0; 0 takes the likeliest token")
+        problems.append(
+            f"--temperature={arguments.temperature} must be a number >= 0; 0 takes the likeliest token"
+        )
     if not 0 <= arguments.seed < 2**32:
         problems.append(f"--seed={arguments.seed} must be at least 0 and below 2**32")
     if arguments.top_k is not None and arguments.top_k < 1:
@@ -142,7 +160,9 @@ def _sampling(arguments: argparse.Namespace) -> Sampling:
     if arguments.top_p is not None and not 0 < arguments.top_p <= 1:
         problems.append(f"--top-p={arguments.top_p} must be above 0 and at most 1")
     if not 1 <= arguments.max_tokens <= MAX_TOKENS:
-        problems.append(f"--max-tokens={arguments.max_tokens} must be at least 1 and at most {MAX_TOKENS}")
+        problems.append(
+            f"--max-tokens={arguments.max_tokens} must be at least 1 and at most {MAX_TOKENS}"
+        )
     if problems:
         raise UserError("; ".join(problems))
     return Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)

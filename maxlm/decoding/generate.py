@@ -1,4 +1,6 @@
-"""Continue texts token by token, with what mixers keep of the earlier ones (keys and values, or a state)."""
+"""Continue texts token by token, with what mixers keep of the earlier ones (keys and values, or a
+state).
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ from maxlm.sharding.mesh import DECODING_AXES
 from maxlm.sharding.parameters import partition_specs
 
 PREFILL_BLOCK = 64
-"""Prompts are filled up to whole blocks, so that prompts of similar length share a compiled program."""
+"""Prompts are filled up to whole blocks, so that prompts of similar length share a compiled
+program.
+"""
 
 
 def generate(
@@ -38,11 +42,13 @@ def generate(
     num_ids: int,
     compute_dtype: Any,
 ) -> Iterator[list[int | None]]:
-    """Yield, up to `max_tokens` times, the next token of each text, None for those that have reached `stop_id`.
+    """Yield, up to `max_tokens` times, the next token of each text, None for those that have
+    reached `stop_id`.
 
     Args:
       decoder: parameters on the mesh.
-      mesh: `tensor` splits heads and hidden units, the batch axes the texts; `stage` and `context` have size 1.
+      mesh: `tensor` splits heads and hidden units, the batch axes the texts; `stage` and `context`
+        have size 1.
       prompts: token ids of each text, BOS first; as many as a multiple of the batch axes' devices.
       max_tokens: tokens to generate at most.
       sampling: how a token is chosen.
@@ -53,12 +59,18 @@ def generate(
     advance = make_advance(decoder, mesh, compute_dtype)
     lengths_B = np.asarray([len(prompt) for prompt in prompts], np.int32)
     padded = _whole_blocks(int(lengths_B.max()))
-    states = empty_states(decoder, mesh, len(prompts), _whole_blocks(padded + max_tokens), compute_dtype)
+    states = empty_states(
+        decoder, mesh, len(prompts), _whole_blocks(padded + max_tokens), compute_dtype
+    )
     tokens_BT = np.zeros((len(prompts), padded), np.int32)
     for row, prompt in enumerate(prompts):
         tokens_BT[row, : len(prompt)] = prompt
     pick = jax.jit(functools.partial(choose, sampling=sampling, num_ids=num_ids))
-    key, start_B, done_B = jax.random.key(sampling.seed), np.zeros_like(lengths_B), np.zeros(len(prompts), bool)
+    key, start_B, done_B = (
+        jax.random.key(sampling.seed),
+        np.zeros_like(lengths_B),
+        np.zeros(len(prompts), bool),
+    )
     logits_BV, states = advance(decoder, tokens_BT, states, start_B, lengths_B)
     for index in range(max_tokens):
         token_B = np.asarray(pick(logits_BV, jax.random.fold_in(key, index)))
@@ -66,22 +78,35 @@ def generate(
         if done_B.all():
             return
         yield [None if done else int(token) for token, done in zip(token_B, done_B, strict=True)]
-        # What the filling of the prompts left behind them is overwritten before any token can see it.
-        logits_BV, states = advance(decoder, token_B[:, None], states, lengths_B + index, np.ones_like(lengths_B))
+        # What the filling of the prompts left behind them is overwritten before any token can see
+        # it.
+        logits_BV, states = advance(
+            decoder, token_B[:, None], states, lengths_B + index, np.ones_like(lengths_B)
+        )
 
 
-def make_advance(declared: Decoder, mesh: Mesh, compute_dtype: Any) -> Callable[..., tuple[jax.Array, Any]]:
-    """Return advance(decoder, tokens_BT, states, start_B, lengths_B) -> (fp32 logits (B, V), states).
+def make_advance(
+    declared: Decoder, mesh: Mesh, compute_dtype: Any
+) -> Callable[..., tuple[jax.Array, Any]]:
+    """Return advance(decoder, tokens_BT, states, start_B, lengths_B) -> (fp32 logits (B, V),
+    states).
 
-    `start_B` tokens of each sequence came before, `lengths_B` of the T are real, and the logits are those that follow
-    the last real one.
+    `start_B` tokens of each sequence came before, `lengths_B` of the T are real, and the logits are
+    those that follow the last real one.
     """
 
-    # One query against many keys is a product with a vector: nothing for a kernel of matrix products to win.
-    kernels = {name: operation.reference(mesh.devices.flat[0]) for name, operation in OPERATIONS.items()}
+    # One query against many keys is a product with a vector: nothing for a kernel of matrix
+    # products to win.
+    kernels = {
+        name: operation.reference(mesh.devices.flat[0]) for name, operation in OPERATIONS.items()
+    }
 
     def program(
-        decoder: Decoder, tokens_BT: jax.Array, states: Any, start_B: jax.Array, lengths_B: jax.Array
+        decoder: Decoder,
+        tokens_BT: jax.Array,
+        states: Any,
+        start_B: jax.Array,
+        lengths_B: jax.Array,
     ) -> tuple[jax.Array, Any]:
         decoder = gather(cast(vary(decoder), compute_dtype))
         place_T = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)
@@ -101,26 +126,34 @@ def make_advance(declared: Decoder, mesh: Mesh, compute_dtype: Any) -> Callable[
 
     rows, of_states = P(DECODING_AXES), state_specs(declared)
     in_specs = (partition_specs(declared), rows, of_states, rows, rows)
-    mapped = jax.shard_map(program, mesh=mesh, in_specs=in_specs, out_specs=(P(DECODING_AXES, "tensor"), of_states))
+    mapped = jax.shard_map(
+        program, mesh=mesh, in_specs=in_specs, out_specs=(P(DECODING_AXES, "tensor"), of_states)
+    )
     return jax.jit(mapped, donate_argnums=2)
 
 
 def empty_states(decoder: Decoder, mesh: Mesh, batch_size: int, length: int, dtype: Any) -> Any:
-    """Return what the mixers keep before the first token, for sequences of up to `length` tokens, on its devices.
+    """Return what the mixers keep before the first token, for sequences of up to `length` tokens,
+    on its devices.
 
     A tree for each block, by segment and place, with a row for each of its layers in front.
     """
     declared = _declared_states(decoder, batch_size, length, dtype)
-    layouts = jax.tree.map(lambda array: NamedSharding(mesh, array.spec), declared, is_leaf=_is_state_array)
+    layouts = jax.tree.map(
+        lambda array: NamedSharding(mesh, array.spec), declared, is_leaf=_is_state_array
+    )
     create = jax.jit(
-        lambda: jax.tree.map(lambda array: array.zeros(), declared, is_leaf=_is_state_array), out_shardings=layouts
+        lambda: jax.tree.map(lambda array: array.zeros(), declared, is_leaf=_is_state_array),
+        out_shardings=layouts,
     )
     return create()
 
 
 def state_specs(decoder: Decoder) -> Any:
     """Return the layouts of what the mixers keep."""
-    return jax.tree.map(lambda array: array.spec, _declared_states(decoder, 1, 1, None), is_leaf=_is_state_array)
+    return jax.tree.map(
+        lambda array: array.spec, _declared_states(decoder, 1, 1, None), is_leaf=_is_state_array
+    )
 
 
 def _declared_states(decoder: Decoder, batch_size: int, length: int, dtype: Any) -> Any:
@@ -132,7 +165,8 @@ def _declared_states(decoder: Decoder, batch_size: int, length: int, dtype: Any)
             return StateArray((repeat, *array.shape), array.dtype, P(None, *array.spec))
 
         of_blocks = [
-            block.mixer.decoding_state(batch_size, length, dtype) if block.has_mixer else () for block in segment
+            block.mixer.decoding_state(batch_size, length, dtype) if block.has_mixer else ()
+            for block in segment
         ]
         states.append(jax.tree.map(stacked, of_blocks, is_leaf=_is_state_array))
     return states

@@ -15,7 +15,8 @@ class Sampling:
     Attributes:
       temperature: logits are divided by it; 0 takes the likeliest token.
       top_k: only the k likeliest tokens can be chosen.
-      top_p: only the likeliest tokens that together have this probability can be chosen (arXiv:1904.09751).
+      top_p: only the likeliest tokens that together have this probability can be chosen
+        (arXiv:1904.09751).
       seed: of the random choices; same seed and prompts, same texts.
     """
 
@@ -26,7 +27,9 @@ class Sampling:
 
 
 def choose(logits_BV: jax.Array, key: jax.Array, sampling: Sampling, num_ids: int) -> jax.Array:
-    """Choose the next tokens, int32 (B,), among the ids [0, num_ids): columns beyond only fill the vocabulary up."""
+    """Choose the next tokens, int32 (B,), among the ids [0, num_ids): columns beyond only fill the
+    vocabulary up.
+    """
     logits_BV = logits_BV[:, :num_ids]
     if sampling.temperature == 0:
         return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)

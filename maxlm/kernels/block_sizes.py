@@ -14,8 +14,9 @@ LEAST_VECTOR_MEMORY = 16 * MIB
 TPU_DEFAULT = ((512, 512), (512, 512))
 """(queries, keys) of a block, forward and backward, wherever `TPU_BLOCKS` says nothing else.
 
-Nothing else was as much as 4 % cheaper on v5e and v5p, for head sizes 64, 128, 192 (128 of values) and 256 in bf16, nor
-on any TPU in fp32. Larger blocks lose where documents are short: up to 25 % at 1,024 tokens on average.
+Nothing else was as much as 4 % cheaper on v5e and v5p, for head sizes 64, 128, 192 (128 of values)
+and 256 in bf16, nor on any TPU in fp32. Larger blocks lose where documents are short: up to 25 % at
+1,024 tokens on average.
 """
 LONG = 32768
 """Queries from which on `TPU_BLOCKS` is asked: who trains on such sequences has long documents."""
@@ -29,10 +30,11 @@ TPU_BLOCKS = {
     ("TPU7x", 192, "bfloat16"): ((1024, 512), (1024, 1024)),
     ("TPU7x", 256, "bfloat16"): ((1024, 512), (1024, 1024)),
 }
-"""Blocks for long sequences, by device, larger head size and type; other head sizes take the next larger one's.
+"""Blocks for long sequences, by device, larger head size and type; other head sizes take the next
+larger one's.
 
-Chosen by `scripts/tune_attention.py tpu --head-sizes 64 128 256 192/128` from the cycles of schedules of one document
-of 32,768 tokens (2026-11-25, jax 0.10.2, libtpu 0.0.42).
+Chosen by `scripts/tune_attention.py tpu --head-sizes 64 128 256 192/128` from the cycles of
+schedules of one document of 32,768 tokens (2026-11-25, jax 0.10.2, libtpu 0.0.42).
 """
 
 
@@ -51,7 +53,9 @@ class BlockSizes(NamedTuple):
 
 
 class HopperBlocks(NamedTuple):
-    """Tokens of a block that comes through a kernel's rings; `apart`: one warpgroup sums dv, the other dk."""
+    """Tokens of a block that comes through a kernel's rings; `apart`: one warpgroup sums dv, the
+    other dk.
+    """
 
     forward: int
     d_q: int
@@ -60,12 +64,14 @@ class HopperBlocks(NamedTuple):
 
 
 def hopper(key_size: int, value_size: int) -> HopperBlocks:
-    """Return the largest blocks for which 240 registers of a thread and 227 KiB of shared memory are enough.
+    """Return the largest blocks for which 240 registers of a thread and 227 KiB of shared memory
+    are enough.
 
-    Of 64 rows a thread holds half the head size of each sum and half the block of each matrix of scores. For head size
-    128 these are 64 + 64 registers forward, 64 + 2 x 32 for dq (p and dp) and 2 x 64 + 2 x 32 for dk and dv; of larger
-    heads the sums of dk and dv need two warpgroups. Shared memory holds 128 rows and two blocks, forward and for head
-    size 192: 48 KiB of queries and, for each token of a block, 1.5 KiB of keys and values.
+    Of 64 rows a thread holds half the head size of each sum and half the block of each matrix of
+    scores. For head size 128 these are 64 + 64 registers forward, 64 + 2 x 32 for dq (p and dp) and
+    2 x 64 + 2 x 32 for dk and dv; of larger heads the sums of dk and dv need two warpgroups. Shared
+    memory holds 128 rows and two blocks, forward and for head size 192: 48 KiB of queries and, for
+    each token of a block, 1.5 KiB of keys and values.
     """
     both = key_size + value_size
     forward = 128
@@ -87,7 +93,9 @@ def tpu_backward(shape: AttentionShape) -> BlockSizes:
 
 
 def vmem_limit(device_kind: str) -> int:
-    """Return how many bytes of vector memory a kernel may take: all but what the compiler keeps for itself."""
+    """Return how many bytes of vector memory a kernel may take: all but what the compiler keeps for
+    itself.
+    """
     row = find_device(device_kind)
     return (row.chip.vector_memory if row and row.chip else LEAST_VECTOR_MEMORY) * 7 // 8
 
@@ -95,7 +103,11 @@ def vmem_limit(device_kind: str) -> int:
 def _tpu_blocks(shape: AttentionShape) -> tuple[tuple[int, int], tuple[int, int]]:
     """Return the row of the table of the next larger head size."""
     size = max(shape.key_size, shape.value_size)
-    sizes = [known for kind, known, dtype in TPU_BLOCKS if (kind, dtype) == (shape.device_kind, shape.dtype)]
+    sizes = [
+        known
+        for kind, known, dtype in TPU_BLOCKS
+        if (kind, dtype) == (shape.device_kind, shape.dtype)
+    ]
     larger = [known for known in sizes if known >= size]
     if shape.query_length < LONG or not larger:
         return TPU_DEFAULT
@@ -103,7 +115,9 @@ def _tpu_blocks(shape: AttentionShape) -> tuple[tuple[int, int], tuple[int, int]
 
 
 def _budget(shape: AttentionShape) -> int:
-    """Return the bytes for keys, values and their gradients: half, the rest is for scores and queries."""
+    """Return the bytes for keys, values and their gradients: half, the rest is for scores and
+    queries.
+    """
     return vmem_limit(shape.device_kind) // 2
 
 
@@ -116,7 +130,9 @@ def _lanes(size: int) -> int:
 
 
 def _fit(shape: AttentionShape, blocks: tuple[int, int], max_stretch: int) -> BlockSizes:
-    """Cut to what the sequence has: as many blocks and stretches as the sizes given need, but even ones."""
+    """Cut to what the sequence has: as many blocks and stretches as the sizes given need, but even
+    ones.
+    """
     q, kv = blocks
     kv = _even(shape.key_length, kv, LANES)
     stretch = _even(shape.key_length, max(max_stretch // kv, 1) * kv, kv)

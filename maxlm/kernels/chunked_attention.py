@@ -1,11 +1,12 @@
 """Attention in plain JAX with O(T) memory: the reference for every kernel, and what the CPU runs.
 
-Both passes walk over tiles of queries and keys and keep one tile of scores at a time (online softmax,
-arXiv:2112.05682; backward from the saved log-sum-exp, arXiv:2205.14135). Tiles that no query can see are not computed.
-Scores and sums are fp32 whatever the inputs are.
+Both passes walk over tiles of queries and keys and keep one tile of scores at a time (online
+softmax, arXiv:2112.05682; backward from the saved log-sum-exp, arXiv:2205.14135). Tiles that no
+query can see are not computed. Scores and sums are fp32 whatever the inputs are.
 
-Arrays are cut into tiles once, heads before tokens: every product below is then a plain batch of matrix products and
-no scores are ever transposed, which costs a CPU more than computing them. Rows are tiles of queries, columns of keys.
+Arrays are cut into tiles once, heads before tokens: every product below is then a plain batch of
+matrix products and no scores are ever transposed, which costs a CPU more than computing them. Rows
+are tiles of queries, columns of keys.
 """
 
 from __future__ import annotations
@@ -33,11 +34,18 @@ from maxlm.kernels.mask import (
 from maxlm.products import einsum_fp32
 
 MIN_BLOCK, MAX_BLOCK = 128, 512
-"""Tokens of a tile: small ones stay in a CPU's cache and skip more of the future, large ones keep a GPU busy."""
+"""Tokens of a tile: small ones stay in a CPU's cache and skip more of the future, large ones keep a
+GPU busy.
+"""
 
 
 def forward(
-    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask, *, softcap: float | None = None
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    mask: Mask,
+    *,
+    softcap: float | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Compute softmax(q k^T / sqrt(H)) v.
 
@@ -49,8 +57,8 @@ def forward(
       softcap: c turns a score s into c tanh(s / c) (arXiv:2408.00118); None leaves it.
 
     Returns:
-      out (B, T, N, H_v) in the queries' dtype and lse (B, N, T) fp32, the log-sum-exp of each row's scores; a row that
-      sees no key gives zeros and lse -1e30.
+      out (B, T, N, H_v) in the queries' dtype and lse (B, N, T) fp32, the log-sum-exp of each row's
+      scores; a row that sees no key gives zeros and lse -1e30.
     """
     length = q_BTNH.shape[1]
     q, k, v = _query_tiles(q_BTNH, k_BSKH.shape[2]), _key_tiles(k_BSKH), _key_tiles(v_BSKH)
@@ -59,7 +67,9 @@ def forward(
     def row(index: jax.Array) -> tuple[jax.Array, jax.Array]:
         q_BKGTH = _at(q, index)
 
-        def column(column: jax.Array, seen_BTS: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        def column(
+            column: jax.Array, seen_BTS: jax.Array, carry: tuple[jax.Array, ...]
+        ) -> tuple[jax.Array, ...]:
             out, peak, total = carry
             scores = _scores(q_BKGTH, _at(k, column), seen_BTS, softcap)
             new_peak = jnp.maximum(peak, scores.max(axis=-1, keepdims=True))
@@ -69,8 +79,14 @@ def forward(
             return out * shrink + part, new_peak, total * shrink + p.sum(axis=-1, keepdims=True)
 
         sums = varying_zeros((*q_BKGTH.shape[:-1], 1), *like)
-        start = (varying_zeros((*q_BKGTH.shape[:-1], v.shape[-1]), *like), sums + NOTHING_SEEN, sums)
-        out, peak, total = _loop(who.of_queries, index, lambda column: who.sees(index, column), column, start)
+        start = (
+            varying_zeros((*q_BKGTH.shape[:-1], v.shape[-1]), *like),
+            sums + NOTHING_SEEN,
+            sums,
+        )
+        out, peak, total = _loop(
+            who.of_queries, index, lambda column: who.sees(index, column), column, start
+        )
         seen = total > 0
         lse = jnp.where(seen, peak + jnp.log(jnp.where(seen, total, 1.0)), NOTHING_SEEN)
         return (out / jnp.where(seen, total, 1.0)).astype(q.dtype), lse
@@ -92,9 +108,10 @@ def backward(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Compute the gradients of q, k and v from the forward pass's `out` and `lse`.
 
-    With p = exp(s - lse): dv = p^T do, ds = p * (do v^T - rowsum(do * out)) / sqrt(H), dq = ds k, dk = ds^T q.
-    Where s is capped, ds is multiplied with the slope of the cap, 1 - tanh^2 = 1 - (s / c)^2.
-    `lse` may come from a larger softmax than this call's keys (ring attention): p is then this part of it.
+    With p = exp(s - lse): dv = p^T do, ds = p * (do v^T - rowsum(do * out)) / sqrt(H), dq = ds k,
+    dk = ds^T q. Where s is capped, ds is multiplied with the slope of the cap, 1 - tanh^2 = 1 - (s
+    / c)^2. `lse` may come from a larger softmax than this call's keys (ring attention): p is then
+    this part of it.
     """
     num_kv_heads = k_BSKH.shape[2]
     delta_BTN = einsum_fp32("BTNH,BTNH->BTN", d_out_BTNH, out_BTNH)
@@ -108,7 +125,9 @@ def backward(
     def column(d_q: jax.Array, index: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         k_BKSH, v_BKSH = _at(k, index), _at(v, index)
 
-        def row(row: jax.Array, seen_BTS: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        def row(
+            row: jax.Array, seen_BTS: jax.Array, carry: tuple[jax.Array, ...]
+        ) -> tuple[jax.Array, ...]:
             d_q, d_k, d_v = carry
             q_BKGTH, d_out_BKGTH = _at(q, row), _at(d_out, row)
             scores = _scores(q_BKGTH, k_BKSH, seen_BTS, softcap)
@@ -117,17 +136,22 @@ def backward(
             d_p = einsum_fp32("BKGTH,BKSH->BKGTS", d_out_BKGTH, v_BKSH)
             d_s = p * (d_p - _at(delta, row)) * scale
             if softcap is not None:
-                d_s *= 1 - jnp.square(jnp.maximum(scores / softcap, -1))  # no more than 1, in hidden places too
+                # No more than 1, in hidden places too.
+                d_s *= 1 - jnp.square(jnp.maximum(scores / softcap, -1))
             d_s = d_s.astype(q.dtype)
             d_k += einsum_fp32("BKGTH,BKGTS->BKHS", q_BKGTH, d_s)
             d_q_row = _at(d_q, row) + einsum_fp32("BKGTS,BKSH->BKGTH", d_s, k_BKSH)
             return lax.dynamic_update_index_in_dim(d_q, d_q_row, row, axis=0), d_k, d_v
 
         zeros = varying_zeros(k_BKSH.mT.shape, *like), varying_zeros(v_BKSH.mT.shape, *like)
-        d_q, d_k, d_v = _loop(who.of_keys, index, lambda row: who.sees(row, index), row, (d_q, *zeros))
+        d_q, d_k, d_v = _loop(
+            who.of_keys, index, lambda row: who.sees(row, index), row, (d_q, *zeros)
+        )
         return d_q, (d_k.mT, d_v.mT)
 
-    d_q, (d_k, d_v) = lax.scan(column, varying_zeros(q.shape, *like), jnp.arange(k.shape[0], dtype=jnp.int32))
+    d_q, (d_k, d_v) = lax.scan(
+        column, varying_zeros(q.shape, *like), jnp.arange(k.shape[0], dtype=jnp.int32)
+    )
     return (
         _from_query_tiles(d_q, q_BTNH.shape[1]).astype(q_BTNH.dtype),
         _from_key_tiles(d_k, k_BSKH.shape[1]).astype(k_BSKH.dtype),
@@ -141,8 +165,8 @@ class _Who(NamedTuple):
     Attributes:
       queries: (rows, B, 2, T / rows): segments and ranks.
       keys: (columns, B, 3, S / columns): segments, from and until.
-      of_queries: `visit_table` (rows, 3 + columns) for the whole batch, which a tile holds. None is listed as full: one
-        loop masks every tile, and the program contains the products once.
+      of_queries: `visit_table` (rows, 3 + columns) for the whole batch, which a tile holds. None is
+        listed as full: one loop masks every tile, and the program contains the products once.
       of_keys: likewise, (columns, 3 + rows).
     """
 
@@ -163,7 +187,9 @@ class _Who(NamedTuple):
             return jnp.moveaxis(x.reshape(*x.shape[:2], -1, block), 2, 0)
 
         short = filled.q_least_BT is not None
-        queries, keys = least_words(filled, q_block, kv_block) if short else (filled.queries, filled.keys)
+        queries, keys = (
+            least_words(filled, q_block, kv_block) if short else (filled.queries, filled.keys)
+        )
         return cls(cut(queries, q_block), cut(keys, kv_block), *tables)
 
     def sees(self, row: jax.Array, column: jax.Array) -> jax.Array:
@@ -174,7 +200,9 @@ class _Who(NamedTuple):
         return sees(*jnp.unstack(queries, axis=1), *jnp.unstack(keys, axis=1))
 
 
-def _scores(q_BKGTH: jax.Array, k_BKSH: jax.Array, seen_BTS: jax.Array, softcap: float | None) -> jax.Array:
+def _scores(
+    q_BKGTH: jax.Array, k_BKSH: jax.Array, seen_BTS: jax.Array, softcap: float | None
+) -> jax.Array:
     """Return a tile's fp32 scores (B, K, G, T, S), `NOTHING_SEEN` where they are hidden."""
     scores = einsum_fp32("BKGTH,BKSH->BKGTS", q_BKGTH, k_BKSH) / math.sqrt(q_BKGTH.shape[-1])
     if softcap is not None:
@@ -183,20 +211,28 @@ def _scores(q_BKGTH: jax.Array, k_BKSH: jax.Array, seen_BTS: jax.Array, softcap:
 
 
 def _loop(
-    table: jax.Array, index: jax.Array, sees: Callable[[jax.Array], jax.Array], body: Callable[..., Any], carry: Any
+    table: jax.Array,
+    index: jax.Array,
+    sees: Callable[[jax.Array], jax.Array],
+    body: Callable[..., Any],
+    carry: Any,
 ) -> Any:
-    """Run carry = body(tile, sees(tile), carry) over the tiles that a tile meets; a single one without a loop."""
+    """Run carry = body(tile, sees(tile), carry) over the tiles that a tile meets; a single one
+    without a loop.
+    """
     if table.shape[1] == TABLE_HEAD + 1:
         return body(jnp.int32(0), sees(jnp.int32(0)), carry)
     visits = Visits.of(table, index)
 
-    def step(number: jax.Array, state: tuple[jax.Array, jax.Array, Any]) -> tuple[jax.Array, jax.Array, Any]:
+    def step(
+        number: jax.Array, state: tuple[jax.Array, jax.Array, Any]
+    ) -> tuple[jax.Array, jax.Array, Any]:
         tile, seen, carry = state
         following = visits.masked_block(number + 1)
         return following, sees(following), body(tile, seen, carry)
 
-    # The next tile and its mask are carried, and so written down: the CPU's compiler would compute them again for each
-    # head, twice, in loops that it cannot make use of vector instructions in.
+    # The next tile and its mask are carried, and so written down: the CPU's compiler would compute
+    # them again for each head, twice, in loops that it cannot make use of vector instructions in.
     first = visits.masked_block(0)
     return lax.fori_loop(0, visits.masked, step, (first, sees(first), carry))[2]
 
@@ -217,7 +253,9 @@ def _key_tiles(x_BSKH: jax.Array) -> jax.Array:
 def _from_query_tiles(x: jax.Array, length: int) -> jax.Array:
     """(rows, B, K, G, T / rows, H) -> (B, T, N, H)."""
     _, batch, num_kv_heads, num_groups, _, width = x.shape
-    return x.transpose(1, 0, 4, 2, 3, 5).reshape(batch, -1, num_kv_heads * num_groups, width)[:, :length]
+    return x.transpose(1, 0, 4, 2, 3, 5).reshape(batch, -1, num_kv_heads * num_groups, width)[
+        :, :length
+    ]
 
 
 def _from_key_tiles(x: jax.Array, length: int) -> jax.Array:
@@ -227,10 +265,14 @@ def _from_key_tiles(x: jax.Array, length: int) -> jax.Array:
 
 
 def _tiles(x: jax.Array) -> jax.Array:
-    """Cut the second dimension into tiles, the last filled with zeros: (B, T, ...) -> (B, tiles, T / tiles, ...)."""
+    """Cut the second dimension into tiles, the last filled with zeros: (B, T, ...) -> (B, tiles, T
+    / tiles, ...).
+    """
     block = block_size(x.shape[1])
     missing = -x.shape[1] % block
-    filled = jnp.pad(x, [(0, missing if axis == 1 else 0) for axis in range(x.ndim)]) if missing else x
+    filled = (
+        jnp.pad(x, [(0, missing if axis == 1 else 0) for axis in range(x.ndim)]) if missing else x
+    )
     return filled.reshape(x.shape[0], -1, block, *x.shape[2:])
 
 

@@ -1,8 +1,10 @@
-"""Attention kernels of other libraries, as they come: JAX's splash attention, cuDNN's, and those of tokamax.
+"""Attention kernels of other libraries, as they come: JAX's splash attention, cuDNN's, and those of
+tokamax.
 
-They are differentiable functions of a whole sequence. As a pair (`maxlm.ops.attention`), the forward pass returns in
-place of the log-sum-exp whatever the library's own backward pass wants, so that nothing is computed twice. It follows
-that their results cannot be merged with attention to other keys: no sinks, no ring.
+They are differentiable functions of a whole sequence. As a pair (`maxlm.ops.attention`), the
+forward pass returns in place of the log-sum-exp whatever the library's own backward pass wants, so
+that nothing is computed twice. It follows that their results cannot be merged with attention to
+other keys: no sinks, no ring.
 """
 
 from __future__ import annotations
@@ -30,17 +32,22 @@ SPLASH_RESULTS = "splash_results"
 LANES = 128
 CUDNN_LARGE_HEADS = (9.0, 10.0)
 """Compute capabilities of which cuDNN has head sizes above 128."""
-CUDNN_CALLS = tuple(f"__cudnn$fmha{kind}{way}" for kind in ("Softmax", "ScaleBiasSoftmax") for way in ("", "Backward"))
+CUDNN_CALLS = tuple(
+    f"__cudnn$fmha{kind}{way}"
+    for kind in ("Softmax", "ScaleBiasSoftmax")
+    for way in ("", "Backward")
+)
 
 
 class Library(NamedTuple):
     """A library's attention, with the two functions of every kernel.
 
     Attributes:
-      attend: (q, k, v, mask, softcap) -> out, differentiable in q, k and v. Rows that see nothing may be anything
-        finite.
+      attend: (q, k, v, mask, softcap) -> out, differentiable in q, k and v. Rows that see nothing
+        may be anything finite.
       platform: what it is compiled for: cpu, cuda or tpu.
-      keep: policy of `jax.checkpoint`: what the backward pass gets from the forward pass; it computes the rest again.
+      keep: policy of `jax.checkpoint`: what the backward pass gets from the forward pass; it
+        computes the rest again.
       custom_calls: calls in it that `jax.export` does not take for granted.
     """
 
@@ -50,7 +57,13 @@ class Library(NamedTuple):
     custom_calls: tuple[str, ...] = ()
 
     def forward(
-        self, q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask, *, softcap: float | None = None
+        self,
+        q_BTNH: jax.Array,
+        k_BSKH: jax.Array,
+        v_BSKH: jax.Array,
+        mask: Mask,
+        *,
+        softcap: float | None = None,
     ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         """Compute softmax(q k^T / sqrt(H)) v, and what `backward` wants."""
 
@@ -76,23 +89,34 @@ class Library(NamedTuple):
         """Compute the gradients of q, k and v from what `forward` kept."""
 
         def program(kept: tuple[jax.Array, ...], d_out: jax.Array, *given: Any) -> Any:
-            # Traced for the backward pass in it. With its arrays replaced, the forward pass in it is dead code.
+            # Traced for the backward pass in it. With its arrays replaced, the forward pass in it
+            # is dead code.
             leaves, structure = jax.tree.flatten(self._differentiate(*given, softcap=softcap)[1])
             left = iter(kept)
             leaves = [x if _is_one_of(x, given) else next(left) for x in leaves]
             return jax.tree.unflatten(structure, leaves)(d_out)
 
-        d_out = jnp.where(_seen(mask).any(axis=2)[:, :, None, None], d_out_BTNH, 0).astype(out_BTNH.dtype)
+        d_out = jnp.where(_seen(mask).any(axis=2)[:, :, None, None], d_out_BTNH, 0).astype(
+            out_BTNH.dtype
+        )
         d_q, d_k, d_v = self._call(program, kept, d_out, q_BTNH, k_BSKH, v_BSKH, mask)
         return d_q, d_k, d_v
 
-    def _differentiate(self, q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, *, softcap: float | None) -> Any:
-        """Return what the library computes, and its backward pass as a function that is a tree of arrays."""
-        attend = jax.checkpoint(lambda q, k, v: self.attend(q, k, v, mask, softcap), policy=self.keep)
+    def _differentiate(
+        self, q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, *, softcap: float | None
+    ) -> Any:
+        """Return what the library computes, and its backward pass as a function that is a tree of
+        arrays.
+        """
+        attend = jax.checkpoint(
+            lambda q, k, v: self.attend(q, k, v, mask, softcap), policy=self.keep
+        )
         return jax.vjp(attend, q, k, v)
 
     def _call(self, program: Callable[..., Any], *arrays: Any) -> Any:
-        return call_on_each_device(program, *arrays, platform=self.platform, custom_calls=self.custom_calls)
+        return call_on_each_device(
+            program, *arrays, platform=self.platform, custom_calls=self.custom_calls
+        )
 
 
 def _is_one_of(x: Any, arrays: Any) -> bool:
@@ -102,7 +126,9 @@ def _is_one_of(x: Any, arrays: Any) -> bool:
 def _seen(mask: Mask) -> jax.Array:
     """Return bool (B, T, S): who sees whom."""
     mask = dataclasses.replace(fill_blocks(mask, 1, 1), q_least_BT=None)
-    return sees(*jnp.unstack(mask.queries[..., None], axis=1), *jnp.unstack(mask.keys[:, :, None], axis=1))
+    return sees(
+        *jnp.unstack(mask.queries[..., None], axis=1), *jnp.unstack(mask.keys[:, :, None], axis=1)
+    )
 
 
 def unsupported(shape: AttentionShape) -> str | None:
@@ -119,7 +145,9 @@ def unsupported(shape: AttentionShape) -> str | None:
 def splash_unsupported(shape: AttentionShape) -> str | None:
     """Return why splash attention cannot do this, or None."""
     if not shape.causal:
-        return "compiles the mask in, and knows causal ones with or without a window; this one is data"
+        return (
+            "compiles the mask in, and knows causal ones with or without a window; this one is data"
+        )
     return unsupported(shape)
 
 
@@ -132,16 +160,22 @@ def attend_with_splash(
     *,
     interpret: bool = False,
 ) -> jax.Array:
-    """Attend with JAX's splash attention: causality and window are compiled in, documents are its segments."""
+    """Attend with JAX's splash attention: causality and window are compiled in, documents are its
+    segments.
+    """
     length, num_heads, size = q_BTNH.shape[1:]
     block = min(SPLASH_BLOCK, _up_to(length, LANES))
     filled = _up_to(length, block)
     if mask.reach is None:
-        raise ValueError("splash attention compiles causality and window in: it takes the masks of `mask.causal`")
+        raise ValueError(
+            "splash attention compiles causality and window in: it takes the masks of `mask.causal`"
+        )
     kernel = _splash_kernel(filled, block, num_heads, min(mask.reach, filled), softcap, interpret)
 
     def fill(x_BT: jax.Array) -> jax.Array:
-        return jnp.pad(x_BT, [(0, filled - length if axis == 1 else 0) for axis in range(x_BT.ndim)])
+        return jnp.pad(
+            x_BT, [(0, filled - length if axis == 1 else 0) for axis in range(x_BT.ndim)]
+        )
 
     q, k, v = (fill(x).swapaxes(1, 2) for x in (q_BTNH * (1 / math.sqrt(size)), k_BTKH, v_BTKH))
     segments = splash.SegmentIds(fill(mask.q_segments_BT), fill(mask.kv_segments_BS))
@@ -149,9 +183,15 @@ def attend_with_splash(
 
 
 @functools.lru_cache(maxsize=16)
-def _splash_kernel(length: int, block: int, num_heads: int, window: int, softcap: float | None, interpret: bool) -> Any:
-    """Build the kernel, once for all layers and passes: its tables of blocks take 94 s for 131,072 tokens."""
-    visible = splash_mask.LocalMask((length, length), (window - 1 if window < length else None, 0), 0)
+def _splash_kernel(
+    length: int, block: int, num_heads: int, window: int, softcap: float | None, interpret: bool
+) -> Any:
+    """Build the kernel, once for all layers and passes: its tables of blocks take 94 s for 131,072
+    tokens.
+    """
+    visible = splash_mask.LocalMask(
+        (length, length), (window - 1 if window < length else None, 0), 0
+    )
     with jax.ensure_compile_time_eval():  # tables, not parts of a program that is being traced
         return splash.make_splash_mha(
             splash_mask.MultiHeadMask([visible] * num_heads),
@@ -191,7 +231,10 @@ def attend_with_cudnn(
     *,
     implementation: Any = "cudnn",
 ) -> jax.Array:
-    """Attend with cuDNN through `jax.nn`. Of masks it knows causality and window: all else is T x T elements."""
+    """Attend with cuDNN through `jax.nn`.
+
+    Of masks it knows causality and window: all else is T x T elements.
+    """
     assert softcap is None
     return jax.nn.dot_product_attention(
         q_BTNH, k_BTKH, v_BTKH, implementation=implementation, **_dense_mask(mask, q_BTNH.shape[1])
@@ -214,8 +257,11 @@ def attend_with_tokamax(
     *,
     implementation: Any = ("mosaic", "triton"),
 ) -> jax.Array:
-    """Attend with the first of tokamax' kernels that can, never with its plain XLA; masks as for cuDNN."""
-    flags, tokamax = (importlib.import_module(name) for name in ("absl.flags", "tokamax"))  # an extra, slow to import
+    """Attend with the first of tokamax' kernels that can, never with its plain XLA; masks as for
+    cuDNN.
+    """
+    # An extra, slow to import.
+    flags, tokamax = (importlib.import_module(name) for name in ("absl.flags", "tokamax"))
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(["maxlm"])  # or it would take our command line for its own
     out: jax.Array = tokamax.dot_product_attention(
@@ -228,7 +274,8 @@ def attend_with_tokamax(
 def _dense_mask(mask: Mask, length: int) -> dict[str, Any]:
     """Return the arguments with which `jax.nn.dot_product_attention`'s like is told who sees whom.
 
-    The mask says it all; that none sees what is later, or far back, is repeated for kernels that skip by it alone.
+    The mask says it all; that none sees what is later, or far back, is repeated for kernels that
+    skip by it alone.
     """
     seen = _seen(mask)
     # A row that sees nothing sees everything, to be finite; it is thrown away.
@@ -250,5 +297,7 @@ def results_of(*primitives: str) -> Callable[..., bool]:
 
 KEEP_SPLASH = jax.checkpoint_policies.save_only_these_names(SPLASH_RESULTS)
 SPLASH = Library(attend_with_splash, "tpu", KEEP_SPLASH)
-CUDNN = Library(attend_with_cudnn, "cuda", results_of("dot_product_attention_fwd_wrapper"), CUDNN_CALLS)
+CUDNN = Library(
+    attend_with_cudnn, "cuda", results_of("dot_product_attention_fwd_wrapper"), CUDNN_CALLS
+)
 TOKAMAX = Library(attend_with_tokamax, "cuda", results_of("pallas_call", "custom_vmap_call"))

@@ -1,13 +1,15 @@
 """Flash attention for Hopper GPUs (H100, H200): Pallas kernels for Mosaic GPU.
 
-FlashAttention-3 (arXiv:2407.08608). A thread block is one warpgroup that brings blocks from memory (TMA) into rings of
-buffers, and two that compute (wgmma), each with its own 64 queries (forward, dq) or keys (dk and dv, all query heads of
-the group one after the other: nothing is repeated in memory, no atomics, two runs give the same bits). In the forward
-pass the two take turns: while one has the tensor cores, the other computes exponentials. Where the sums of dk and dv
-are too large for one, both have the same keys: one computes p and sums dv, the other takes p and sums dk.
+FlashAttention-3 (arXiv:2407.08608). A thread block is one warpgroup that brings blocks from memory
+(TMA) into rings of buffers, and two that compute (wgmma), each with its own 64 queries (forward,
+dq) or keys (dk and dv, all query heads of the group one after the other: nothing is repeated in
+memory, no atomics, two runs give the same bits). In the forward pass the two take turns: while one
+has the tensor cores, the other computes exponentials. Where the sums of dk and dv are too large for
+one, both have the same keys: one computes p and sums dv, the other takes p and sums dk.
 
-Blocks that nobody sees are not visited, blocks in which every pair is visible need no mask (`mask.block_ranges`).
-Lengths need not fit: TMA reads zeros beyond the end, which no query sees, and writes nothing there.
+Blocks that nobody sees are not visited, blocks in which every pair is visible need no mask
+(`mask.block_ranges`). Lengths need not fit: TMA reads zeros beyond the end, which no query sees,
+and writes nothing there.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ HOPPER = 9.0
 """Compute capability: the instructions are of this generation alone."""
 MAX_HEAD_SIZE = 256
 SIZE_STEP = 32
-"""Head sizes are filled up with zeros to whole steps: TMA writes and wgmma reads tiles of 32 or 64 columns."""
+"""Head sizes are filled up with zeros to whole steps: TMA writes and wgmma reads tiles of 32 or 64
+columns.
+"""
 COMPUTING = 2
 """Warpgroups that compute; one more fetches."""
 ROWS = 64
@@ -47,7 +51,9 @@ _COMPUTE_REGISTERS, _FETCH_REGISTERS = 240, 24
 """For each thread; 2 x 240 + 24 is what a multiprocessor has."""
 _LOG2_E = math.log2(math.e)
 _FLOOR = NOTHING_SEEN / 100
-"""Where a row's maximum starts: below every score; finite, so that a hidden score of -inf becomes 0."""
+"""Where a row's maximum starts: below every score; finite, so that a hidden score of -inf becomes
+0.
+"""
 
 
 def unsupported(shape: AttentionShape) -> str | None:
@@ -128,8 +134,15 @@ def backward(
     del device_kind
     delta_BTN = jnp.sum(d_out_BTNH.astype(jnp.float32) * out_BTNH.astype(jnp.float32), axis=3)
     missing = -q_BTNH.shape[1] % _TILE
-    lse, delta = (jnp.pad(x, ((0, 0), (0, 0), (0, missing))) for x in (lse_BNT * _LOG2_E, delta_BTN.mT))
-    inputs = *words(mask, _TILE, _TILE), *map(_fill_up, (q_BTNH, k_BSKH, v_BSKH, d_out_BTNH)), lse, delta
+    lse, delta = (
+        jnp.pad(x, ((0, 0), (0, 0), (0, missing))) for x in (lse_BNT * _LOG2_E, delta_BTN.mT)
+    )
+    inputs = (
+        *words(mask, _TILE, _TILE),
+        *map(_fill_up, (q_BTNH, k_BSKH, v_BSKH, d_out_BTNH)),
+        lse,
+        delta,
+    )
     gradients: tuple[jax.Array, ...] = ()
     for kernel, like in (("d_q", inputs[2:3]), ("d_kv", inputs[3:5])):
         problem = _Problem.of(q_BTNH, k_BSKH, v_BSKH, softcap, kernel)
@@ -140,7 +153,9 @@ def backward(
         body = _d_kv_apart_kernel if problem.apart else _gradient_kernel
         outputs = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in like)
         gradients += _call(body, problem, mask, inputs, outputs, scratch, interpret)
-    d_q, d_k, d_v = (x[..., : y.shape[3]] for x, y in zip(gradients, (q_BTNH, k_BSKH, v_BSKH), strict=True))
+    d_q, d_k, d_v = (
+        x[..., : y.shape[3]] for x, y in zip(gradients, (q_BTNH, k_BSKH, v_BSKH), strict=True)
+    )
     return d_q, d_k, d_v
 
 
@@ -158,12 +173,21 @@ class _Problem:
     softcap: float | None
 
     @classmethod
-    def of(cls, q: jax.Array, k: jax.Array, v: jax.Array, softcap: float | None, kernel: str) -> _Problem:
+    def of(
+        cls, q: jax.Array, k: jax.Array, v: jax.Array, softcap: float | None, kernel: str
+    ) -> _Problem:
         key_size, value_size = (x.shape[3] + -x.shape[3] % SIZE_STEP for x in (k, v))
         blocks = block_sizes.hopper(key_size, value_size)
         apart, groups = blocks.apart and kernel == "d_kv", q.shape[2] // k.shape[2]
         return cls(
-            kernel, getattr(blocks, kernel), apart, groups, key_size, value_size, 1 / math.sqrt(k.shape[3]), softcap
+            kernel,
+            getattr(blocks, kernel),
+            apart,
+            groups,
+            key_size,
+            value_size,
+            1 / math.sqrt(k.shape[3]),
+            softcap,
         )
 
     @property
@@ -186,11 +210,17 @@ class _Problem:
         return Visits.of(table, batch, index, groups=self.groups if self.of_keys else 1)
 
     def matrices(self, count: int, rows: int, columns: int) -> Any:
-        """Return shared memory for bf16 matrices, in tiles that divide whatever is multiplied with whatever."""
-        return _matrices(count, rows, math.gcd(64, self.block, self.key_size, self.value_size), columns)
+        """Return shared memory for bf16 matrices, in tiles that divide whatever is multiplied with
+        whatever.
+        """
+        return _matrices(
+            count, rows, math.gcd(64, self.block, self.key_size, self.value_size), columns
+        )
 
     def tiles(self) -> dict[str, Any]:
-        """Return what holds a thread block's own tokens in the backward pass: q and d_out, or k and v."""
+        """Return what holds a thread block's own tokens in the backward pass: q and d_out, or k and
+        v.
+        """
         return {
             "first_tile": self.matrices(self.num_tiles, ROWS, self.key_size),
             "second_tile": self.matrices(self.num_tiles, ROWS, self.value_size),
@@ -198,7 +228,8 @@ class _Problem:
         }
 
     def rings(self) -> dict[str, Any]:
-        """Return buffers for the blocks that pass by: k and v, or q and d_out, with lse and delta, and their barriers.
+        """Return buffers for the blocks that pass by: k and v, or q and d_out, with lse and delta,
+        and their barriers.
 
         What the mask says of a block, and lse, arrive with the first matrix, delta with the second.
         """
@@ -220,7 +251,9 @@ class _Problem:
         return (self.scale if self.softcap is None else self.softcap) * _LOG2_E
 
     def scores(self, products: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        """Turn q k^T into scores in units of the scale or the cap, and the slope of the cap, None without one."""
+        """Turn q k^T into scores in units of the scale or the cap, and the slope of the cap, None
+        without one.
+        """
         if self.softcap is None:
             return products, None
         # The GPU's own approximation of tanh has only 11 bits.
@@ -275,13 +308,17 @@ def _forward_kernel(problem, table, q_words, kv_words, q, k, v, out, lse, shared
             slot = lax.rem(n, jnp.int32(STAGES))
             q_tile = shared.q_tile.at[_opaque(warpgroup)]
             plgpu.barrier_wait(shared.first_ready.at[slot])
-            products = _multiply(q_tile, shared.first_ring.at[slot], then=functools.partial(_swap, shared.turn))
+            products = _multiply(
+                q_tile, shared.first_ring.at[slot], then=functools.partial(_swap, shared.turn)
+            )
             scores, _ = problem.scores(products)
             if masked:
                 scores = _hide(scores, -jnp.inf, own_words, shared.mask_ring.at[slot])
             plgpu.barrier_arrive(shared.first_free.at[slot])
             new_peak = jnp.maximum(peak, jnp.max(scores, axis=1) * problem.exponent)
-            p = jnp.exp2(scores * problem.exponent - lax.broadcast_in_dim(new_peak, scores.shape, [0]))
+            p = jnp.exp2(
+                scores * problem.exponent - lax.broadcast_in_dim(new_peak, scores.shape, [0])
+            )
             shrink = jnp.exp2(peak - new_peak)
             sums *= lax.broadcast_in_dim(shrink, sums.shape, [0])
             total = total * shrink + jnp.sum(p, axis=1)
@@ -301,8 +338,13 @@ def _forward_kernel(problem, table, q_words, kv_words, q, k, v, out, lse, shared
         _swap(shared.turn)
         seen = total > 0
         total = jnp.where(seen, total, 1.0)
-        out_tile, lse_tile = shared.second_ring.at[warpgroup, pl.ds(0, ROWS)], shared.lse_tile.at[warpgroup]
-        out_tile[...] = (sums * lax.broadcast_in_dim(1 / total, sums.shape, [0])).astype(jnp.bfloat16)
+        out_tile, lse_tile = (
+            shared.second_ring.at[warpgroup, pl.ds(0, ROWS)],
+            shared.lse_tile.at[warpgroup],
+        )
+        out_tile[...] = (sums * lax.broadcast_in_dim(1 / total, sums.shape, [0])).astype(
+            jnp.bfloat16
+        )
         lse_tile[...] = jnp.where(seen, (peak + jnp.log(total) * _LOG2_E) / _LOG2_E, NOTHING_SEEN)
         _write((out_tile, out.at[batch, queries, head]), (lse_tile, lse.at[batch, head, queries]))
 
@@ -310,11 +352,13 @@ def _forward_kernel(problem, table, q_words, kv_words, q, k, v, out, lse, shared
     _share_work(compute, lambda: _fetch_blocks(problem.visits(table, batch, row), sources, shared))
 
 
-def _gradient_kernel(problem, table, q_words, kv_words, q, k, v, d_out, lse, delta, *outputs_and_shared):  # type: ignore[no-untyped-def]
+def _gradient_kernel(  # type: ignore[no-untyped-def]
+    problem, table, q_words, kv_words, q, k, v, d_out, lse, delta, *outputs_and_shared
+):
     """Sum dq for queries, or dk and dv for keys.
 
-    For keys, scores are transposed, (keys, queries), so that they go into the next product as they come out of the
-    last.
+    For keys, scores are transposed, (keys, queries), so that they go into the next product as they
+    come out of the last.
     """
     *outputs, shared = outputs_and_shared
     batch, head, index = (lax.axis_index(name) for name in ("batch", "head", "block"))
@@ -330,14 +374,19 @@ def _gradient_kernel(problem, table, q_words, kv_words, q, k, v, d_out, lse, del
         own_words = _load_words(own_mask.at[batch, :, rows], axis=0)
         own_vectors = {}
         if not problem.of_keys:
-            own_vectors = {name: _load(x.at[batch, head, rows], axis=0) for name, x in (("lse", lse), ("delta", delta))}
+            own_vectors = {
+                name: _load(x.at[batch, head, rows], axis=0)
+                for name, x in (("lse", lse), ("delta", delta))
+            }
         plgpu.barrier_wait(shared.tile_ready.at[warpgroup])
 
         def visit(n: jax.Array, sums: Any, *, masked: bool, **_: Any) -> Any:
             slot = lax.rem(n, jnp.int32(STAGES))
             weigh = functools.partial(_weigh, problem, own_words, own_vectors, shared, slot, masked)
             first, second = shared.first_ring.at[slot], shared.second_ring.at[slot]
-            first_tile, second_tile = (x.at[_opaque(warpgroup)] for x in (shared.first_tile, shared.second_tile))
+            first_tile, second_tile = (
+                x.at[_opaque(warpgroup)] for x in (shared.first_tile, shared.second_tile)
+            )
 
             plgpu.barrier_wait(shared.first_ready.at[slot])
             if problem.of_keys:
@@ -348,7 +397,9 @@ def _gradient_kernel(problem, table, q_words, kv_words, q, k, v, d_out, lse, del
                 d_p = _multiply(second_tile, second)
             else:
                 plgpu.barrier_wait(shared.second_ready.at[slot])
-                (_, p_slope), d_p = _multiply_both((first_tile, first), (second_tile, second), weigh)
+                (_, p_slope), d_p = _multiply_both(
+                    (first_tile, first), (second_tile, second), weigh
+                )
             d_p -= _of_queries("delta", own_vectors, shared, slot, d_p.shape)
             plgpu.barrier_arrive(shared.second_free.at[slot])
             sums = _accumulate(sums[0], (p_slope * d_p).astype(jnp.bfloat16), first), *sums[1:]
@@ -356,8 +407,18 @@ def _gradient_kernel(problem, table, q_words, kv_words, q, k, v, d_out, lse, del
             return sums
 
         # dq takes the first tile alone.
-        results = list(zip(outputs, tiles, (problem.key_size, problem.value_size), (problem.scale, 1), strict=False))
-        sums = problem.visits(table, batch, index).walk(visit, tuple(_zeros(size) for _, _, size, _ in results))
+        results = list(
+            zip(
+                outputs,
+                tiles,
+                (problem.key_size, problem.value_size),
+                (problem.scale, 1),
+                strict=False,
+            )
+        )
+        sums = problem.visits(table, batch, index).walk(
+            visit, tuple(_zeros(size) for _, _, size, _ in results)
+        )
         for (_, tile, _, scale), x in zip(results, sums, strict=True):
             tile[...] = (x * scale).astype(jnp.bfloat16)
         _write(*((tile, output.at[batch, rows, head]) for output, tile, _, _ in results))
@@ -366,17 +427,26 @@ def _gradient_kernel(problem, table, q_words, kv_words, q, k, v, d_out, lse, del
         sources = _queries(problem, batch, head, q, d_out, q_words, lse, delta)
     else:
         sources = _keys_and_values(problem, batch, head, k, v, kv_words)
-    _share_work(compute, lambda: _fetch_blocks(problem.visits(table, batch, index), sources, shared))
+    _share_work(
+        compute, lambda: _fetch_blocks(problem.visits(table, batch, index), sources, shared)
+    )
 
 
-def _d_kv_apart_kernel(problem, table, q_words, kv_words, q, k, v, d_out, lse, delta, d_k, d_v, shared):  # type: ignore[no-untyped-def]
-    # As above, but both warpgroups have the same keys: one computes p and sums d_v, the other takes p and sums d_k.
+def _d_kv_apart_kernel(  # type: ignore[no-untyped-def]
+    problem, table, q_words, kv_words, q, k, v, d_out, lse, delta, d_k, d_v, shared
+):
+    # As above, but both warpgroups have the same keys: one computes p and sums d_v, the other takes
+    # p and sums d_k.
     batch, kv_head, column = (lax.axis_index(name) for name in ("batch", "head", "block"))
     keys = pl.ds(column * ROWS, ROWS)
     visits = functools.partial(problem.visits, table, batch, column)
 
     def sum_values() -> None:
-        k_tile, v_tile, ready = shared.first_tile.at[0], shared.second_tile.at[0], shared.tile_ready.at[0]
+        k_tile, v_tile, ready = (
+            shared.first_tile.at[0],
+            shared.second_tile.at[0],
+            shared.tile_ready.at[0],
+        )
         plgpu.copy_gmem_to_smem(k.at[batch, keys, kv_head], k_tile, ready)
         own_words = _load_words(kv_words.at[batch, :, keys], axis=0)
         plgpu.barrier_wait(ready)
@@ -384,7 +454,9 @@ def _d_kv_apart_kernel(problem, table, q_words, kv_words, q, k, v, d_out, lse, d
         def visit(n: jax.Array, sums: jax.Array, *, masked: bool, **_: Any) -> jax.Array:
             slot = lax.rem(n, jnp.int32(STAGES))
             plgpu.barrier_wait(shared.first_ready.at[slot])
-            products = _multiply(shared.first_tile.at[_opaque(jnp.int32(0))], shared.first_ring.at[slot])
+            products = _multiply(
+                shared.first_tile.at[_opaque(jnp.int32(0))], shared.first_ring.at[slot]
+            )
             p, p_slope = _weigh(problem, own_words, {}, shared, slot, masked, products)
             plgpu.barrier_arrive(shared.first_free.at[slot])
             pl.when(n > 0)(lambda: plgpu.barrier_wait(shared.p_taken))
@@ -401,7 +473,11 @@ def _d_kv_apart_kernel(problem, table, q_words, kv_words, q, k, v, d_out, lse, d
         _write((v_tile, d_v.at[batch, keys, kv_head]))
 
     def sum_keys() -> None:
-        k_tile, v_tile, ready = shared.first_tile.at[0], shared.second_tile.at[0], shared.tile_ready.at[0]
+        k_tile, v_tile, ready = (
+            shared.first_tile.at[0],
+            shared.second_tile.at[0],
+            shared.tile_ready.at[0],
+        )
         plgpu.copy_gmem_to_smem(v.at[batch, keys, kv_head], v_tile, ready)
         plgpu.barrier_wait(ready)
 
@@ -434,26 +510,38 @@ def _d_kv_apart_kernel(problem, table, q_words, kv_words, q, k, v, d_out, lse, d
 def _weigh(problem, own_words, own_vectors, shared, slot, masked, products):  # type: ignore[no-untyped-def]
     """Turn q k^T, or k q^T, into p, and p times the slope of the cap; both fp32."""
     scores, slope = problem.scores(products)
-    p = jnp.exp2(scores * problem.exponent - _of_queries("lse", own_vectors, shared, slot, scores.shape))
+    p = jnp.exp2(
+        scores * problem.exponent - _of_queries("lse", own_vectors, shared, slot, scores.shape)
+    )
     if masked:
         # Only now: fewer other values are in registers.
         p = _hide(p, 0.0, own_words, shared.mask_ring.at[slot])
     return p, p if slope is None else p * slope
 
 
-def _hide(values: jax.Array, hidden: float, own_words: Sequence[jax.Array], passing_words: Any) -> jax.Array:
+def _hide(
+    values: jax.Array, hidden: float, own_words: Sequence[jax.Array], passing_words: Any
+) -> jax.Array:
     """Replace the values of pairs that do not see each other; see `mask.words`."""
     own = [lax.broadcast_in_dim(x, values.shape, [0]) for x in own_words]
-    passing = [lax.broadcast_in_dim(x, values.shape, [1]) for x in _load_words(passing_words, axis=1)]
+    passing = [
+        lax.broadcast_in_dim(x, values.shape, [1]) for x in _load_words(passing_words, axis=1)
+    ]
     # There are two words of a query and three of a key.
     (q_segment, q_rank), (kv_segment, kv_from, kv_count) = sorted((own, passing), key=len)
     return jnp.where((q_segment == kv_segment) & (q_rank - kv_from < kv_count), values, hidden)
 
 
 def _of_queries(
-    name: str, own_vectors: dict[str, jax.Array], shared: SimpleNamespace, slot: jax.Array, shape: tuple[int, ...]
+    name: str,
+    own_vectors: dict[str, jax.Array],
+    shared: SimpleNamespace,
+    slot: jax.Array,
+    shape: tuple[int, ...],
 ) -> jax.Array:
-    """Return a vector of queries as a matrix: of the own ones, which are rows, or of those that pass by."""
+    """Return a vector of queries as a matrix: of the own ones, which are rows, or of those that
+    pass by.
+    """
     if name in own_vectors:
         return lax.broadcast_in_dim(own_vectors[name], shape, [0])
     return lax.broadcast_in_dim(_load(vars(shared)[f"{name}_ring"].at[slot], axis=1), shape, [1])
@@ -462,7 +550,8 @@ def _of_queries(
 def _share_work(compute: Callable[[jax.Array], None], fetch: Callable[[], None]) -> None:
     """Let each warpgroup do its part.
 
-    What both need, each computes itself: kept over the change of registers it would spill, for one has few of them.
+    What both need, each computes itself: kept over the change of registers it would spill, for one
+    has few of them.
     """
     warpgroup = lax.axis_index("warpgroup")
 
@@ -501,7 +590,10 @@ def _queries(problem, batch, kv_head, q, d_out, q_words, lse, delta):  # type: i
         first = {"first": q.at[batch, queries, head], "mask": q_words.at[batch, :, queries]}
         return {
             "first": {**first, "lse": lse.at[batch, head, queries]},
-            "second": {"second": d_out.at[batch, queries, head], "delta": delta.at[batch, head, queries]},
+            "second": {
+                "second": d_out.at[batch, queries, head],
+                "delta": delta.at[batch, head, queries],
+            },
         }
 
     return sources
@@ -510,16 +602,21 @@ def _queries(problem, batch, kv_head, q, d_out, q_words, lse, delta):  # type: i
 def _fetch_blocks(visits: Visits, sources: Callable[..., Any], shared: SimpleNamespace) -> None:
     """Bring the blocks of all visits into the rings, as soon as there is room.
 
-    `sources(block, group)` says for each of the two matrices what arrives with it: {ring: reference}.
+    `sources(block, group)` says for each of the two matrices what arrives with it: {ring:
+    reference}.
     """
     rings = vars(shared)
 
     def fetch(n: jax.Array, carry: Any, *, block: jax.Array, group: Any, **_: Any) -> Any:
         slot = lax.rem(n, jnp.int32(STAGES))
         for name, arriving in sources(block, group).items():
-            pl.when(n >= STAGES)(functools.partial(plgpu.barrier_wait, rings[f"{name}_free"].at[slot]))
+            pl.when(n >= STAGES)(
+                functools.partial(plgpu.barrier_wait, rings[f"{name}_free"].at[slot])
+            )
             for ring, source in arriving.items():
-                plgpu.copy_gmem_to_smem(source, rings[f"{ring}_ring"].at[slot], rings[f"{name}_ready"].at[slot])
+                plgpu.copy_gmem_to_smem(
+                    source, rings[f"{ring}_ring"].at[slot], rings[f"{name}_ready"].at[slot]
+                )
         return carry
 
     visits.walk(fetch, None)
@@ -543,7 +640,9 @@ def _multiply(x: Any, y: Any, then: Callable[[], None] = lambda: None) -> jax.Ar
     return pl.run_scoped(start, plgpu.ACC((x.shape[0], y.shape[0]), jnp.float32))
 
 
-def _multiply_both(one: tuple[Any, Any], other: tuple[Any, Any], weigh: Callable[[jax.Array], Any]) -> tuple[Any, Any]:
+def _multiply_both(
+    one: tuple[Any, Any], other: tuple[Any, Any], weigh: Callable[[jax.Array], Any]
+) -> tuple[Any, Any]:
     """Return weigh(x y^T), computed during the other product, and the other product."""
 
     def start(first: Any, second: Any) -> tuple[Any, Any]:
@@ -551,7 +650,9 @@ def _multiply_both(one: tuple[Any, Any], other: tuple[Any, Any], weigh: Callable
             plgpu.wgmma(products, x, plgpu.transpose_ref(y, (1, 0)))
         return weigh(plgpu.wgmma_accumulator_load(first, wait_n=1)), second[...]
 
-    return pl.run_scoped(start, *(plgpu.ACC((x.shape[0], y.shape[0]), jnp.float32) for x, y in (one, other)))
+    return pl.run_scoped(
+        start, *(plgpu.ACC((x.shape[0], y.shape[0]), jnp.float32) for x, y in (one, other))
+    )
 
 
 def _accumulate(sums: jax.Array, x: jax.Array, y: Any) -> jax.Array:

@@ -1,6 +1,7 @@
 """Which query may see which key, as data, and which blocks of them a kernel visits.
 
-A query has a rank, a key an interval of the ranks that see it. With a token's place in the sequence as its rank:
+A query has a rank, a key an interval of the ranks that see it. With a token's place in the sequence
+as its rank:
 
   causal          from = place,                until = everything
   window w        from = place,                until = place + w
@@ -31,7 +32,14 @@ TABLE_HEAD = 3
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=("q_segments_BT", "kv_segments_BS", "q_rank_BT", "kv_from_BS", "kv_until_BS", "q_least_BT"),
+    data_fields=(
+        "q_segments_BT",
+        "kv_segments_BS",
+        "q_rank_BT",
+        "kv_from_BS",
+        "kv_until_BS",
+        "q_least_BT",
+    ),
     meta_fields=("reach", "causal"),
 )
 @dataclasses.dataclass(frozen=True)
@@ -44,13 +52,15 @@ class Mask:
       q_rank_BT: int32 rank of each query.
       kv_from_BS: int32, least rank that sees the key.
       kv_until_BS: int32, least rank above those that see the key.
-      reach: a promise, not a rule: no query sees a key that lies `reach` or more tokens before it in the sequence, nor
-        one after it. EVERYTHING promises the latter alone, None nothing. Ring attention sends blocks to no more
-        neighbours than it takes, and whoever estimates the work counts by it.
-      q_least_BT: None, or the same said shorter: a query sees the keys, but those of segment 0, whose `from` is in
-        [least, rank]. No number is negative. Kernels then compare one number of a key; see `with_least`.
-      causal: whether `causal` made it, so that a query sees itself and all that is before it in its document, less than
-        `reach` tokens back.
+      reach: a promise, not a rule: no query sees a key that lies `reach` or more tokens before it
+        in the sequence, nor one after it. EVERYTHING promises the latter alone, None nothing. Ring
+        attention sends blocks to no more neighbours than it takes, and whoever estimates the work
+        counts by it.
+      q_least_BT: None, or the same said shorter: a query sees the keys, but those of segment 0,
+        whose `from` is in [least, rank]. No number is negative. Kernels then compare one number of
+        a key; see `with_least`.
+      causal: whether `causal` made it, so that a query sees itself and all that is before it in its
+        document, less than `reach` tokens back.
     """
 
     q_segments_BT: jax.Array
@@ -78,7 +88,9 @@ class Mask:
         """Undo `queries` and `keys`."""
         q_segments, q_rank, *least = jnp.unstack(queries, axis=1)
         kv_segments, kv_from, kv_until = jnp.unstack(keys, axis=1)
-        return cls(q_segments, kv_segments, q_rank, kv_from, kv_until, reach, least[0] if least else None)
+        return cls(
+            q_segments, kv_segments, q_rank, kv_from, kv_until, reach, least[0] if least else None
+        )
 
 
 def causal(
@@ -103,15 +115,23 @@ def causal(
     kv_segments_BS = segments_BT if kv_segments_BS is None else kv_segments_BS
     kv_place_BS = place_BT if kv_place_BS is None else kv_place_BS
     everything = jnp.full_like(kv_place_BS, EVERYTHING)
-    mask = Mask(segments_BT, kv_segments_BS, place_BT, kv_place_BS, everything, EVERYTHING, causal=True)
+    mask = Mask(
+        segments_BT, kv_segments_BS, place_BT, kv_place_BS, everything, EVERYTHING, causal=True
+    )
     return mask if window is None else windowed(mask, kv_place_BS, window)
 
 
 def windowed(mask: Mask, kv_rank_BS: jax.Array, window: int) -> Mask:
-    """Hide each key from queries whose rank is `window` or more above its own, besides those that do not see it."""
+    """Hide each key from queries whose rank is `window` or more above its own, besides those that
+    do not see it.
+    """
     window = min(window, EVERYTHING)
     until = jnp.minimum(kv_rank_BS, EVERYTHING - window) + window
-    least = None if mask.q_least_BT is None else jnp.maximum(mask.q_least_BT, mask.q_rank_BT - (window - 1))
+    least = (
+        None
+        if mask.q_least_BT is None
+        else jnp.maximum(mask.q_least_BT, mask.q_rank_BT - (window - 1))
+    )
     reach = None if mask.reach is None else min(mask.reach, window)
     until = jnp.minimum(mask.kv_until_BS, until)
     return dataclasses.replace(mask, kv_until_BS=until, reach=reach, q_least_BT=least)
@@ -120,28 +140,41 @@ def windowed(mask: Mask, kv_rank_BS: jax.Array, window: int) -> Mask:
 def with_least(mask: Mask, segments_BS: jax.Array) -> Mask:
     """Add `q_least_BT` to a mask of `causal`; others stay as they are.
 
-    A row's documents lie one after the other, as packing lays them: what a query sees starts where its document does,
-    or its window.
+    A row's documents lie one after the other, as packing lays them: what a query sees starts where
+    its document does, or its window.
 
     Args:
-      mask: of a row's tokens, or of some of them, which are queries and keys alike; ranks are places in the row.
+      mask: of a row's tokens, or of some of them, which are queries and keys alike; ranks are
+        places in the row.
       segments_BS: of the whole row.
     """
     if not mask.causal or mask.reach is None:
         return mask
     place = mask.q_rank_BT
-    borders = jnp.pad(segments_BS[:, 1:] != segments_BS[:, :-1], ((0, 0), (1, 0)), constant_values=True)
-    starts = lax.cummax(jnp.where(borders, jnp.arange(segments_BS.shape[1], dtype=jnp.int32), 0), axis=1)
+    borders = jnp.pad(
+        segments_BS[:, 1:] != segments_BS[:, :-1], ((0, 0), (1, 0)), constant_values=True
+    )
+    starts = lax.cummax(
+        jnp.where(borders, jnp.arange(segments_BS.shape[1], dtype=jnp.int32), 0), axis=1
+    )
     if starts.shape != place.shape:
         starts = jnp.take_along_axis(starts, place, axis=1)
     least = jnp.maximum(starts, place - (mask.reach - 1))
-    return dataclasses.replace(mask, q_least_BT=jnp.where(mask.q_segments_BT > 0, least, EVERYTHING))
+    return dataclasses.replace(
+        mask, q_least_BT=jnp.where(mask.q_segments_BT > 0, least, EVERYTHING)
+    )
 
 
 def sees(
-    q_segment: jax.Array, q_rank: jax.Array, kv_segment: jax.Array, kv_from: jax.Array, kv_until: jax.Array
+    q_segment: jax.Array,
+    q_rank: jax.Array,
+    kv_segment: jax.Array,
+    kv_from: jax.Array,
+    kv_until: jax.Array,
 ) -> jax.Array:
-    """Return whether queries see keys, of arrays that broadcast; segments are those of `fill_blocks`."""
+    """Return whether queries see keys, of arrays that broadcast; segments are those of
+    `fill_blocks`.
+    """
     return (q_segment == kv_segment) & (kv_from <= q_rank) & (q_rank < kv_until)
 
 
@@ -169,22 +202,29 @@ def fill_blocks(mask: Mask, q_block: int, kv_block: int) -> Mask:
 
 
 def words(mask: Mask, q_block: int, kv_block: int) -> tuple[jax.Array, jax.Array]:
-    """Return uint32 (B, 2, T), segment and rank, and (B, 3, S), segment, from and count, filled up to whole blocks.
+    """Return uint32 (B, 2, T), segment and rank, and (B, 3, S), segment, from and count, filled up
+    to whole blocks.
 
-    Two comparisons then tell whether a query sees a key: of their segments, and `rank - from < count`. Without signs a
-    rank below `from` wraps round to 2^32 - (from - rank), which is no less than `count`, for until - rank <= 2^32.
+    Two comparisons then tell whether a query sees a key: of their segments, and
+    `rank - from < count`. Without signs a rank below `from` wraps round to 2^32 - (from - rank),
+    which is no less than `count`, for until - rank <= 2^32.
     """
     mask = fill_blocks(mask, q_block, kv_block)
     count = jnp.where(mask.kv_from_BS < mask.kv_until_BS, mask.kv_until_BS - mask.kv_from_BS, 0)
-    queries, keys = (mask.q_segments_BT, mask.q_rank_BT), (mask.kv_segments_BS, mask.kv_from_BS, count)
+    queries, keys = (
+        (mask.q_segments_BT, mask.q_rank_BT),
+        (mask.kv_segments_BS, mask.kv_from_BS, count),
+    )
     return jnp.stack(queries, axis=1).astype(jnp.uint32), jnp.stack(keys, axis=1).astype(jnp.uint32)
 
 
 def least_words(mask: Mask, q_block: int, kv_block: int) -> tuple[jax.Array, jax.Array]:
-    """Return uint32 (B, 2, T), least and count, and (B, 1, S), from, filled up to whole blocks, if `least` is known.
+    """Return uint32 (B, 2, T), least and count, and (B, 1, S), from, filled up to whole blocks, if
+    `least` is known.
 
-    One comparison then tells whether a query sees a key, `from - least < count`, without signs as in `words`. Keys that
-    are never seen are 2^32 - 1, which is in no query's range, and queries that see nothing have a count of 0.
+    One comparison then tells whether a query sees a key, `from - least < count`, without signs as
+    in `words`. Keys that are never seen are 2^32 - 1, which is in no query's range, and queries
+    that see nothing have a count of 0.
     """
     mask = fill_blocks(mask, q_block, kv_block)
     least, rank = mask.q_least_BT, mask.q_rank_BT
@@ -195,24 +235,34 @@ def least_words(mask: Mask, q_block: int, kv_block: int) -> tuple[jax.Array, jax
 
 
 def meetings(mask: Mask, q_block: int, kv_block: int) -> tuple[jax.Array, jax.Array]:
-    """Return bool (B, blocks of queries, blocks of keys) twice: which may see something, and which see all.
+    """Return bool (B, blocks of queries, blocks of keys) twice: which may see something, and which
+    see all.
 
-    From the least and the greatest segment, rank, from and until of each block. Exact where a row's documents lie one
-    after the other, as packing lays them; otherwise blocks may be said to meet that see nothing of each other.
+    From the least and the greatest segment, rank, from and until of each block. Exact where a row's
+    documents lie one after the other, as packing lays them; otherwise blocks may be said to meet
+    that see nothing of each other.
     """
     mask = fill_blocks(mask, q_block, kv_block)
 
-    def bounds(x: jax.Array, segments: jax.Array, block: int, axis: int) -> tuple[jax.Array, jax.Array]:
+    def bounds(
+        x: jax.Array, segments: jax.Array, block: int, axis: int
+    ) -> tuple[jax.Array, jax.Array]:
         x, real = (y.reshape(y.shape[0], -1, block) for y in (x, segments > 0))
         limits = jnp.iinfo(jnp.int32)
-        least, greatest = jnp.where(real, x, limits.max).min(axis=2), jnp.where(real, x, limits.min).max(axis=2)
+        least, greatest = (
+            jnp.where(real, x, limits.max).min(axis=2),
+            jnp.where(real, x, limits.min).max(axis=2),
+        )
         return jnp.expand_dims(least, axis), jnp.expand_dims(greatest, axis)
 
     of_queries = functools.partial(bounds, segments=mask.q_segments_BT, block=q_block, axis=2)
     of_keys = functools.partial(bounds, segments=mask.kv_segments_BS, block=kv_block, axis=1)
     q_least, q_greatest = of_queries(mask.q_segments_BT)
     kv_least, kv_greatest = of_keys(mask.kv_segments_BS)
-    (rank_least, rank_greatest), (from_least, from_greatest) = of_queries(mask.q_rank_BT), of_keys(mask.kv_from_BS)
+    (rank_least, rank_greatest), (from_least, from_greatest) = (
+        of_queries(mask.q_rank_BT),
+        of_keys(mask.kv_from_BS),
+    )
     until_least, until_greatest = of_keys(mask.kv_until_BS)
     meet = (q_least <= kv_greatest) & (kv_least <= q_greatest)
     meet &= (from_least <= rank_greatest) & (rank_least < until_greatest)
@@ -229,8 +279,9 @@ def meetings(mask: Mask, q_block: int, kv_block: int) -> tuple[jax.Array, jax.Ar
 def visit_table(meet: jax.Array, full: jax.Array, unit: int = 1) -> jax.Array:
     """Turn bool (..., Y) into what `Visits` reads: int32 (..., 3 + Y).
 
-    The longest run of full blocks is a range, so that a kernel's main loop counts. All others that meet are listed,
-    and need a mask: `full_first, full_end, number of the others, the others in order`.
+    The longest run of full blocks is a range, so that a kernel's main loop counts. All others that
+    meet are listed, and need a mask:
+    `full_first, full_end, number of the others, the others in order`.
 
     Args:
       meet: blocks that may hold pairs that see each other.
@@ -249,7 +300,9 @@ def visit_table(meet: jax.Array, full: jax.Array, unit: int = 1) -> jax.Array:
 
 
 class BlockRanges(NamedTuple):
-    """Tables of the blocks to visit: int32 (B, rows, 3 + columns) for each block of queries, the other way for keys."""
+    """Tables of the blocks to visit: int32 (B, rows, 3 + columns) for each block of queries, the
+    other way for keys.
+    """
 
     of_queries: jax.Array
     of_keys: jax.Array
@@ -263,7 +316,9 @@ def block_ranges(mask: Mask, q_block: int, kv_block: int) -> BlockRanges:
 
 @dataclasses.dataclass(frozen=True)
 class Visits:
-    """The blocks to visit, for each query head of a group: those that need a mask come first, for all heads."""
+    """The blocks to visit, for each query head of a group: those that need a mask come first, for
+    all heads.
+    """
 
     full_first: jax.Array
     full_end: jax.Array
@@ -275,7 +330,13 @@ class Visits:
     def of(cls, table: Any, *place: Any, groups: int = 1) -> Visits:
         """Read a block's row of a `visit_table`, an array or a reference to memory: table[*place]."""
         full_first, full_end, masked = (table[(*place, n)] for n in range(TABLE_HEAD))
-        return cls(full_first, full_end, masked, lambda number: table[(*place, TABLE_HEAD + number)], groups)
+        return cls(
+            full_first,
+            full_end,
+            masked,
+            lambda number: table[(*place, TABLE_HEAD + number)],
+            groups,
+        )
 
     @property
     def full(self) -> jax.Array:
@@ -288,21 +349,36 @@ class Visits:
         return (self.masked + self.full) * self.groups
 
     def walk(self, visit: Callable[..., Any], carry: Any) -> Any:
-        """Run carry = visit(n, carry, block=, group=, masked=) for visit n, to a block, for a head of the group."""
+        """Run carry = visit(n, carry, block=, group=, masked=) for visit n, to a block, for a head
+        of the group.
+        """
 
         def full_block(number: jax.Array) -> jax.Array:
             return self.full_first + number
 
-        for start, length, block_at in ((0, self.masked, self.masked_block), (self.masked, self.full, full_block)):
+        for start, length, block_at in (
+            (0, self.masked, self.masked_block),
+            (self.masked, self.full, full_block),
+        ):
 
-            def of_group(group: Any, carry: Any, start=start, length=length, block_at=block_at) -> Any:  # type: ignore[no-untyped-def]
+            def of_group(  # type: ignore[no-untyped-def]
+                group: Any, carry: Any, start=start, length=length, block_at=block_at
+            ) -> Any:
                 first = start * self.groups + group * length
 
                 def one(number: jax.Array, carry: Any) -> Any:
-                    where = {"block": block_at(number), "group": group, "masked": block_at is not full_block}
+                    where = {
+                        "block": block_at(number),
+                        "group": group,
+                        "masked": block_at is not full_block,
+                    }
                     return visit(first + number, carry, **where)
 
                 return lax.fori_loop(0, length, one, carry)
 
-            carry = of_group(0, carry) if self.groups == 1 else lax.fori_loop(0, self.groups, of_group, carry)
+            carry = (
+                of_group(0, carry)
+                if self.groups == 1
+                else lax.fori_loop(0, self.groups, of_group, carry)
+            )
         return carry

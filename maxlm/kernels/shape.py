@@ -1,4 +1,6 @@
-"""What an attention kernel is asked for, in static numbers: enough to choose one, and its block sizes."""
+"""What an attention kernel is asked for, in static numbers: enough to choose one, and its block
+sizes.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ class AttentionShape(NamedTuple):
     """One attention layer on one device.
 
     Attributes:
-      device_kind: as `jax.Device.device_kind` says it, for example "TPU v5" or "NVIDIA H100 80GB HBM3".
+      device_kind: as `jax.Device.device_kind` says it, for example "TPU v5" or "NVIDIA H100 80GB
+        HBM3".
       dtype: of queries, keys and values: "bfloat16" or "float32".
       num_heads: N, query heads on the device.
       num_kv_heads: K, heads of keys and values; N is a multiple of it.
@@ -19,9 +22,10 @@ class AttentionShape(NamedTuple):
       key_length: S, tokens with a key.
       softcap: see `chunked_attention.forward`.
       sinks: whether the softmax has a key of value zero besides, see `maxlm.ops.attention`.
-      causal: whether the mask is one of `mask.causal`, of whole sequences in their order; others are known at run time
-        alone.
-      spread: whether devices of `context` hold other parts of the same softmax: queries and keys start anywhere.
+      causal: whether the mask is one of `mask.causal`, of whole sequences in their order; others
+        are known at run time alone.
+      spread: whether devices of `context` hold other parts of the same softmax: queries and keys
+        start anywhere.
     """
 
     device_kind: str

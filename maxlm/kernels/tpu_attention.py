@@ -1,8 +1,9 @@
-"""Flash attention on TPUs, forward and backward, by Mosaic kernels: see `maxlm.kernels.tpu_kernels`.
+"""Flash attention on TPUs, forward and backward, by Mosaic kernels: see
+`maxlm.kernels.tpu_kernels`.
 
-Here arrays are laid out for the kernels (heads before tokens, whole blocks), and it is worked out which blocks of keys
-a block of queries sees. What fills the last block has segment 0 where it is keys, which nobody sees, and takes part in
-no sum where it is queries.
+Here arrays are laid out for the kernels (heads before tokens, whole blocks), and it is worked out
+which blocks of keys a block of queries sees. What fills the last block has segment 0 where it is
+keys, which nobody sees, and takes part in no sum where it is queries.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ def forward(
       mask: who sees whom.
       softcap: see `chunked_attention.forward`.
       device_kind: `jax.Device.device_kind`, for which block sizes are chosen.
-      interpret: True or `pltpu.InterpretParams(...)` runs the kernel's meaning, on any device, slowly.
+      interpret: True or `pltpu.InterpretParams(...)` runs the kernel's meaning, on any device,
+        slowly.
 
     Returns:
       out (B, T, N, H_v) in the queries' dtype and lse (B, N, T) fp32.
@@ -65,7 +67,8 @@ def forward(
     tiling = _tiling(shape, layout, mask, interpret)
     rows = _rows_of(mask, layout)
     meet, full = (
-        x.reshape(*x.shape[:2], layout.num_stretches, -1) for x in meetings(rows, layout.sizes.q, layout.sizes.kv)
+        x.reshape(*x.shape[:2], layout.num_stretches, -1)
+        for x in meetings(rows, layout.sizes.q, layout.sizes.kv)
     )
     who = _who(rows, visit_table(meet, full, unit=TURN), tiling)
     arrays = _rows(q_BTNH, layout), _keys(k_BSKH, layout), _keys(v_BSKH, layout)
@@ -88,43 +91,62 @@ def backward(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Compute the gradients of q, k and v as `chunked_attention.backward` does.
 
-    Sums are taken in an order that depends on shapes and mask alone: the same inputs give the same bits. Where keys do
-    not fit into VMEM, stretch after stretch of them is worked on; each yields its part of dq.
+    Sums are taken in an order that depends on shapes and mask alone: the same inputs give the same
+    bits. Where keys do not fit into VMEM, stretch after stretch of them is worked on; each yields
+    its part of dq.
     """
     shape = _shape(q_BTNH, v_BSKH, softcap, device_kind)
     layout = _layout(shape, block_sizes.tpu_backward)
     tiling = _tiling(shape, layout, mask, interpret)._replace(num_stretches=1)
     delta_BTN = einsum_fp32("BTNH,BTNH->BTN", d_out_BTNH, out_BTNH)
     q, d_out = _rows(q_BTNH, layout), _rows(d_out_BTNH.astype(q_BTNH.dtype), layout)
-    lse, delta = (_rows(x[..., None], layout).swapaxes(2, 3) for x in (lse_BNT.swapaxes(1, 2), delta_BTN))
+    lse, delta = (
+        _rows(x[..., None], layout).swapaxes(2, 3) for x in (lse_BNT.swapaxes(1, 2), delta_BTN)
+    )
     k, v, rows = _keys(k_BSKH, layout), _keys(v_BSKH, layout), _rows_of(mask, layout)
 
     def part(k: jax.Array, v: jax.Array, keys: jax.Array, *, dtype: Any) -> Any:
         here = Mask.of(rows.queries, keys)
         meet, full = meetings(here, layout.sizes.q, layout.sizes.kv)
         who = _who(here, visit_table(meet, full)[:, :, None], tiling)
-        return _run(functools.partial(backward_kernel, d_q_dtype=dtype), tiling, q, k, v, d_out, (lse, delta), who)
+        return _run(
+            functools.partial(backward_kernel, d_q_dtype=dtype),
+            tiling,
+            q,
+            k,
+            v,
+            d_out,
+            (lse, delta),
+            who,
+        )
 
     if layout.num_stretches == 1:
         d_q, d_k, d_v = part(k, v, rows.keys, dtype=q.dtype)
     else:
 
-        def step(d_q: jax.Array, given: tuple[jax.Array, ...]) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-            # Else XLA may fuse the kernel with the stacking of its results, and forgets how much memory it may take.
+        def step(
+            d_q: jax.Array, given: tuple[jax.Array, ...]
+        ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+            # Else XLA may fuse the kernel with the stacking of its results, and forgets how much
+            # memory it may take.
             added, d_k, d_v = lax.optimization_barrier(part(*given, dtype=jnp.float32))
             return d_q + added, (d_k, d_v)
 
         parts = tuple(_split(x, layout.num_stretches, axis=2) for x in (k, v, rows.keys))
         start = varying_zeros(q.shape, q, k, v, d_out, lse, *jax.tree.leaves(mask))
         d_q, sums = lax.scan(step, start, parts)
-        d_k, d_v = (jnp.moveaxis(x, 0, 2).reshape(y.shape) for x, y in zip(sums, (k, v), strict=True))
+        d_k, d_v = (
+            jnp.moveaxis(x, 0, 2).reshape(y.shape) for x, y in zip(sums, (k, v), strict=True)
+        )
     length = shape.key_length
     d_k, d_v = d_k.swapaxes(1, 2)[:, :length], d_v.swapaxes(1, 2)[:, :length]
     return _tokens(d_q.astype(q.dtype), layout), d_k, d_v
 
 
 class _Layout(NamedTuple):
-    """How arrays lie before the kernel; with `rows_per_token` > 1 the heads of a group are rows of one block."""
+    """How arrays lie before the kernel; with `rows_per_token` > 1 the heads of a group are rows of
+    one block.
+    """
 
     sizes: BlockSizes
     query_length: int
@@ -137,7 +159,9 @@ class _Layout(NamedTuple):
         return self.num_keys // self.sizes.stretch
 
 
-def _shape(q_BTNH: jax.Array, v_BSKH: jax.Array, softcap: float | None, device_kind: str) -> AttentionShape:
+def _shape(
+    q_BTNH: jax.Array, v_BSKH: jax.Array, softcap: float | None, device_kind: str
+) -> AttentionShape:
     _, length, num_heads, key_size = q_BTNH.shape
     _, key_length, num_kv_heads, value_size = v_BSKH.shape
     sizes = num_heads, num_kv_heads, key_size, value_size, length, key_length
@@ -179,24 +203,32 @@ def _tiling(shape: AttentionShape, layout: _Layout, mask: Mask, interpret: Any) 
 
 
 def _run(kernel: Callable[..., Any], tiling: Tiling, *arrays: Any) -> Any:
-    """Run kernel(*arrays, tiling); interpreted, apart from a `shard_map` around: it takes no arrays that vary."""
+    """Run kernel(*arrays, tiling); interpreted, apart from a `shard_map` around: it takes no arrays
+    that vary.
+    """
     if tiling.interpret is not True:
         return kernel(*arrays, tiling)
-    return call_on_each_device(lambda *arrays: kernel(*arrays, tiling), *arrays, platform=jax.default_backend())
+    return call_on_each_device(
+        lambda *arrays: kernel(*arrays, tiling), *arrays, platform=jax.default_backend()
+    )
 
 
 def _rows(x_BTNH: jax.Array, layout: _Layout) -> jax.Array:
     """(B, T, N, H) -> (B, N / rows per token, rows, H), filled with zeros."""
     batch, length, num_heads, width = x_BTNH.shape
     grouped = x_BTNH.reshape(batch, length, -1, layout.rows_per_token, width).swapaxes(1, 2)
-    return _fill(grouped.reshape(batch, num_heads // layout.rows_per_token, -1, width), 2, layout.num_rows)
+    return _fill(
+        grouped.reshape(batch, num_heads // layout.rows_per_token, -1, width), 2, layout.num_rows
+    )
 
 
 def _tokens(x: jax.Array, layout: _Layout) -> jax.Array:
     """(B, N / rows per token, rows, H) -> (B, T, N, H)."""
     batch, _, _, width = x.shape
     used = x[:, :, : layout.query_length * layout.rows_per_token]
-    grouped = used.reshape(batch, -1, layout.query_length, layout.rows_per_token, width).swapaxes(1, 2)
+    grouped = used.reshape(batch, -1, layout.query_length, layout.rows_per_token, width).swapaxes(
+        1, 2
+    )
     return grouped.reshape(batch, layout.query_length, -1, width)
 
 
@@ -206,7 +238,9 @@ def _keys(x_BSKH: jax.Array, layout: _Layout) -> jax.Array:
 
 
 def _rows_of(mask: Mask, layout: _Layout) -> Mask:
-    """Return the mask of rows and keys with the filling; what fills the rows is like the last one, to be no border."""
+    """Return the mask of rows and keys with the filling; what fills the rows is like the last one,
+    to be no border.
+    """
     rows = jnp.repeat(mask.queries, layout.rows_per_token, axis=2)
     rows = jnp.pad(rows, ((0, 0), (0, 0), (0, layout.num_rows - rows.shape[2])), mode="edge")
     filled = Mask.of(rows, _fill(mask.keys, 2, layout.num_keys), mask.reach)
@@ -214,12 +248,19 @@ def _rows_of(mask: Mask, layout: _Layout) -> Mask:
 
 
 def _who(rows: Mask, table: jax.Array, tiling: Tiling) -> Who:
-    # v5e and v5p compare numbers without a sign by way of such with one. Moved by half their range, they have one.
+    # v5e and v5p compare numbers without a sign by way of such with one. Moved by half their range,
+    # they have one.
     half = 2**31
     if rows.q_least_BT is None:
-        (queries, keys), moved = words(rows, tiling.q_block, tiling.kv_block), ([0, 0], [0, half, half])
+        (queries, keys), moved = (
+            words(rows, tiling.q_block, tiling.kv_block),
+            ([0, 0], [0, half, half]),
+        )
     else:
-        (queries, keys), moved = least_words(rows, tiling.q_block, tiling.kv_block), ([0, half], [half])
+        (queries, keys), moved = (
+            least_words(rows, tiling.q_block, tiling.kv_block),
+            ([0, half], [half]),
+        )
     queries, keys = (
         lax.bitcast_convert_type(x + jnp.asarray(by, jnp.uint32)[:, None], jnp.int32)
         for x, by in zip((queries, keys), moved, strict=True)
@@ -229,7 +270,9 @@ def _who(rows: Mask, table: jax.Array, tiling: Tiling) -> Who:
 
 
 def _stretches_seen(meet: jax.Array) -> jax.Array:
-    """Return the first and the last stretch that each block of queries visits, (B * rows * 2), from (B, rows, ...)."""
+    """Return the first and the last stretch that each block of queries visits, (B * rows * 2), from
+    (B, rows, ...).
+    """
     visited, index = meet.any(axis=3), jnp.arange(meet.shape[2], dtype=jnp.int32)
     last = jnp.where(visited, index, 0).max(axis=2)
     first = jnp.where(visited, index, last[:, :, None]).min(axis=2)

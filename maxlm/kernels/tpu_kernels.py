@@ -1,13 +1,15 @@
 """The Mosaic kernels of flash attention on TPUs, for one stretch of keys that fits into VMEM.
 
-Scores are computed as their transpose, (keys, queries): a row's maximum and sum are then taken along sublanes, by plain
-vector instructions, log-sum-exps are lane vectors that need no broadcast copy in memory, and what the matrix unit holds
-still is as wide as it is. A block of queries meets the blocks of keys one after the other; keys and values of the
-stretch lie in VMEM: they are read from memory once per stretch and kv head, not once per block of queries.
+Scores are computed as their transpose, (keys, queries): a row's maximum and sum are then taken
+along sublanes, by plain vector instructions, log-sum-exps are lane vectors that need no broadcast
+copy in memory, and what the matrix unit holds still is as wide as it is. A block of queries meets
+the blocks of keys one after the other; keys and values of the stretch lie in VMEM: they are read
+from memory once per stretch and kv head, not once per block of queries.
 
-Both kernels walk over the blocks of a `mask.visit_table`: those that every query of the block sees wholly, without mask
-arithmetic, and the others, with. Blocks that nobody sees are not visited. The backward pass takes all three gradients
-in one walk; those of keys and values are summed in VMEM in fp32, in an order that never changes.
+Both kernels walk over the blocks of a `mask.visit_table`: those that every query of the block sees
+wholly, without mask arithmetic, and the others, with. Blocks that nobody sees are not visited. The
+backward pass takes all three gradients in one walk; those of keys and values are summed in VMEM in
+fp32, in an order that never changes.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ from maxlm.jax_versions import shape_like
 from maxlm.kernels.mask import NOTHING_SEEN, Visits
 
 HIDDEN = 4 * NOTHING_SEEN
-"""Score of a hidden key: so far below any row's maximum, which starts at NOTHING_SEEN, that exp2 makes it zero."""
+"""Score of a hidden key: so far below any row's maximum, which starts at NOTHING_SEEN, that exp2
+makes it zero.
+"""
 LOG2_E = math.log2(math.e)
 LANES = 128
 TURN = 2
@@ -40,10 +44,12 @@ class Who(NamedTuple):
     """Who sees whom, and which blocks meet. All int32.
 
     Attributes:
-      queries: (B, 2, T): segments and ranks of `mask.words`, or least and count of `mask.least_words`, less 2^31.
-      keys: (B, key blocks, 3, kv_block): segments, from and count, the latter two less 2^31; or (.., 1, ..): from, less
-        2^31.
-      table: (B, query blocks, stretches, 1, 3 + key blocks of a stretch): `mask.visit_table` of each stretch.
+      queries: (B, 2, T): segments and ranks of `mask.words`, or least and count of
+        `mask.least_words`, less 2^31.
+      keys: (B, key blocks, 3, kv_block): segments, from and count, the latter two less 2^31; or
+        (.., 1, ..): from, less 2^31.
+      table: (B, query blocks, stretches, 1, 3 + key blocks of a stretch): `mask.visit_table` of
+        each stretch.
     """
 
     queries: jax.Array
@@ -87,7 +93,8 @@ def forward_kernel(
     stretches: jax.Array,
     tiling: Tiling,
 ) -> tuple[jax.Array, jax.Array]:
-    """Return out (B, N, T, H_v) and lse (B, N, 1, T); lengths are whole numbers of blocks and of stretches.
+    """Return out (B, N, T, H_v) and lse (B, N, 1, T); lengths are whole numbers of blocks and of
+    stretches.
 
     Args:
       q_BNTH: queries.
@@ -104,7 +111,8 @@ def forward_kernel(
     given = (stretches, q_BNTH, k_BKSH, v_BKSH, *who)
 
     def kv_index(b: Any, h: Any, i: Any, c: Any, stretches: Any) -> tuple[Any, ...]:
-        # The nearest one that the row of blocks visits: a stretch that it does not visit is not fetched.
+        # The nearest one that the row of blocks visits: a stretch that it does not visit is not
+        # fetched.
         row = (b * tiling.num_q_blocks + i) * 2
         return b, lax.div(h, group), jnp.clip(c, stretches[row], stretches[row + 1]), 0
 
@@ -151,7 +159,12 @@ def forward_kernel(
         ),
         interpret=tiling.interpret,
         cost_estimate=_cost(
-            tiling, q_BNTH, k_BKSH, v_BKSH, rows=batch * num_heads * length, width=head_size + value_size
+            tiling,
+            q_BNTH,
+            k_BKSH,
+            v_BKSH,
+            rows=batch * num_heads * length,
+            width=head_size + value_size,
         ),
         name=f"flash_attention_forward_{q_block}_{tiling.kv_block}",
     )(*given)
@@ -171,9 +184,15 @@ def _cost(tiling: Tiling, *arrays: jax.Array, rows: int, width: int) -> pl.CostE
       width: multiply-adds per pair of query and key.
     """
     keys = tiling.num_stretches * tiling.num_kv_blocks * tiling.kv_block
-    seen = keys if tiling.reach is None else min((keys + tiling.kv_block) // 2, tiling.reach + tiling.kv_block)
+    seen = (
+        keys
+        if tiling.reach is None
+        else min((keys + tiling.kv_block) // 2, tiling.reach + tiling.kv_block)
+    )
     moved = sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays)
-    return pl.CostEstimate(flops=2 * rows * seen * width, transcendentals=rows * seen, bytes_accessed=moved)
+    return pl.CostEstimate(
+        flops=2 * rows * seen * width, transcendentals=rows * seen, bytes_accessed=moved
+    )
 
 
 def _forward_block(*refs: Any, tiling: Tiling) -> None:
@@ -189,7 +208,9 @@ def _forward_block(*refs: Any, tiling: Tiling) -> None:
         peak_ref[...] = jnp.full_like(peak_ref, NOTHING_SEEN)
         total_ref[...] = jnp.zeros_like(total_ref)
 
-    def score(block: jax.Array, seen: Callable[[], jax.Array] | None = None) -> tuple[jax.Array, jax.Array]:
+    def score(
+        block: jax.Array, seen: Callable[[], jax.Array] | None = None
+    ) -> tuple[jax.Array, jax.Array]:
         scores_ST = _scores(k_ref[_block(block, tiling), :], q_HT_ref[...], tiling, seen)[0]
         return scores_ST, scores_ST.max(axis=0, keepdims=True)
 
@@ -201,7 +222,9 @@ def _forward_block(*refs: Any, tiling: Tiling) -> None:
         total_ref[...] = total_ref[...] * shrink + p_ST.sum(axis=0, keepdims=True)
         peak_ref[...] = peak
         v_SH = v_ref[_block(waiting_ref[0], tiling), :]
-        out_HT_ref[...] = out_HT_ref[...] * shrink + _dot(v_SH, p_ST.astype(v_SH.dtype), ((0,), (0,)), tiling)
+        out_HT_ref[...] = out_HT_ref[...] * shrink + _dot(
+            v_SH, p_ST.astype(v_SH.dtype), ((0,), (0,)), tiling
+        )
 
     waiting = scores_ref, highest_ref, waiting_ref
     waiting_ref[0] = NONE
@@ -219,19 +242,26 @@ def _forward_block(*refs: Any, tiling: Tiling) -> None:
 
 
 def _overlapped(
-    score: Callable[..., tuple[jax.Array, jax.Array]], absorb: Callable[[], None], waiting: tuple[Any, Any, Any]
-) -> tuple[Callable[[jax.Array, jax.Array], None], Callable[[jax.Array, Callable[[], jax.Array]], None]]:
-    """Return `_visit_blocks`' two functions, which score a block while the one before it is absorbed.
+    score: Callable[..., tuple[jax.Array, jax.Array]],
+    absorb: Callable[[], None],
+    waiting: tuple[Any, Any, Any],
+) -> tuple[
+    Callable[[jax.Array, jax.Array], None], Callable[[jax.Array, Callable[[], jax.Array]], None]
+]:
+    """Return `_visit_blocks`' two functions, which score a block while the one before it is
+    absorbed.
 
-    The matrix unit then has work while the vector unit takes exponentials. The scores that wait lie in one buffer: a
-    block's are written where those absorbed were read. A maximum comes from `score`, so that `absorb` can take
-    exponentials at once. In the program scores come first and are values till the others are read: written down in
-    the order of what happens, or with two buffers, the compiler's schedule overlaps less.
+    The matrix unit then has work while the vector unit takes exponentials. The scores that wait lie
+    in one buffer: a block's are written where those absorbed were read. A maximum comes from
+    `score`, so that `absorb` can take exponentials at once. In the program scores come first and
+    are values till the others are read: written down in the order of what happens, or with two
+    buffers, the compiler's schedule overlaps less.
 
     Args:
       score: returns the scores of a block and their maxima.
       absorb: takes in what waits.
-      waiting: scores (S, T), their maxima (1, T) and the number of their block (1,), NONE if none wait.
+      waiting: scores (S, T), their maxima (1, T) and the number of their block (1,), NONE if none
+        wait.
     """
     scores_ref, highest_ref, block_ref = waiting
 
@@ -245,12 +275,16 @@ def _overlapped(
         keep(block, scores)
 
     def visit(block: jax.Array, seen: Callable[[], jax.Array]) -> None:
-        lax.cond(block_ref[0] == NONE, lambda: keep(block, score(block, seen)), lambda: step(block, seen))
+        lax.cond(
+            block_ref[0] == NONE, lambda: keep(block, score(block, seen)), lambda: step(block, seen)
+        )
 
     def visit_all(first: jax.Array, last: jax.Array) -> None:
         @pl.when((block_ref[0] == NONE) & (first < last))
         def _start_with_nothing() -> None:
-            keep(first, (jnp.full_like(scores_ref, HIDDEN), jnp.full_like(highest_ref, NOTHING_SEEN)))
+            keep(
+                first, (jnp.full_like(scores_ref, HIDDEN), jnp.full_like(highest_ref, NOTHING_SEEN))
+            )
 
         def turn(number: jax.Array, _: None) -> None:
             for n in range(TURN):
@@ -271,7 +305,8 @@ def backward_kernel(
     tiling: Tiling,
     d_q_dtype: Any,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return dq (B, N, T, H) in the given type, dk (B, K, S, H) and dv (B, K, S, H_v), for keys of one stretch.
+    """Return dq (B, N, T, H) in the given type, dk (B, K, S, H) and dv (B, K, S, H_v), for keys of
+    one stretch.
 
     Args:
       q_BNTH: queries.
@@ -317,7 +352,9 @@ def backward_kernel(
                 pl.BlockSpec((None, None, 1, q_block), lane_index),
                 pl.BlockSpec((None, None, 1, q_block), lane_index),
                 pl.BlockSpec((None, 2, q_block), lambda b, _, __, i: (b, 0, i)),
-                pl.BlockSpec((None, num_kv, who.keys.shape[2], tiling.kv_block), lambda b, *_: (b, 0, 0, 0)),
+                pl.BlockSpec(
+                    (None, num_kv, who.keys.shape[2], tiling.kv_block), lambda b, *_: (b, 0, 0, 0)
+                ),
                 _table_spec(who.table, lambda b, _, __, i: (b, i, 0, 0, 0)),
             ],
             out_specs=(pl.BlockSpec((None, None, q_block, head_size), row_index), k_spec, v_spec),
@@ -334,14 +371,18 @@ def backward_kernel(
             vmem_limit_bytes=tiling.vmem_bytes,
         ),
         interpret=tiling.interpret,
-        cost_estimate=_cost(tiling, *given, rows=batch * num_heads * length, width=3 * head_size + 2 * value_size),
+        cost_estimate=_cost(
+            tiling, *given, rows=batch * num_heads * length, width=3 * head_size + 2 * value_size
+        ),
         name=f"flash_attention_backward_{q_block}_{tiling.kv_block}",
     )(*given)
 
 
 def _backward_block(*refs: Any, tiling: Tiling) -> None:
     """Add what one block of queries contributes to all three gradients."""
-    q_ref, k_ref, v_ref, d_out_ref, lse_ref, delta_ref, queries_ref, keys_ref, table_ref, *rest = refs
+    q_ref, k_ref, v_ref, d_out_ref, lse_ref, delta_ref, queries_ref, keys_ref, table_ref, *rest = (
+        refs
+    )
     d_q_ref, d_k_ref, d_v_ref, q_HT_ref, d_out_HT_ref, d_q_HT_ref, d_k_sum_ref, d_v_sum_ref = rest
     head, row = pl.program_id(2), pl.program_id(3)
 
@@ -386,7 +427,8 @@ def _visit_blocks(
     refs: Who,
     tiling: Tiling,
 ) -> None:
-    """Visit the blocks of keys of a stretch that a block of queries sees, counted within the stretch.
+    """Visit the blocks of keys of a stretch that a block of queries sees, counted within the
+    stretch.
 
     Args:
       visit_all: is called, last, with a range of blocks that every query sees wholly.
@@ -422,7 +464,9 @@ def _seen(queries_2T: jax.Array, keys_XS: jax.Array, tiling: Tiling) -> jax.Arra
 def _scores(
     k_SH: jax.Array, q_HT: jax.Array, tiling: Tiling, seen: Callable[[], jax.Array] | None
 ) -> tuple[jax.Array, jax.Array | None]:
-    """Return fp32 scores (S, T) times log2(e), for exp2, and what softcap's slope multiplies their gradient with."""
+    """Return fp32 scores (S, T) times log2(e), for exp2, and what softcap's slope multiplies their
+    gradient with.
+    """
     scores_ST = _dot(k_SH, q_HT, ((1,), (0,)), tiling)
     slope_ST = None
     if tiling.softcap is None:
@@ -438,9 +482,15 @@ def _block(block: jax.Array, tiling: Tiling) -> Any:
     return pl.ds(pl.multiple_of(block * tiling.kv_block, tiling.kv_block), tiling.kv_block)
 
 
-def _dot(x: jax.Array, y: jax.Array, contract: tuple[tuple[int, ...], tuple[int, ...]], tiling: Tiling) -> jax.Array:
-    """Multiply with fp32 sums: bf16 in one pass of the matrix unit, fp32 in as many as keep its precision."""
+def _dot(
+    x: jax.Array, y: jax.Array, contract: tuple[tuple[int, ...], tuple[int, ...]], tiling: Tiling
+) -> jax.Array:
+    """Multiply with fp32 sums: bf16 in one pass of the matrix unit, fp32 in as many as keep its
+    precision.
+    """
     if tiling.interpret:  # products of bf16 are exact in fp32, and not every CPU has them
         x, y = x.astype(jnp.float32), y.astype(jnp.float32)
     precision = lax.Precision.HIGHEST if x.dtype == jnp.float32 else lax.Precision.DEFAULT
-    return lax.dot_general(x, y, (contract, ((), ())), precision=precision, preferred_element_type=jnp.float32)
+    return lax.dot_general(
+        x, y, (contract, ((), ())), precision=precision, preferred_element_type=jnp.float32
+    )

@@ -1,12 +1,13 @@
 """Flash attention for NVIDIA GPUs from Ampere on: Pallas kernels that Triton compiles.
 
-FlashAttention-2 (arXiv:2307.08691). One program owns a block of queries (forward, dq) or of keys (dk and dv, all query
-heads of the group one after the other, so that nothing is repeated in memory and no atomics are needed: two runs give
-the same bits) and walks over the blocks that it can see (`mask.block_ranges`). Blocks in which every pair is visible
-skip the mask. Scores, sums and accumulators are fp32; fp32 inputs are multiplied as three TF32 products, which keeps
-about 21 bits.
+FlashAttention-2 (arXiv:2307.08691). One program owns a block of queries (forward, dq) or of keys
+(dk and dv, all query heads of the group one after the other, so that nothing is repeated in memory
+and no atomics are needed: two runs give the same bits) and walks over the blocks that it can see
+(`mask.block_ranges`). Blocks in which every pair is visible skip the mask. Scores, sums and
+accumulators are fp32; fp32 inputs are multiplied as three TF32 products, which keeps about 21 bits.
 
-Triton's arrays have sizes that are powers of two: a head of size 192 is worked on as pieces of 128 and 64.
+Triton's arrays have sizes that are powers of two: a head of size 192 is worked on as pieces of 128
+and 64.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ LARGE_SHARED_MEMORY = 160 * KIB
 
 _LOG2_E = math.log2(math.e)
 _FLOOR = NOTHING_SEEN / 100
-"""Where a row's maximum starts: below every score; finite, so that a hidden score of -inf becomes 0."""
+"""Where a row's maximum starts: below every score; finite, so that a hidden score of -inf becomes
+0.
+"""
 
 Pieces = tuple[jax.Array, ...]
 """A block (rows, head size) in pieces along the head size."""
@@ -75,7 +78,9 @@ def unsupported(shape: AttentionShape) -> str | None:
 
 
 def choose_tiles(dtype: Any, head_size: int, device_kind: str) -> Tiles:
-    """Return tiles that fit the registers and the shared memory; `head_size` is the larger of keys' and values'."""
+    """Return tiles that fit the registers and the shared memory; `head_size` is the larger of keys'
+    and values'.
+    """
     gpu = find_gpu(device_kind)
     large = gpu is not None and gpu.shared_memory >= LARGE_SHARED_MEMORY
     if dtype == jnp.float32:
@@ -178,7 +183,15 @@ class _Problem:
         interpret: bool,
     ) -> _Problem:
         tiles = choose_tiles(q.dtype, max(k.shape[3], v.shape[3]), device_kind)
-        lengths_and_heads = q.shape[0], q.shape[1], k.shape[1], q.shape[2], k.shape[2], k.shape[3], v.shape[3]
+        lengths_and_heads = (
+            q.shape[0],
+            q.shape[1],
+            k.shape[1],
+            q.shape[2],
+            k.shape[2],
+            k.shape[3],
+            v.shape[3],
+        )
         return cls(getattr(tiles, kernel), *lengths_and_heads, softcap, interpret)
 
     @property
@@ -198,7 +211,9 @@ class _Problem:
         elif x.dtype == jnp.float32:
             precision = lax.DotAlgorithmPreset.TF32_TF32_F32_X3
         dimensions = (((1,), (1 if transpose else 0,)), ((), ()))
-        return lax.dot_general(x, y, dimensions, precision=precision, preferred_element_type=jnp.float32)
+        return lax.dot_general(
+            x, y, dimensions, precision=precision, preferred_element_type=jnp.float32
+        )
 
     def dot_heads(self, xs: Pieces, ys: Pieces) -> jax.Array:
         """Return x y^T of two blocks in pieces: a sum over the head size."""
@@ -211,7 +226,9 @@ class _Problem:
 
     def scores(self, products: jax.Array) -> jax.Array:
         """Turn q k^T into scores in units of the scale or the cap."""
-        return products if self.softcap is None else jnp.tanh(products * (self.scale / self.softcap))
+        return (
+            products if self.softcap is None else jnp.tanh(products * (self.scale / self.softcap))
+        )
 
 
 def _call(
@@ -221,9 +238,11 @@ def _call(
     inputs: dict[str, jax.Array],
     outputs: tuple[jax.ShapeDtypeStruct, ...],
 ) -> Any:
-    """Run a kernel on every (block, head, batch), blocks of queries or, for dk and dv, of keys with their KV head.
+    """Run a kernel on every (block, head, batch), blocks of queries or, for dk and dv, of keys with
+    their KV head.
 
-    A kernel's references are what one head of one batch row sees: (T, H), (T,), (groups, T, H) and so on.
+    A kernel's references are what one head of one batch row sees: (T, H), (T,), (groups, T, H) and
+    so on.
     """
     tile, for_keys = problem.tile, kernel is _d_kv_kernel
     ranges = block_ranges(mask, tile.q_block, tile.kv_block)[for_keys]
@@ -238,7 +257,9 @@ def _call(
     def spec(name: str, array: Any) -> pl.BlockSpec:
         shape = array.shape
         if name in ("k", "v") or (for_keys and name == "out"):
-            return pl.BlockSpec((None, shape[1], None, shape[3]), lambda _, n, b: (b, 0, kv_head(n), 0))
+            return pl.BlockSpec(
+                (None, shape[1], None, shape[3]), lambda _, n, b: (b, 0, kv_head(n), 0)
+            )
         count = problem.groups if for_keys else None
         if len(shape) == 4:
             return pl.BlockSpec((None, shape[1], count, shape[3]), lambda _, n, b: (b, 0, n, 0))
@@ -248,7 +269,10 @@ def _call(
         functools.partial(kernel, problem),
         grid=(ranges.shape[1], heads, problem.batch),
         in_specs=[
-            *(pl.BlockSpec((None, *x.shape[1:]), lambda *at: (at[2], 0, 0)) for x in (ranges, *masks)),
+            *(
+                pl.BlockSpec((None, *x.shape[1:]), lambda *at: (at[2], 0, 0))
+                for x in (ranges, *masks)
+            ),
             *map(spec, inputs, inputs.values()),
         ],
         out_specs=[spec("out", x) for x in outputs],
@@ -266,7 +290,9 @@ def _forward_kernel(problem: _Problem, ranges, q_words, kv_words, q, k, v, out, 
     q_start = row * tile.q_block
     q_pieces = _load(q, q_start, tile.q_block)
 
-    def visit(_: Any, carry: tuple[Any, ...], *, block: jax.Array, masked: bool, **__: Any) -> tuple[Any, ...]:
+    def visit(
+        _: Any, carry: tuple[Any, ...], *, block: jax.Array, masked: bool, **__: Any
+    ) -> tuple[Any, ...]:
         sums, peak, total = carry
         start = block * tile.kv_block
         scores = problem.scores(problem.dot_heads(q_pieces, _load(k, start, tile.kv_block)))
@@ -277,10 +303,15 @@ def _forward_kernel(problem: _Problem, ranges, q_words, kv_words, q, k, v, out, 
         p = jnp.exp2(scores * problem.exponent - new_peak[:, None])
         shrink = jnp.exp2(peak - new_peak)
         values = _load(v, start, tile.kv_block)
-        sums = tuple(x * shrink[:, None] + problem.dot(p.astype(y.dtype), y) for x, y in zip(sums, values, strict=True))
+        sums = tuple(
+            x * shrink[:, None] + problem.dot(p.astype(y.dtype), y)
+            for x, y in zip(sums, values, strict=True)
+        )
         return sums, new_peak, total * shrink + jnp.sum(p, axis=1)
 
-    sums = tuple(jnp.zeros((tile.q_block, width), jnp.float32) for _, width in _pieces(problem.value_size))
+    sums = tuple(
+        jnp.zeros((tile.q_block, width), jnp.float32) for _, width in _pieces(problem.value_size)
+    )
     rows = jnp.zeros((tile.q_block,), jnp.float32)
     sums, peak, total = Visits.of(ranges, row).walk(visit, (sums, rows + _FLOOR, rows))
     seen = total > 0
@@ -307,29 +338,45 @@ def _d_q_kernel(problem: _Problem, ranges, q_words, kv_words, q, k, v, d_out, ls
         d_s = _d_scores(problem, p, d_p - delta_rows, scores).astype(q.dtype)
         return tuple(x + problem.dot(d_s, y) for x, y in zip(sums, keys, strict=True))
 
-    sums = tuple(jnp.zeros((tile.q_block, width), jnp.float32) for _, width in _pieces(problem.key_size))
+    sums = tuple(
+        jnp.zeros((tile.q_block, width), jnp.float32) for _, width in _pieces(problem.key_size)
+    )
     sums = Visits.of(ranges, row).walk(visit, sums)
     _store(d_q, q_start, tuple(x * problem.scale for x in sums))
 
 
-def _d_kv_kernel(problem: _Problem, ranges, q_words, kv_words, q, k, v, d_out, lse, delta, d_k, d_v):  # type: ignore[no-untyped-def]
-    # Works on transposed scores (keys, queries), so that they go into the next product as they come out of the last.
+def _d_kv_kernel(  # type: ignore[no-untyped-def]
+    problem: _Problem, ranges, q_words, kv_words, q, k, v, d_out, lse, delta, d_k, d_v
+):
+    # Works on transposed scores (keys, queries), so that they go into the next product as they come
+    # out of the last.
     tile = problem.tile
     column = pl.program_id(0)
     start = column * tile.kv_block
     keys, values = _load(k, start, tile.kv_block), _load(v, start, tile.kv_block)
 
-    def visit(_: Any, sums: tuple[Pieces, Pieces], *, block: Any, group: Any, masked: bool) -> tuple[Pieces, Pieces]:
+    def visit(
+        _: Any, sums: tuple[Pieces, Pieces], *, block: Any, group: Any, masked: bool
+    ) -> tuple[Pieces, Pieces]:
         q_start, group = block * tile.q_block, jnp.int32(group)
-        queries, d_outs = _load(q, q_start, tile.q_block, group), _load(d_out, q_start, tile.q_block, group)
-        lse_rows, delta_rows = (_load_rows(x, q_start, tile.q_block, group)[None, :] for x in (lse, delta))
+        queries, d_outs = (
+            _load(q, q_start, tile.q_block, group),
+            _load(d_out, q_start, tile.q_block, group),
+        )
+        lse_rows, delta_rows = (
+            _load_rows(x, q_start, tile.q_block, group)[None, :] for x in (lse, delta)
+        )
         scores = problem.scores(problem.dot_heads(keys, queries))
         p = jnp.exp2(scores * problem.exponent - lse_rows)
         if masked:
             seen = _visible(problem, q_words, kv_words, q_start, start, transpose=True)
             p = jnp.where(seen, p, 0.0)
-        d_v = tuple(x + problem.dot(p.astype(y.dtype), y) for x, y in zip(sums[1], d_outs, strict=True))
-        d_s = _d_scores(problem, p, problem.dot_heads(values, d_outs) - delta_rows, scores).astype(q.dtype)
+        d_v = tuple(
+            x + problem.dot(p.astype(y.dtype), y) for x, y in zip(sums[1], d_outs, strict=True)
+        )
+        d_s = _d_scores(problem, p, problem.dot_heads(values, d_outs) - delta_rows, scores).astype(
+            q.dtype
+        )
         return tuple(x + problem.dot(d_s, y) for x, y in zip(sums[0], queries, strict=True)), d_v
 
     sums = tuple(tuple(jnp.zeros(x.shape, jnp.float32) for x in block) for block in (keys, values))
@@ -345,7 +392,13 @@ def _d_scores(problem: _Problem, p: jax.Array, d_p: jax.Array, scores: jax.Array
 
 
 def _visible(
-    problem: _Problem, q_words: Any, kv_words: Any, q_start: jax.Array, kv_start: jax.Array, *, transpose: bool = False
+    problem: _Problem,
+    q_words: Any,
+    kv_words: Any,
+    q_start: jax.Array,
+    kv_start: jax.Array,
+    *,
+    transpose: bool = False,
 ) -> jax.Array:
     """Return bool (q_block, kv_block), or transposed: which pairs see each other; see `mask.words`."""
     queries, keys = pl.ds(q_start, problem.tile.q_block), pl.ds(kv_start, problem.tile.kv_block)
@@ -374,12 +427,18 @@ def _load(ref: Any, start: jax.Array, count: int, group: jax.Array | None = None
 
 
 def _store(ref: Any, start: jax.Array, pieces: Pieces) -> None:
-    for piece, (view, mask) in zip(pieces, _views(ref, start, pieces[0].shape[0], None), strict=True):
+    for piece, (view, mask) in zip(
+        pieces, _views(ref, start, pieces[0].shape[0], None), strict=True
+    ):
         plgpu.store(view, piece.astype(ref.dtype), mask=mask)
 
 
-def _views(ref: Any, start: jax.Array, count: int, group: jax.Array | None) -> Iterator[tuple[Any, jax.Array | None]]:
-    """Yield each piece of rows [start, start + count) and which of its elements exist, None for all."""
+def _views(
+    ref: Any, start: jax.Array, count: int, group: jax.Array | None
+) -> Iterator[tuple[Any, jax.Array | None]]:
+    """Yield each piece of rows [start, start + count) and which of its elements exist, None for
+    all.
+    """
     length, size = ref.shape[0], ref.shape[-1]
     for first, width in _pieces(size):
         mask = None
@@ -394,11 +453,21 @@ def _views(ref: Any, start: jax.Array, count: int, group: jax.Array | None) -> I
 
 def _load_rows(ref: Any, start: jax.Array, count: int, group: jax.Array | None = None) -> jax.Array:
     rows = pl.ds(start, count)
-    mask = start + jnp.arange(count, dtype=jnp.int32) < ref.shape[-1] if ref.shape[-1] % count else None
-    return plgpu.load(ref.at[rows if group is None else (group, rows)], mask=mask, other=None if mask is None else 0.0)
+    mask = (
+        start + jnp.arange(count, dtype=jnp.int32) < ref.shape[-1]
+        if ref.shape[-1] % count
+        else None
+    )
+    return plgpu.load(
+        ref.at[rows if group is None else (group, rows)],
+        mask=mask,
+        other=None if mask is None else 0.0,
+    )
 
 
 def _store_rows(ref: Any, start: jax.Array, rows: jax.Array) -> None:
     count = rows.shape[0]
-    mask = start + jnp.arange(count, dtype=jnp.int32) < ref.shape[0] if ref.shape[0] % count else None
+    mask = (
+        start + jnp.arange(count, dtype=jnp.int32) < ref.shape[0] if ref.shape[0] % count else None
+    )
     plgpu.store(ref.at[pl.ds(start, count)], rows, mask=mask)

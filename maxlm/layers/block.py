@@ -22,7 +22,9 @@ Reports = dict[str, Report]
 
 
 class Block(nnx.Module):
-    """Pre-norm residual block: x + mixer(norm(x)), then x + ffn(norm(x)); one of the two may be missing."""
+    """Pre-norm residual block: x + mixer(norm(x)), then x + ffn(norm(x)); one of the two may be
+    missing.
+    """
 
     def __init__(self, model: ModelConfig, config: BlockConfig):
         self.has_mixer, self.has_ffn = _exists(config.mixer), _exists(config.ffn)
@@ -42,14 +44,22 @@ class Block(nnx.Module):
 
     def prepare(self, info: SequenceInfo) -> Mapping[Hashable, Any]:
         """Return what its layers want worked out once for all."""
-        return {name: value for _, layer in self.layers() for name, value in layer.prepare(info).items()}
+        return {
+            name: value for _, layer in self.layers() for name, value in layer.prepare(info).items()
+        }
 
-    def __call__(self, streams: Streams, info: SequenceInfo, carried: Any = ()) -> tuple[Streams, Reports, Any]:
-        """Return what goes to the next block, what the layers report, and what the mixer carries to the next step."""
+    def __call__(
+        self, streams: Streams, info: SequenceInfo, carried: Any = ()
+    ) -> tuple[Streams, Reports, Any]:
+        """Return what goes to the next block, what the layers report, and what the mixer carries to
+        the next step.
+        """
         x_BTD, beside, reports = streams.x_BTD, Beside(streams.shared, carried), {}
         if self.has_mixer:
             with jax.named_scope("mixer"):
-                y_BTD, reports["mixer"], beside = mix(self.mixer, self.mixer_norm(x_BTD), info, beside)
+                y_BTD, reports["mixer"], beside = mix(
+                    self.mixer, self.mixer_norm(x_BTD), info, beside
+                )
                 x_BTD += checkpoint_name(y_BTD, "mixer_out")
         if self.has_ffn:
             with jax.named_scope("ffn"):
@@ -66,7 +76,9 @@ class Block(nnx.Module):
         """Return what the mixer carries over from step to step; see `Mixer.carried_state`."""
         return self.mixer.carried_state(batch_size) if self.has_mixer else ()
 
-    def decode(self, streams: Streams, info: SequenceInfo, state: Any, start_B: jax.Array) -> tuple[Streams, Any]:
+    def decode(
+        self, streams: Streams, info: SequenceInfo, state: Any, start_B: jax.Array
+    ) -> tuple[Streams, Any]:
         """Run the block on the newest tokens, with what the mixer keeps of the earlier ones."""
         x_BTD, shared = streams
         if self.has_mixer:
@@ -82,7 +94,9 @@ class Block(nnx.Module):
 
     def penalty(self, reports: Reports) -> jax.Array | float:
         """Return this device's part of what its layers add to the objective."""
-        return sum((layer.penalty(reports[name]) for name, layer in self.layers() if name in reports), 0.0)
+        return sum(
+            (layer.penalty(reports[name]) for name, layer in self.layers() if name in reports), 0.0
+        )
 
     def metrics(self, reports: Reports) -> dict[str, jax.Array]:
         """Return the metrics of its layers by name, a number for each row."""

@@ -20,7 +20,8 @@ class Embedding(nnx.Module):
 
     def __init__(self, model: ModelConfig):
         table, init = (model.vocab_size, model.embed_dim), Normal(model.init_std)
-        # A lookup multiplies nothing; as the output projection it is a matrix that every token meets.
+        # A lookup multiplies nothing; as the output projection it is a matrix that every token
+        # meets.
         used = float(model.tie_embeddings)
         self.tokens = weight(table, P("tensor", FSDP_AXES), init, role="embedding", used=used)
         self.learned_positions = model.position.kind == "learned"
@@ -29,7 +30,9 @@ class Embedding(nnx.Module):
             self.positions = weight(shape, P(None, FSDP_AXES), init, role="embedding")
 
     def __call__(self, tokens_BT: jax.Array, info: SequenceInfo) -> jax.Array:
-        """Look tokens up, (B, T) -> (B, T / tensor, D); each device adds the rows of its part of the vocabulary."""
+        """Look tokens up, (B, T) -> (B, T / tensor, D); each device adds the rows of its part of
+        the vocabulary.
+        """
         table_VD = self.tokens[...]
         row = tokens_BT - lax.axis_index("tensor") * table_VD.shape[0]
         own = (row >= 0) & (row < table_VD.shape[0])

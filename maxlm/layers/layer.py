@@ -13,9 +13,11 @@ from jax.sharding import PartitionSpec as P
 from maxlm.layers.sequence import SequenceInfo
 
 Report = Any
-"""What a layer tells of a pass: a tree of fp32 sums over the tokens between `leave` and `enter`, or None.
+"""What a layer tells of a pass: a tree of fp32 sums over the tokens between `leave` and `enter`, or
+None.
 
-Sums over microbatches and devices are those of more tokens. Those of a stacked layer have its rows in front.
+Sums over microbatches and devices are those of more tokens. Those of a stacked layer have its rows
+in front.
 """
 
 
@@ -40,7 +42,9 @@ class Local(NamedTuple):
 
 
 class StateArray(NamedTuple):
-    """An array that a mixer keeps while it decodes: global shape, dtype, layout over the mesh; zeros at first."""
+    """An array that a mixer keeps while it decodes: global shape, dtype, layout over the mesh;
+    zeros at first.
+    """
 
     shape: tuple[int, ...]
     dtype: Any
@@ -56,7 +60,8 @@ class Streams(NamedTuple):
 
     Attributes:
       x_BTD: the residual stream, (B, T / tensor, D).
-      shared: what mixers hand on besides, such as the first layer's values; () if no mixer of the model does.
+      shared: what mixers hand on besides, such as the first layer's values; () if no mixer of the
+        model does.
     """
 
     x_BTD: jax.Array
@@ -78,12 +83,14 @@ class Beside(NamedTuple):
 class Layer(nnx.Module):
     """A mixer or an ffn, made from the model's configuration and its own section.
 
-    Called with (x_BTD, info), (B, T / tensor, D), it returns as many vectors, and its report. A mixer has
-    `decoding_state` and `decode` besides; an ffn decodes by being called.
+    Called with (x_BTD, info), (B, T / tensor, D), it returns as many vectors, and its report. A
+    mixer has `decoding_state` and `decode` besides; an ffn decodes by being called.
     """
 
     def prepare(self, info: SequenceInfo) -> Mapping[Hashable, Any]:
-        """Return what the layer wants worked out once for all layers that ask for the same, by a name for it."""
+        """Return what the layer wants worked out once for all layers that ask for the same, by a
+        name for it.
+        """
         del info
         return {}
 
@@ -93,7 +100,8 @@ class Layer(nnx.Module):
         return {}
 
     def penalty(self, report: Report) -> jax.Array | float:
-        """Return this device's part of what is added to the objective; summed over `TOKEN_AXES` it is the penalty.
+        """Return this device's part of what is added to the objective; summed over `TOKEN_AXES` it
+        is the penalty.
 
         It is the same on all devices of `tensor`, as the objective is.
 
@@ -104,12 +112,15 @@ class Layer(nnx.Module):
         return 0.0
 
     def metrics(self, report: Report) -> dict[str, jax.Array]:
-        """Return metrics of a step by name, a number for each row, from its report summed over all devices."""
+        """Return metrics of a step by name, a number for each row, from its report summed over all
+        devices.
+        """
         del report
         return {}
 
     def after_step(self, before: Self, report: Report) -> Self:
-        """Return the layer with what its own rule changes after a step; its other parameters have been updated.
+        """Return the layer with what its own rule changes after a step; its other parameters have
+        been updated.
 
         Args:
           before: the layer before the step.
@@ -123,27 +134,36 @@ class Mixer(Layer):
     """A layer that moves information between tokens.
 
     Attributes:
-      takes_beside: it is called with (x_BTD, info, beside) and returns its new `Beside` as a third result; `decode`
-        likewise takes `shared` as its last argument, and returns it as a third result.
+      takes_beside: it is called with (x_BTD, info, beside) and returns its new `Beside` as a third
+        result; `decode` likewise takes `shared` as its last argument, and returns it as a third
+        result.
     """
 
     takes_beside = False
 
     def shared_at_start(self, x_BTD: jax.Array) -> Any:
-        """Return what mixers share before the first of them; the first mixer of the model that has some decides."""
+        """Return what mixers share before the first of them; the first mixer of the model that has
+        some decides.
+        """
         del x_BTD
         return ()
 
     def carried_state(self, batch_size: int) -> Any:
-        """Declare what is carried over from step to step: parameters of the role `state`, sequences first."""
+        """Declare what is carried over from step to step: parameters of the role `state`, sequences
+        first.
+        """
         del batch_size
         return ()
 
     def decoding_state(self, batch_size: int, length: int, dtype: Any) -> Any:
-        """Return a tree of `StateArray`: what is kept of up to `length` earlier tokens of each sequence."""
+        """Return a tree of `StateArray`: what is kept of up to `length` earlier tokens of each
+        sequence.
+        """
         raise NotImplementedError
 
-    def decode(self, x_BTD: jax.Array, info: SequenceInfo, state: Any, start_B: jax.Array, *shared: Any) -> Any:
+    def decode(
+        self, x_BTD: jax.Array, info: SequenceInfo, state: Any, start_B: jax.Array, *shared: Any
+    ) -> Any:
         """Mix the T newest tokens of each sequence with what is kept of the earlier ones.
 
         Args:
@@ -159,7 +179,9 @@ class Mixer(Layer):
         raise NotImplementedError
 
 
-def mix(mixer: Mixer, x_BTD: jax.Array, info: SequenceInfo, beside: Beside) -> tuple[jax.Array, Report, Beside]:
+def mix(
+    mixer: Mixer, x_BTD: jax.Array, info: SequenceInfo, beside: Beside
+) -> tuple[jax.Array, Report, Beside]:
     """Call a mixer, whether it takes something besides vectors or hands that on as it is."""
     if mixer.takes_beside:
         result: tuple[jax.Array, Report, Beside] = mixer(x_BTD, info, beside)

@@ -30,7 +30,9 @@ class RMSNorm(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """Subtract the mean of the last dimension, divide by its standard deviation, then scale and shift."""
+    """Subtract the mean of the last dimension, divide by its standard deviation, then scale and
+    shift.
+    """
 
     def __init__(self, dim: int, epsilon: float):
         self.scale = weight((dim,), SPLIT, Constant(1.0), role="norm")

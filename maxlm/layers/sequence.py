@@ -14,7 +14,8 @@ from maxlm.sharding import tensor
 
 
 class SequenceInfo(NamedTuple):
-    """Where each token stands; arrays of this device's part of the sequence, before `tensor` splits it.
+    """Where each token stands; arrays of this device's part of the sequence, before `tensor` splits
+    it.
 
     Attributes:
       positions_BT: int32, counted from 0 in every document.
@@ -22,7 +23,8 @@ class SequenceInfo(NamedTuple):
       mask: which tokens of the sequence each token may look at.
       kernels: the implementation that each operation's table chose, by operation.
       context_kind: how attention spans the devices of `context`, `mesh.context_kind`.
-      split: whether `tensor` splits the sequence between blocks; not where a few tokens are decoded.
+      split: whether `tensor` splits the sequence between blocks; not where a few tokens are
+        decoded.
       prepared: what layers asked to be worked out once for all of them (`Layer.prepare`).
     """
 
@@ -41,7 +43,9 @@ class SequenceInfo(NamedTuple):
     @property
     def real_BT(self) -> jax.Array:
         """Which tokens are more than filling, where `tensor` splits the sequence between blocks."""
-        return (tensor.sequence_part(self.segment_ids_BT) if self.split else self.segment_ids_BT) > 0
+        return (
+            tensor.sequence_part(self.segment_ids_BT) if self.split else self.segment_ids_BT
+        ) > 0
 
     def enter(self, x_BTD: jax.Array) -> jax.Array:
         """Give every `tensor` device the whole sequence: (B, T / tensor, D) -> (B, T, D)."""
@@ -50,4 +54,6 @@ class SequenceInfo(NamedTuple):
     def leave(self, x_BTD: jax.Array) -> jax.Array:
         """Sum what `tensor` devices made of the whole sequence: (B, T, D) -> (B, T / tensor, D)."""
         # The same on all devices, but what is added to it later may not be known to be.
-        return tensor.leave(x_BTD) if self.split else vary_over(lax.psum(x_BTD, "tensor"), ("tensor",))
+        return (
+            tensor.leave(x_BTD) if self.split else vary_over(lax.psum(x_BTD, "tensor"), ("tensor",))
+        )

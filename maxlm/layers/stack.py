@@ -1,7 +1,9 @@
-"""The layer stack: segments one after the other, each a scan over repetitions of its pattern of blocks.
+"""The layer stack: segments one after the other, each a scan over repetitions of its pattern of
+blocks.
 
-FSDP lives here, and nowhere else in the model. A stack is a list of segments, a segment a list of the blocks of its
-pattern, and each block has a row of parameters for every repetition (`maxlm.sharding.stages`).
+FSDP lives here, and nowhere else in the model. A stack is a list of segments, a segment a list of
+the blocks of its pattern, and each block has a row of parameters for every repetition
+(`maxlm.sharding.stages`).
 """
 
 from __future__ import annotations
@@ -55,7 +57,8 @@ class BlockExecution(NamedTuple):
     """How blocks are run.
 
     Attributes:
-      gather: turns a block's parameter shards into whole parameters, at use; None where they are whole already.
+      gather: turns a block's parameter shards into whole parameters, at use; None where they are
+        whole already.
       remat: what each block's backward pass computes again.
     """
 
@@ -64,7 +67,8 @@ class BlockExecution(NamedTuple):
 
 
 class HeldRows(NamedTuple):
-    """How many rows of a segment hold a layer: `always` on every stage, the first `here` of those that are there.
+    """How many rows of a segment hold a layer: `always` on every stage, the first `here` of those
+    that are there.
 
     `here` is None where all rows hold one.
     """
@@ -76,7 +80,10 @@ class HeldRows(NamedTuple):
 def build_remat(train: TrainConfig) -> Remat:
     """Read `train.remat` and the activations of `train.offload`."""
     choices = train.remat_choices
-    kept = {choice: tuple(name for name in choices if choices[name] == choice) for choice in ("save", "offload")}
+    kept = {
+        choice: tuple(name for name in choices if choices[name] == choice)
+        for choice in ("save", "offload")
+    }
     inputs = (_BLOCK_INPUT,) if "activations" in train.offload else ()
     return Remat(train.remat == "none", kept["save"], (*kept["offload"], *inputs))
 
@@ -88,7 +95,9 @@ def build_stack(model: ModelConfig, layout: Layout) -> Stack:
         blocks, length = [], len(segment.blocks)
         for place, block in enumerate(segment.blocks):
             first = first_layer + place
-            layers = [EMPTY if index == EMPTY else first + index * length for index in rows.repetitions]
+            layers = [
+                EMPTY if index == EMPTY else first + index * length for index in rows.repetitions
+            ]
             blocks.append(stack_layers(Block(model, block), layers))
         segments.append(nnx.List(blocks))
         first_layer += repeat * length
@@ -114,12 +123,15 @@ def run_stack(
       carried: what mixers carried over from the last step, if any do.
 
     Returns:
-      what the last of them hands on, what their layers report, and what mixers carry to the next step.
+      what the last of them hands on, what their layers report, and what mixers carry to the next
+      step.
     """
     reports, new = [], []
     for number, segment in enumerate(stack):
         rows = segment, carried[number] if carried else [() for _ in segment]
-        streams, (of_segment, to_next) = _run_segment(rows, streams, info, execution, held[number] if held else None)
+        streams, (of_segment, to_next) = _run_segment(
+            rows, streams, info, execution, held[number] if held else None
+        )
         reports.append(of_segment)
         new.append(to_next)
     return streams, reports, new
@@ -153,10 +165,11 @@ def _run_segment(
 def _run_partly_held(
     repetition: Callable[..., Any], streams: Streams, rows: Any, always: int, here: jax.Array
 ) -> tuple[Streams, Any]:
-    """Run rows of which the first `here` hold a layer on this stage, and the first `always` on every stage.
+    """Run rows of which the first `here` hold a layer on this stage, and the first `always` on
+    every stage.
 
-    A branch for the others, so that nobody computes a layer that is not there. It may hold collectives: those of blocks
-    are within a stage, all of whose devices take the same branch.
+    A branch for the others, so that nobody computes a layer that is not there. It may hold
+    collectives: those of blocks are within a stage, all of whose devices take the same branch.
     """
     num_rows = jax.tree.leaves(rows)[0].shape[0]
 
@@ -205,17 +218,20 @@ def decode_stack(
 def run_block(
     execution: BlockExecution, info: SequenceInfo, *, prevent_cse: bool
 ) -> Callable[..., tuple[Streams, Reports, Any]]:
-    """Return run(block, streams, carried) whose backward pass recomputes what `remat` does not keep.
+    """Return run(block, streams, carried) whose backward pass recomputes what `remat` does not
+    keep.
 
-    Whole parameters are never kept where they are gathered layer by layer: they would be all parameters, unsharded.
-    In a loop the compiler cannot merge the recomputation with the forward pass; a loop of one turn is none, and there
-    it would, unless `prevent_cse` keeps it from that.
+    Whole parameters are never kept where they are gathered layer by layer: they would be all
+    parameters, unsharded. In a loop the compiler cannot merge the recomputation with the forward
+    pass; a loop of one turn is none, and there it would, unless `prevent_cse` keeps it from that.
     """
     gather, remat = execution
 
     def run(shard: Block, streams: Streams, carried: Any) -> tuple[Streams, Reports, Any]:
         streams = jax.tree.map(lambda x: checkpoint_name(x, _BLOCK_INPUT), streams)
-        result: tuple[Streams, Reports, Any] = (gather(shard) if gather else shard)(streams, info, carried)
+        result: tuple[Streams, Reports, Any] = (gather(shard) if gather else shard)(
+            streams, info, carried
+        )
         return result
 
     if remat.everything and gather is None:

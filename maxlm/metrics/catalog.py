@@ -19,8 +19,8 @@ from maxlm.config.section import Metrics
 class Metric(NamedTuple):
     """One metric.
 
-    `<source>` in a name stands for the name of a data source, `<layer>` for a layer's number from 0, with the place of
-    a mixer among parallel ones behind it: `3/1`.
+    `<source>` in a name stands for the name of a data source, `<layer>` for a layer's number from
+    0, with the place of a mixer among parallel ones behind it: `3/1`.
     """
 
     name: str
@@ -53,20 +53,44 @@ METRICS = (
     Metric("optim/gradient_norm", "", "global norm of the gradient before clipping"),
     Metric("optim/parameter_norm", "", "global norm of the parameters after the step"),
     Metric("optim/update_ratio", "", "norm of the update / norm of the parameters"),
-    Metric("optim/skipped_steps", "steps", "steps skipped so far because loss or gradient was not finite"),
+    Metric(
+        "optim/skipped_steps",
+        "steps",
+        "steps skipped so far because loss or gradient was not finite",
+    ),
     *_of_layers(),
-    Metric("throughput/tokens_per_second", "tokens/s", "over the whole mesh in `time/step_seconds`"),
+    Metric(
+        "throughput/tokens_per_second", "tokens/s", "over the whole mesh in `time/step_seconds`"
+    ),
     Metric("throughput/tokens_per_second_per_device", "tokens/s", "the same for one device"),
     Metric("throughput/tflops_per_device", "TFLOP/s", "model FLOPs: recomputation does not count"),
-    Metric("throughput/mfu", "fraction", "TFLOP/s per device / peak of the device; absent where the peak is unknown"),
-    Metric("time/step_seconds", "s", "mean wall time of a step since the last logged one, without the two below"),
+    Metric(
+        "throughput/mfu",
+        "fraction",
+        "TFLOP/s per device / peak of the device; absent where the peak is unknown",
+    ),
+    Metric(
+        "time/step_seconds",
+        "s",
+        "mean wall time of a step since the last logged one, without the two below",
+    ),
     Metric("time/input_wait_fraction", "fraction", "share of that time spent waiting for data"),
-    Metric("time/checkpoint_stall_seconds", "s", "time checkpoints have held up training since the process started"),
+    Metric(
+        "time/checkpoint_stall_seconds",
+        "s",
+        "time checkpoints have held up training since the process started",
+    ),
     Metric("time/evaluation_seconds", "s", "time evaluations have taken since the process started"),
     Metric("time/compile_seconds", "s", "compiling the step, once per process"),
-    Metric("data/rows", "rows", "sequences consumed since step 0: the next step reads from this row on"),
+    Metric(
+        "data/rows", "rows", "sequences consumed since step 0: the next step reads from this row on"
+    ),
     Metric("data/tokens", "tokens", "in these rows"),
-    Metric("data/epoch/<source>", "epochs", "passes over the source that this row of the present mixture stands at"),
+    Metric(
+        "data/epoch/<source>",
+        "epochs",
+        "passes over the source that this row of the present mixture stands at",
+    ),
     Metric(
         "data/token_hash",
         "hex",
@@ -78,13 +102,23 @@ METRICS = (
         "nats/token",
         "TensorBoard only: train/loss against FLOPs spent, in whole MFLOP; of points within one MFLOP the first",
     ),
-    Metric("mflop/val_<source>_loss", "nats/token", "TensorBoard only: val/<source>/loss against FLOPs spent"),
-    Metric("gflop/train_loss", "nats/token", "the same in GFLOP, from 9e24 FLOP on, where MFLOP exceed 64 bits"),
+    Metric(
+        "mflop/val_<source>_loss",
+        "nats/token",
+        "TensorBoard only: val/<source>/loss against FLOPs spent",
+    ),
+    Metric(
+        "gflop/train_loss",
+        "nats/token",
+        "the same in GFLOP, from 9e24 FLOP on, where MFLOP exceed 64 bits",
+    ),
     Metric("gflop/val_<source>_loss", "nats/token", "the same for val/<source>/loss"),
 )
 
 FLOPS_CURVES = {"mflop": 1e6, "gflop": 1e9}
-"""FLOPs in a step of the horizontal axis of the curves over FLOPs, by their group: the first one that fits is drawn."""
+"""FLOPs in a step of the horizontal axis of the curves over FLOPs, by their group: the first one
+that fits is drawn.
+"""
 
 
 @functools.cache
@@ -95,7 +129,11 @@ def find(name: str) -> Metric:
       KeyError: the catalogue has no such metric.
     """
     for metric in METRICS:
-        pattern = re.escape(metric.name).replace("<source>", "[A-Za-z0-9_.-]+").replace("<layer>", "[0-9]+(/[0-9]+)*")
+        pattern = (
+            re.escape(metric.name)
+            .replace("<source>", "[A-Za-z0-9_.-]+")
+            .replace("<layer>", "[0-9]+(/[0-9]+)*")
+        )
         if re.fullmatch(pattern, name):
             return metric
     raise KeyError(f"{name} is not in maxlm/metrics/catalog.py")

@@ -1,6 +1,7 @@
 """What people see of a run: a summary at the start, a progress line, a summary at the end.
 
-In a terminal the progress line is redrawn in place; in a pipe or a file each logged step is a plain line.
+In a terminal the progress line is redrawn in place; in a pipe or a file each logged step is a plain
+line.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class Summary:
       tokens_per_step: over the whole mesh.
       total_tokens: of the whole run.
       total_flops: of the whole run.
-      bubble: share of a step in which a pipeline's stages wait for each other; None without a pipeline.
+      bubble: share of a step in which a pipeline's stages wait for each other; None without a
+        pipeline.
       stage_inputs: microbatches' activations that each stage of a pipeline keeps, and their bytes.
     """
 
@@ -86,13 +88,18 @@ class Outcome:
 
 
 class RunTerminal:
-    """Show a run in the terminal. A context manager, so that the cursor comes back whatever happens."""
+    """Show a run in the terminal.
+
+    A context manager, so that the cursor comes back whatever happens.
+    """
 
     def __init__(self, console: Console | None = None):
         """Print on standard output, or on the console given."""
         # A pipe stays plain even where FORCE_COLOR makes it look like a terminal.
         interactive = None if sys.stdout.isatty() else False
-        self.console = console or Console(markup=False, highlight=False, emoji=False, force_interactive=interactive)
+        self.console = console or Console(
+            markup=False, highlight=False, emoji=False, force_interactive=interactive
+        )
         self._progress: _Progress | None = None
         self._live: Live | None = None
 
@@ -100,7 +107,10 @@ class RunTerminal:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._stop()
 
@@ -114,7 +124,10 @@ class RunTerminal:
         self._rows([*_start_rows(summary), ("mesh", mesh)])
         if self.console.is_interactive:
             self._live = Live(
-                self._progress, console=self.console, refresh_per_second=2, redirect_stderr=sys.stderr.isatty()
+                self._progress,
+                console=self.console,
+                refresh_per_second=2,
+                redirect_stderr=sys.stderr.isatty(),
             )
             self._live.start()
 
@@ -202,7 +215,9 @@ class _Progress:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         first, *metrics, last = self.words()
         if not self._values:
-            metrics = ["compiling and running the first step ..."] if self._step == self._start else []
+            metrics = (
+                ["compiling and running the first step ..."] if self._step == self._start else []
+            )
         ends, middle = f"{first}  {last}  ", "  ".join(metrics)
         one_line = len(ends) + len(middle) + _NARROWEST_BAR + 2 <= options.max_width
         room = options.max_width - len(ends) - (len(middle) + 2 if one_line else 0)
@@ -210,7 +225,12 @@ class _Progress:
             middle = " ".join(metrics)
         row = Table.grid(padding=(0, 2, 0, 0))
         bar = ProgressBar(total=self._num_steps, completed=self._step, width=max(min(room, 60), 1))
-        row.add_row(Text(first, style="bold"), bar, *([Text(middle)] if one_line else []), Text(last, style="cyan"))
+        row.add_row(
+            Text(first, style="bold"),
+            bar,
+            *([Text(middle)] if one_line else []),
+            Text(last, style="cyan"),
+        )
         yield row
         if not one_line:
             yield Text(middle)
@@ -248,14 +268,22 @@ def _start_rows(summary: Summary) -> list[tuple[str, str]]:
     total_tokens = f"{_count(summary.total_tokens)} in {summary.num_steps} steps"
     rows = [
         ("parameters", f"{summary.num_parameters:,}"),
-        ("memory, estimated", f"about {_bytes(sum(summary.memory_bytes.values()))} per device: {parts}"),
+        (
+            "memory, estimated",
+            f"about {_bytes(sum(summary.memory_bytes.values()))} per device: {parts}",
+        ),
         ("tokens", f"{summary.tokens_per_step:,} per step, {total_tokens}"),
         ("compute", f"{summary.total_flops:.3g} FLOPs"),
         ("devices", f"{summary.num_devices} x {summary.device_kind}"),
     ]
     if summary.bubble is not None:
         number, size = summary.stage_inputs
-        rows.append(("pipeline", f"bubble {summary.bubble:.1%} of a step, {number} stage inputs kept ({_bytes(size)})"))
+        rows.append(
+            (
+                "pipeline",
+                f"bubble {summary.bubble:.1%} of a step, {number} stage inputs kept ({_bytes(size)})",
+            )
+        )
     if summary.resume_step:
         rows.insert(0, ("resuming", f"after step {summary.resume_step}"))
     return rows
@@ -265,7 +293,10 @@ def _end_rows(outcome: Outcome) -> list[tuple[str, str]]:
     loss = outcome.values.get("train/loss")
     rows = [("train loss", f"{loss:.4f}")] if isinstance(loss, float) else []
     rows.append(("tokens", f"{outcome.tokens:,} seen"))
-    rows += [("validation", f"{_targets(source, outcome)} tokens of {source}") for source in outcome.targets]
+    rows += [
+        ("validation", f"{_targets(source, outcome)} tokens of {source}")
+        for source in outcome.targets
+    ]
     rows.append(("wall time", _duration(outcome.wall_seconds)))
     return rows
 
@@ -282,7 +313,9 @@ def _mesh_table(mesh: Mapping[str, int]) -> Table:
 
 def _validation_table(sources: list[str], outcome: Outcome) -> Table:
     """Draw one row per source: the model, then the baselines, green where the model is below."""
-    names = list(dict.fromkeys(name for source in sources for name in outcome.baselines.get(source, {})))
+    names = list(
+        dict.fromkeys(name for source in sources for name in outcome.baselines.get(source, {}))
+    )
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
     table.add_column("validation", min_width=11)
     for heading in ("loss", "bits per byte", *names):
@@ -292,7 +325,11 @@ def _validation_table(sources: list[str], outcome: Outcome) -> Table:
         row = [Text(source), Text(f"{loss:.4f}"), Text(f"{model:.3f}", style="bold")]
         for name in names:
             baseline = outcome.baselines.get(source, {}).get(name)
-            cell = Text("-") if baseline is None else Text(f"{baseline:.3f}", "green" if model < baseline else "yellow")
+            cell = (
+                Text("-")
+                if baseline is None
+                else Text(f"{baseline:.3f}", "green" if model < baseline else "yellow")
+            )
             row.append(cell)
         table.add_row(*row)
     return table
@@ -318,11 +355,15 @@ def _validation_words(source: str, values: Mapping[str, float | str]) -> str:
 
 def _validation(source: str, values: Mapping[str, float | str]) -> tuple[float, float]:
     nan = float("nan")
-    return float(values.get(f"val/{source}/loss", nan)), float(values.get(f"val/{source}/bits_per_byte", nan))
+    return float(values.get(f"val/{source}/loss", nan)), float(
+        values.get(f"val/{source}/bits_per_byte", nan)
+    )
 
 
 def _sources(values: Mapping[str, float | str]) -> list[str]:
-    return [name.split("/")[1] for name in values if name.startswith("val/") and name.endswith("/loss")]
+    return [
+        name.split("/")[1] for name in values if name.startswith("val/") and name.endswith("/loss")
+    ]
 
 
 def _count(value: float) -> str:

@@ -6,7 +6,9 @@ import time
 
 
 class LapTimer:
-    """Wall time of the steps between two logged ones, without evaluations and checkpoints that came in between."""
+    """Wall time of the steps between two logged ones, without evaluations and checkpoints that came
+    in between.
+    """
 
     def __init__(self) -> None:
         self._mark, self._elsewhere = time.perf_counter(), 0.0
@@ -26,7 +28,8 @@ class LapTimer:
 def rates(
     *, tokens: float, seconds: float, num_devices: int, flops_per_token: float, peak: float | None
 ) -> dict[str, float]:
-    """Return the throughput metrics of a stretch of training; MFU (arXiv:2204.02311) only where the peak is known.
+    """Return the throughput metrics of a stretch of training; MFU (arXiv:2204.02311) only where the
+    peak is known.
 
     Args:
       tokens: trained on over the whole mesh.

@@ -1,7 +1,9 @@
-"""Where metrics are written: RUN_DIR/metrics.jsonl, the record, and RUN_DIR/tensorboard, the curves.
+"""Where metrics are written: RUN_DIR/metrics.jsonl, the record, and RUN_DIR/tensorboard, the
+curves.
 
-Event files are written through tensorboardX's `EventsWriter`, not its `SummaryWriter`: that one hands events to a
-thread through a bounded queue, so a full disk ends the thread and training then waits for the queue for ever.
+Event files are written through tensorboardX's `EventsWriter`, not its `SummaryWriter`: that one
+hands events to a thread through a bounded queue, so a full disk ends the thread and training then
+waits for the queue for ever.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ _log = logging.getLogger(__name__)
 
 
 class MetricsWriter:
-    """Write a run's metrics; on resume, go on from the checkpoint's step and hide what was logged after it.
+    """Write a run's metrics; on resume, go on from the checkpoint's step and hide what was logged
+    after it.
 
     A run has one, in its first process.
     """
@@ -59,7 +62,8 @@ class MetricsWriter:
 
         Args:
           step: never less than in the call before.
-          values: by their names in the catalogue. With `train/flops` among them, losses are drawn over FLOPs too.
+          values: by their names in the catalogue. With `train/flops` among them, losses are drawn
+            over FLOPs too.
 
         Raises:
           KeyError: the catalogue has no such metric.
@@ -100,8 +104,8 @@ class MetricsWriter:
 class _Lines:
     """metrics.jsonl: one JSON object per logged step, steps ascending.
 
-    A loss has its bits beside it: "train/loss_hex" is float.hex. JSON has no nan and no infinity, so they become null;
-    the hex form still says which it was.
+    A loss has its bits beside it: "train/loss_hex" is float.hex. JSON has no nan and no infinity,
+    so they become null; the hex form still says which it was.
 
     Attributes:
       record: the last line.
@@ -178,14 +182,18 @@ class _Curves:
     def __init__(self, folder: Path, resume_step: int, flops: float):
         self._by_step = _EventFile(folder, resume_step + 1 if resume_step else 0)
         spent = flops if resume_step else None
-        self._by_flops = [_FlopsCurves(folder / group, group, spent) for group in catalog.FLOPS_CURVES]
+        self._by_flops = [
+            _FlopsCurves(folder / group, group, spent) for group in catalog.FLOPS_CURVES
+        ]
         self._session_end: list[Summary] = []
 
     def write(self, step: int, values: Mapping[str, float | str], flops: float | None) -> None:
         self._by_step.write(step, [_value(name, value) for name, value in values.items()])
         losses = {name: float(value) for name, value in values.items() if catalog.is_loss(name)}
         if losses and flops is not None:
-            next(curves for curves in self._by_flops if curves.place(flops) < 2**63).write(flops, losses)
+            next(curves for curves in self._by_flops if curves.place(flops) < 2**63).write(
+                flops, losses
+            )
 
     def text(self, tag: str, text: str, step: int) -> None:
         self._by_step.write(step, [_value(tag, text)])
@@ -207,10 +215,11 @@ class _Curves:
 
 
 class _FlopsCurves:
-    """Losses over FLOPs, which TensorBoard shows as a run of its own: its steps are whole numbers of a unit of FLOPs.
+    """Losses over FLOPs, which TensorBoard shows as a run of its own: its steps are whole numbers
+    of a unit of FLOPs.
 
-    They need a folder of their own, as a restart hides every event of its folder from one step on. The folder is made
-    for its first point.
+    They need a folder of their own, as a restart hides every event of its folder from one step on.
+    The folder is made for its first point.
     """
 
     def __init__(self, folder: Path, group: str, spent: float | None):
@@ -231,7 +240,10 @@ class _FlopsCurves:
         if new and self._file is None:
             self._file = _EventFile(self._folder, self._first)
         if new and self._file is not None:
-            self._file.write(place, [_value(catalog.flops_curve(name, self._group), losses[name]) for name in new])
+            self._file.write(
+                place,
+                [_value(catalog.flops_curve(name, self._group), losses[name]) for name in new],
+            )
             self._last |= dict.fromkeys(new, place)
 
     def close(self) -> None:
@@ -244,10 +256,11 @@ class _EventFile:
 
     def __init__(self, folder: Path, first_hidden_step: int):
         folder.mkdir(parents=True, exist_ok=True)
-        # tensorboardX names files by the second; two starts within one must not overwrite each other.
+        # tensorboardX names files by the second; two starts within one must not overwrite each
+        # other.
         self._writer = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
-        # TensorBoard takes the first START of a folder for no restart: a fresh run needs one too, or the first resume
-        # would hide nothing.
+        # TensorBoard takes the first START of a folder for no restart: a fresh run needs one too,
+        # or the first resume would hide nothing.
         self._write(Event(step=first_hidden_step, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, step: int, summaries: Sequence[Summary]) -> None:
@@ -267,7 +280,8 @@ class _EventFile:
 def _value(tag: str, value: float | str) -> Summary:
     if isinstance(value, str):
         return summary.text(tag, _verbatim(value))
-    # Not through summary.scalar, which logs a line of its own for every nan; TensorBoard marks such a point.
+    # Not through summary.scalar, which logs a line of its own for every nan; TensorBoard marks such
+    # a point.
     return Summary(value=[Summary.Value(tag=tag, simple_value=value)])
 
 

@@ -22,7 +22,11 @@ def parameter_count(model: ModelConfig) -> int:
 
 def active_parameter_count(model: ModelConfig) -> int:
     """Count the parameters that one token uses: of the experts, those it is sent to."""
-    idle = sum((1 - _used(parameter)) * size for _, parameter, size in _parameters(model) if _multiplies(parameter))
+    idle = sum(
+        (1 - _used(parameter)) * size
+        for _, parameter, size in _parameters(model)
+        if _multiplies(parameter)
+    )
     return parameter_count(model) - round(idle)
 
 
@@ -37,20 +41,23 @@ def parameter_parts(model: ModelConfig) -> dict[str, int]:
 def flops_per_token(model: ModelConfig, sequence_length: int) -> float:
     """Count the FLOPs that training needs per token: forward and backward pass, products only.
 
-    Derivation. A multiply-add is 2 FLOPs. A token meets each weight of a matrix once in the forward pass (2 FLOPs) and
-    twice in the backward pass, for the gradient of the input and of the weight (4 FLOPs):
+    Derivation. A multiply-add is 2 FLOPs. A token meets each weight of a matrix once in the forward
+    pass (2 FLOPs) and twice in the backward pass, for the gradient of the input and of the weight
+    (4 FLOPs):
 
         weights = 6 N_used     per token
 
-    N_used are the weights of all matrices, of which a token meets the share that their lines state (`used`); with
-    experts, those that the token is sent to (copies dropped by a capacity count all the same). The projection to the
-    vocabulary counts, also when it shares the embedding's table; the embedding itself is a lookup and counts nothing.
-    What a layer multiplies besides, such as queries and keys, its section counts (`mixing_flops`).
+    N_used are the weights of all matrices, of which a token meets the share that their lines state
+    (`used`); with experts, those that the token is sent to (copies dropped by a capacity count all
+    the same). The projection to the vocabulary counts, also when it shares the embedding's table;
+    the embedding itself is a lookup and counts nothing. What a layer multiplies besides, such as
+    queries and keys, its section counts (`mixing_flops`).
 
-    This is what the model needs, not what the hardware does: recomputation (remat), the masked half that a kernel may
-    compute anyway, and flash attention's second look at the scores are not counted. Norms, rotary positions, softmax
-    and biases are left out (under 1 % for the usual shapes). Sequences count as one document each: packing makes the
-    real attention a little cheaper. Same count as PaLM's (arXiv:2204.02311, appendix B), but causal.
+    This is what the model needs, not what the hardware does: recomputation (remat), the masked half
+    that a kernel may compute anyway, and flash attention's second look at the scores are not
+    counted. Norms, rotary positions, softmax and biases are left out (under 1 % for the usual
+    shapes). Sequences count as one document each: packing makes the real attention a little
+    cheaper. Same count as PaLM's (arXiv:2204.02311, appendix B), but causal.
 
     Args:
       model: the architecture.

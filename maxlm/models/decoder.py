@@ -30,9 +30,11 @@ from maxlm.sharding.stages import EMPTY, Layout, lay_out
 
 
 class Decoder(nnx.Module):
-    """Declares every parameter of a model; inside the shard_map, the per-device program over this device's part.
+    """Declares every parameter of a model; inside the shard_map, the per-device program over this
+    device's part.
 
-    Outside, the same object holds global arrays. Parameters are whole only between a gather and their use.
+    Outside, the same object holds global arrays. Parameters are whole only between a gather and
+    their use.
     """
 
     def __init__(self, model: ModelConfig, layout: Layout | None = None):
@@ -44,7 +46,11 @@ class Decoder(nnx.Module):
         self.model = model
 
     def __call__(
-        self, tokens_BT: jax.Array, info: SequenceInfo, execution: BlockExecution, carried: Carried | None = None
+        self,
+        tokens_BT: jax.Array,
+        info: SequenceInfo,
+        execution: BlockExecution,
+        carried: Carried | None = None,
     ) -> tuple[jax.Array, StackReports, Carried]:
         """From tokens to last hidden states, normalised.
 
@@ -55,7 +61,8 @@ class Decoder(nnx.Module):
           carried: what mixers carried over from the last step, if any do.
 
         Returns:
-          hidden states (B, T / tensor, D), what layers report, and what mixers carry to the next step.
+          hidden states (B, T / tensor, D), what layers report, and what mixers carry to the next
+          step.
         """
         info = self.prepared(info)
         streams = self.embed(tokens_BT, info)
@@ -65,7 +72,9 @@ class Decoder(nnx.Module):
     def prepared(self, info: SequenceInfo) -> SequenceInfo:
         """Work out once what blocks ask for."""
         asked = (block.prepare(info) for segment in self.stack for block in segment)
-        return info._replace(prepared={name: value for answers in asked for name, value in answers.items()})
+        return info._replace(
+            prepared={name: value for answers in asked for name, value in answers.items()}
+        )
 
     def embed(self, tokens_BT: jax.Array, info: SequenceInfo) -> Streams:
         """Look tokens up in the whole embedding: what the first block takes."""
@@ -89,10 +98,14 @@ class Decoder(nnx.Module):
             return run_stack(self.stack, streams, info, execution, held, carried)
 
     def carried_state(self, batch_size: int) -> Carried:
-        """Declare what mixers carry over from step to step, by segment and place, a row for each of its layers."""
+        """Declare what mixers carry over from step to step, by segment and place, a row for each of
+        its layers.
+        """
         return [
             [
-                stack_layers(block.carried_state(batch_size), layers_of(named_parameters(block)[0][1]) or ())
+                stack_layers(
+                    block.carried_state(batch_size), layers_of(named_parameters(block)[0][1]) or ()
+                )
                 for block in segment
             ]
             for segment in self.stack
@@ -103,11 +116,15 @@ class Decoder(nnx.Module):
         return sum((block.penalty(own) for _, block, own in self._reporting(reports)), 0.0)
 
     def layer_metrics(self, reports: StackReports) -> dict[str, dict[str, jax.Array]]:
-        """Return the metrics of each block that has some, by its segment and place, a number for each row."""
+        """Return the metrics of each block that has some, by its segment and place, a number for
+        each row.
+        """
         return {place: block.metrics(own) for place, block, own in self._reporting(reports)}
 
     def by_layer(self, metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-        """Name what `layer_metrics` returned by the layer's number: `moe/load_max` of layer 3 is `moe/3/load_max`."""
+        """Name what `layer_metrics` returned by the layer's number: `moe/load_max` of layer 3 is
+        `moe/3/load_max`.
+        """
         values: dict[str, float] = {}
         for place, of_block in metrics.items():
             segment, number = map(int, place.split("/"))
@@ -115,11 +132,16 @@ class Decoder(nnx.Module):
             for name, of_rows in of_block.items():
                 group, _, rest = name.partition("/")
                 pairs = zip(layers, of_rows, strict=True)
-                values |= {f"{group}/{layer}/{rest}": float(value) for layer, value in pairs if layer != EMPTY}
+                values |= {
+                    f"{group}/{layer}/{rest}": float(value)
+                    for layer, value in pairs
+                    if layer != EMPTY
+                }
         return values
 
     def after_step(self, before: Decoder, reports: StackReports) -> Decoder:
-        """Return the decoder with what layers' own rules change after a step; the optimizer has moved the rest.
+        """Return the decoder with what layers' own rules change after a step; the optimizer has
+        moved the rest.
 
         Args:
           before: the decoder before the step.
@@ -141,9 +163,13 @@ class Decoder(nnx.Module):
     def decode(
         self, tokens_BT: jax.Array, info: SequenceInfo, states: Any, start_B: jax.Array
     ) -> tuple[jax.Array, Any]:
-        """Return normalised last hidden states of the newest tokens, (B, T, D), and the mixers' new states."""
+        """Return normalised last hidden states of the newest tokens, (B, T, D), and the mixers' new
+        states.
+        """
         info = self.prepared(info)
-        streams, states = decode_stack(self.stack, self.embed(tokens_BT, info), info, states, start_B)
+        streams, states = decode_stack(
+            self.stack, self.embed(tokens_BT, info), info, states, start_B
+        )
         return self.norm(streams.x_BTD), states
 
     def with_stack(self, stack: Stack) -> Decoder:

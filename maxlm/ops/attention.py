@@ -10,7 +10,13 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from maxlm.kernels import chunked_attention, external_attention, hopper_attention, tpu_attention, triton_attention
+from maxlm.kernels import (
+    chunked_attention,
+    external_attention,
+    hopper_attention,
+    tpu_attention,
+    triton_attention,
+)
 from maxlm.kernels.external_attention import Library
 from maxlm.kernels.mask import Mask
 from maxlm.ops.kernel_choice import Operation, Row
@@ -19,13 +25,15 @@ from maxlm.products import einsum_fp32
 Partial = tuple[jax.Array, Any]
 """Attention to some of the keys: out (B, T, N, H_v) and fp32 lse (B, N, T).
 
-A library's kernel, which attends to whole sequences only, has in place of lse a tuple of what its backward pass wants.
+A library's kernel, which attends to whole sequences only, has in place of lse a tuple of what its
+backward pass wants.
 """
 Gradients = tuple[jax.Array, jax.Array, jax.Array]
 
 
 class Pair(Protocol):
-    """`forward(q, k, v, mask) -> (out, lse)` and `backward(q, k, v, out, lse, d_out, mask) -> (dq, dk, dv)`.
+    """`forward(q, k, v, mask) -> (out, lse)` and
+    `backward(q, k, v, out, lse, d_out, mask) -> (dq, dk, dv)`.
 
     The out and lse given to `backward` may be of a larger softmax, of which these keys are a part.
     """
@@ -50,7 +58,8 @@ class Kernel(NamedTuple):
         if softcap is None:
             return self
         return Kernel(
-            functools.partial(self.forward, softcap=softcap), functools.partial(self.backward, softcap=softcap)
+            functools.partial(self.forward, softcap=softcap),
+            functools.partial(self.backward, softcap=softcap),
         )
 
 
@@ -62,14 +71,19 @@ def _tuned(module: Any, **options: Any) -> Callable[[str], Kernel]:
     """Return build(device_kind) for a module whose pair chooses block sizes by device kind."""
 
     def build(device_kind: str) -> Kernel:
-        pair = (functools.partial(f, device_kind=device_kind, **options) for f in (module.forward, module.backward))
+        pair = (
+            functools.partial(f, device_kind=device_kind, **options)
+            for f in (module.forward, module.backward)
+        )
         return Kernel(*pair)
 
     return build
 
 
 def _as_it_comes(library: Library) -> Callable[[str], Kernel]:
-    """Return build(device_kind) for a library's kernel, which chooses for itself what it depends on."""
+    """Return build(device_kind) for a library's kernel, which chooses for itself what it depends
+    on.
+    """
     return lambda _: Kernel(library.forward, library.backward)
 
 
@@ -79,13 +93,27 @@ ATTENTION = Operation(
         "flash_tpu": Row(("tpu",), tpu_attention.unsupported, _tuned(tpu_attention)),
         "flash_hopper": Row(("gpu",), hopper_attention.unsupported, _tuned(hopper_attention)),
         "flash_triton": Row(("gpu",), triton_attention.unsupported, _tuned(triton_attention)),
-        "splash": Row(("tpu",), external_attention.splash_unsupported, _as_it_comes(external_attention.SPLASH)),
-        "cudnn": Row(("gpu",), external_attention.cudnn_unsupported, _as_it_comes(external_attention.CUDNN)),
-        "tokamax": Row(("gpu",), external_attention.tokamax_unsupported, _as_it_comes(external_attention.TOKAMAX)),
+        "splash": Row(
+            ("tpu",), external_attention.splash_unsupported, _as_it_comes(external_attention.SPLASH)
+        ),
+        "cudnn": Row(
+            ("gpu",), external_attention.cudnn_unsupported, _as_it_comes(external_attention.CUDNN)
+        ),
+        "tokamax": Row(
+            ("gpu",),
+            external_attention.tokamax_unsupported,
+            _as_it_comes(external_attention.TOKAMAX),
+        ),
         "chunked": Row(("cpu", "gpu", "tpu"), lambda _: None, lambda _: CHUNKED),
-        "interpret": Row(("cpu",), tpu_attention.unsupported, _tuned(tpu_attention, interpret=True)),
+        "interpret": Row(
+            ("cpu",), tpu_attention.unsupported, _tuned(tpu_attention, interpret=True)
+        ),
     },
-    order={"cpu": ("chunked",), "gpu": ("flash_triton", "chunked"), "tpu": ("flash_tpu", "chunked")},
+    order={
+        "cpu": ("chunked",),
+        "gpu": ("flash_triton", "chunked"),
+        "tpu": ("flash_tpu", "chunked"),
+    },
 )
 
 
@@ -98,10 +126,11 @@ def attention(
     sink_N: jax.Array | None,
     implementation: Pair,
 ) -> jax.Array:
-    """Compute softmax(q k^T / sqrt(H)) v over the keys that the mask lets each query see; (B, T, N, H_v).
+    """Compute softmax(q k^T / sqrt(H)) v over the keys that the mask lets each query see; (B, T, N,
+    H_v).
 
-    With `sink_N`, each head's softmax has one more key, of that score and of value zero: what it takes is attention to
-    nothing (arXiv:2309.17453).
+    With `sink_N`, each head's softmax has one more key, of that score and of value zero: what it
+    takes is attention to nothing (arXiv:2309.17453).
     """
     return _attend(q_BTNH, k_BSKH, v_BSKH, mask, sink_N, implementation)[0]
 
@@ -110,15 +139,22 @@ def _attend(q, k, v, mask, sink_N, implementation):  # type: ignore[no-untyped-d
     out, lse_BNT = implementation.forward(q, k, v, mask)
     if sink_N is None:
         return out, lse_BNT
-    nothing = jnp.zeros_like(out), jnp.broadcast_to(sink_N[:, None], lse_BNT.shape).astype(jnp.float32)
+    nothing = (
+        jnp.zeros_like(out),
+        jnp.broadcast_to(sink_N[:, None], lse_BNT.shape).astype(jnp.float32),
+    )
     merged, lse_BNT = merge_partial((out, lse_BNT), nothing)
     return merged.astype(out.dtype), lse_BNT
 
 
 def _attention_forward(q, k, v, mask, sink_N, implementation):  # type: ignore[no-untyped-def]
     out, lse = _attend(q, k, v, mask, sink_N, implementation)
-    # Named, so that remat can keep them: without lse the backward pass would run the forward kernel again.
-    out, lse = checkpoint_name(out, "attention_out"), jax.tree.map(lambda x: checkpoint_name(x, "attention_lse"), lse)
+    # Named, so that remat can keep them: without lse the backward pass would run the forward kernel
+    # again.
+    out, lse = (
+        checkpoint_name(out, "attention_out"),
+        jax.tree.map(lambda x: checkpoint_name(x, "attention_lse"), lse),
+    )
     return out, (q, k, v, mask, sink_N, out, lse)
 
 

@@ -1,13 +1,15 @@
-"""Attention to a sequence that is split over `context`: three ways, each made of a kernel for a whole sequence.
+"""Attention to a sequence that is split over `context`: three ways, each made of a kernel for a
+whole sequence.
 
 Collectives of one layer, with c devices along `context`:
 
 * `ring`: see `maxlm.ops.ring_attention`; memory for 1 / c of the keys and values, whatever c is.
-* `all_gather`: 3 all-gathers forward (keys, values, what the mask says of keys), 3 again backward, where nothing
-  gathered is kept, and 2 reduce-scatters (their gradients, in fp32). Whole keys and values of one layer in memory; no
-  waiting in turns.
-* `ulysses` (arXiv:2309.14509): 4 all-to-alls forward (queries, keys, values, result), 4 backward, and 1 all-gather of
-  the mask. Each device attends to the whole sequence with 1 / c of its heads, of queries and of keys alike.
+* `all_gather`: 3 all-gathers forward (keys, values, what the mask says of keys), 3 again backward,
+  where nothing gathered is kept, and 2 reduce-scatters (their gradients, in fp32). Whole keys and
+  values of one layer in memory; no waiting in turns.
+* `ulysses` (arXiv:2309.14509): 4 all-to-alls forward (queries, keys, values, result), 4 backward,
+  and 1 all-gather of the mask. Each device attends to the whole sequence with 1 / c of its heads,
+  of queries and of keys alike.
 """
 
 from __future__ import annotations
@@ -24,7 +26,15 @@ from maxlm.jax_versions import varying_zeros
 from maxlm.kernels.mask import Mask
 from maxlm.ops.attention import Gradients, Pair, Partial, attention
 from maxlm.ops.ring_attention import RingAttention
-from maxlm.sharding.context import gather_sequence, join_chunks, parts, share, split_chunks, whole, zigzag_order
+from maxlm.sharding.context import (
+    gather_sequence,
+    join_chunks,
+    parts,
+    share,
+    split_chunks,
+    whole,
+    zigzag_order,
+)
 
 
 def context_attention(
@@ -37,7 +47,8 @@ def context_attention(
     kernel: Pair,
     kind: str,
 ) -> jax.Array:
-    """Compute attention among all tokens of the sequence, of which each `context` device holds two chunks.
+    """Compute attention among all tokens of the sequence, of which each `context` device holds two
+    chunks.
 
     Args:
       q_BTNH, k_BTKH, v_BTKH: of this device's tokens.
@@ -53,13 +64,23 @@ def context_attention(
 
 @dataclasses.dataclass(frozen=True)
 class GatheredAttention:
-    """An implementation that gathers all keys and values, and attends to them from each of this device's chunks."""
+    """An implementation that gathers all keys and values, and attends to them from each of this
+    device's chunks.
+    """
 
     kernel: Pair
 
-    def forward(self, q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask) -> Partial:
-        """Attend from this device's queries to the keys of all devices; return out and lse as a kernel does."""
-        keys, values, seen_by = gather_sequence(k_BSKH), gather_sequence(v_BSKH), _gather_tokens(mask.keys)
+    def forward(
+        self, q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask
+    ) -> Partial:
+        """Attend from this device's queries to the keys of all devices; return out and lse as a
+        kernel does.
+        """
+        keys, values, seen_by = (
+            gather_sequence(k_BSKH),
+            gather_sequence(v_BSKH),
+            _gather_tokens(mask.keys),
+        )
 
         def attend(chunk: tuple[jax.Array, ...]) -> Partial:
             q, q_mask = chunk
@@ -79,16 +100,30 @@ class GatheredAttention:
         mask: Mask,
     ) -> Gradients:
         """Return the gradients of this device's queries, keys and values."""
-        keys, values, seen_by = gather_sequence(k_BSKH), gather_sequence(v_BSKH), _gather_tokens(mask.keys)
+        keys, values, seen_by = (
+            gather_sequence(k_BSKH),
+            gather_sequence(v_BSKH),
+            _gather_tokens(mask.keys),
+        )
 
-        def add(sums: tuple[jax.Array, jax.Array], chunk: Any) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+        def add(
+            sums: tuple[jax.Array, jax.Array], chunk: Any
+        ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
             q, out, lse, d_out, q_mask = chunk
             here = Mask.of(q_mask, seen_by, mask.reach)
             d_q, d_k, d_v = self.kernel.backward(q, keys, values, out, lse, d_out, here)
             return (sums[0] + d_k, sums[1] + d_v), d_q
 
-        zeros = varying_zeros(keys.shape, q_BTNH, keys, values), varying_zeros(values.shape, q_BTNH, keys, values)
-        chunks = split_chunks(q_BTNH), split_chunks(out_BTNH), split_chunks(lse_BNT, axis=2), split_chunks(d_out_BTNH)
+        zeros = (
+            varying_zeros(keys.shape, q_BTNH, keys, values),
+            varying_zeros(values.shape, q_BTNH, keys, values),
+        )
+        chunks = (
+            split_chunks(q_BTNH),
+            split_chunks(out_BTNH),
+            split_chunks(lse_BNT, axis=2),
+            split_chunks(d_out_BTNH),
+        )
         d_whole, d_queries = lax.scan(add, zeros, (*chunks, split_chunks(mask.queries, axis=2)))
         d_k, d_v = map(_scatter, d_whole)
         return join_chunks(d_queries), d_k.astype(k_BSKH.dtype), d_v.astype(v_BSKH.dtype)
@@ -112,7 +147,11 @@ def _ulysses(q, k, v, mask, sink_N, kernel):  # type: ignore[no-untyped-def]
     return parts(attention(q, k, v, everywhere, sink_N, kernel), axis=2)
 
 
-KINDS: dict[str, Callable[..., jax.Array]] = {"ring": _ring, "all_gather": _all_gather, "ulysses": _ulysses}
+KINDS: dict[str, Callable[..., jax.Array]] = {
+    "ring": _ring,
+    "all_gather": _all_gather,
+    "ulysses": _ulysses,
+}
 """What `mesh.context_kind` names."""
 
 

@@ -1,16 +1,19 @@
-"""Cross entropy over a vocabulary split across devices, in chunks of tokens: full logits never exist.
+"""Cross entropy over a vocabulary split across devices, in chunks of tokens: full logits never
+exist.
 
-The loss is linear in its cotangent, so the forward pass of a training step computes the gradients too, chunk by chunk
-while the chunk's logits are there; the backward pass only scales them. Logits are thus computed once, and what is kept
-between the passes is one gradient of x and one of the output projection.
+The loss is linear in its cotangent, so the forward pass of a training step computes the gradients
+too, chunk by chunk while the chunk's logits are there; the backward pass only scales them. Logits
+are thus computed once, and what is kept between the passes is one gradient of x and one of the
+output projection.
 
-For a token with logits z of V ids, lse = log sum exp z, target y, weight w, smoothing s and z-loss coefficient c:
+For a token with logits z of V ids, lse = log sum exp z, target y, weight w, smoothing s and z-loss
+coefficient c:
 
   loss = w (lse - (1 - s) z_y - s mean(z) + c lse^2)
   d loss / d z = w ((1 + 2 c lse) softmax(z) - (1 - s) onehot(y) - s / V)
 
-Columns from V on fill a vocabulary up to a round number. They are no ids: their logits count as -inf, so they are in
-neither lse nor mean, and their gradient is 0.
+Columns from V on fill a vocabulary up to a round number. They are no ids: their logits count as
+-inf, so they are in neither lse nor mean, and their gradient is 0.
 """
 
 from __future__ import annotations
@@ -28,7 +31,8 @@ from maxlm.products import einsum_fp32
 
 @dataclasses.dataclass(frozen=True)
 class LossOptions:
-    """What the loss adds to plain cross entropy, how many tokens have logits at once, and which columns are ids.
+    """What the loss adds to plain cross entropy, how many tokens have logits at once, and which
+    columns are ids.
 
     Attributes:
       num_ids: the ids are the columns [0, num_ids) of the whole vocabulary; None: all columns.
@@ -42,18 +46,24 @@ class LossOptions:
 
 
 def cross_entropy(
-    x_TD: jax.Array, output_DV: jax.Array, targets_T: jax.Array, weights_T: jax.Array, options: LossOptions
+    x_TD: jax.Array,
+    output_DV: jax.Array,
+    targets_T: jax.Array,
+    weights_T: jax.Array,
+    options: LossOptions,
 ) -> tuple[jax.Array, jax.Array]:
     """Sum the weighted losses of all tokens, over a vocabulary split across `options.axis`.
 
     Args:
       x_TD: last hidden states, the same on every device of the axis.
       output_DV: this device's columns of the output projection.
-      targets_T: int32 global token ids; the loss of one that is not below `options.num_ids` is infinite.
+      targets_T: int32 global token ids; the loss of one that is not below `options.num_ids` is
+        infinite.
       weights_T: fp32, 0 for tokens that do not count.
 
     Returns:
-      objective: fp32 scalar to differentiate, with z-loss and smoothing; differentiable once, in x and output.
+      objective: fp32 scalar to differentiate, with z-loss and smoothing; differentiable once, in x
+        and output.
       nats: fp32 scalar, plain cross entropy; not differentiable.
     """
     return _cross_entropy(x_TD, output_DV, targets_T, weights_T, options)
@@ -74,7 +84,9 @@ def _cross_entropy(x, output, targets, weights, options):  # type: ignore[no-unt
 def _cross_entropy_forward(x, output, targets, weights, options):  # type: ignore[no-untyped-def]
     def body(d_output, chunk):  # type: ignore[no-untyped-def]
         x_chunk, targets_chunk, weights_chunk = chunk
-        objective, nats, d_logits = _chunk_loss(x_chunk, targets_chunk, weights_chunk, output, options)
+        objective, nats, d_logits = _chunk_loss(
+            x_chunk, targets_chunk, weights_chunk, output, options
+        )
         d_logits = d_logits.astype(x.dtype)
         d_output += einsum_fp32("TD,TV->DV", x_chunk, d_logits)
         return d_output, (objective, nats, jnp.einsum("TV,DV->TD", d_logits, output))
@@ -90,14 +102,21 @@ def _cross_entropy_backward(options, saved, cotangents):  # type: ignore[no-unty
     del options
     d_x, d_output = saved
     d_objective, _ = cotangents
-    return d_x * d_objective.astype(d_x.dtype), d_output * d_objective.astype(d_output.dtype), None, None
+    return (
+        d_x * d_objective.astype(d_x.dtype),
+        d_output * d_objective.astype(d_output.dtype),
+        None,
+        None,
+    )
 
 
 _cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
 
 def _chunk_loss(x, targets, weights, output, options):  # type: ignore[no-untyped-def]
-    """Return the chunk's (objective, nats) and the gradient of its logits, each device's own columns."""
+    """Return the chunk's (objective, nats) and the gradient of its logits, each device's own
+    columns.
+    """
     axis = options.axis
     logits = einsum_fp32("TD,DV->TV", x, output)
     num_columns = logits.shape[1]

@@ -1,16 +1,20 @@
-"""Rows sorted by group, each group multiplied with its own matrix: the experts of a mixture, and nothing is dropped.
+"""Rows sorted by group, each group multiplied with its own matrix: the experts of a mixture, and
+nothing is dropped.
 
-For rows x_RD of which the first sizes_E[0] belong to group 0, the next sizes_E[1] to group 1 and so on:
+For rows x_RD of which the first sizes_E[0] belong to group 0, the next sizes_E[1] to group 1 and so
+on:
 
   y_r = x_r w_e(r),     dx_r = g_r w_e(r)^T,     dw_e = sum over the rows r of group e of x_r^T g_r
 
-Rows behind the last group belong to none; what comes out for them is undefined, and never read by the caller.
-The custom gradient keeps x and w and nothing else. `lax.ragged_dot` runs where it is one instruction (TPU, GPU); on the
-TPU that is a kernel whose number of tiles is read from the sizes, so rows behind the last group cost nothing. On the
-CPU it is E matmuls over all rows, masked, with E copies of x in memory; there a loop over tiles does only the work that
-is needed. So it does for dw on the TPU, whose compiler (libtpu 0.0.42, 2026-11-23) masks as well: for 65,536 rows, half
-of them in use, 7,168 x 2,048 and 4 groups on v5p that is 8 times the FLOPs, the loop about half of the peak.
-Which of them runs is decided when the program is lowered, so one compiled for another platform gets that platform's.
+Rows behind the last group belong to none; what comes out for them is undefined, and never read by
+the caller. The custom gradient keeps x and w and nothing else. `lax.ragged_dot` runs where it is
+one instruction (TPU, GPU); on the TPU that is a kernel whose number of tiles is read from the
+sizes, so rows behind the last group cost nothing. On the CPU it is E matmuls over all rows, masked,
+with E copies of x in memory; there a loop over tiles does only the work that is needed. So it does
+for dw on the TPU, whose compiler (libtpu 0.0.42, 2026-11-23) masks as well: for 65,536 rows, half
+of them in use, 7,168 x 2,048 and 4 groups on v5p that is 8 times the FLOPs, the loop about half of
+the peak. Which of them runs is decided when the program is lowered, so one compiled for another
+platform gets that platform's.
 """
 
 from __future__ import annotations
@@ -46,17 +50,21 @@ def _backward(saved, g):  # type: ignore[no-untyped-def]
     x, w, sizes = saved
     dx = lax.platform_dependent(g, w.swapaxes(1, 2), sizes, cpu=tiled, default=ragged)
     in_large_tiles = functools.partial(tiled_transpose, tile_rows=TPU_TILE_ROWS)
-    dw = lax.platform_dependent(x, g, sizes, cpu=tiled_transpose, tpu=in_large_tiles, default=ragged_transpose)
+    dw = lax.platform_dependent(
+        x, g, sizes, cpu=tiled_transpose, tpu=in_large_tiles, default=ragged_transpose
+    )
     return dx.astype(x.dtype), dw.astype(w.dtype), None
 
 
 grouped_matmul.defvjp(_forward, _backward)
 
 
-# --- one instruction -------------------------------------------------------------------------------------------------
+# --- one instruction ------------------------------------------------------------------------------
 
 _PER_GROUP = lax.RaggedDotDimensionNumbers(
-    dot_dimension_numbers=(((0,), (0,)), ((), ())), lhs_ragged_dimensions=(0,), rhs_group_dimensions=()
+    dot_dimension_numbers=(((0,), (0,)), ((), ())),
+    lhs_ragged_dimensions=(0,),
+    rhs_group_dimensions=(),
 )
 
 
@@ -67,14 +75,18 @@ def ragged(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
 
 def ragged_transpose(x_RD: jax.Array, g_RF: jax.Array, sizes_E: jax.Array) -> jax.Array:
     """Return the gradient of the matrices, fp32 (E, D, F), as one `ragged_dot_general`."""
-    return lax.ragged_dot_general(x_RD, g_RF, sizes_E, _PER_GROUP, preferred_element_type=jnp.float32)
+    return lax.ragged_dot_general(
+        x_RD, g_RF, sizes_E, _PER_GROUP, preferred_element_type=jnp.float32
+    )
 
 
-# --- a loop over tiles -----------------------------------------------------------------------------------------------
+# --- a loop over tiles ----------------------------------------------------------------------------
 
 
 class _Visits(NamedTuple):
-    """The pairs of a group and a tile that have rows in common, in order; `total` of the entries are used."""
+    """The pairs of a group and a tile that have rows in common, in order; `total` of the entries
+    are used.
+    """
 
     group: jax.Array
     tile: jax.Array
@@ -90,14 +102,20 @@ def tiled(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
 
     def visit(index: jax.Array, y_RF: jax.Array) -> jax.Array:
         group, first, own = _tile(visits, index, tile_rows, x_RD.shape[0])
-        product = lax.dynamic_slice_in_dim(x_RD, first, tile_rows) @ lax.dynamic_index_in_dim(w_EDF, group, 0, False)
+        product = lax.dynamic_slice_in_dim(x_RD, first, tile_rows) @ lax.dynamic_index_in_dim(
+            w_EDF, group, 0, False
+        )
         before = lax.dynamic_slice_in_dim(y_RF, first, tile_rows)
         return lax.dynamic_update_slice_in_dim(y_RF, jnp.where(own, product, before), first, axis=0)
 
-    return _loop(visits.total, visit, (x_RD.shape[0], w_EDF.shape[2]), x_RD.dtype, x_RD, w_EDF, sizes_E)
+    return _loop(
+        visits.total, visit, (x_RD.shape[0], w_EDF.shape[2]), x_RD.dtype, x_RD, w_EDF, sizes_E
+    )
 
 
-def tiled_transpose(x_RD: jax.Array, g_RF: jax.Array, sizes_E: jax.Array, *, tile_rows: int = TILE_ROWS) -> jax.Array:
+def tiled_transpose(
+    x_RD: jax.Array, g_RF: jax.Array, sizes_E: jax.Array, *, tile_rows: int = TILE_ROWS
+) -> jax.Array:
     """Return the gradient of the matrices, fp32 (E, D, F), tile by tile."""
     tile_rows = min(tile_rows, x_RD.shape[0])
     visits = _visits(sizes_E, x_RD.shape[0], tile_rows)
@@ -129,11 +147,15 @@ def _visits(sizes_E: jax.Array, num_rows: int, tile_rows: int) -> _Visits:
     return _Visits(group, tile, starts_E, ends_E, num_tiles_E.sum())
 
 
-def _tile(visits: _Visits, index: jax.Array, tile_rows: int, num_rows: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return the visit's group, its first row, and which of the tile's rows are the group's, (tile_rows, 1)."""
+def _tile(
+    visits: _Visits, index: jax.Array, tile_rows: int, num_rows: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return the visit's group, its first row, and which of the tile's rows are the group's,
+    (tile_rows, 1).
+    """
     group = visits.group[index]
-    # The last tile is moved up where it would end behind the rows; it then meets some rows a second time, and
-    # `own` with the tile's true first row keeps them from being counted twice.
+    # The last tile is moved up where it would end behind the rows; it then meets some rows a second
+    # time, and `own` with the tile's true first row keeps them from being counted twice.
     true_first = visits.tile[index] * tile_rows
     first = jnp.minimum(true_first, num_rows - tile_rows)
     row = first + jnp.arange(tile_rows)
@@ -142,7 +164,11 @@ def _tile(visits: _Visits, index: jax.Array, tile_rows: int, num_rows: int) -> t
 
 
 def _loop(
-    count: jax.Array, visit: Callable[..., jax.Array], shape: tuple[int, ...], dtype: Any, *inputs: jax.Array
+    count: jax.Array,
+    visit: Callable[..., jax.Array],
+    shape: tuple[int, ...],
+    dtype: Any,
+    *inputs: jax.Array,
 ) -> jax.Array:
     """Run the visits that there are, from zeros."""
     zeros = vary_over(jnp.zeros(shape, dtype), varying_axes(*inputs))

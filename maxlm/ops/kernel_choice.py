@@ -70,7 +70,8 @@ def choose(operation: Operation, requested: str, platform: str, shapes: Sequence
       operation: what is to be computed.
       requested: a name in the operation's table, or "auto".
       platform: of the devices: cpu, gpu or tpu.
-      shapes: what the model's layers ask for, all of which the kernel must be able to do; at least one.
+      shapes: what the model's layers ask for, all of which the kernel must be able to do; at least
+        one.
 
     Raises:
       UserError: the requested kernel cannot do what is asked.
@@ -86,6 +87,8 @@ def choose(operation: Operation, requested: str, platform: str, shapes: Sequence
     for name in operation.order[platform]:
         why = operation.why_not(name, platform, shapes)
         if why is None:
-            return Choice(table[name].build(device_kind), name, f"first choice for {platform}{passed_over}")
+            return Choice(
+                table[name].build(device_kind), name, f"first choice for {platform}{passed_over}"
+            )
         passed_over += f"; {name} {why}"
     raise AssertionError(f"no kernel of {operation.name} for {platform}{passed_over}")

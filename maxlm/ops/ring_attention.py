@@ -1,18 +1,22 @@
-"""Ring attention (arXiv:2310.01889): keys and values travel around `context`, each device attends to what is passing.
+"""Ring attention (arXiv:2310.01889): keys and values travel around `context`, each device attends
+to what is passing.
 
-Composed of an implementation's forward/backward pair and nothing else: partial results are merged by their
-log-sum-exp, and the gradients of keys and values travel along with them. Each device holds two chunks of the sequence
-(`maxlm.sharding.context`), so a block meets the queries as pairs of contiguous chunks. Pairs that cannot see each
-other, by the least and greatest numbers that the mask has for each, are not computed.
+Composed of an implementation's forward/backward pair and nothing else: partial results are merged
+by their log-sum-exp, and the gradients of keys and values travel along with them. Each device holds
+two chunks of the sequence (`maxlm.sharding.context`), so a block meets the queries as pairs of
+contiguous chunks. Pairs that cannot see each other, by the least and greatest numbers that the mask
+has for each, are not computed.
 
 Collectives of one layer, with c devices along `context` and T / c tokens on each:
 
-* forward: c - 1 permutes of the keys, of the values and of what the mask says of them, one array of integers;
-* backward: the same, and c permutes of the gradients of keys and of values, in fp32: the last one brings them home.
+* forward: c - 1 permutes of the keys, of the values and of what the mask says of them, one array of
+  integers;
+* backward: the same, and c permutes of the gradients of keys and of values, in fp32: the last one
+  brings them home.
 
-If the mask promises that queries reach back no more than w chunks (`Mask.reach`) and 2 w < c - 1, blocks go to the w
-neighbours on either side (late chunks lie in the opposite order) and no farther: 2 w permutes instead of c - 1, and
-2 w + 2 instead of c.
+If the mask promises that queries reach back no more than w chunks (`Mask.reach`) and 2 w < c - 1,
+blocks go to the w neighbours on either side (late chunks lie in the opposite order) and no farther:
+2 w permutes instead of c - 1, and 2 w + 2 instead of c.
 """
 
 from __future__ import annotations
@@ -33,7 +37,9 @@ from maxlm.sharding.context import join_chunks, split_chunks
 
 
 class _Block(NamedTuple):
-    """What travels: keys, values and `Mask.keys` of one device's chunks, which are the leading dimension of 2."""
+    """What travels: keys, values and `Mask.keys` of one device's chunks, which are the leading
+    dimension of 2.
+    """
 
     keys: jax.Array
     values: jax.Array
@@ -50,16 +56,25 @@ class RingAttention:
 
     kernel: Pair
 
-    def forward(self, q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask) -> Partial:
-        """Attend from this device's queries to the keys of all devices; return out and lse as a kernel does."""
-        # Ties the mask to data that depends on parameters: autodiff would otherwise compute all pairs' masks ahead, as
-        # these depend on nothing that is differentiated, and keep them, T^2 / c of them.
+    def forward(
+        self, q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask
+    ) -> Partial:
+        """Attend from this device's queries to the keys of all devices; return out and lse as a
+        kernel does.
+        """
+        # Ties the mask to data that depends on parameters: autodiff would otherwise compute all
+        # pairs' masks ahead, as these depend on nothing that is differentiated, and keep them, T^2
+        # / c of them.
         q_BTNH, mask = lax.optimization_barrier((q_BTNH, mask))
         queries, home = split_chunks(q_BTNH), _home(k_BSKH, v_BSKH, mask)
 
         def visit(block: _Block, results: Partial) -> tuple[Partial, tuple[()]]:
-            def attend(results: Partial, query: jax.Array, key: jax.Array, pair_mask: Mask) -> Partial:
-                part = self.kernel.forward(queries[query], block.keys[key], block.values[key], pair_mask)
+            def attend(
+                results: Partial, query: jax.Array, key: jax.Array, pair_mask: Mask
+            ) -> Partial:
+                part = self.kernel.forward(
+                    queries[query], block.keys[key], block.values[key], pair_mask
+                )
                 out, lse = merge_partial((results[0][query], results[1][query]), part)
                 return results[0].at[query].set(out), results[1].at[query].set(lse)
 
@@ -83,22 +98,44 @@ class RingAttention:
     ) -> Gradients:
         """Return the gradients of this device's queries, keys and values.
 
-        Given the lse of the whole softmax, a kernel's backward pass over some of the keys yields their part of it.
+        Given the lse of the whole softmax, a kernel's backward pass over some of the keys yields
+        their part of it.
         """
         queries, home = split_chunks(q_BTNH), _home(k_BSKH, v_BSKH, mask)
-        outs, lses, d_outs = split_chunks(out_BTNH), split_chunks(lse_BNT, axis=2), split_chunks(d_out_BTNH)
+        outs, lses, d_outs = (
+            split_chunks(out_BTNH),
+            split_chunks(lse_BNT, axis=2),
+            split_chunks(d_out_BTNH),
+        )
 
         def visit(block: _Block, d_queries: jax.Array) -> tuple[jax.Array, Any]:
-            def add(sums: Gradients, query: jax.Array, key: jax.Array, pair_mask: Mask) -> Gradients:
-                given = queries[query], block.keys[key], block.values[key], outs[query], lses[query], d_outs[query]
+            def add(
+                sums: Gradients, query: jax.Array, key: jax.Array, pair_mask: Mask
+            ) -> Gradients:
+                given = (
+                    queries[query],
+                    block.keys[key],
+                    block.values[key],
+                    outs[query],
+                    lses[query],
+                    d_outs[query],
+                )
                 d_q, d_k, d_v = self.kernel.backward(*given, pair_mask)
-                return sums[0].at[query].add(d_q), sums[1].at[key].add(d_k), sums[2].at[key].add(d_v)
+                return (
+                    sums[0].at[query].add(d_q),
+                    sums[1].at[key].add(d_k),
+                    sums[2].at[key].add(d_v),
+                )
 
-            d_keys, d_values = (varying_zeros(x.shape, q_BTNH, *home) for x in (block.keys, block.values))
+            d_keys, d_values = (
+                varying_zeros(x.shape, q_BTNH, *home) for x in (block.keys, block.values)
+            )
             sums = _for_pairs_that_meet(add, (d_queries, d_keys, d_values), block, mask)
             return sums[0], sums[1:]
 
-        d_queries, (d_keys, d_values) = _visit_all(home, mask, visit, varying_zeros(queries.shape, q_BTNH, *home))
+        d_queries, (d_keys, d_values) = _visit_all(
+            home, mask, visit, varying_zeros(queries.shape, q_BTNH, *home)
+        )
         d_q, d_k, d_v = map(join_chunks, (d_queries, d_keys, d_values))
         return d_q.astype(q_BTNH.dtype), d_k.astype(k_BSKH.dtype), d_v.astype(v_BSKH.dtype)
 
@@ -108,18 +145,25 @@ def _home(k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask) -> _Block:
 
 
 def _visit_all(home: _Block, mask: Mask, visit: _Visit, carry: Any) -> tuple[Any, Any]:
-    """Work on this device's block, then on the others; return the carry and the gradients of this device's block."""
+    """Work on this device's block, then on the others; return the carry and the gradients of this
+    device's block.
+    """
     carry, d_home = visit(home, carry)
     for direction, length in _journeys(mask.reach, home.seen_by.shape[3]):
         carry, d_home = _travel(home, d_home, visit, carry, direction=direction, length=length)
     return carry, d_home
 
 
-def _travel(home: _Block, d_home: Any, visit: _Visit, carry: Any, *, direction: int, length: int) -> tuple[Any, Any]:
-    """Send every block to the `length` devices next to it, one after the other; its gradients go along and return."""
+def _travel(
+    home: _Block, d_home: Any, visit: _Visit, carry: Any, *, direction: int, length: int
+) -> tuple[Any, Any]:
+    """Send every block to the `length` devices next to it, one after the other; its gradients go
+    along and return.
+    """
 
     def work(block: _Block, d_block: Any, carry: Any) -> tuple[Any, Any]:
-        # The gradients of the block that is here arrive only now: they are on their way while it is worked on.
+        # The gradients of the block that is here arrive only now: they are on their way while it is
+        # worked on.
         arriving = _send(d_block, direction)
         carry, added = visit(block, carry)
         return jax.tree.map(jnp.add, arriving, added), carry
@@ -137,7 +181,9 @@ def _travel(home: _Block, d_home: Any, visit: _Visit, carry: Any, *, direction: 
 
 
 def _journeys(reach: int | None, chunk: int) -> list[tuple[int, int]]:
-    """Return (direction, length) of the ways on which a block meets every chunk that can see some of it."""
+    """Return (direction, length) of the ways on which a block meets every chunk that can see some
+    of it.
+    """
     others = lax.axis_size("context") - 1
     # The nearest key that is j chunks back lies (j - 1) chunk + 1 tokens back.
     hops = others if reach is None else -(-(reach - 1) // chunk)
@@ -145,17 +191,21 @@ def _journeys(reach: int | None, chunk: int) -> list[tuple[int, int]]:
 
 
 def _for_pairs_that_meet(work: Callable[..., Any], carry: Any, block: _Block, mask: Mask) -> Any:
-    """Run carry = work(carry, query, key, mask) for each chunk of queries, 0 or 1, and of keys that it can see."""
+    """Run carry = work(carry, query, key, mask) for each chunk of queries, 0 or 1, and of keys that
+    it can see.
+    """
     queries = split_chunks(mask.queries, axis=2)
 
     def step(carry: Any, pair: jax.Array) -> tuple[Any, None]:
         query, key = pair
         pair_mask = Mask.of(queries[query], block.seen_by[key], mask.reach)
         meet, _ = meetings(pair_mask, queries.shape[3], block.seen_by.shape[3])
-        return lax.cond(meet.any(), work, lambda carry, *_: carry, carry, query, key, pair_mask), None
+        return lax.cond(
+            meet.any(), work, lambda carry, *_: carry, carry, query, key, pair_mask
+        ), None
 
-    # No early queries with late keys if none sees what is after it: every late chunk is after every early one. A loop,
-    # so that the program contains the kernel once.
+    # No early queries with late keys if none sees what is after it: every late chunk is after every
+    # early one. A loop, so that the program contains the kernel once.
     pairs = [(0, 0), (0, 1), (1, 0), (1, 1)] if mask.reach is None else [(0, 0), (1, 0), (1, 1)]
     return lax.scan(step, carry, jnp.asarray(pairs, jnp.int32))[0]
 

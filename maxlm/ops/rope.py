@@ -19,7 +19,9 @@ def frequencies(position: RopePosition, head_dim: int) -> np.ndarray:
     return frequency.astype(np.float32)
 
 
-def rotation(position: RopePosition, head_dim: int, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+def rotation(
+    position: RopePosition, head_dim: int, positions_BT: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """Return fp32 cosines and sines of every position, (B, T, 1, H / 2) each."""
     angles = positions_BT[..., None].astype(jnp.float32) * frequencies(position, head_dim)
     return jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
@@ -33,7 +35,9 @@ def rotate(x_BTNH: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 
 
 def _llama3_scaled(frequency: np.ndarray, scaling: RopeScaling) -> np.ndarray:
-    """Stretch wavelengths longer than the original context by `factor`, keep short ones, blend in between."""
+    """Stretch wavelengths longer than the original context by `factor`, keep short ones, blend in
+    between.
+    """
     wavelength = 2 * math.pi / frequency
     turns = scaling.original_length / wavelength
     span = scaling.high_frequency_factor - scaling.low_frequency_factor

@@ -1,4 +1,6 @@
-"""Which settings each parameter gets: by its role, unless an override that matches its path says otherwise."""
+"""Which settings each parameter gets: by its role, unless an override that matches its path says
+otherwise.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,8 @@ class ParameterSettings(NamedTuple):
 def parameter_settings(config: OptimizerSection, path: str, role: Role) -> ParameterSettings:
     """Return the settings of a parameter.
 
-    Of the overrides that match its path, the last one that says something about a setting wins. No optimizer moves what
-    a layer's own rule moves.
+    Of the overrides that match its path, the last one that says something about a setting wins. No
+    optimizer moves what a layer's own rule moves.
     """
     if role == "state":
         return ParameterSettings(0.0, 0.0)
@@ -43,14 +45,23 @@ def decay_and_scale(config: OptimizerSection, model: Any) -> optax.GradientTrans
       config: the optimizer section.
       model: the declared model; only its parameters' paths and roles are read.
     """
-    settings = [parameter_settings(config, path, role_of(parameter)) for path, parameter in named_parameters(model)]
+    settings = [
+        parameter_settings(config, path, role_of(parameter))
+        for path, parameter in named_parameters(model)
+    ]
 
-    def update(updates: Any, state: optax.EmptyState, params: Any = None) -> tuple[Any, optax.EmptyState]:
+    def update(
+        updates: Any, state: optax.EmptyState, params: Any = None
+    ) -> tuple[Any, optax.EmptyState]:
         setting = iter(settings)
 
         def one(direction: Any, parameter: Any) -> Any:
             scale, decay = next(setting)
-            value = direction.get_value() + decay * parameter.get_value() if decay else direction.get_value()
+            value = (
+                direction.get_value() + decay * parameter.get_value()
+                if decay
+                else direction.get_value()
+            )
             return direction.replace(scale * value)
 
         return map_parameters(one, updates, params), state
@@ -69,9 +80,8 @@ def check_overrides(config: OptimizerSection, model: Any) -> None:
     for index, override in enumerate(config.overrides):
         if not any(re.search(override.match, path) for path in paths):
             path = f"optimizer.overrides.{index}.match"
-            text = (
-                f"{path}={override.match!r} matches no parameter; near it are {', '.join(_near(override.match, paths))}"
-            )
+            near = ", ".join(_near(override.match, paths))
+            text = f"{path}={override.match!r} matches no parameter; near it are {near}"
             problems.append(Problem(path, text))
     if problems:
         raise ConfigError(problems, "the configuration for this model")

@@ -28,8 +28,12 @@ def _cosine(step: jax.Array, schedule: ScheduleConfig, total_steps: int) -> jax.
 
 
 def _wsd(step: jax.Array, schedule: ScheduleConfig, total_steps: int) -> jax.Array:
-    """Warm-up, stable, decay: constant until the last `cooldown_steps`, then linear (arXiv:2404.06395)."""
-    return 1 - (1 - schedule.final_fraction) * _progress(step, total_steps - schedule.cooldown_steps, total_steps)
+    """Warm-up, stable, decay: constant until the last `cooldown_steps`, then linear
+    (arXiv:2404.06395).
+    """
+    return 1 - (1 - schedule.final_fraction) * _progress(
+        step, total_steps - schedule.cooldown_steps, total_steps
+    )
 
 
 def _inverse_sqrt(step: jax.Array, schedule: ScheduleConfig, total_steps: int) -> jax.Array:
@@ -48,10 +52,14 @@ SHAPES: dict[str, Shape] = {
 }
 
 
-def make_schedule(schedule: ScheduleConfig, *, peak: float, num_steps: int) -> Callable[[jax.Array], jax.Array]:
-    """Return learning_rate(step): what the update of step number `step`, counted from 0, is scaled with.
+def make_schedule(
+    schedule: ScheduleConfig, *, peak: float, num_steps: int
+) -> Callable[[jax.Array], jax.Array]:
+    """Return learning_rate(step): what the update of step number `step`, counted from 0, is scaled
+    with.
 
-    Warm-up step s of W uses peak (s + 1) / W, so that the first step already learns and step W - 1 has the peak.
+    Warm-up step s of W uses peak (s + 1) / W, so that the first step already learns and step W - 1
+    has the peak.
 
     Args:
       schedule: the shape and its lengths.

@@ -1,8 +1,8 @@
 """Apply an optimizer; where its slots lie in host memory, a few parameters at a time.
 
-Left to itself the compiler fetches all slots first, even while gradients are still computed. So parameters take turns:
-the slots of a turn are fetched once those of the turn before are back, and the first ones once all gradients are there.
-The device holds the old and new slots of one turn.
+Left to itself the compiler fetches all slots first, even while gradients are still computed. So
+parameters take turns: the slots of a turn are fetched once those of the turn before are back, and
+the first ones once all gradients are there. The device holds the old and new slots of one turn.
 """
 
 from __future__ import annotations
@@ -24,7 +24,11 @@ _MAX_TURNS = 16
 
 
 def update(
-    optimizer: optax.GradientTransformation, gradients: Tree, slots: Any, parameters: Tree, finite: jax.Array
+    optimizer: optax.GradientTransformation,
+    gradients: Tree,
+    slots: Any,
+    parameters: Tree,
+    finite: jax.Array,
 ) -> tuple[Tree, Any]:
     """Return the optimizer's directions, and its new slots where the old ones lie; inside a jit.
 
@@ -43,16 +47,27 @@ def update(
         # What this turn has no use for is dead code: neither fetched nor computed.
         held = to_device(_after(ready, slots)) if on_host else slots
         directions, new = optimizer.update(gradients, held, parameters)
-        new = to_place_of(jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, held), slots)
+        new = to_place_of(
+            jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, held), slots
+        )
         results.append((directions, new))
         leaves = jax.tree_util.tree_leaves_with_path(new)
-        ready = [leaf for path, leaf in leaves if is_on_host(leaf) and _turn_of(path, turns) == number]
-    return jax.tree_util.tree_map_with_path(lambda path, *leaves: leaves[_turn_of(path, turns)], *results)
+        ready = [
+            leaf for path, leaf in leaves if is_on_host(leaf) and _turn_of(path, turns) == number
+        ]
+    return jax.tree_util.tree_map_with_path(
+        lambda path, *leaves: leaves[_turn_of(path, turns)], *results
+    )
 
 
 def _turns(parameters: Any) -> dict[str, int]:
-    """Deal the parameters out, in their order, to turns of about the same size; a number for each path."""
-    sizes = {path: math.prod(parameter.get_value().shape) for path, parameter in named_parameters(parameters)}
+    """Deal the parameters out, in their order, to turns of about the same size; a number for each
+    path.
+    """
+    sizes = {
+        path: math.prod(parameter.get_value().shape)
+        for path, parameter in named_parameters(parameters)
+    }
     total, before, shares = sum(sizes.values()), 0, {}
     for path, size in sizes.items():
         shares[path] = _MAX_TURNS * (2 * before + size) // (2 * total)
@@ -62,7 +77,9 @@ def _turns(parameters: Any) -> dict[str, int]:
 
 
 def _turn_of(path: tuple[Any, ...], turns: dict[str, int]) -> int:
-    """Return the turn of the parameter in whose path a slot's path ends; the first for what is no parameter's."""
+    """Return the turn of the parameter in whose path a slot's path ends; the first for what is no
+    parameter's.
+    """
     # An nnx.Param is a node with one leaf, `value`.
     name = "/" + jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
     owners = [owner for owner in turns if name.endswith(f"/{owner}")]

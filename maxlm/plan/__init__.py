@@ -1,1 +1,3 @@
-"""Compile a training step for accelerators that are not here, and read from the result what it needs and costs."""
+"""Compile a training step for accelerators that are not here, and read from the result what it
+needs and costs.
+"""

@@ -1,4 +1,6 @@
-"""`maxlm plan RUN.yaml --topology v5p:4x4x4`: compile the training step for a slice that is not here, and read it."""
+"""`maxlm plan RUN.yaml --topology v5p:4x4x4`: compile the training step for a slice that is not
+here, and read it.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +31,22 @@ from maxlm.plan.report import Buffer, Cost, Layout, Memory, Plan, show
 from maxlm.plan.topology import Topology, devices_of, parse_topology, places
 from maxlm.train.setup import CompiledStep, Program, build_program, compile_step
 
-_UNITS = {"B": 1, "KiB": 2**10, "K": 2**10, "MiB": 2**20, "M": 2**20, "GiB": 2**30, "G": 2**30, "T": 2**40}
-_TOO_MUCH = re.compile(r"\(([\d.]+)([KMGT])\) exceeds available HBM|Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm")
-_BUFFER = re.compile(r"^\s+[\d.]+\w+\(\s*\d+%\);\s+([\d.]+)(\w+);\s+\d+;\s+\d+; (.*)$", re.MULTILINE)
+_UNITS = {
+    "B": 1,
+    "KiB": 2**10,
+    "K": 2**10,
+    "MiB": 2**20,
+    "M": 2**20,
+    "GiB": 2**30,
+    "G": 2**30,
+    "T": 2**40,
+}
+_TOO_MUCH = re.compile(
+    r"\(([\d.]+)([KMGT])\) exceeds available HBM|Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm"
+)
+_BUFFER = re.compile(
+    r"^\s+[\d.]+\w+\(\s*\d+%\);\s+([\d.]+)(\w+);\s+\d+;\s+\d+; (.*)$", re.MULTILINE
+)
 _NUM_BUFFERS = 8
 
 
@@ -83,7 +98,9 @@ def make_plan(config: RunConfig, topology: Topology, name: str) -> Plan:
 
 @contextmanager
 def _without_cache() -> Iterator[None]:
-    """Keep compiled programs out of JAX's cache: those for devices that are not here cannot be read back."""
+    """Keep compiled programs out of JAX's cache: those for devices that are not here cannot be read
+    back.
+    """
     before = jax.config.values["jax_enable_compilation_cache"]
     jax.config.update("jax_enable_compilation_cache", False)
     try:
@@ -96,8 +113,12 @@ def _cost(config: RunConfig, topology: Topology, program: Program, compiled: Com
     devices = list(program.mesh.devices.flat)
     text = compiled.run.as_text() or ""
     if "estimated_cycles" not in text:
-        raise RunFailedError("this version of libtpu states no cycles for its fusions, which the estimate is made of")
-    module = parse(text, slices=topology.slices, routed_rows=_routed_rows(config, program.mesh_sizes))
+        raise RunFailedError(
+            "this version of libtpu states no cycles for its fusions, which the estimate is made of"
+        )
+    module = parse(
+        text, slices=topology.slices, routed_rows=_routed_rows(config, program.mesh_sizes)
+    )
     work = count_work(module, program.mesh_sizes.sizes)
     peak = peak_flops(devices[0].device_kind, str(program.execution.compute_dtype))
     assert peak is not None, f"no peak for {devices[0].device_kind}"
@@ -108,7 +129,9 @@ def _cost(config: RunConfig, topology: Topology, program: Program, compiled: Com
         model_flops=tokens * flops_per_token(config.model, config.data.sequence_length),
         **work._asdict(),
         seconds={
-            name: Timeline(module, topology.chip, peak, Network(topology, where, reached.link), reached).seconds()
+            name: Timeline(
+                module, topology.chip, peak, Network(topology, where, reached.link), reached
+            ).seconds()
             for name, reached in EFFICIENCIES.items()
         },
         peak_flops=peak,
@@ -119,7 +142,9 @@ def _cost(config: RunConfig, topology: Topology, program: Program, compiled: Com
 def _routed_rows(config: RunConfig, mesh: MeshConfig) -> int | None:
     """Count the rows that a device's experts get of a microbatch: as many as its tokens send out."""
     copies = max(section.routed_copies for _, section in config.model.sections())
-    tokens = config.tokens_per_step // (mesh.batch_devices * mesh.context * config.train.microbatches)
+    tokens = config.tokens_per_step // (
+        mesh.batch_devices * mesh.context * config.train.microbatches
+    )
     return tokens * copies or None
 
 
@@ -133,16 +158,23 @@ def _too_much(message: str) -> int | None:
 
 
 def _largest_buffers(folder: Path) -> list[Buffer]:
-    """Read the compiler's report of what lies in main memory, largest first; buffers of one size and shape together."""
+    """Read the compiler's report of what lies in main memory, largest first; buffers of one size
+    and shape together.
+    """
     reports = list(folder.glob("*memory-usage-report.txt"))
     if not reports:
         return []
-    section = reports[0].read_text().partition("Memory Space: default")[2].partition("Memory Space:")[0]
+    section = (
+        reports[0].read_text().partition("Memory Space: default")[2].partition("Memory Space:")[0]
+    )
     section = section.partition("The rest")[0]
     counts: dict[tuple[int, str], int] = {}
     for size, unit, shapes in _BUFFER.findall(section):
         bytes_each = int(float(size) * _UNITS[unit])
-        largest = max((shape.split("\N{MULTIPLICATION SIGN}")[-1] for shape in shapes.split(", ")), key=_elements)
+        largest = max(
+            (shape.split("\N{MULTIPLICATION SIGN}")[-1] for shape in shapes.split(", ")),
+            key=_elements,
+        )
         counts[bytes_each, largest] = counts.get((bytes_each, largest), 0) + 1
     buffers = [Buffer(count, size, shape) for (size, shape), count in counts.items()]
     return sorted(buffers, key=lambda buffer: -buffer.count * buffer.size_bytes)[:_NUM_BUFFERS]
@@ -159,4 +191,6 @@ def _write(path: Path, text: str) -> None:
     try:
         path.write_text(text)
     except OSError as error:
-        raise UserError(f"--json {path}: {error.strerror or error}; {make_possible(error)}") from error
+        raise UserError(
+            f"--json {path}: {error.strerror or error}; {make_possible(error)}"
+        ) from error

@@ -1,13 +1,15 @@
-"""Estimate how long a compiled step takes, from its schedule: what each instruction costs, and which transfers hide.
+"""Estimate how long a compiled step takes, from its schedule: what each instruction costs, and
+which transfers hide.
 
-Matrix products take the cycles that the TPU's compiler states for them. Its figures for other fusions are two to three
-times what their memory traffic needs; these take the larger of that traffic and a quarter of the stated cycles.
-Transfers in the background take the links one after the other, and cost what is left of them when they are waited for.
-Left out: copies between HBM and VMEM ahead of use, work on the host, the input, and whatever slows real machines.
+Matrix products take the cycles that the TPU's compiler states for them. Its figures for other
+fusions are two to three times what their memory traffic needs; these take the larger of that
+traffic and a quarter of the stated cycles. Transfers in the background take the links one after the
+other, and cost what is left of them when they are waited for. Left out: copies between HBM and VMEM
+ahead of use, work on the host, the input, and whatever slows real machines.
 
-Where a loop's bounds are data, as of an attention kernel that skips hidden tiles, every sequence is taken to be one
-document, of which a tile of queries sees half the tiles of keys: (n + 1) / 2 of the n of the loop around it. Experts
-are taken to be equally busy.
+Where a loop's bounds are data, as of an attention kernel that skips hidden tiles, every sequence is
+taken to be one document, of which a tile of queries sees half the tiles of keys: (n + 1) / 2 of the
+n of the loop around it. Experts are taken to be equally busy.
 """
 
 from __future__ import annotations
@@ -58,12 +60,26 @@ EFFICIENCIES = {
 """Estimates of the step's time, shortest first."""
 
 _FREE = {
-    *("parameter", "constant", "get-tuple-element", "tuple", "bitcast", "copy-start", "copy-done", "after-all"),
+    *(
+        "parameter",
+        "constant",
+        "get-tuple-element",
+        "tuple",
+        "bitcast",
+        "copy-start",
+        "copy-done",
+        "after-all",
+    ),
     *("partition-id", "replica-id", "while", "conditional", "call", "opt-barrier", "async-update"),
     *("send", "send-done", "recv", "recv-done", "domain"),
 }
 _FREE_CALLS = {
-    *("AllocateBuffer", "AssumeGatherIndicesInBound", "AsyncCollectiveStart", "AsyncCollectiveDone"),
+    *(
+        "AllocateBuffer",
+        "AssumeGatherIndicesInBound",
+        "AsyncCollectiveStart",
+        "AsyncCollectiveDone",
+    ),
     *("PrepareAsyncCallStart", "PrepareAsyncCallDone"),
 }
 _KERNEL = "tpu_custom_call"
@@ -96,7 +112,9 @@ class Work(NamedTuple):
 
 
 def guess_trips(routed_rows: int | None) -> Guess:
-    """Return the guess at trips of loops whose bounds are data: over tiles of attention, or of the rows of experts."""
+    """Return the guess at trips of loops whose bounds are data: over tiles of attention, or of the
+    rows of experts.
+    """
 
     def guess(loop: Instruction, around: float) -> float:
         scope = loop.attribute(r'op_name="([^"]*)') or ""
@@ -143,20 +161,25 @@ class Timeline:
       efficiency: what is reached of all that.
     """
 
-    def __init__(self, module: Module, chip: Chip, peak: float, network: Network, efficiency: Efficiency) -> None:
+    def __init__(
+        self, module: Module, chip: Chip, peak: float, network: Network, efficiency: Efficiency
+    ) -> None:
         self._module, self._chip, self._peak = module, chip, peak
         self._network, self._efficiency = network, efficiency
         self._guess = guess_trips(module.routed_rows)
 
     def seconds(self) -> dict[str, float]:
-        """Return the seconds of a step: products, kernels, other, and communication that nothing hides."""
+        """Return the seconds of a step: products, kernels, other, and communication that nothing
+        hides.
+        """
         spent = self._computation(self._module.entry, 1)
         return {name: spent[name] for name in ("products", "kernels", "other", "communication")}
 
     def _computation(self, name: str, around: float) -> dict[str, float]:
         spent: dict[str, float] = defaultdict(float)
         computation = self._module.computations[name]
-        free_at, pending = 0.0, []  # when the links are free, and when the transfers in flight will be done
+        # When the links are free, and when the transfers in flight will be done.
+        free_at, pending = 0.0, []
         for instruction in computation.values():
             collective = collective_of(self._module, instruction, computation)
             now = sum(spent.values())
@@ -169,28 +192,43 @@ class Timeline:
             elif collective is not None:
                 free_at = max(now, free_at) + self._network.seconds(collective)
                 spent["communication"] += free_at - now
-            for kind, seconds in self._instruction(instruction, computation, around, collective).items():
+            for kind, seconds in self._instruction(
+                instruction, computation, around, collective
+            ).items():
                 spent[kind] += seconds
         return spent
 
     def _instruction(
-        self, instruction: Instruction, computation: Computation, around: float, collective: Collective | None
+        self,
+        instruction: Instruction,
+        computation: Computation,
+        around: float,
+        collective: Collective | None,
     ) -> dict[str, float]:
         if instruction.op == "while":
             trips = self._module.mean_trips(instruction, computation, around, self._guess)
             body = instruction.attribute(r"body=%([^\s,)]+)") or ""
-            return {kind: trips * seconds for kind, seconds in self._computation(body, trips).items()}
+            return {
+                kind: trips * seconds for kind, seconds in self._computation(body, trips).items()
+            }
         if instruction.op in ("conditional", "call"):
             branches = [self._computation(name, around) for name in instruction.called]
             return max(branches, key=lambda branch: sum(branch.values()))
         kernels = list(_kernels(self._module, instruction, computation))
         if kernels:
-            return {"kernels": sum(flops for _, flops in kernels) / (self._peak * self._efficiency.kernel)}
+            return {
+                "kernels": sum(flops for _, flops in kernels)
+                / (self._peak * self._efficiency.kernel)
+            }
         flops = product_flops(self._module, instruction, computation)
         cycles = float(instruction.attribute(r'"estimated_cycles":"(\d+)"') or 0) / self._chip.clock
         if flops:
             return {"products": max(cycles * self._efficiency.product, flops / self._peak)}
-        if collective is not None or instruction.op in _FREE or _call_target(instruction) in _FREE_CALLS:
+        if (
+            collective is not None
+            or instruction.op in _FREE
+            or _call_target(instruction) in _FREE_CALLS
+        ):
             return {}
         traffic = _memory_bytes(self._module, instruction, computation)
         seconds = traffic / (self._chip.memory_rate * self._efficiency.memory)
@@ -198,11 +236,18 @@ class Timeline:
 
 
 def _call_target(instruction: Instruction) -> str | None:
-    return instruction.attribute(r'custom_call_target="([^"]*)"') if instruction.op == "custom-call" else None
+    return (
+        instruction.attribute(r'custom_call_target="([^"]*)"')
+        if instruction.op == "custom-call"
+        else None
+    )
 
 
-def _kernels(module: Module, instruction: Instruction, computation: Computation) -> Iterator[tuple[Instruction, float]]:
-    """Yield the kernels in an instruction, with the FLOPs they state (`pl.CostEstimate`), 0 where they state none.
+def _kernels(
+    module: Module, instruction: Instruction, computation: Computation
+) -> Iterator[tuple[Instruction, float]]:
+    """Yield the kernels in an instruction, with the FLOPs they state (`pl.CostEstimate`), 0 where
+    they state none.
 
     The compiler's own kernel for `ragged_dot` states those of the whole room for rows.
     """
@@ -217,7 +262,9 @@ def _kernels(module: Module, instruction: Instruction, computation: Computation)
 
 
 def _memory_bytes(module: Module, instruction: Instruction, computation: Computation) -> float:
-    """Count the bytes that an instruction reads from and writes to HBM; of what it slices, only the slices."""
+    """Count the bytes that an instruction reads from and writes to HBM; of what it slices, only the
+    slices.
+    """
     results = [array.bytes for array in instruction.results if array.space == 0]
     reads = [_arrays_of(computation, name) for name in instruction.operands]
     if instruction.op in ("dynamic-slice", "gather"):
@@ -237,7 +284,9 @@ def _memory_bytes(module: Module, instruction: Instruction, computation: Computa
         whole = update.results[0].bytes
         if whole in results:
             results.remove(whole)
-            results.append(sum(_arrays_of(fused, update.operands[-1 if update.op == "scatter" else 1])))
+            results.append(
+                sum(_arrays_of(fused, update.operands[-1 if update.op == "scatter" else 1]))
+            )
     return total + sum(results)
 
 
@@ -254,8 +303,16 @@ def _parameter_bytes(fused: Computation, parameter: Instruction, whole: float) -
                 names.add(inner.name)
             else:
                 uses.append(inner)
-    slices = [use for use in uses if use.op in ("dynamic-slice", "slice", "gather") and use.operands[0] in names]
-    updated = [use for use in uses if use.op in ("dynamic-update-slice", "scatter") and use.operands[0] in names]
+    slices = [
+        use
+        for use in uses
+        if use.op in ("dynamic-slice", "slice", "gather") and use.operands[0] in names
+    ]
+    updated = [
+        use
+        for use in uses
+        if use.op in ("dynamic-update-slice", "scatter") and use.operands[0] in names
+    ]
     if uses and len(slices) + len(updated) == len(uses):
         return min(whole, float(sum(use.results[0].bytes for use in slices)))
     return whole

@@ -1,4 +1,5 @@
-"""Read the text of a compiled program: its instructions in the order they run, and how often each of them does.
+"""Read the text of a compiled program: its instructions in the order they run, and how often each
+of them does.
 
 XLA's own cost analysis counts the body of a loop once, and a training step is nothing but loops.
 """
@@ -12,7 +13,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute")
+COLLECTIVES = (
+    "all-reduce",
+    "all-gather",
+    "reduce-scatter",
+    "all-to-all",
+    "ragged-all-to-all",
+    "collective-permute",
+)
 # A computation in the background; one that is called runs on the SparseCores of a TPU.
 _STARTS, _DONES = ("async-start", "call-start"), ("async-done", "call-done")
 _ITEM_BITS = {"pred": 8, "bf16": 16, "token": 0, "opaque": 0}
@@ -42,7 +50,9 @@ class Array(NamedTuple):
 
 
 class Instruction(NamedTuple):
-    """One line: `%name = results op(operands), attributes`; the arguments of a constant are in `arguments`."""
+    """One line: `%name = results op(operands), attributes`; the arguments of a constant are in
+    `arguments`.
+    """
 
     name: str
     op: str
@@ -79,8 +89,8 @@ class Module(NamedTuple):
       entry: the name of the one that runs.
       num_partitions: devices that run it together: of several TPU slices those of one.
       slices: TPU slices, which send each other what their devices have reduced.
-      routed_rows: rows that the experts of a device get when all are equally busy; ragged instructions have room for
-        more, and are taken to work on these alone.
+      routed_rows: rows that the experts of a device get when all are equally busy; ragged
+        instructions have room for more, and are taken to work on these alone.
     """
 
     computations: dict[str, Computation]
@@ -139,8 +149,12 @@ class Module(NamedTuple):
         start, end = constant(computation, initial[place]), constant(condition, bound)
         return max(-(-(end - start) // constant(body, strides[0])), 0)
 
-    def mean_trips(self, loop: Instruction, computation: Computation, around: float, guess: Guess) -> float:
-        """Return the trips of a loop, guessed where its bounds are data; `around`: those of the loop around it."""
+    def mean_trips(
+        self, loop: Instruction, computation: Computation, around: float, guess: Guess
+    ) -> float:
+        """Return the trips of a loop, guessed where its bounds are data; `around`: those of the
+        loop around it.
+        """
         try:
             return self.trips(loop, computation)
         except ValueError:
@@ -149,7 +163,8 @@ class Module(NamedTuple):
     def runs(
         self, guess: Guess, name: str | None = None, times: float = 1, around: float = 1
     ) -> Iterator[tuple[Instruction, Computation, float]]:
-        """Yield every instruction outside fusions, its computation, and how often it runs, as scheduled.
+        """Yield every instruction outside fusions, its computation, and how often it runs, as
+        scheduled.
 
         Of a conditional every branch counts as if it were taken.
         """
@@ -157,14 +172,20 @@ class Module(NamedTuple):
         for instruction in computation.values():
             yield instruction, computation, times
             if instruction.op in ("while", "conditional", "call"):
-                trips = self.mean_trips(instruction, computation, around, guess) if instruction.op == "while" else 1
+                trips = (
+                    self.mean_trips(instruction, computation, around, guess)
+                    if instruction.op == "while"
+                    else 1
+                )
                 inside = trips if instruction.op == "while" else around
                 for inner in instruction.called:
                     yield from self.runs(guess, inner, times * trips, inside)
 
 
 def parse(text: str, *, slices: int = 1, routed_rows: int | None = None) -> Module:
-    """Read the text of a module (`jax.stages.Compiled.as_text()`); for the other arguments see `Module`."""
+    """Read the text of a module (`jax.stages.Compiled.as_text()`); for the other arguments see
+    `Module`.
+    """
     computations: dict[str, Computation] = {}
     entry, current, root = "", {}, ""
     for line in text.splitlines():
@@ -230,7 +251,7 @@ def _root(computation: Computation) -> Instruction:
     return next(reversed(computation.values()))
 
 
-# --- matrix products -------------------------------------------------------------------------------------------------
+# --- matrix products ------------------------------------------------------------------------------
 
 
 def product_flops(module: Module, instruction: Instruction, computation: Computation) -> int:
@@ -244,7 +265,9 @@ def product_flops(module: Module, instruction: Instruction, computation: Computa
     return total
 
 
-def _with_computation(module: Module, instruction: Instruction) -> Iterator[tuple[Computation, Instruction]]:
+def _with_computation(
+    module: Module, instruction: Instruction
+) -> Iterator[tuple[Computation, Instruction]]:
     for name in instruction.called if instruction.op in ("fusion", *_STARTS) else ():
         computation = module.computations[name]
         for inner in computation.values():
@@ -261,10 +284,11 @@ def _dot_flops(dot: Instruction, computation: Computation) -> int:
 
 
 def _convolution_flops(convolution: Instruction, computation: Computation) -> int:
-    """Count 2 FLOPs per input feature, output feature, row of the batch, and pair of positions that meet.
+    """Count 2 FLOPs per input feature, output feature, row of the batch, and pair of positions that
+    meet.
 
-    The TPU's compiler writes every matrix product as a convolution, with dimensions that are not contracted as window
-    positions, most of which see padding only.
+    The TPU's compiler writes every matrix product as a convolution, with dimensions that are not
+    contracted as window positions, most of which see padding only.
     """
     labels = convolution.attribute(r"dim_labels=(\S+?)(?:,|$)") or ""
     left_labels, right_labels, out_labels = re.split(r"_|->", labels)
@@ -284,7 +308,9 @@ def _convolution_flops(convolution: Instruction, computation: Computation) -> in
 
 
 def _meetings(size: int, taps: int, outputs: int, window: dict[str, str]) -> int:
-    """Count the pairs (output, tap) of one window dimension that read an element of the input, not padding."""
+    """Count the pairs (output, tap) of one window dimension that read an element of the input, not
+    padding.
+    """
     stride, spread = int(window.get("stride", 1)), int(window.get("lhs_dilate", 1))
     dilate, before = int(window.get("rhs_dilate", 1)), int(window.get("pad", "0_0").split("_")[0])
     count = 0
@@ -294,7 +320,7 @@ def _meetings(size: int, taps: int, outputs: int, window: dict[str, str]) -> int
     return count
 
 
-# --- collectives -----------------------------------------------------------------------------------------------------
+# --- collectives ----------------------------------------------------------------------------------
 
 
 class Collective(NamedTuple):
@@ -304,9 +330,11 @@ class Collective(NamedTuple):
       kind: one of COLLECTIVES.
       phase: start or done of one that runs in the background, else sync.
       bytes: of the whole array: what an all-gather makes, all others take.
-      groups: the devices of each group in the program's order; of a permute, sources and targets. With several slices
-        the program names those of the first one only, and a group across slices is given for its first device.
-      one_ring: whether it goes round one ring of all devices, as on the SparseCores, and not along every dimension.
+      groups: the devices of each group in the program's order; of a permute, sources and targets.
+        With several slices the program names those of the first one only, and a group across slices
+        is given for its first device.
+      one_ring: whether it goes round one ring of all devices, as on the SparseCores, and not along
+        every dimension.
     """
 
     kind: str
@@ -324,11 +352,14 @@ class Collective(NamedTuple):
         return self.bytes * (size - 1) / size * (2 if self.kind == "all-reduce" else 1)
 
 
-def collective_of(module: Module, instruction: Instruction, computation: Computation) -> Collective | None:
+def collective_of(
+    module: Module, instruction: Instruction, computation: Computation
+) -> Collective | None:
     """Return the collective that an instruction is, or that is fused into it.
 
-    On TPU one in the background is three kinds of fusions: one that starts it, those whose work hides it, and one that
-    waits for it. All three show it; `phase` is None of it for those in the middle, which are no communication.
+    On TPU one in the background is three kinds of fusions: one that starts it, those whose work
+    hides it, and one that waits for it. All three show it; `phase` is None of it for those in the
+    middle, which are no communication.
     """
     kind = re.sub(r"-(start|done)$", "", instruction.op)
     if kind in COLLECTIVES:
@@ -350,7 +381,11 @@ def _fused_collective(module: Module, instruction: Instruction) -> Collective | 
         return Collective("async", "done", 0, ())
     if not found:
         return None
-    targets = {item.attribute(r'custom_call_target="([^"]*)"') for _, item in inner if item.op == "custom-call"}
+    targets = {
+        item.attribute(r'custom_call_target="([^"]*)"')
+        for _, item in inner
+        if item.op == "custom-call"
+    }
     computation, item = found[0]
     kind, phase = item.op, "sync"
     if "AsyncCollectiveDone" in targets:
@@ -361,47 +396,69 @@ def _fused_collective(module: Module, instruction: Instruction) -> Collective | 
         return None
     elif kind == "all-reduce" and any(other.op == "dynamic-slice" for _, other in inner):
         kind = "reduce-scatter"  # the compiler's own form of it
-    return _collective(module, kind, phase, item, computation)._replace(one_ring=instruction.op == "call-start")
+    return _collective(module, kind, phase, item, computation)._replace(
+        one_ring=instruction.op == "call-start"
+    )
 
 
-def _between_slices(module: Module, instruction: Instruction, computation: Computation) -> Collective:
+def _between_slices(
+    module: Module, instruction: Instruction, computation: Computation
+) -> Collective:
     if instruction.op == "recv-done":
         return Collective("send", "done", 0, ())
-    kind = (instruction.attribute(r'_xla_megascale_transfer_type="(\w+)"') or "").lower().replace("_", "-")
+    kind = (
+        (instruction.attribute(r'_xla_megascale_transfer_type="(\w+)"') or "")
+        .lower()
+        .replace("_", "-")
+    )
     size = computation[instruction.operands[0]].results[0].bytes
     group = tuple(range(0, module.num_partitions * module.slices, module.num_partitions))
-    return Collective(kind if kind in COLLECTIVES else "collective-permute", "start", size, (group,))
+    return Collective(
+        kind if kind in COLLECTIVES else "collective-permute", "start", size, (group,)
+    )
 
 
 def _collective(
     module: Module, kind: str, phase: str, instruction: Instruction, computation: Computation
 ) -> Collective:
     groups = replica_groups(instruction.attributes)
-    arrays = [array for operand in instruction.operands for array in computation[operand].results[:1]]
-    if kind == "ragged-all-to-all":  # its operands are the data, the room for the result, offsets and sizes
+    arrays = [
+        array for operand in instruction.operands for array in computation[operand].results[:1]
+    ]
+    # Its operands are the data, the room for the result, offsets and sizes.
+    if kind == "ragged-all-to-all":
         return Collective(kind, phase, int(arrays[0].bytes * module.fill(arrays[0])), groups)
     size = sum(array.bytes for array in arrays)
     return Collective(kind, phase, size * len(groups[0]) if kind == "all-gather" else size, groups)
 
 
 def replica_groups(attributes: str) -> tuple[tuple[int, ...], ...]:
-    """Read the groups of a collective, or the pairs of a permute, in any of the ways XLA writes them.
+    """Read the groups of a collective, or the pairs of a permute, in any of the ways XLA writes
+    them.
 
-    Listed, as a transposed and reshaped count (`[4,2]<=[2,4]T(1,0)`), or by the axes of a mesh that they span
-    (`mesh['a'=2,'b'=4] {'b'}`).
+    Listed, as a transposed and reshaped count (`[4,2]<=[2,4]T(1,0)`), or by the axes of a mesh that
+    they span (`mesh['a'=2,'b'=4] {'b'}`).
     """
     listed = re.search(r"(?:source_target_pairs|replica_groups)=\{(\{.*?\})\}", attributes)
     if listed:
-        return tuple(tuple(int(n) for n in group.split(",")) for group in re.findall(r"\{([\d,]+)\}", listed[1]))
+        return tuple(
+            tuple(int(n) for n in group.split(","))
+            for group in re.findall(r"\{([\d,]+)\}", listed[1])
+        )
     counted = re.search(rf"replica_groups=\[([\d,]+)\]<={_COUNTED}", attributes)
     if counted:
         return _rows(_count(counted[2], counted[3]), _ints(counted[1])[-1])
-    axes = re.search(rf"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\({_COUNTED}\))?\s*\{{([^}}:]*)\}}", attributes)
+    axes = re.search(
+        rf"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\({_COUNTED}\))?\s*\{{([^}}:]*)\}}",
+        attributes,
+    )
     if axes:
         sizes = {name: int(size) for name, size in re.findall(r"'([^']*)'=(\d+)", axes[1])}
         ids = _count(axes[2], axes[3]) if axes[2] else np.arange(math.prod(sizes.values()))
         spanned, names = re.findall(r"'([^']*)'", axes[4]), list(sizes)
-        order = [names.index(name) for name in names if name not in spanned] + [names.index(name) for name in spanned]
+        order = [names.index(name) for name in names if name not in spanned] + [
+            names.index(name) for name in spanned
+        ]
         grid = ids.reshape(tuple(sizes.values())).transpose(order)
         return _rows(grid, math.prod(sizes[name] for name in spanned))
     raise ValueError(f"replica groups in an unknown form: {attributes[:200]}")

@@ -1,4 +1,6 @@
-"""How long collectives take on a torus of chips: latency per hop, and bytes over the links that a group can use."""
+"""How long collectives take on a torus of chips: latency per hop, and bytes over the links that a
+group can use.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ class Line(NamedTuple):
 
     Attributes:
       length: chips.
-      links: that bring a chip its data: 2 in a ring, 1 in a line; a part of it where groups interleave on the links.
+      links: that bring a chip its data: 2 in a ring, 1 in a line; a part of it where groups
+        interleave on the links.
     """
 
     length: int
@@ -58,9 +61,12 @@ class Network:
         factor = 2 if collective.kind == "all-reduce" else 1
         seconds = 0.0
         if lines and collective.kind in ("all-to-all", "ragged-all-to-all"):
-            # Each device sends a part to each other one. In a ring the mean way is a quarter of it, either way round;
-            # in a line the link in the middle carries half of what one half sends.
-            seconds = max(collective.bytes * line.length / (4 * line.links * self._link) for line in lines)
+            # Each device sends a part to each other one. In a ring the mean way is a quarter of it,
+            # either way round; in a line the link in the middle carries half of what one half
+            # sends.
+            seconds = max(
+                collective.bytes * line.length / (4 * line.links * self._link) for line in lines
+            )
         elif lines:
             wire = collective.bytes * (1 - 1 / len(within)) * factor
             links = [line.links for line in lines]

@@ -18,7 +18,9 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Buffer:
-    """Memory of one device that lives while the step runs: `count` times `size_bytes`, of this shape."""
+    """Memory of one device that lives while the step runs: `count` times `size_bytes`, of this
+    shape.
+    """
 
     count: int
     size_bytes: int
@@ -73,7 +75,8 @@ class Cost:
       model_flops: what the model needs by `maxlm.models.cost`; the recomputed does not count.
       product_flops: of the matrix products in the compiled step.
       kernel_flops: of kernels, as they state them.
-      unstated_kernels: how often kernels run that state none: their time is missing from the estimate.
+      unstated_kernels: how often kernels run that state none: their time is missing from the
+        estimate.
       traffic: collectives by kind and mesh axes.
       seconds: estimates low, nominal and high; of each, the parts.
       peak_flops: FLOP/s of one device.
@@ -119,7 +122,9 @@ class Plan:
             cost = dataclasses.asdict(self.cost)
             cost["traffic"] = [one._asdict() for one in self.cost.traffic]
             cost["wire_bytes"] = self.cost.wire_bytes
-            cost["step_seconds"] = {name: self.cost.step_seconds(name) for name in self.cost.seconds}
+            cost["step_seconds"] = {
+                name: self.cost.step_seconds(name) for name in self.cost.seconds
+            }
             cost["mfu"] = {name: self.cost.mfu(name) for name in self.cost.seconds}
             answer["cost"] = cost
         return answer
@@ -128,9 +133,14 @@ class Plan:
 def show(plan: Plan, console: Console) -> None:
     """Print the answer."""
     layout, memory, cost = plan.layout, plan.memory, plan.cost
-    axes = " ".join(f"{axis} {size}" for axis, size in layout.mesh.items() if size > 1) or "one device"
+    axes = (
+        " ".join(f"{axis} {size}" for axis, size in layout.mesh.items() if size > 1) or "one device"
+    )
     rows: list[tuple[str, str | Text]] = [
-        ("model", f"{layout.num_parameters:,} parameters, {layout.tokens_per_step:,} tokens per step"),
+        (
+            "model",
+            f"{layout.num_parameters:,} parameters, {layout.tokens_per_step:,} tokens per step",
+        ),
         ("mesh", f"{axes} ({layout.num_devices} devices)"),
         *layout.kernels.items(),
         ("memory", _memory_words(memory)),
@@ -142,7 +152,10 @@ def show(plan: Plan, console: Console) -> None:
     table.add_column()
     for label, words in rows:
         table.add_row(label, words if isinstance(words, Text) else Text(words))
-    tables = [table, _buffer_table(memory.largest) if cost is None else _traffic_table(cost.traffic)]
+    tables = [
+        table,
+        _buffer_table(memory.largest) if cost is None else _traffic_table(cost.traffic),
+    ]
     title = Text(f"{layout.config} on {layout.topology}", style="bold")
     console.print(Rule(title, align="left", style="dim"))
     console.print(Padding(Group(*(Padding(one, (0, 0, 1, 0)) for one in tables)), (0, 0, 0, 2)))
@@ -162,12 +175,17 @@ def _cost_rows(cost: Cost) -> list[tuple[str, str | Text]]:
     mfu = " - ".join(f"{cost.mfu(name):.1%}" for name in names)
     nominal = cost.seconds["nominal"]
     total = max(sum(nominal.values()), 1e-12)
-    parts = ", ".join(f"{part} {seconds / total:.0%}" for part, seconds in nominal.items() if seconds)
+    parts = ", ".join(
+        f"{part} {seconds / total:.0%}" for part, seconds in nominal.items() if seconds
+    )
     done = (cost.product_flops + cost.kernel_flops) / cost.model_flops
     rows: list[tuple[str, str | Text]] = [
         ("step", Text(f"{step} s, estimated ({', '.join(names)}): {parts}", style="bold")),
         ("MFU", mfu),
-        ("FLOPs", f"{cost.model_flops:.3g} per device for the model; the step does {done:.2f} times that"),
+        (
+            "FLOPs",
+            f"{cost.model_flops:.3g} per device for the model; the step does {done:.2f} times that",
+        ),
         ("compile", f"{cost.compile_seconds:.0f} s"),
     ]
     if cost.bubble:
@@ -180,12 +198,19 @@ def _cost_rows(cost: Cost) -> list[tuple[str, str | Text]]:
 
 def _traffic_table(traffic: Sequence[Traffic]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for heading, justify in (("collective", "left"), ("axes", "left"), ("times", "right"), ("GB received", "right")):
+    for heading, justify in (
+        ("collective", "left"),
+        ("axes", "left"),
+        ("times", "right"),
+        ("GB received", "right"),
+    ):
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
     for one in traffic:
         axes = " ".join(one.axes) or "-"
         table.add_row(one.kind, axes, f"{one.times:,.0f}", f"{one.wire_bytes / 1e9:.3f}")
-    table.add_row("together", "", "", f"{sum(one.wire_bytes for one in traffic) / 1e9:.3f}", style="bold")
+    table.add_row(
+        "together", "", "", f"{sum(one.wire_bytes for one in traffic) / 1e9:.3f}", style="bold"
+    )
     return table
 
 

@@ -1,7 +1,8 @@
 """TPU slices that are not here: what they are made of, and devices to compile for.
 
-libtpu compiles for any slice on any Linux machine. It has to be told how the slice is wired: without wrap-around links
-the compiler takes other algorithms for its collectives, which move half as much again.
+libtpu compiles for any slice on any Linux machine. It has to be told how the slice is wired:
+without wrap-around links the compiler takes other algorithms for its collectives, which move half
+as much again.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from maxlm.config.errors import UserError
 from maxlm.devices import CHIPS, Chip
 from maxlm.runtime import hush_libtpu
 
-# Slices of three dimensions are made of 4x4x4 blocks, joined and closed to rings by optical switches; those of two
-# dimensions have wires along a full side alone.
+# Slices of three dimensions are made of 4x4x4 blocks, joined and closed to rings by optical
+# switches; those of two dimensions have wires along a full side alone.
 _BLOCK_SIDE = 4
 _FULL_SIDE = 16
 _HOST_BOUNDS = (2, 2, 1)
@@ -65,22 +66,31 @@ def parse_topology(text: str, slices: int = 1) -> Topology:
     if kind not in CHIPS:
         near = difflib.get_close_matches(kind.lower(), CHIPS, n=1, cutoff=0.3)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise UserError(f"--topology {text}: no TPU is called {kind!r}; {hint}known are {', '.join(CHIPS)}")
+        raise UserError(
+            f"--topology {text}: no TPU is called {kind!r}; {hint}known are {', '.join(CHIPS)}"
+        )
     dimensions = CHIPS[kind].dimensions
     example = f"{kind}:4x4x4" if dimensions == 3 else f"{kind}:4x4"
     sides = shape.split("x")
-    if len(sides) != dimensions or not all(side.isascii() and side.isdigit() and int(side) for side in sides):
-        raise UserError(f"--topology {text}: a slice of {kind} has {dimensions} sides; write it as {example}")
+    if len(sides) != dimensions or not all(
+        side.isascii() and side.isdigit() and int(side) for side in sides
+    ):
+        raise UserError(
+            f"--topology {text}: a slice of {kind} has {dimensions} sides; write it as {example}"
+        )
     if slices < 1:
         raise UserError(f"--slices {slices} must be at least 1")
     topology = Topology(kind, tuple(int(side) for side in sides), slices)
     odd = [side for side, host in zip(topology.sides, _HOST_BOUNDS, strict=False) if side % host]
     if odd:
         near_sides = [
-            str(-(-side // host) * host) for side, host in zip(topology.sides, (*_HOST_BOUNDS, 1), strict=False)
+            str(-(-side // host) * host)
+            for side, host in zip(topology.sides, (*_HOST_BOUNDS, 1), strict=False)
         ]
         cure = f"use {kind}:{'x'.join(near_sides)}"
-        raise UserError(f"--topology {text}: the first two sides must be even, since a host has 2x2 chips; {cure}")
+        raise UserError(
+            f"--topology {text}: the first two sides must be even, since a host has 2x2 chips; {cure}"
+        )
     return topology
 
 
@@ -107,7 +117,9 @@ def devices_of(topology: Topology) -> list[Any]:
             **options,
         )
     except JaxRuntimeError as error:
-        raise UserError(f"--topology {topology._replace(slices=1)}: libtpu refuses it: {error}") from error
+        raise UserError(
+            f"--topology {topology._replace(slices=1)}: libtpu refuses it: {error}"
+        ) from error
     return list(described.devices)
 
 

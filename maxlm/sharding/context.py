@@ -1,11 +1,13 @@
-"""A sequence that is split over `context`: who holds which chunks (zigzag), and what crosses their borders.
+"""A sequence that is split over `context`: who holds which chunks (zigzag), and what crosses their
+borders.
 
-With c devices a sequence is cut into 2c chunks, and device i works on chunks i and 2c - 1 - i, one after the other.
-Under a causal mask chunk j sees j + 1 chunks, so every device's two see 2c + 1 together: nobody waits for the device
-with the end of the sequence. Most of the model works on single tokens, to which their order means nothing. The rest
-says what it needs: attention the places of its chunks, a recurrence the state that enters them (`carry`), a convolution
-the tokens before them (`shift`), and what works on nothing but the whole sequence exchanges it for a share of the heads
-or channels (`whole`, `parts`).
+With c devices a sequence is cut into 2c chunks, and device i works on chunks i and 2c - 1 - i, one
+after the other. Under a causal mask chunk j sees j + 1 chunks, so every device's two see 2c + 1
+together: nobody waits for the device with the end of the sequence. Most of the model works on
+single tokens, to which their order means nothing. The rest says what it needs: attention the places
+of its chunks, a recurrence the state that enters them (`carry`), a convolution the tokens before
+them (`shift`), and what works on nothing but the whole sequence exchanges it for a share of the
+heads or channels (`whole`, `parts`).
 """
 
 from __future__ import annotations
@@ -22,10 +24,11 @@ from maxlm.jax_versions import vary_over, varying_axes
 
 
 def zigzag(x_BT: jax.Array) -> jax.Array:
-    """Turn this device's contiguous part of the sequence, chunks 2i and 2i + 1, into chunks i and 2c - 1 - i.
+    """Turn this device's contiguous part of the sequence, chunks 2i and 2i + 1, into chunks i and
+    2c - 1 - i.
 
-    Two permutes over `context` of half of x each: the even chunks 0, 2, ... go to different devices, and the odd ones
-    too. Meant for the small integers of a batch, once a step.
+    Two permutes over `context` of half of x each: the even chunks 0, 2, ... go to different
+    devices, and the odd ones too. Meant for the small integers of a batch, once a step.
     """
     devices = lax.axis_size("context")
     if devices == 1:
@@ -35,11 +38,15 @@ def zigzag(x_BT: jax.Array) -> jax.Array:
     odd = lax.ppermute(odd, "context", [(i, _holder(2 * i + 1, devices)) for i in range(devices)])
     # Of chunks i and 2c - 1 - i one is even and one is odd.
     early_is_even = lax.axis_index("context") % 2 == 0
-    return jnp.where(early_is_even, jnp.concatenate([even, odd], axis=1), jnp.concatenate([odd, even], axis=1))
+    return jnp.where(
+        early_is_even, jnp.concatenate([even, odd], axis=1), jnp.concatenate([odd, even], axis=1)
+    )
 
 
 def chunk_numbers(device: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return the numbers, counted along the sequence, of the two chunks that a device of `context` holds."""
+    """Return the numbers, counted along the sequence, of the two chunks that a device of `context`
+    holds.
+    """
     return device, 2 * lax.axis_size("context") - 1 - device
 
 
@@ -58,7 +65,9 @@ def split_chunks(x_BT: jax.Array, axis: int = 1) -> jax.Array:
 
 
 def own_chunks(x_BT: jax.Array) -> jax.Array:
-    """Put this device's chunks side by side as `split_chunks` does; one device alone has one chunk, (1, B, T, ...)."""
+    """Put this device's chunks side by side as `split_chunks` does; one device alone has one chunk,
+    (1, B, T, ...).
+    """
     return x_BT[None] if lax.axis_size("context") == 1 else split_chunks(x_BT)
 
 
@@ -68,7 +77,9 @@ def join_chunks(x_2BT: jax.Array, axis: int = 1) -> jax.Array:
 
 
 def in_order(x_BS: jax.Array) -> jax.Array:
-    """Put a whole sequence, gathered as (0, 2c - 1, 1, 2c - 2, ...), in its order; (B, S, ...) -> (B, S, ...)."""
+    """Put a whole sequence, gathered as (0, 2c - 1, 1, 2c - 2, ...), in its order; (B, S, ...) ->
+    (B, S, ...).
+    """
     devices = lax.axis_size("context")
     x = x_BS.reshape(x_BS.shape[0], devices, 2, -1, *x_BS.shape[2:])
     return jnp.stack([x[:, :, 0], x[:, ::-1, 1]], axis=1).reshape(x_BS.shape)
@@ -82,32 +93,41 @@ def zigzag_order(x_BS: jax.Array) -> jax.Array:
 
 
 def gather_chunks(x_2: jax.Array) -> jax.Array:
-    """All-gather what devices have of their two chunks, in the order of the sequence: (2, ...) -> (2c, ...)."""
+    """All-gather what devices have of their two chunks, in the order of the sequence: (2, ...) ->
+    (2c, ...).
+    """
     x_C2 = lax.all_gather(x_2, "context")
     return jnp.concatenate([x_C2[:, 0], x_C2[::-1, 1]])
 
 
 def gather_sequence(x_BT: jax.Array) -> jax.Array:
     """All-gather the whole sequence, in its order: (B, T, ...) -> (B, S, ...)."""
-    return x_BT if lax.axis_size("context") == 1 else in_order(lax.all_gather(x_BT, "context", axis=1, tiled=True))
+    return (
+        x_BT
+        if lax.axis_size("context") == 1
+        else in_order(lax.all_gather(x_BT, "context", axis=1, tiled=True))
+    )
 
 
 def carry(summaries: Any, apply: Callable[[Any, Any], Any], initial: Any) -> Any:
-    """Take a recurrence's state along the whole sequence; return the states that enter this device's chunks.
+    """Take a recurrence's state along the whole sequence; return the states that enter this
+    device's chunks.
 
-    One all-gather of all summaries, packed into one fp32 array; with these, each device takes the 2c - 1 steps by
-    itself. The backward pass is one reduce-scatter. Summaries are not combined with each other, as in a parallel prefix
+    One all-gather of all summaries, packed into one fp32 array; with these, each device takes the
+    2c - 1 steps by itself. The backward pass is one reduce-scatter. Summaries are not combined with
+    each other, as in a parallel prefix
     sum: that is dearer (matrix by matrix instead of matrix by state), and some recurrences cannot.
 
-    Documents: a chunk in which one starts passes nothing on of the state that enters it. Its summary says so by a mask
-    (a factor of exactly 0), never by a very small decay: sums of logarithms with one such term lose all others' digits.
+    Documents: a chunk in which one starts passes nothing on of the state that enters it. Its
+    summary says so by a mask (a factor of exactly 0), never by a very small decay: sums of
+    logarithms with one such term lose all others' digits.
 
     Args:
-      summaries: tree of arrays (2, ...), what this device's chunks do to a state; computed in fp32. With one device
-        along `context` there may be any number of chunks, one after the other. Of a single one (`own_chunks`) the
-        summary is not used, so that the compiler does not compute it.
-      apply: from the summary of one chunk (without the leading dimension) and the state that enters it, to the state
-        that leaves it, of the same types; a function of these two alone.
+      summaries: tree of arrays (2, ...), what this device's chunks do to a state; computed in fp32.
+        With one device along `context` there may be any number of chunks, one after the other. Of a
+        single one (`own_chunks`) the summary is not used, so that the compiler does not compute it.
+      apply: from the summary of one chunk (without the leading dimension) and the state that enters
+        it, to the state that leaves it, of the same types; a function of these two alone.
       initial: the state that enters the sequence, the same on all devices of `context`.
 
     Returns:
@@ -123,7 +143,9 @@ def carry(summaries: Any, apply: Callable[[Any, Any], Any], initial: Any) -> Any
 
     # What leaves the last chunk enters none.
     _, leaving = lax.scan(step, initial, jax.tree.map(lambda x: x[:-1], ordered))
-    entering = jax.tree.map(lambda first, others: jnp.concatenate([first[None], others]), initial, leaving)
+    entering = jax.tree.map(
+        lambda first, others: jnp.concatenate([first[None], others]), initial, leaving
+    )
     if lax.axis_size("context") == 1:
         return entering
     mine = jnp.stack(chunk_numbers(lax.axis_index("context")))
@@ -131,7 +153,9 @@ def carry(summaries: Any, apply: Callable[[Any, Any], Any], initial: Any) -> Any
 
 
 def _along_sequence(summaries: Any) -> Any:
-    """Return the summaries of all chunks, in the order of the sequence: arrays (2, ...) -> (2c, ...)."""
+    """Return the summaries of all chunks, in the order of the sequence: arrays (2, ...) -> (2c,
+    ...).
+    """
     if lax.axis_size("context") == 1:
         return summaries
     summaries = jax.tree.map(lambda x: x.astype(jnp.float32), summaries)
@@ -141,10 +165,12 @@ def _along_sequence(summaries: Any) -> Any:
 
 
 def shift(x_2BT: jax.Array, width: int) -> jax.Array:
-    """Return the last `width` tokens of the chunk before each of this device's chunks; zeros before the first.
+    """Return the last `width` tokens of the chunk before each of this device's chunks; zeros before
+    the first.
 
-    Two permutes over `context` of `width` tokens each: in front of an early chunk is that of the device before, in
-    front of a late chunk that of the device behind, but on the last device its own early one.
+    Two permutes over `context` of `width` tokens each: in front of an early chunk is that of the
+    device before, in front of a late chunk that of the device behind, but on the last device its
+    own early one.
 
     Args:
       x_2BT: this device's chunks, (2, B, T, ...); with one device any number, one after the other.
@@ -158,7 +184,9 @@ def shift(x_2BT: jax.Array, width: int) -> jax.Array:
     """
     devices, length = lax.axis_size("context"), x_2BT.shape[2]
     if not 0 < width <= length:
-        raise ValueError(f"from chunks of {length} tokens at least 1 and at most {length} can be shifted, not {width}")
+        raise ValueError(
+            f"from chunks of {length} tokens at least 1 and at most {length} can be shifted, not {width}"
+        )
     ends = x_2BT[:, :, length - width :]
     if devices == 1:
         return jnp.concatenate([jnp.zeros_like(ends[:1]), ends[:-1]])
@@ -171,7 +199,8 @@ def shift(x_2BT: jax.Array, width: int) -> jax.Array:
 
 
 def whole(x_BT: jax.Array, axis: int) -> jax.Array:
-    """Exchange this device's tokens for the whole sequence, in its order, of 1 / c of the heads or channels.
+    """Exchange this device's tokens for the whole sequence, in its order, of 1 / c of the heads or
+    channels.
 
     One all-to-all, as is the backward pass.
 
@@ -188,14 +217,18 @@ def whole(x_BT: jax.Array, axis: int) -> jax.Array:
 
 
 def parts(x_BS: jax.Array, axis: int) -> jax.Array:
-    """Undo `whole`: exchange a share of the heads or channels for all of them, of this device's tokens."""
+    """Undo `whole`: exchange a share of the heads or channels for all of them, of this device's
+    tokens.
+    """
     if lax.axis_size("context") == 1:
         return x_BS
     return lax.all_to_all(zigzag_order(x_BS), "context", split_axis=1, concat_axis=axis, tiled=True)
 
 
 def share(parameter: jax.Array, axis: int) -> jax.Array:
-    """Cut the heads or channels that `whole` gives to this device out of a parameter that has all of them."""
+    """Cut the heads or channels that `whole` gives to this device out of a parameter that has all
+    of them.
+    """
     size = parameter.shape[axis] // lax.axis_size("context")
     return lax.dynamic_slice_in_dim(parameter, lax.axis_index("context") * size, size, axis=axis)
 

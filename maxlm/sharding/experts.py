@@ -1,27 +1,32 @@
-"""Expert parallelism: rows of tokens travel to the device that holds their expert, and back, in rounds.
+"""Expert parallelism: rows of tokens travel to the device that holds their expert, and back, in
+rounds.
 
-A device has N tokens, each with A experts: N A copies to send. Experts lie in order over the P devices of the mesh axis
-`expert`, E / P on each. A token's experts are distinct, so a device may have to take up to P N min(A, E / P) rows:
-min(P A, E) / A times what it takes when the load is even, N A. There is room for
+A device has N tokens, each with A experts: N A copies to send. Experts lie in order over the P
+devices of the mesh axis `expert`, E / P on each. A token's experts are distinct, so a device may
+have to take up to P N min(A, E / P) rows: min(P A, E) / A times what it takes when the load is
+even, N A. There is room for
 
   B = min(buffer_factor N A, P N min(A, E / P))    rows, and with a capacity no more than it lets through
 
-The rows of a device, sorted by expert and sender, are worked off B at a time: ceil(most rows of any device / B) rounds,
-one when the load is even to a factor of `buffer_factor`, and more whatever the router does: nothing is dropped for want
-of room. Everybody knows all counts, so all devices of `expert` agree on the number of rounds.
+The rows of a device, sorted by expert and sender, are worked off B at a time: ceil(most rows of any
+device / B) rounds, one when the load is even to a factor of `buffer_factor`, and more whatever the
+router does: nothing is dropped for want of room. Everybody knows all counts, so all devices of
+`expert` agree on the number of rounds.
 
-Memory of a layer, in elements, with hidden units F on a device: 2 N A D for the copies sent and those that come back,
-and B (2 D + 2 F), or B (2 D + 3 F) where gated, for rows, hidden units and results. Rounds after the first keep nothing
-for the backward pass, which runs them again.
+Memory of a layer, in elements, with hidden units F on a device: 2 N A D for the copies sent and
+those that come back, and B (2 D + 2 F), or B (2 D + 3 F) where gated, for rows, hidden units and
+results. Rounds after the first keep nothing for the backward pass, which runs them again.
 
-Compiled ahead of time for v5p (jax 0.10.2, libtpu 0.0.42, 2026-11-23), a layer of DeepSeek-V3's shape with P = 64,
-4,096 tokens on a device and full rematerialisation peaks at 6.2 GiB in its forward and backward pass, its weights and
-fp32 gradients included. Room for the worst case, 1,048,576 rows, would take 14 GiB for each array of D columns.
+Compiled ahead of time for v5p (jax 0.10.2, libtpu 0.0.42, 2026-11-23), a layer of DeepSeek-V3's
+shape with P = 64, 4,096 tokens on a device and full rematerialisation peaks at 6.2 GiB in its
+forward and backward pass, its weights and fp32 gradients included. Room for the worst case,
+1,048,576 rows, would take 14 GiB for each array of D columns.
 
-Collectives over `expert` per layer: one all_gather of E counts in the forward pass, and per round 2 exchanges of rows
-in the forward pass and 2 in the backward pass (4 for a round that is run again). Bytes that a device sends in each:
-`ragged_all_to_all` (TPU, GPU) moves the rows there are, (P - 1) / P N A D on average when the load is even; the padded
-`all_to_all` of the CPU (P - 1) min(N A, B) D. Both put the same rows in the same places.
+Collectives over `expert` per layer: one all_gather of E counts in the forward pass, and per round 2
+exchanges of rows in the forward pass and 2 in the backward pass (4 for a round that is run again).
+Bytes that a device sends in each: `ragged_all_to_all` (TPU, GPU) moves the rows there are, (P - 1)
+/ P N A D on average when the load is even; the padded `all_to_all` of the CPU (P - 1) min(N A, B)
+D. Both put the same rows in the same places.
 """
 
 from __future__ import annotations
@@ -54,7 +59,8 @@ class Plan(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """Rows that go from or to this device in a round: a block for each pair of a device and one of the E / P experts.
+    """Rows that go from or to this device in a round: a block for each pair of a device and one of
+    the E / P experts.
 
     Attributes:
       sizes_PE: rows of each block.
@@ -76,7 +82,9 @@ def make_plan(experts_BTA: jax.Array, num_experts: int, capacity: int | None) ->
       capacity: copies that an expert takes of one sequence, the first ones; None takes all.
     """
     if capacity is not None:
-        experts_BTA = jnp.where(_rank(experts_BTA, num_experts) < capacity, experts_BTA, num_experts)
+        experts_BTA = jnp.where(
+            _rank(experts_BTA, num_experts) < capacity, experts_BTA, num_experts
+        )
     experts_M = experts_BTA.reshape(-1)
     # Stable: tokens keep their order within an expert. Dropped copies sort last.
     copy_M = jnp.argsort(experts_M, stable=True)
@@ -84,7 +92,9 @@ def make_plan(experts_BTA: jax.Array, num_experts: int, capacity: int | None) ->
     place_M = jnp.where(kept_M, jnp.argsort(copy_M), num_copies)
     counts_E = _counts(experts_M, num_experts)
     copy_M = jnp.where(jnp.arange(num_copies) < counts_E.sum(), copy_M, num_copies)
-    counts_PE = counts_E[None] if lax.axis_size("expert") == 1 else lax.all_gather(counts_E, "expert")
+    counts_PE = (
+        counts_E[None] if lax.axis_size("expert") == 1 else lax.all_gather(counts_E, "expert")
+    )
     return Plan(place_M.reshape(-1, experts_BTA.shape[2]), copy_M, counts_PE)
 
 
@@ -93,20 +103,24 @@ def most_rows(shape_BTA: tuple[int, ...], num_experts: int, capacity: int | None
     num_sequences, length, num_choices = shape_BTA
     num_devices = lax.axis_size("expert")
     most = num_devices * num_sequences * length * min(num_choices, num_experts // num_devices)
-    if num_devices == 1 or capacity is None:  # alone, it works on its copies where they lie, dropped ones too
+    # Alone, it works on its copies where they lie, dropped ones too.
+    if num_devices == 1 or capacity is None:
         return most
     return min(most, num_sequences * capacity * num_experts)
 
 
 def _rank(experts_BTA: jax.Array, num_experts: int) -> jax.Array:
-    """Number the copies for each expert of a sequence from 0, earlier tokens first: none depends on a later one.
+    """Number the copies for each expert of a sequence from 0, earlier tokens first: none depends on
+    a later one.
 
     Where `context` splits the sequence, its devices gather the counts of their chunks.
     """
     if lax.axis_size("context") == 1:
         return _rank_and_counts(experts_BTA, num_experts)[0]
     experts_2BTA = split_chunks(experts_BTA)
-    rank_2BTA, counts_2BE = jax.vmap(lambda chunk: _rank_and_counts(chunk, num_experts))(experts_2BTA)
+    rank_2BTA, counts_2BE = jax.vmap(lambda chunk: _rank_and_counts(chunk, num_experts))(
+        experts_2BTA
+    )
     counts_CBE = gather_chunks(counts_2BE)
     before_CBE = jnp.cumsum(counts_CBE, axis=0) - counts_CBE
     before_2BE = before_CBE[jnp.stack(chunk_numbers(lax.axis_index("context")))]
@@ -125,20 +139,25 @@ def _rank_and_counts(experts_BTA: jax.Array, num_experts: int) -> tuple[jax.Arra
 
 
 def _counts(experts_M: jax.Array, num_experts: int) -> jax.Array:
-    return (experts_M[:, None] == jnp.arange(num_experts, dtype=experts_M.dtype)).sum(axis=0, dtype=jnp.int32)
+    return (experts_M[:, None] == jnp.arange(num_experts, dtype=experts_M.dtype)).sum(
+        axis=0, dtype=jnp.int32
+    )
 
 
-# --- rounds ----------------------------------------------------------------------------------------------------------
+# --- rounds ---------------------------------------------------------------------------------------
 
 Run = Callable[[Any, Plan, jax.Array], jax.Array]
-"""(inputs, plan, number of the round) -> what the round adds to the result; must not close over arrays."""
+"""(inputs, plan, number of the round) -> what the round adds to the result; must not close over
+arrays.
+"""
 
 
 def in_rounds(run: Run, inputs: Any, plan: Plan, rows: int, most: int) -> jax.Array:
-    """Add up `run(inputs, plan, number)` over as many rounds as the router makes necessary in this step.
+    """Add up `run(inputs, plan, number)` over as many rounds as the router makes necessary in this
+    step.
 
-    The first is differentiated as it stands. The others are a loop that keeps nothing; where there is no second round
-    it costs zeros for gradients, and adding them.
+    The first is differentiated as it stands. The others are a loop that keeps nothing; where there
+    is no second round it costs zeros for gradients, and adding them.
 
     Args:
       run: one round.
@@ -170,8 +189,8 @@ def _after_the_first_forward(run, inputs, plan, rounds):  # type: ignore[no-unty
 
 def _after_the_first_backward(run, saved, d_y):  # type: ignore[no-untyped-def]
     inputs, plan, rounds = saved
-    # From zeros: to hand the inputs on to the first round, and its gradients here, would make rematerialisation keep
-    # whole parameters as the loop's results.
+    # From zeros: to hand the inputs on to the first round, and its gradients here, would make
+    # rematerialisation keep whole parameters as the loop's results.
     d_inputs = jax.tree.map(lambda x: vary_over(jnp.zeros_like(x), varying_axes(x)), inputs)
 
     def add(number: jax.Array, d_inputs: Any) -> Any:
@@ -185,7 +204,9 @@ _after_the_first.defvjp(_after_the_first_forward, _after_the_first_backward)
 
 
 def _further_rounds(rounds: jax.Array, add: Callable[[jax.Array, Any], Any], start: Any) -> Any:
-    """Add up the rounds after the first; `maxlm.plan` knows the loop by the scope's name: usually it has no turn."""
+    """Add up the rounds after the first; `maxlm.plan` knows the loop by the scope's name: usually
+    it has no turn.
+    """
     with jax.named_scope("further_rounds"):
         return lax.while_loop(
             lambda carry: carry[0] < rounds,
@@ -194,7 +215,9 @@ def _further_rounds(rounds: jax.Array, add: Callable[[jax.Array, Any], Any], sta
         )[1]
 
 
-def dispatch(rows_MD: jax.Array, plan: Plan, number: jax.Array, rows: int) -> tuple[jax.Array, tuple[Blocks, Blocks]]:
+def dispatch(
+    rows_MD: jax.Array, plan: Plan, number: jax.Array, rows: int
+) -> tuple[jax.Array, tuple[Blocks, Blocks]]:
     """Send the sorted rows of a round to the devices of their experts.
 
     Returns:
@@ -208,19 +231,25 @@ def dispatch(rows_MD: jax.Array, plan: Plan, number: jax.Array, rows: int) -> tu
 
 
 def combine(rows_BD: jax.Array, blocks: tuple[Blocks, Blocks], num_copies: int) -> jax.Array:
-    """Send what the experts made of a round's rows back to where they came from, (M, D); zeros in all other places."""
+    """Send what the experts made of a round's rows back to where they came from, (M, D); zeros in
+    all other places.
+    """
     sent, held = blocks
     return rows_BD if lax.axis_size("expert") == 1 else exchange(rows_BD, held, sent, num_copies)
 
 
 def _blocks(plan: Plan, number: jax.Array, rows: int) -> tuple[Blocks, Blocks]:
-    """Return the blocks that this device sends in a round and those that it gets: rows [number B, (number + 1) B)."""
+    """Return the blocks that this device sends in a round and those that it gets: rows [number B,
+    (number + 1) B).
+    """
     counts_PE = plan.counts_PE
     num_devices, num_experts = counts_PE.shape
     at_sender_PE = jnp.cumsum(counts_PE, axis=1) - counts_PE
     # At the expert's device, rows lie by expert and then by sender.
     held = counts_PE.T.reshape(num_devices, -1)
-    at_holder_PE = (jnp.cumsum(held, axis=1) - held).reshape(num_experts, num_devices).T - number * rows
+    at_holder_PE = (jnp.cumsum(held, axis=1) - held).reshape(
+        num_experts, num_devices
+    ).T - number * rows
     first_PE = jnp.clip(at_holder_PE, 0, rows)
     sizes_PE = jnp.clip(at_holder_PE + counts_PE, 0, rows) - first_PE
     at_sender_PE += jnp.clip(-at_holder_PE, 0, counts_PE)
@@ -236,12 +265,13 @@ def _blocks(plan: Plan, number: jax.Array, rows: int) -> tuple[Blocks, Blocks]:
     return sent, Blocks(mine(sizes_PE), mine(first_PE), mine(at_sender_PE))
 
 
-# --- rows in other places --------------------------------------------------------------------------------------------
+# --- rows in other places -------------------------------------------------------------------------
 
 
 @jax.custom_vjp
 def take(rows_ID: jax.Array, index_O: jax.Array, uses_IU: jax.Array) -> jax.Array:
-    """Return rows[index], zeros where the index is behind the last row; the gradient is a gather too, not a scatter.
+    """Return rows[index], zeros where the index is behind the last row; the gradient is a gather
+    too, not a scatter.
 
     Args:
       rows_ID: I rows.
@@ -264,12 +294,14 @@ def _take_backward(uses, d_rows):  # type: ignore[no-untyped-def]
 take.defvjp(_take_forward, _take_backward)
 
 
-# --- rows on other devices -------------------------------------------------------------------------------------------
+# --- rows on other devices ------------------------------------------------------------------------
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def exchange(rows_ID: jax.Array, sent: Blocks, received: Blocks, num_rows: int) -> jax.Array:
-    """Send blocks of rows to the devices of `expert`, put those received in their places; (I, D) -> (num_rows, D)."""
+    """Send blocks of rows to the devices of `expert`, put those received in their places; (I, D) ->
+    (num_rows, D).
+    """
     return lax.platform_dependent(
         rows_ID,
         sent,
@@ -295,22 +327,32 @@ exchange.defvjp(_exchange_forward, _exchange_backward)
 
 def exchange_ragged(rows_ID: jax.Array, sent: Blocks, received: Blocks, num_rows: int) -> jax.Array:
     """Move the rows that there are."""
-    zeros = vary_over(jnp.zeros((num_rows, rows_ID.shape[1]), rows_ID.dtype), varying_axes(rows_ID, sent.sizes_PE))
+    zeros = vary_over(
+        jnp.zeros((num_rows, rows_ID.shape[1]), rows_ID.dtype), varying_axes(rows_ID, sent.sizes_PE)
+    )
     places = (sent.here_PE, sent.sizes_PE, sent.there_PE, received.sizes_PE)
-    return lax.ragged_all_to_all(rows_ID, zeros, *(x.reshape(-1) for x in places), axis_name="expert")
+    return lax.ragged_all_to_all(
+        rows_ID, zeros, *(x.reshape(-1) for x in places), axis_name="expert"
+    )
 
 
 def exchange_padded(rows_ID: jax.Array, sent: Blocks, received: Blocks, num_rows: int) -> jax.Array:
-    """Move as many rows between any two devices as there can be, for platforms without the ragged one."""
+    """Move as many rows between any two devices as there can be, for platforms without the ragged
+    one.
+    """
     most = min(rows_ID.shape[0], num_rows)
     packed_ZD = rows_ID.at[_places(sent, most, rows_ID.shape[0])].get(mode="fill", fill_value=0)
     packed_ZD = lax.all_to_all(packed_ZD, "expert", split_axis=0, concat_axis=0, tiled=True)
-    zeros = vary_over(jnp.zeros((num_rows, rows_ID.shape[1]), rows_ID.dtype), varying_axes(packed_ZD))
+    zeros = vary_over(
+        jnp.zeros((num_rows, rows_ID.shape[1]), rows_ID.dtype), varying_axes(packed_ZD)
+    )
     return zeros.at[_places(received, most, num_rows)].set(packed_ZD, mode="drop")
 
 
 def _places(blocks: Blocks, most: int, nowhere: int) -> jax.Array:
-    """Return which row here each packed row is, `most` for each other device, with its blocks one after the other."""
+    """Return which row here each packed row is, `most` for each other device, with its blocks one
+    after the other.
+    """
     ends_PE = jnp.cumsum(blocks.sizes_PE, axis=1)
     packed_Z = jnp.arange(most)
     block_PZ = (packed_Z[:, None] >= ends_PE[:, None, :]).sum(axis=2)
@@ -319,6 +361,10 @@ def _places(blocks: Blocks, most: int, nowhere: int) -> jax.Array:
     return jnp.where(block_PZ < ends_PE.shape[1], place_PZ, nowhere).reshape(-1)
 
 
-def capacity_of(factor: float | None, length: int, num_choices: int, num_experts: int) -> int | None:
-    """Return how many copies an expert takes of a sequence: `factor` times an even share, rounded up."""
+def capacity_of(
+    factor: float | None, length: int, num_choices: int, num_experts: int
+) -> int | None:
+    """Return how many copies an expert takes of a sequence: `factor` times an even share, rounded
+    up.
+    """
     return None if factor is None else math.ceil(factor * length * num_choices / num_experts)

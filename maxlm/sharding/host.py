@@ -1,6 +1,7 @@
 """Host memory: arrays that lie beside the processor while the device does not need them.
 
-Where an array lies is part of its type inside a jit, so nothing here needs to be told what is offloaded.
+Where an array lies is part of its type inside a jit, so nothing here needs to be told what is
+offloaded.
 """
 
 from __future__ import annotations
@@ -32,14 +33,18 @@ def is_on_host(array: jax.Array) -> bool:
 
 
 def to_device(tree: Tree) -> Tree:
-    """Copy what lies in host memory onto the device, inside a jit: nothing can be computed with it elsewhere."""
+    """Copy what lies in host memory onto the device, inside a jit: nothing can be computed with it
+    elsewhere.
+    """
     result: Tree = jax.tree.map(lambda x: _move(x, jax.memory.Space.Device), tree)
     return result
 
 
 def to_place_of(tree: Tree, like: Tree) -> Tree:
     """Copy arrays to the memory in which those of `like` lie, inside a jit."""
-    result: Tree = jax.tree.map(lambda x, place: _move(x, jax.typeof(place).memory_space), tree, like)
+    result: Tree = jax.tree.map(
+        lambda x, place: _move(x, jax.typeof(place).memory_space), tree, like
+    )
     return result
 
 

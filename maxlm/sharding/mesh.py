@@ -20,13 +20,18 @@ BATCH_AXES = ("data", "fsdp", "expert")
 TOKEN_AXES = (*BATCH_AXES, "context")
 """Axes over which devices hold different tokens."""
 REPORT_AXES = (*TOKEN_AXES, "tensor")
-"""Axes over which devices hold different tokens between `leave` and `enter`, where reports of layers are made."""
+"""Axes over which devices hold different tokens between `leave` and `enter`, where reports of
+layers are made.
+"""
 FSDP_AXES = ("fsdp", "expert", "context")
-"""Axes that split dense parameters, their gradients and optimizer slots: all but the one that replicates them."""
+"""Axes that split dense parameters, their gradients and optimizer slots: all but the one that
+replicates them.
+"""
 EXPERT_FSDP_AXES = ("fsdp", "context")
 """Axes that split the parameters of experts besides `expert`, which holds different experts."""
 DECODING_AXES = (*BATCH_AXES, "stage", "context")
-"""Axes that split the sequences that are decoded together; `stage` and `context` have size 1 then."""
+"""Axes that split the sequences that are decoded together; `stage` and `context` have size 1 then.
+"""
 BATCH_SPEC = P(BATCH_AXES, "context")
 """Layout of every (B, T) array of a batch."""
 
@@ -48,8 +53,8 @@ def build_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh
 def lay_out(config: MeshConfig, devices: Sequence[Any]) -> np.ndarray:
     """Order devices so that neighbours along inner axes are neighbours in the network.
 
-    TPU slices are connected by the data centre's network alone: `data`, which carries one reduction of gradient
-    shards a step, is laid across them, and every other axis stays within a slice.
+    TPU slices are connected by the data centre's network alone: `data`, which carries one reduction
+    of gradient shards a step, is laid across them, and every other axis stays within a slice.
 
     Raises:
       UserError: `mesh.data` cannot be laid across the slices.
@@ -57,7 +62,9 @@ def lay_out(config: MeshConfig, devices: Sequence[Any]) -> np.ndarray:
     shape = tuple(config.sizes.values())
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1 or devices[0].platform != "tpu":
-        return np.asarray(mesh_utils.create_device_mesh(shape, list(devices), allow_split_physical_axes=True))
+        return np.asarray(
+            mesh_utils.create_device_mesh(shape, list(devices), allow_split_physical_axes=True)
+        )
     if config.data % slices:
         raise UserError(
             f"mesh.data={config.data} must be a multiple of {slices}, the number of TPU slices, because only `data` "
@@ -65,7 +72,9 @@ def lay_out(config: MeshConfig, devices: Sequence[Any]) -> np.ndarray:
             "axis smaller, or mesh.fsdp=-1 to take what is left"
         )
     within, across = (config.data // slices, *shape[1:]), (slices, *(1,) * (len(shape) - 1))
-    grid = mesh_utils.create_hybrid_device_mesh(within, across, list(devices), allow_split_physical_axes=True)
+    grid = mesh_utils.create_hybrid_device_mesh(
+        within, across, list(devices), allow_split_physical_axes=True
+    )
     return np.asarray(grid)
 
 

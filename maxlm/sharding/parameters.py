@@ -1,8 +1,10 @@
-"""A parameter is one line: shape, PartitionSpec over mesh axes, initialiser, and what it is. This file reads them.
+"""A parameter is one line: shape, PartitionSpec over mesh axes, initialiser, and what it is.
 
-Modules are built without memory: every parameter starts as a `jax.ShapeDtypeStruct`, from which come shardings,
-counts and, last, values (`initialise`). A stacked parameter has one more leading dimension, the layers, than its
-spec has entries; that dimension is split over `stage`.
+This file reads them.
+
+Modules are built without memory: every parameter starts as a `jax.ShapeDtypeStruct`, from which
+come shardings, counts and, last, values (`initialise`). A stacked parameter has one more leading
+dimension, the layers, than its spec has entries; that dimension is split over `stage`.
 """
 
 from __future__ import annotations
@@ -56,9 +58,9 @@ def with_value(parameter: nnx.Param, value: Any) -> nnx.Param:
 
 
 Role = Literal["matrix", "router", "head", "embedding", "norm", "bias", "state"]
-"""What a parameter is: a matrix that tokens are multiplied with, one of a router, the output projection, a table that
-tokens are looked up in, the scale or shift of a norm, a vector that is added, or what a layer's own rule moves after a
-step and no optimizer does."""
+"""What a parameter is: a matrix that tokens are multiplied with, one of a router, the output
+projection, a table that tokens are looked up in, the scale or shift of a norm, a vector that is
+added, or what a layer's own rule moves after a step and no optimizer does."""
 
 
 def weight(
@@ -78,15 +80,22 @@ def weight(
       spec: mesh axes of each dimension.
       init: draws the first values.
       role: what it is, which decides about weight decay and which optimizer takes it.
-      inputs: the dimensions that a product with a token sums over: those before them count matrices, those after them
-        are the output. None for what is no matrix.
-      used: the share of it that a token is multiplied with, for parameter and FLOP counts; by default all of a matrix,
-        and nothing of what has no `inputs`.
+      inputs: the dimensions that a product with a token sums over: those before them count
+        matrices, those after them are the output. None for what is no matrix.
+      used: the share of it that a token is multiplied with, for parameter and FLOP counts; by
+        default all of a matrix, and nothing of what has no `inputs`.
       fp32: it is used in fp32, whatever the compute dtype.
     """
     assert len(shape) == len(spec), f"{shape} needs one spec entry per dimension, not {spec}"
     used = float(bool(inputs)) if used is None else used
-    facts: dict[str, Any] = {"spec": spec, "init": init, "role": role, "inputs": inputs, "used": used, "fp32": fp32}
+    facts: dict[str, Any] = {
+        "spec": spec,
+        "init": init,
+        "role": role,
+        "inputs": inputs,
+        "used": used,
+        "fp32": fp32,
+    }
     return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32), **facts)
 
 
@@ -97,7 +106,8 @@ def role_of(parameter: nnx.Param) -> Role:
 
 
 def layers_of(parameter: nnx.Param) -> tuple[int, ...] | None:
-    """Return the number in the model of the layer that each row of a stacked parameter holds, `EMPTY` for none.
+    """Return the number in the model of the layer that each row of a stacked parameter holds,
+    `EMPTY` for none.
 
     None where a parameter is not stacked.
     """
@@ -116,7 +126,9 @@ def is_parameter(node: Any) -> bool:
 
 
 def map_parameters(function: Callable[..., Any], *modules: Module) -> Module:
-    """Apply a function to every parameter of a module; give back the same module around the results."""
+    """Apply a function to every parameter of a module; give back the same module around the
+    results.
+    """
     result: Module = jax.tree.map(function, *modules, is_leaf=is_parameter)
     return result
 
@@ -145,7 +157,9 @@ def shardings(module: Module, mesh: Mesh) -> Module:
 
 
 def stack_layers(module: Module, layers: Sequence[int]) -> Module:
-    """Give every declared parameter a leading dimension, a row for each of `layers` (see `layers_of`)."""
+    """Give every declared parameter a leading dimension, a row for each of `layers` (see
+    `layers_of`).
+    """
 
     def stacked(parameter: nnx.Param) -> nnx.Param:
         value, facts = parameter.get_value(), dict(parameter.get_metadata())
@@ -163,9 +177,10 @@ def parameter_count(module: Any) -> int:
 def initialise(module: Module, seed: int, mesh: Mesh) -> Module:
     """Fill declared parameters with values, each born on its devices.
 
-    A value depends on the seed, the parameter's path and its layer, never on the mesh: threefry bits are the same
-    however an array is split (jax_threefry_partitionable). Of a stacked parameter, the path within its block and the
-    layer's number in the model count, not how the model's layers are written as patterns.
+    A value depends on the seed, the parameter's path and its layer, never on the mesh: threefry
+    bits are the same however an array is split (jax_threefry_partitionable). Of a stacked
+    parameter, the path within its block and the layer's number in the model count, not how the
+    model's layers are written as patterns.
     """
 
     def values(seed_key: jax.Array) -> Module:
@@ -182,7 +197,11 @@ def initialise(module: Module, seed: int, mesh: Mesh) -> Module:
 
 
 def _initial_value(seed_key: jax.Array, path: str, parameter: nnx.Param) -> jax.Array:
-    declared, init, layers = parameter.get_value(), parameter.get_metadata("init"), layers_of(parameter)
+    declared, init, layers = (
+        parameter.get_value(),
+        parameter.get_metadata("init"),
+        layers_of(parameter),
+    )
     if layers is None:
         return init(_path_key(seed_key, path), declared.shape, declared.dtype)
     key = _path_key(seed_key, path_in_block(path))
@@ -195,7 +214,9 @@ def _initial_value(seed_key: jax.Array, path: str, parameter: nnx.Param) -> jax.
 
 
 def path_in_block(path: str) -> str:
-    """Return the path of a stacked parameter within its block: stack/0/1/mixer/query -> mixer/query."""
+    """Return the path of a stacked parameter within its block: stack/0/1/mixer/query ->
+    mixer/query.
+    """
     return path.split("/", 3)[3]
 
 

@@ -1,38 +1,45 @@
-"""Pipeline parallelism: lockstep 1F1B over the `stage` axis, interleaved where stages repeat, as three scans.
+"""Pipeline parallelism: lockstep 1F1B over the `stage` axis, interleaved where stages repeat, as
+three scans.
 
-The schedules are those of arXiv:1806.03377 and arXiv:2104.04473, with one explicit `jax.vjp` a tick.
+The schedules are those of arXiv:1806.03377 and arXiv:2104.04473, with one explicit `jax.vjp` a
+tick.
 
-S stages, M microbatches, V chunks of layers per stage: chunk v of stage s holds the layers of virtual stage v S + s,
-and the virtual stages form a ring that each microbatch walks V times. Every tick every device runs the same program:
-one chunk forward, one chunk backward. Microbatch m = g S + i (i < S) is at (s, v)
+S stages, M microbatches, V chunks of layers per stage: chunk v of stage s holds the layers of
+virtual stage v S + s, and the virtual stages form a ring that each microbatch walks V times. Every
+tick every device runs the same program: one chunk forward, one chunk backward. Microbatch m = g S +
+i (i < S) is at (s, v)
 
   forward  at tick  g S V + v S + i + s
   backward at tick  V S - 1 + g S V + (V - 1 - v) S + i + (S - 1 - s)
 
-so what a stage sends arrives just when it is needed, and the last virtual stage goes backward in the tick in which it
-went forward. Ticks: V S - 1 forward only, M V - V S + S both, V S - 1 backward only; in all M V + V S + S - 2. A tick
-with both takes 1/V of a stage's time for a microbatch and a tick with one its part of that, so a step takes
-M + (S - 1) / V of it, of which nobody works usefully for
+so what a stage sends arrives just when it is needed, and the last virtual stage goes backward in
+the tick in which it went forward. Ticks: V S - 1 forward only, M V - V S + S both, V S - 1 backward
+only; in all M V + V S + S - 2. A tick with both takes 1/V of a stage's time for a microbatch and a
+tick with one its part of that, so a step takes M + (S - 1) / V of it, of which nobody works
+usefully for
 
   bubble = (S - 1) / (M V + S - 1).
 
-Stages may hold different numbers of layers (`maxlm.sharding.stages`). A tick takes as long as the stage that has most
-to do in it: with i times the mean of all virtual stages a step takes i (M + (S - 1) / V), and
+Stages may hold different numbers of layers (`maxlm.sharding.stages`). A tick takes as long as the
+stage that has most to do in it: with i times the mean of all virtual stages a step takes i (M + (S
+- 1) / V), and
 
   bubble = 1 - M V / (i (M V + S - 1)).
 
-Memory: a stage input lives from its forward to its backward tick, at most 2 V S - 2 ticks later. 2 S - 1 of them
-(V = 1) or 2 S V (V > 1) are kept, whatever M is; the backward tick computes the chunk again from its input. Nothing
-else survives a tick but the gradients.
+Memory: a stage input lives from its forward to its backward tick, at most 2 V S - 2 ticks later. 2
+S - 1 of them (V = 1) or 2 S V (V > 1) are kept, whatever M is; the backward tick computes the chunk
+again from its input. Nothing else survives a tick but the gradients.
 
-Communication: 2 permutes of one microbatch's activations a tick (1 in the ticks that go one way only), and for the
-loss one reduce-scatter and one all-gather of them over `stage` per microbatch: each stage does 1/S of the loss.
+Communication: 2 permutes of one microbatch's activations a tick (1 in the ticks that go one way
+only), and for the loss one reduce-scatter and one all-gather of them over `stage` per microbatch:
+each stage does 1/S of the loss.
 
-Why there is no zero-bubble schedule (arXiv:2401.10241): weight gradients delayed into the cool-down could fill at most
-(S - 1) W of the (S - 1) (F + B) that are lost, a quarter of the bubble where the forward pass is computed again
-(F : recompute : B_input : W = 1 : 1 : 1 : 1), but S - 1 microbatches' inputs AND output gradients of every
-multiplication would have to be kept until then, which is what recomputing from stage inputs avoids. V = 2 halves the
-bubble for 2 S + 1 more stage inputs.
+Why there is no zero-bubble schedule (arXiv:2401.10241): weight gradients delayed into the cool-down
+could fill at most (S - 1) W of the (S - 1) (F + B) that are lost, a quarter of the bubble where the
+forward pass is computed again (F : recompute : B_input : W = 1 : 1 : 1 : 1), but S - 1
+microbatches' inputs AND output gradients of every multiplication would have to be kept until then,
+which is what recomputing from stage inputs avoids. V = 2 halves the bubble for 2 S + 1 more stage
+inputs.
 """
 
 from __future__ import annotations
@@ -112,12 +119,12 @@ class Parts(NamedTuple):
     """The model as the pipeline sees it.
 
     Attributes:
-      run_chunk: (outer, chunk, x, (microbatch, number, first)) -> (y, cost, reports), one chunk of layers, the stage's
-        chunk of this number; where `first` is true the embedded tokens of the microbatch take the place of x. x and y
-        are trees of the same shapes; cost is what the chunk adds to the objective besides, reports are rows like the
-        chunk's layers, to be summed.
-      losses: (outer, y, microbatch) -> (objective, sums), from the last virtual stage's y, which only stage S - 1 has;
-        every stage does its share. Sums are a tree of scalars.
+      run_chunk: (outer, chunk, x, (microbatch, number, first)) -> (y, cost, reports), one chunk of
+        layers, the stage's chunk of this number; where `first` is true the embedded tokens of the
+        microbatch take the place of x. x and y are trees of the same shapes; cost is what the chunk
+        adds to the objective besides, reports are rows like the chunk's layers, to be summed.
+      losses: (outer, y, microbatch) -> (objective, sums), from the last virtual stage's y, which
+        only stage S - 1 has; every stage does its share. Sums are a tree of scalars.
     """
 
     run_chunk: Callable[..., tuple[Any, jax.Array, Any]]
@@ -136,7 +143,9 @@ class _Carry(NamedTuple):
 
 
 class _Pipeline(NamedTuple):
-    """What the devices of a stage do in a tick, and what they do it with (see `pipelined_gradients`)."""
+    """What the devices of a stage do in a tick, and what they do it with (see
+    `pipelined_gradients`).
+    """
 
     parts: Parts
     outer: Any
@@ -145,11 +154,15 @@ class _Pipeline(NamedTuple):
     stage: jax.Array
 
     def at(self, tick: jax.Array) -> _Pipeline:
-        """Return it for one tick, whose gathers of parameters the compiler cannot move out of the loop."""
+        """Return it for one tick, whose gathers of parameters the compiler cannot move out of the
+        loop.
+        """
         return self._replace(stack=tied_to_loop(self.stack, tick))
 
     def forward(self, tick: jax.Array, carry: _Carry) -> tuple[Any, _Carry, jax.Array]:
-        """Run one chunk forward; return its output, the carry and what the chunk adds to the objective."""
+        """Run one chunk forward; return its output, the carry and what the chunk adds to the
+        objective.
+        """
         parts, outer, stack, schedule, stage = self
         work = _clipped(schedule.forward(tick, stage), schedule)
         slot = work.chunk * schedule.slots + work.microbatch % schedule.slots
@@ -160,7 +173,9 @@ class _Pipeline(NamedTuple):
 
         first = work.valid & (stage == 0) & (work.chunk == 0)
         chunk = _chunk(stack, work.chunk, schedule)
-        y, cost, reports = parts.run_chunk(outer, chunk, carry.x, (work.microbatch, work.chunk, first))
+        y, cost, reports = parts.run_chunk(
+            outer, chunk, carry.x, (work.microbatch, work.chunk, first)
+        )
         reports = jax.tree.map(lambda rows: jnp.where(work.valid, rows, 0), reports)
         carry = carry._replace(
             x=_send(y, 1, schedule),
@@ -179,7 +194,9 @@ class _Pipeline(NamedTuple):
             d_y = jax.tree.map(lambda d_loss, d_y: jnp.where(last, d_loss, d_y), d_loss, d_y)
         d_y = jax.tree.map(lambda d_y: jnp.where(work.valid, d_y, 0), d_y)
         slot = work.chunk * schedule.slots + work.microbatch % schedule.slots
-        kept = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, slot, keepdims=False), carry.inputs)
+        kept = jax.tree.map(
+            lambda x: lax.dynamic_index_in_dim(x, slot, keepdims=False), carry.inputs
+        )
         first = work.valid & (stage == 0) & (work.chunk == 0)
 
         def run(outer: Any, chunk: Any, x: Any) -> tuple[Any, jax.Array]:
@@ -194,15 +211,23 @@ class _Pipeline(NamedTuple):
             d_stack=_add_chunk(carry.d_stack, d_chunk, work.chunk, schedule),
         )
 
-    def loss(self, tick: jax.Array, y: Any, carry: _Carry) -> tuple[_Carry, Any, tuple[jax.Array, Any]]:
-        """Do this stage's share of the loss of the microbatch that ends in a tick, forward and backward."""
+    def loss(
+        self, tick: jax.Array, y: Any, carry: _Carry
+    ) -> tuple[_Carry, Any, tuple[jax.Array, Any]]:
+        """Do this stage's share of the loss of the microbatch that ends in a tick, forward and
+        backward.
+        """
         parts, outer, _, schedule, _ = self
         work = _clipped(schedule.forward(tick, schedule.stages - 1), schedule)
         objective, pull, sums = jax.vjp(
             lambda outer, y: parts.losses(outer, y, work.microbatch), outer, y, has_aux=True
         )
         d_outer, d_y = pull(jnp.ones_like(objective))
-        return carry._replace(d_outer=jax.tree.map(jnp.add, carry.d_outer, d_outer)), d_y, (objective, sums)
+        return (
+            carry._replace(d_outer=jax.tree.map(jnp.add, carry.d_outer, d_outer)),
+            d_y,
+            (objective, sums),
+        )
 
     def steady(self, carry: _Carry, tick: jax.Array) -> tuple[_Carry, tuple[jax.Array, Any]]:
         """Run a tick with work in both directions; return what it adds to objective and sums."""
@@ -214,7 +239,9 @@ class _Pipeline(NamedTuple):
             # Only every V-th group of S ticks ends a microbatch; the same ticks on every device.
             ends = schedule.forward(tick, schedule.stages - 1).chunk == schedule.repeats - 1
             shapes = jax.eval_shape(run.loss, tick, y, carry)
-            nothing = jax.tree.map(lambda s: vary_over(jnp.zeros(s.shape, s.dtype), _axes(s)), shapes[1:])
+            nothing = jax.tree.map(
+                lambda s: vary_over(jnp.zeros(s.shape, s.dtype), _axes(s)), shapes[1:]
+            )
             carry, d_loss, losses = lax.cond(
                 ends, lambda carry: run.loss(tick, y, carry), lambda carry: (carry, *nothing), carry
             )
@@ -235,17 +262,22 @@ def pipelined_gradients(
       schedule: the sizes.
 
     Returns:
-      gradients of outer and stack, this device's objective and other sums, and the reports of the stack's layers.
+      gradients of outer and stack, this device's objective and other sums, and the reports of the
+      stack's layers.
     """
     run = _Pipeline(parts, outer, stack, schedule, lax.axis_index("stage"))
     warmup, all_forward = schedule.warmup_ticks, schedule.warmup_ticks + schedule.steady_ticks
     nothing, num_slots = _zeros(x), schedule.repeats * schedule.slots
     kept = _zeros(jax.tree.map(lambda s: jax.ShapeDtypeStruct((num_slots, *s.shape), s.dtype), x))
     carry = _Carry(nothing, nothing, kept, *zeros, _no_reports(parts, outer, stack, nothing))
-    carry, costs = lax.scan(lambda carry, tick: run.at(tick).forward(tick, carry)[1:], carry, jnp.arange(warmup))
+    carry, costs = lax.scan(
+        lambda carry, tick: run.at(tick).forward(tick, carry)[1:], carry, jnp.arange(warmup)
+    )
     carry, (objectives, sums) = lax.scan(run.steady, carry, jnp.arange(warmup, all_forward))
     ticks = jnp.arange(all_forward, all_forward + warmup)
-    carry, _ = lax.scan(lambda carry, tick: (run.at(tick).backward(tick, carry, None), None), carry, ticks)
+    carry, _ = lax.scan(
+        lambda carry, tick: (run.at(tick).backward(tick, carry, None), None), carry, ticks
+    )
     objective = costs.sum() + objectives.sum()
     return carry.d_outer, carry.d_stack, objective, _summed(sums), carry.reports
 
@@ -262,7 +294,9 @@ def _no_reports(parts: Parts, outer: Any, stack: Any, x: Any) -> Any:
     return jax.tree.map(lambda s: vary_over(jnp.zeros(s.shape, s.dtype), _axes(s)), shapes)
 
 
-def pipelined_losses(parts: Parts, outer: Any, stack: Any, x: Any, schedule: Schedule) -> tuple[jax.Array, Any]:
+def pipelined_losses(
+    parts: Parts, outer: Any, stack: Any, x: Any, schedule: Schedule
+) -> tuple[jax.Array, Any]:
     """Run microbatches forward only; return this device's (objective, sums)."""
     stage = lax.axis_index("stage")
 
@@ -336,4 +370,6 @@ def _add_chunk(stack: Tree, chunk: Tree, index: jax.Array, schedule: Schedule) -
 
 def _axes(shape: Any) -> tuple[str, ...]:
     """Return the axes that the result of an abstract evaluation varies over."""
-    return tuple(sorted(shape.manual_axis_type.varying if hasattr(shape, "manual_axis_type") else shape.vma))
+    return tuple(
+        sorted(shape.manual_axis_type.varying if hasattr(shape, "manual_axis_type") else shape.vma)
+    )

@@ -1,10 +1,11 @@
 """Which layers each stage of a pipeline holds.
 
-A segment of the model is R repetitions of its pattern, and each parameter of the pattern has a row for each of them.
-Virtual stage v S + s is chunk v of stage s (`maxlm.sharding.pipeline`) and holds a run of consecutive repetitions, of
-one segment or of several. All devices run the same program over arrays of the same shape: a stage has as many rows of a
-segment as the virtual stage that holds most of it, and rows without a layer where it holds fewer. Those are skipped,
-cost their bytes, and stay zero.
+A segment of the model is R repetitions of its pattern, and each parameter of the pattern has a row
+for each of them. Virtual stage v S + s is chunk v of stage s (`maxlm.sharding.pipeline`) and holds
+a run of consecutive repetitions, of one segment or of several. All devices run the same program
+over arrays of the same shape: a stage has as many rows of a segment as the virtual stage that holds
+most of it, and rows without a layer where it holds fewer. Those are skipped, cost their bytes, and
+stay zero.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ class SegmentRows(NamedTuple):
     """How the repetitions of a segment lie in its stacked parameters.
 
     Attributes:
-      repetitions: which one each row holds, or `EMPTY`; the rows of a stage lie together, chunk after chunk.
+      repetitions: which one each row holds, or `EMPTY`; the rows of a stage lie together, chunk
+        after chunk.
       rows: rows of one chunk of one stage.
     """
 
@@ -31,7 +33,10 @@ class SegmentRows(NamedTuple):
 
     def counts(self) -> list[int]:
         """Return how many rows of each chunk of each stage hold a layer; they come first."""
-        chunks = [self.repetitions[i : i + self.rows] for i in range(0, len(self.repetitions), self.rows or 1)]
+        chunks = [
+            self.repetitions[i : i + self.rows]
+            for i in range(0, len(self.repetitions), self.rows or 1)
+        ]
         return [sum(repetition != EMPTY for repetition in chunk) for chunk in chunks]
 
 
@@ -47,8 +52,11 @@ class Layout(NamedTuple):
     imbalance: float = 1.0
 
 
-def lay_out(repeats: Sequence[int], work: Sequence[float] = (), *, stages: int = 1, chunks: int = 1) -> Layout:
-    """Share the repetitions of all segments out among the virtual stages, so that the slowest has as little as can be.
+def lay_out(
+    repeats: Sequence[int], work: Sequence[float] = (), *, stages: int = 1, chunks: int = 1
+) -> Layout:
+    """Share the repetitions of all segments out among the virtual stages, so that the slowest has
+    as little as can be.
 
     Args:
       repeats: repetitions of each segment.
@@ -67,14 +75,17 @@ def lay_out(repeats: Sequence[int], work: Sequence[float] = (), *, stages: int =
         of_parts = [[index for owner, index in part if owner == segment] for part in held]
         rows = max(map(len, of_parts))
         filled = [part + [EMPTY] * (rows - len(part)) for part in of_parts]
-        in_memory = [filled[chunk * stages + stage] for stage in range(stages) for chunk in range(chunks)]
+        in_memory = [
+            filled[chunk * stages + stage] for stage in range(stages) for chunk in range(chunks)
+        ]
         segments.append(SegmentRows(tuple(itertools.chain(*in_memory)), rows))
     loads = [sum(work[segment] for segment, _ in part) for part in held]
     return Layout(tuple(segments), max(loads) * parts / sum(loads))
 
 
 def _fair_shares(work: Sequence[float], parts: int) -> list[int]:
-    """Cut a row of pieces into runs whose largest sum is the least possible, and which are otherwise about equal.
+    """Cut a row of pieces into runs whose largest sum is the least possible, and which are
+    otherwise about equal.
 
     Returns:
       pieces in each run.

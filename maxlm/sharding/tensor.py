@@ -1,7 +1,9 @@
-"""Tensor parallelism with sequence parallelism (arXiv:2205.05198): two functions, each the transpose of the other.
+"""Tensor parallelism with sequence parallelism (arXiv:2205.05198): two functions, each the
+transpose of the other.
 
-Between blocks a device holds 1/tensor of its sequence; inside a mixer or ffn it holds the whole sequence and 1/tensor
-of the heads or hidden units. With one device nothing moves, and nothing is copied.
+Between blocks a device holds 1/tensor of its sequence; inside a mixer or ffn it holds the whole
+sequence and 1/tensor of the heads or hidden units. With one device nothing moves, and nothing is
+copied.
 """
 
 from __future__ import annotations
@@ -12,15 +14,27 @@ from jax import lax
 
 def enter(x_BTD: jax.Array) -> jax.Array:
     """All-gather the sequence over `tensor`: (B, T / tensor, D) -> (B, T, D)."""
-    return x_BTD if lax.axis_size("tensor") == 1 else lax.all_gather(x_BTD, "tensor", axis=1, tiled=True)
+    return (
+        x_BTD
+        if lax.axis_size("tensor") == 1
+        else lax.all_gather(x_BTD, "tensor", axis=1, tiled=True)
+    )
 
 
 def leave(x_BTD: jax.Array) -> jax.Array:
-    """Sum partial results over `tensor`, keep this device's part of the sequence: (B, T, D) -> (B, T / tensor, D)."""
-    return x_BTD if lax.axis_size("tensor") == 1 else lax.psum_scatter(x_BTD, "tensor", scatter_dimension=1, tiled=True)
+    """Sum partial results over `tensor`, keep this device's part of the sequence: (B, T, D) -> (B,
+    T / tensor, D).
+    """
+    return (
+        x_BTD
+        if lax.axis_size("tensor") == 1
+        else lax.psum_scatter(x_BTD, "tensor", scatter_dimension=1, tiled=True)
+    )
 
 
 def sequence_part(x_BT: jax.Array) -> jax.Array:
-    """Cut this device's part of the sequence out of an array that every `tensor` device holds whole."""
+    """Cut this device's part of the sequence out of an array that every `tensor` device holds
+    whole.
+    """
     length = x_BT.shape[1] // lax.axis_size("tensor")
     return lax.dynamic_slice_in_dim(x_BT, lax.axis_index("tensor") * length, length, axis=1)

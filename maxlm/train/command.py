@@ -26,11 +26,15 @@ class TerminalHandler(logging.StreamHandler[TextIO]):
 def run(arguments: argparse.Namespace) -> int:
     """Train, or resume, the run of a YAML file; return the exit code."""
     logging.basicConfig(
-        level=logging.INFO, format="%(levelname)s %(message)s", handlers=[TerminalHandler()], force=True
+        level=logging.INFO,
+        format="%(levelname)s %(message)s",
+        handlers=[TerminalHandler()],
+        force=True,
     )
     config = load_run(arguments.config, arguments.overrides).config
     command = shlex.join(["maxlm", "train", arguments.config, *arguments.overrides])
-    if "MAXLM_LAUNCHER" in os.environ:  # set by launch/local.py: the same run needs as many processes again
+    # Set by launch/local.py: the same run needs as many processes again.
+    if "MAXLM_LAUNCHER" in os.environ:
         command = f"{os.environ['MAXLM_LAUNCHER']} {command}"
     with runtime.fail_together():
         runtime.start(config.runtime)

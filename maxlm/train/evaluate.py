@@ -42,11 +42,15 @@ def evaluate(
         # Dispatched without waiting: the device works on one batch while the host reads the next.
         sums = [settle(losses(decoder, device_batch(dataset, row, sharding))) for row in starts]
         host: list[Sums] = jax.device_get(sums)
-        values |= {f"val/{source}/{name}": value for name, value in loss_metrics(objective, host).items()}
+        values |= {
+            f"val/{source}/{name}": value for name, value in loss_metrics(objective, host).items()
+        }
     return values
 
 
 def loss_metrics(objective: Objective, sums: list[Sums]) -> dict[str, float]:
     """Return the objective's metrics of batches together."""
-    totals = {name: math.fsum(float(batch.metrics[name]) for batch in sums) for name in sums[0].metrics}
+    totals = {
+        name: math.fsum(float(batch.metrics[name]) for batch in sums) for name in sums[0].metrics
+    }
     return objective.metrics(math.fsum(float(batch.weight) for batch in sums), totals)

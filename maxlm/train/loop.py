@@ -48,7 +48,8 @@ _VERSIONED = ("maxlm", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def train(config: RunConfig, *, command: str) -> None:
-    """Train a run to its end, or until a signal stops it; resume it if its directory has checkpoints.
+    """Train a run to its end, or until a signal stops it; resume it if its directory has
+    checkpoints.
 
     Args:
       config: the run.
@@ -67,19 +68,33 @@ def train(config: RunConfig, *, command: str) -> None:
         checkpointer = stack.enter_context(Checkpointer(run_dir.checkpoints, config.checkpoint))
         _refuse_changes(checkpointer.latest_record(), config, datasets)
         run_dir.keep_tokenizer(datasets.train.tokenizer.proto)
-        restored = checkpointer.restore(program.state, saved_as=lambda record: state_as_saved(record, config, program))
+        restored = checkpointer.restore(
+            program.state, saved_as=lambda record: state_as_saved(record, config, program)
+        )
         state = _state_to_start_from(restored, program, config)
         start = restored.step if restored else 0
         consumption = Consumption(_consumed(restored), start, config)
         reporter = stack.enter_context(
-            Reporter(config, program, datasets, run_dir=run_dir.path, resume_step=start, consumption=consumption)
+            Reporter(
+                config,
+                program,
+                datasets,
+                run_dir=run_dir.path,
+                resume_step=start,
+                consumption=consumption,
+            )
         )
         compiled = compile_step(config, program)
         _refuse_too_large_a_step(compiled, program)
         reporter.start_clock(compiled)
         loop = _Loop(config, program, datasets, compiled, checkpointer, reporter, consumption)
         stack.callback(loop.watchdog.disarm)
-        step = loop.run(state, start, stop.requested, ProfileWindow(config.runtime.profile, run_dir.path / "profile"))
+        step = loop.run(
+            state,
+            start,
+            stop.requested,
+            ProfileWindow(config.runtime.profile, run_dir.path / "profile"),
+        )
         checkpointer.wait()
         reporter.end(step, _places(config, command, done=step >= config.train.num_steps))
 
@@ -103,7 +118,9 @@ class _Loop:
         self.losses = compile_losses(program)
         self.watchdog = Watchdog(config.runtime.step_timeout_seconds)
 
-    def run(self, state: TrainState, start: int, stop: Callable[[int], bool], profile: ProfileWindow) -> int:
+    def run(
+        self, state: TrainState, start: int, stop: Callable[[int], bool], profile: ProfileWindow
+    ) -> int:
         """Run steps until the end or a stop; return the number of steps done."""
         train = self.config.train
         step = start
@@ -141,7 +158,9 @@ class _Loop:
             prefetch=self.config.data.prefetch_batches,
         )
 
-    def _read(self, step: int, pending: StepMetrics | None, loader: DeviceLoader, *, last: bool) -> None:
+    def _read(
+        self, step: int, pending: StepMetrics | None, loader: DeviceLoader, *, last: bool
+    ) -> None:
         """Wait for a step's metrics; stop a run that has diverged; log where it is due."""
         if pending is None:
             return
@@ -164,7 +183,10 @@ class _Loop:
             )
         if last or _due(step, self.config.train.log_every):
             self.reporter.step(
-                step, metrics, wait_seconds=loader.wait_seconds, stall_seconds=self.checkpointer.stall_seconds
+                step,
+                metrics,
+                wait_seconds=loader.wait_seconds,
+                stall_seconds=self.checkpointer.stall_seconds,
             )
 
     def _evaluate(self, step: int, state: TrainState) -> None:
@@ -184,30 +206,42 @@ class _Loop:
         record = {
             "consumed": self.consumption.at(step)._asdict(),
             "token_hash": hexdigest(jax.device_get(state.token_hash)),
-            "layout": [list(segment.repetitions) for segment in self.program.execution.layout.segments],
+            "layout": [
+                list(segment.repetitions) for segment in self.program.execution.layout.segments
+            ],
             "config": self.config.model_dump(mode="json"),
             "data": self.datasets.train.fingerprint,
             "tokenizer": self.datasets.train.tokenizer.fingerprint,
-            "versions": {name: version(name) for name in _VERSIONED} | {"python": platform.python_version()},
+            "versions": {name: version(name) for name in _VERSIONED}
+            | {"python": platform.python_version()},
         }
         self.checkpointer.save(step, state, record)
         self.watchdog.arm()
 
 
 def _with_own_tokenizer(config: RunConfig) -> RunConfig:
-    """Return the config with the run's copy of its tokenizer, once there is a checkpoint that was trained with it."""
+    """Return the config with the run's copy of its tokenizer, once there is a checkpoint that was
+    trained with it.
+    """
     tokenizer = tokenizer_to_open(config.run_dir, config.data.tokenizer)
-    return config.model_copy(update={"data": config.data.model_copy(update={"tokenizer": tokenizer})})
+    return config.model_copy(
+        update={"data": config.data.model_copy(update={"tokenizer": tokenizer})}
+    )
 
 
 def _refuse_too_large_a_state(config: RunConfig, program: Program) -> None:
     """Refuse a train state that a device cannot hold, before any array is made.
 
     Raises:
-      UserError: its part of parameters and optimizer, without what lies in host memory, is more than its memory.
+      UserError: its part of parameters and optimizer, without what lies in host memory, is more
+        than its memory.
     """
-    leaves = [leaf for leaf in jax.tree.leaves(program.state) if leaf.sharding.memory_kind != HOST_MEMORY]
-    needed = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+    leaves = [
+        leaf for leaf in jax.tree.leaves(program.state) if leaf.sharding.memory_kind != HOST_MEMORY
+    ]
+    needed = sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves
+    )
     device = program.mesh.local_devices[0]
     available = memory_bytes(device)
     if available is not None and needed > available:
@@ -233,7 +267,9 @@ def _refuse_too_large_a_step(compiled: CompiledStep, program: Program) -> None:
         )
 
 
-def _state_to_start_from(restored: Restored | None, program: Program, config: RunConfig) -> TrainState:
+def _state_to_start_from(
+    restored: Restored | None, program: Program, config: RunConfig
+) -> TrainState:
     """Return the restored state, its layers as they lie on this mesh, or that of step 0."""
     if restored is not None:
         state: TrainState = rearrange_layers(restored.state, program.state)
@@ -263,29 +299,41 @@ def _refuse_changes(record: dict[str, Any] | None, config: RunConfig, datasets: 
     """Refuse to resume as another run than the one that was saved.
 
     Raises:
-      UserError: the run has gone beyond `train.num_steps`; or settings that matter, or the data, have changed.
+      UserError: the run has gone beyond `train.num_steps`; or settings that matter, or the data,
+        have changed.
     """
     if record is None:
         return
     _refuse_fewer_steps(record["step"], config)
     matter, later = compare_runs(record["config"], config, steps_done=record["step"])
     if later:
-        log.warning("learning rates of steps to come are not the saved run's: %s", ", ".join(map(str, later)))
+        log.warning(
+            "learning rates of steps to come are not the saved run's: %s",
+            ", ".join(map(str, later)),
+        )
     changes = [str(change) for change in matter]
     reordered = any(change.key.startswith(("data.", "runtime.seed")) for change in matter)
     if record["data"] != datasets.train.fingerprint:
-        changes.append(f"data.sources (the tokens): {record['data'][:12]} -> {datasets.train.fingerprint[:12]}")
+        changes.append(
+            f"data.sources (the tokens): {record['data'][:12]} -> {datasets.train.fingerprint[:12]}"
+        )
         reordered = True
     tokenizer = datasets.train.tokenizer.fingerprint
     if record.get("tokenizer", tokenizer) != tokenizer:
-        changes.append(f"data.tokenizer (its contents): {record['tokenizer'][:12]} -> {tokenizer[:12]}")
+        changes.append(
+            f"data.tokenizer (its contents): {record['tokenizer'][:12]} -> {tokenizer[:12]}"
+        )
     if not changes:
         return
     listed = "\n  ".join(changes)
     if config.checkpoint.allow_config_change:
-        log.warning("resuming with changed settings (checkpoint.allow_config_change=true):\n  %s", listed)
+        log.warning(
+            "resuming with changed settings (checkpoint.allow_config_change=true):\n  %s", listed
+        )
         if reordered:
-            log.warning("the data's rows are others now: what the run has read may come again, and some may never")
+            log.warning(
+                "the data's rows are others now: what the run has read may come again, and some may never"
+            )
         return
     raise UserError(
         f"run_dir={config.run_dir} holds a run at step {record['step']} with other settings (saved -> now):\n  "
@@ -305,7 +353,10 @@ def _refuse_fewer_steps(done: int, config: RunConfig) -> None:
 def _places(config: RunConfig, command: str, *, done: bool) -> dict[str, str]:
     """Say where things are and what to do next; what is shown can be pasted into a shell."""
     run_dir = config.run_dir
-    places = {"checkpoints": shlex.quote(f"{run_dir}/checkpoints"), "metrics": shlex.quote(f"{run_dir}/metrics.jsonl")}
+    places = {
+        "checkpoints": shlex.quote(f"{run_dir}/checkpoints"),
+        "metrics": shlex.quote(f"{run_dir}/metrics.jsonl"),
+    }
     if config.metrics.tensorboard:
         places["curves"] = shlex.join(["tensorboard", "--logdir", f"{run_dir}/tensorboard"])
     if done:

@@ -29,16 +29,22 @@ _FP32_BYTES = 4
 
 
 def memory_per_device(
-    config: RunConfig, state: Any, mesh: Mesh, execution: Execution, batch: Mapping[str, jax.ShapeDtypeStruct]
+    config: RunConfig,
+    state: Any,
+    mesh: Mesh,
+    execution: Execution,
+    batch: Mapping[str, jax.ShapeDtypeStruct],
 ) -> dict[str, int]:
     """Estimate the bytes on one device by part: parameters, optimizer, gradients, ..., logits.
 
-    What lies between steps is exact. Activations are what automatic differentiation keeps of each block, found by
-    tracing it: the compiler keeps less where it merges operations, and more where it copies. The block that the
-    backward pass is in is there whole, recomputed if need be, and half as much again for the gradients flowing through.
+    What lies between steps is exact. Activations are what automatic differentiation keeps of each
+    block, found by tracing it: the compiler keeps less where it merges operations, and more where
+    it copies. The block that the backward pass is in is there whole, recomputed if need be, and
+    half as much again for the gradients flowing through.
 
-    Left out: what the optimizer needs while it runs, when the activations are gone; an attention kernel's blocks of
-    scores; rounds of experts after the first; the inputs that a pipeline's stages keep; and what the compiler copies.
+    Left out: what the optimizer needs while it runs, when the activations are gone; an attention
+    kernel's blocks of scores; rounds of experts after the first; the inputs that a pipeline's
+    stages keep; and what the compiler copies.
 
     Args:
       config: the run.
@@ -51,7 +57,8 @@ def memory_per_device(
     itemsize = execution.compute_dtype.itemsize
     shard = sum(map(_bytes_on_device, jax.tree.leaves(decoder)))
     whole = _whole_sizes(decoder, mesh)
-    # Besides fp32 shards of the gradient, the sum so far and this microbatch's, a device holds the gradient of what was
+    # Besides fp32 shards of the gradient, the sum so far and this microbatch's, a device holds the
+    # gradient of what was
     # gathered: of one block in the compute dtype, of everything, or, summed in fp32, of everything.
     gathered, unreduced_bytes = {
         "layer": (whole["block"] + whole["outside"], whole["block"] * itemsize),
@@ -78,7 +85,9 @@ def _bytes_on_device(leaf: jax.ShapeDtypeStruct) -> int:
 
 
 def _whole_sizes(decoder: Decoder, mesh: Mesh) -> dict[str, float]:
-    """Count the elements of gathered parameters on a device: outside the stack, of its largest block, and of all."""
+    """Count the elements of gathered parameters on a device: outside the stack, of its largest
+    block, and of all.
+    """
     outside, blocks = 0.0, dict[str, float]()
     rows: dict[str, int] = {}
     for path, parameter in named_parameters(decoder):
@@ -100,7 +109,8 @@ def _activation_bytes(
     decoder: Decoder, mesh: Mesh, execution: Execution, batch: Mapping[str, jax.ShapeDtypeStruct]
 ) -> float:
     """Trace each block of a pattern, and add up what its backward pass finds of its forward pass."""
-    found: list[tuple[int, float, float]] = []  # (rows, bytes kept, bytes if everything were) of each block
+    # (rows, bytes kept, bytes if everything were) of each block.
+    found: list[tuple[int, float, float]] = []
 
     def trace(decoder: Decoder, batch: dict[str, jax.Array]) -> jax.Array:
         decoder = vary(decoder)
@@ -122,34 +132,47 @@ def _activation_bytes(
         return lax.psum(x_BTD.sum(), AXES)
 
     specs = partition_specs(decoder), dict.fromkeys(batch, BATCH_SPEC)
-    jax.eval_shape(jax.shard_map(trace, mesh=mesh, in_specs=specs, out_specs=P()), decoder, dict(batch))
+    jax.eval_shape(
+        jax.shard_map(trace, mesh=mesh, in_specs=specs, out_specs=P()), decoder, dict(batch)
+    )
     return sum(rows * kept for rows, kept, _ in found) + 1.5 * max(whole for *_, whole in found)
 
 
 def _saved_bytes(run: Any, block: Block, streams: Streams) -> float:
-    """Count what automatic differentiation keeps of a block, without its parameters and what is there for all blocks.
+    """Count what automatic differentiation keeps of a block, without its parameters and what is
+    there for all blocks.
 
     The same value, worked out in two places, counts once, as the compiler merges them.
     """
 
-    carried = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), block.carried_state(streams.x_BTD.shape[0]))
+    carried = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), block.carried_state(streams.x_BTD.shape[0])
+    )
 
     def saved(block: Block, streams: Streams) -> list[jax.Array]:
         _, pull = jax.vjp(lambda block, streams: run(block, streams, carried), block, streams)
         return [leaf for leaf in jax.tree.leaves(pull) if isinstance(leaf, jax.Array)]
 
     program = jax.make_jaxpr(saved)(block, streams).jaxpr
-    # Values by how they are computed; None for what depends on nothing that is different in every block.
+    # Values by how they are computed; None for what depends on nothing that is different in every
+    # block.
     names: dict[Any, Any] = {variable: (place,) for place, variable in enumerate(program.invars)}
     numbers: dict[Any, tuple[int]] = {}
     for equation in program.eqns:
         inputs = tuple(
-            names.get(value) if isinstance(value, type(program.invars[0])) else str(value) for value in equation.invars
+            names.get(value) if isinstance(value, type(program.invars[0])) else str(value)
+            for value in equation.invars
         )
         if any(isinstance(name, tuple) for name in inputs):
             how = (equation.primitive.name, str(equation.params), inputs)
             for place, variable in enumerate(equation.outvars):
-                names[variable] = numbers.setdefault((how, place), (len(program.invars) + len(numbers),))
+                names[variable] = numbers.setdefault(
+                    (how, place), (len(program.invars) + len(numbers),)
+                )
     given = set(program.invars)
-    kept = {names[value]: value.aval for value in program.outvars if names.get(value) and value not in given}
+    kept = {
+        names[value]: value.aval
+        for value in program.outvars
+        if names.get(value) and value not in given
+    }
     return float(sum(math.prod(aval.shape) * aval.dtype.itemsize for aval in kept.values()))

@@ -56,16 +56,23 @@ class Reporter:
         if jax.process_index() == 0:
             self._terminal = RunTerminal()
             self._terminal.show_start(self._summary(program, device.device_kind, resume_step))
-            self._writer = MetricsWriter(run_dir, tensorboard=config.metrics.tensorboard, resume_step=resume_step)
+            self._writer = MetricsWriter(
+                run_dir, tensorboard=config.metrics.tensorboard, resume_step=resume_step
+            )
             settings = config.model_dump(mode="json")
             self._writer.text("config", yaml.safe_dump(settings, sort_keys=False), resume_step)
-            self._writer.hparams(settings, ["train/loss", *(f"val/{name}/loss" for name in datasets.validation)])
+            self._writer.hparams(
+                settings, ["train/loss", *(f"val/{name}/loss" for name in datasets.validation)]
+            )
 
     def __enter__(self) -> Reporter:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._terminal is not None:
             self._terminal.__exit__(kind, error, trace)
@@ -73,13 +80,17 @@ class Reporter:
             self._writer.close()
 
     def start_clock(self, compiled: CompiledStep) -> None:
-        """Say what the compiled step needs, and begin to time steps; compiling's time goes with the next logged one."""
+        """Say what the compiled step needs, and begin to time steps; compiling's time goes with the
+        next logged one.
+        """
         self._last["time/compile_seconds"] = compiled.compile_seconds
         if self._terminal is not None:
             self._terminal.show_compiled(compiled.peak_memory_bytes, compiled.compile_seconds)
         self._timer = LapTimer()
 
-    def step(self, step: int, metrics: StepMetrics, *, wait_seconds: float, stall_seconds: float) -> None:
+    def step(
+        self, step: int, metrics: StepMetrics, *, wait_seconds: float, stall_seconds: float
+    ) -> None:
         """Log the metrics of a step, already on the host.
 
         Args:
@@ -88,7 +99,10 @@ class Reporter:
           wait_seconds: waited for data since the process started.
           stall_seconds: held up by checkpoints since the process started, all of it outside steps.
         """
-        steps, seconds = step - self._logged_step, self._timer.lap(self._evaluation_seconds + stall_seconds)
+        steps, seconds = (
+            step - self._logged_step,
+            self._timer.lap(self._evaluation_seconds + stall_seconds),
+        )
         consumed = self._consumption.at(step)
         of_step = loss_metrics(self._program.execution.objective, [metrics.sums])
         train = {f"train/{name}": value for name, value in of_step.items()}
@@ -108,7 +122,10 @@ class Reporter:
             "time/evaluation_seconds": self._evaluation_seconds,
             "data/rows": consumed.rows,
             "data/tokens": consumed.tokens,
-            **{f"data/epoch/{name}": epochs for name, epochs in self._dataset.epochs(consumed.rows).items()},
+            **{
+                f"data/epoch/{name}": epochs
+                for name, epochs in self._dataset.epochs(consumed.rows).items()
+            },
             "data/token_hash": hexdigest(metrics.token_hash),
         }
         if "time/compile_seconds" in self._last:
@@ -152,7 +169,10 @@ class Reporter:
                 num_steps=self._config.train.num_steps,
                 values=self._last,
                 baselines={name: measured.bits_per_byte for name, measured in baselines.items()},
-                targets={name: (measured.targets, self._num_targets(name)) for name, measured in baselines.items()},
+                targets={
+                    name: (measured.targets, self._num_targets(name))
+                    for name, measured in baselines.items()
+                },
                 tokens=self._consumption.at(step).tokens,
                 wall_seconds=time.perf_counter() - self._began,
                 places=places,
@@ -165,7 +185,10 @@ class Reporter:
         max_tokens = rows * self._config.data.sequence_length + 1  # the first is no target
         return {
             name: measure_baselines(
-                self._dataset.shards[name], dataset.shards[name], dataset.tokenizer, max_tokens=max_tokens
+                self._dataset.shards[name],
+                dataset.shards[name],
+                dataset.tokenizer,
+                max_tokens=max_tokens,
             )
             for name, dataset in self._validation.items()
             if f"val/{name}/loss" in self._last

@@ -39,19 +39,23 @@ from maxlm.train.step import make_train_step
 log = logging.getLogger(__name__)
 
 COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
-    # Parameter gathers run behind the matrix products before them; each option alone leaves them synchronous.
+    # Parameter gathers run behind the matrix products before them; each option alone leaves them
+    # synchronous.
     FUSED_GATHERS: {
         "xla_enable_async_all_gather": True,
         "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
     },
-    # Gradients are scattered by the SparseCores, behind the computation, instead of summed whole in front of it (both
-    # options are needed; v7x does so by itself, v5e has no SparseCores): see benchmarks/communication.md.
+    # Gradients are scattered by the SparseCores, behind the computation, instead of summed whole in
+    # front of it (both options are needed; v7x does so by itself, v5e has no SparseCores): see
+    # benchmarks/communication.md.
     r"TPU v5p?$|TPU v6": {
         "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": True,
         "xla_tpu_enable_sparse_core_collective_offload_nd_reduce_scatter": True,
     },
 }
-"""Per kind of device, the start of its name, what the compiler is told for the training step: all that match."""
+"""Per kind of device, the start of its name, what the compiler is told for the training step: all
+that match.
+"""
 
 
 class Program(NamedTuple):
@@ -118,20 +122,28 @@ def open_datasets(config: RunConfig) -> Datasets:
     train = build_dataset(config.data, split="train", **shared)
     sources = validation_sources(config.data)
     return Datasets(
-        train, {name: build_dataset(config.data, split="validation", source=name, **shared) for name in sources}
+        train,
+        {
+            name: build_dataset(config.data, split="validation", source=name, **shared)
+            for name in sources
+        },
     )
 
 
-def build_program(config: RunConfig, devices: list[Any] | None = None, *, num_ids: int | None = None) -> Program:
+def build_program(
+    config: RunConfig, devices: list[Any] | None = None, *, num_ids: int | None = None
+) -> Program:
     """Lay the model out on the mesh.
 
     Args:
       config: the run.
       devices: all that there are, by default.
-      num_ids: ids that the tokenizer has: the model's vocabulary may be larger, and the others are never predicted.
+      num_ids: ids that the tokenizer has: the model's vocabulary may be larger, and the others are
+        never predicted.
 
     Raises:
-      ConfigError: the mesh does not fit the devices, the model does not fit the mesh, or there is no host memory.
+      ConfigError: the mesh does not fit the devices, the model does not fit the mesh, or there is
+        no host memory.
     """
     devices = jax.devices() if devices is None else devices
     mesh_sizes = resolve_mesh(config, len(devices))
@@ -148,7 +160,9 @@ def build_program(config: RunConfig, devices: list[Any] | None = None, *, num_id
     execution = build_execution(config, mesh_sizes, layout, **how)
     optimizer = build_optimizer(config.optimizer, declared)
     offload = "optimizer" in config.train.offload
-    state = declare_state(declared, optimizer, mesh, batch_size=config.train.batch_size, offload=offload)
+    state = declare_state(
+        declared, optimizer, mesh, batch_size=config.train.batch_size, offload=offload
+    )
     names = {operation: choice.name for operation, choice in choices.items()}
     return Program(mesh_sizes, mesh, declared, optimizer, state, execution, names)
 
@@ -168,20 +182,29 @@ def _check_host_memory(config: RunConfig, device: Any) -> None:
         if choice == "offload":
             asked[f"train.remat.{name}"] = (choice, "save or recompute")
     reason = f"needs {HOST_MEMORY} memory, which the {device.platform} devices here do not have"
-    problems = [Problem(path, f"{path}={value} {reason}; use {path}={cure}") for path, (value, cure) in asked.items()]
+    problems = [
+        Problem(path, f"{path}={value} {reason}; use {path}={cure}")
+        for path, (value, cure) in asked.items()
+    ]
     if problems:
         raise ConfigError(problems, f"the configuration on {device.platform}")
 
 
 def state_as_saved(record: Mapping[str, Any], config: RunConfig, program: Program) -> TrainState:
-    """Declare the state with its layers as a checkpoint has them, which may be of another number of stages."""
+    """Declare the state with its layers as a checkpoint has them, which may be of another number of
+    stages.
+    """
     segments = tuple(SegmentRows(tuple(rows), len(rows)) for rows in record["layout"])
-    if [rows.repetitions for rows in segments] == [rows.repetitions for rows in program.execution.layout.segments]:
+    if [rows.repetitions for rows in segments] == [
+        rows.repetitions for rows in program.execution.layout.segments
+    ]:
         return program.state
     declared = Decoder(config.model, Layout(segments))
     optimizer = build_optimizer(config.optimizer, declared)
     offload = "optimizer" in config.train.offload
-    return declare_state(declared, optimizer, program.mesh, batch_size=config.train.batch_size, offload=offload)
+    return declare_state(
+        declared, optimizer, program.mesh, batch_size=config.train.batch_size, offload=offload
+    )
 
 
 def choose_kernels(
@@ -222,7 +245,9 @@ def kernel_shapes(
 
 def compiler_options(device_kind: str) -> dict[str, str | bool]:
     """Return what the compiler is told for the training step on these devices."""
-    matching = [options for pattern, options in COMPILER_OPTIONS.items() if re.match(pattern, device_kind)]
+    matching = [
+        options for pattern, options in COMPILER_OPTIONS.items() if re.match(pattern, device_kind)
+    ]
     return {name: value for options in matching for name, value in options.items()}
 
 
@@ -233,13 +258,19 @@ def compile_step(
     began = time.perf_counter()
     peak_rate = config.optimizer.learning_rate
     learning_rate = make_schedule(config.schedule, peak=peak_rate, num_steps=config.train.num_steps)
-    gradients = make_gradients(program.declared, program.mesh, program.execution, program.state.carried)
+    gradients = make_gradients(
+        program.declared, program.mesh, program.execution, program.state.carried
+    )
     step = make_train_step(gradients, program.optimizer, learning_rate)
     state_shardings = jax.tree.map(lambda leaf: leaf.sharding, program.state)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, None))
     options = {**compiler_options(program.mesh.devices.flat[0].device_kind), **(more_options or {})}
-    compiled = jitted.lower(program.state, batch_shapes(config, program.mesh)).compile(compiler_options=options)
-    return CompiledStep(compiled, time.perf_counter() - began, _peak_memory_bytes(compiled, program.mesh))
+    compiled = jitted.lower(program.state, batch_shapes(config, program.mesh)).compile(
+        compiler_options=options
+    )
+    return CompiledStep(
+        compiled, time.perf_counter() - began, _peak_memory_bytes(compiled, program.mesh)
+    )
 
 
 def _peak_memory_bytes(compiled: jax.stages.Compiled, mesh: Mesh) -> int:
@@ -249,13 +280,20 @@ def _peak_memory_bytes(compiled: jax.stages.Compiled, mesh: Mesh) -> int:
         return 0
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     bound = int(held + memory.temp_size_in_bytes)
-    # The CPU's compiler reports the arguments alone as the peak, the TPU's counts what lies in host memory too.
-    return bound if mesh.devices.flat[0].platform == "cpu" else min(bound, int(memory.peak_memory_in_bytes))
+    # The CPU's compiler reports the arguments alone as the peak, the TPU's counts what lies in host
+    # memory too.
+    return (
+        bound
+        if mesh.devices.flat[0].platform == "cpu"
+        else min(bound, int(memory.peak_memory_in_bytes))
+    )
 
 
 def compile_losses(program: Program) -> Callable[[Decoder, Batch], Sums]:
     """Return the forward pass alone, compiled at its first use."""
-    compiled: Callable[[Decoder, Batch], Sums] = jax.jit(make_losses(program.declared, program.mesh, program.execution))
+    compiled: Callable[[Decoder, Batch], Sums] = jax.jit(
+        make_losses(program.declared, program.mesh, program.execution)
+    )
     return compiled
 
 
@@ -263,4 +301,7 @@ def batch_shapes(config: RunConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruc
     """Return the global batch as `jax.ShapeDtypeStruct`s."""
     shape, sharding = (config.train.batch_size, config.data.sequence_length), batch_sharding(mesh)
     fields = EXAMPLES[config.objective.kind].fields
-    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, dtype in fields.items()}
+    return {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+        for name, dtype in fields.items()
+    }

@@ -33,12 +33,16 @@ class Consumed(NamedTuple):
 
 
 class Consumption:
-    """What a run has consumed after each of its steps from `start_step` on, where it had consumed `start`."""
+    """What a run has consumed after each of its steps from `start_step` on, where it had consumed
+    `start`.
+    """
 
     def __init__(self, start: Consumed, start_step: int, config: RunConfig):
         length = config.data.sequence_length
         tokens = config.tokens_per_step
-        self.per_step = Consumed(config.train.batch_size, tokens, round(tokens * flops_per_token(config.model, length)))
+        self.per_step = Consumed(
+            config.train.batch_size, tokens, round(tokens * flops_per_token(config.model, length))
+        )
         self._start, self._start_step = start, start_step
 
     def at(self, step: int) -> Consumed:
@@ -49,7 +53,8 @@ class Consumption:
 
 
 class TrainState(NamedTuple):
-    """The state of training after `step` steps; together with the data's seed it determines all later steps.
+    """The state of training after `step` steps; together with the data's seed it determines all
+    later steps.
 
     Attributes:
       step: int32, steps done, skipped ones included.
@@ -70,11 +75,15 @@ class TrainState(NamedTuple):
     carried: Carried
 
 
-def _new_state(decoder: Decoder, optimizer: optax.GradientTransformation, batch_size: int) -> TrainState:
+def _new_state(
+    decoder: Decoder, optimizer: optax.GradientTransformation, batch_size: int
+) -> TrainState:
     def zero() -> jax.Array:
         return jnp.zeros((), jnp.int32)
 
-    carried = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), decoder.carried_state(batch_size))
+    carried = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), decoder.carried_state(batch_size)
+    )
     token_hash = jnp.zeros((2,), jnp.uint32)
     return TrainState(zero(), decoder, optimizer.init(decoder), token_hash, zero(), zero(), carried)
 
@@ -87,7 +96,8 @@ def declare_state(
     batch_size: int = 0,
     offload: bool = False,
 ) -> TrainState:
-    """Return the state as `jax.ShapeDtypeStruct`s with shardings: what a checkpoint is restored into.
+    """Return the state as `jax.ShapeDtypeStruct`s with shardings: what a checkpoint is restored
+    into.
 
     Args:
       declared: the decoder without values.
@@ -101,14 +111,20 @@ def declare_state(
     def placed(leaf: Any) -> Any:
         spec = _spec_that_fits(leaf, mesh) if is_parameter(leaf) else P()
         sharding = NamedSharding(mesh, spec)
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), leaf)
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), leaf
+        )
 
     state: TrainState = jax.tree.map(placed, shapes, is_leaf=is_parameter)
-    return state._replace(optimizer=jax.tree.map(_slot_on_host, state.optimizer)) if offload else state
+    return (
+        state._replace(optimizer=jax.tree.map(_slot_on_host, state.optimizer)) if offload else state
+    )
 
 
 def _spec_that_fits(parameter: Any, mesh: Mesh) -> P:
-    """Return a parameter's layout; rows that were saved for other stages, and do not divide by these, stay whole."""
+    """Return a parameter's layout; rows that were saved for other stages, and do not divide by
+    these, stay whole.
+    """
     spec, rows = partition_spec(parameter), parameter.get_value().shape[:1]
     if layers_of(parameter) is not None and rows[0] % mesh.shape["stage"]:
         return P(None, *spec[1:])
@@ -129,12 +145,16 @@ def create_state(
     batch_size: int = 0,
     offload: bool = False,
 ) -> TrainState:
-    """Create the state of step 0, every array born where it lies; see `initialise` and `declare_state`."""
+    """Create the state of step 0, every array born where it lies; see `initialise` and
+    `declare_state`.
+    """
     state = declare_state(declared, optimizer, mesh, batch_size=batch_size, offload=offload)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     decoder = initialise(declared, seed, mesh)
     create = jax.jit(
-        lambda decoder: _new_state(decoder, optimizer, batch_size), out_shardings=shardings, donate_argnums=0
+        lambda decoder: _new_state(decoder, optimizer, batch_size),
+        out_shardings=shardings,
+        donate_argnums=0,
     )
     created: TrainState = create(decoder)
     return created

@@ -17,7 +17,9 @@ from maxlm.train.state import TrainState
 
 
 class StepMetrics(NamedTuple):
-    """What a step reports: scalars, the same on every device; and of `layers`, see `Decoder.layer_metrics`."""
+    """What a step reports: scalars, the same on every device; and of `layers`, see
+    `Decoder.layer_metrics`.
+    """
 
     sums: Sums
     layers: dict[str, dict[str, jax.Array]]
@@ -37,7 +39,8 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
     """Return train_step(state, batch) -> (state, metrics), to be jitted.
 
-    A step whose loss or gradient is not finite leaves parameters and optimizer as they were and is counted.
+    A step whose loss or gradient is not finite leaves parameters and optimizer as they were and is
+    counted.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
@@ -58,9 +61,12 @@ def make_train_step(
             token_hash=advance(state.token_hash, sums.token_hash),
             skipped_in_row=(state.skipped_in_row + 1) * skipped,
             skipped=state.skipped + skipped,
-            carried=jax.tree.map(lambda new, old: jnp.where(finite, new, old), sums.carried, state.carried),
+            carried=jax.tree.map(
+                lambda new, old: jnp.where(finite, new, old), sums.carried, state.carried
+            ),
         )
-        # Of the new parameters: reading the old ones after the update would make the compiler keep a copy of them.
+        # Of the new parameters: reading the old ones after the update would make the compiler keep
+        # a copy of them.
         parameter_norm = optax.tree.norm(decoder)
         metrics = StepMetrics(
             sums=sums._replace(reports=[], carried=[]),

@@ -18,10 +18,16 @@ class Model(nnx.Module):
 
 @pytest.fixture
 def make_state() -> Callable[..., Any]:
-    """Return a function (step, devices, spec) -> a state of several dtypes, different in every element and step."""
+    """Return a function (step, devices, spec) -> a state of several dtypes, different in every
+    element and step.
+    """
 
-    def make(step: int, devices: int = 8, spec: tuple[Any, ...] = ("a", "b"), rows: int = 1024) -> Any:
-        mesh = Mesh(np.array(jax.devices()[:devices]).reshape(-1, 2 if devices > 1 else 1), ("a", "b"))
+    def make(
+        step: int, devices: int = 8, spec: tuple[Any, ...] = ("a", "b"), rows: int = 1024
+    ) -> Any:
+        mesh = Mesh(
+            np.array(jax.devices()[:devices]).reshape(-1, 2 if devices > 1 else 1), ("a", "b")
+        )
         generator = np.random.default_rng(step)
 
         def put(array: np.ndarray, *axes: Any) -> jax.Array:
@@ -29,8 +35,13 @@ def make_state() -> Callable[..., Any]:
 
         weights = generator.standard_normal((rows, 8))
         return {
-            "model": Model(put(weights.astype(np.float32), *spec), put(weights[0].astype(jnp.bfloat16), "b")),
-            "moments": (put(generator.integers(0, 2**32, (16, 2), np.uint32), "a"), put(weights[1] > 0)),
+            "model": Model(
+                put(weights.astype(np.float32), *spec), put(weights[0].astype(jnp.bfloat16), "b")
+            ),
+            "moments": (
+                put(generator.integers(0, 2**32, (16, 2), np.uint32), "a"),
+                put(weights[1] > 0),
+            ),
             "step": put(np.int32(step)),
         }
 
@@ -40,7 +51,9 @@ def make_state() -> Callable[..., Any]:
 @pytest.fixture
 def abstract() -> Callable[[Any], Any]:
     """Return a function that keeps shapes, dtypes and shardings of a state."""
-    return lambda state: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    return lambda state: jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
 
 
 @pytest.fixture

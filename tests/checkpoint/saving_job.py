@@ -1,4 +1,7 @@
-"""Train nothing, but save after every step: the job that the tests kill. Arguments: run directory, number of steps."""
+"""Train nothing, but save after every step: the job that the tests kill.
+
+Arguments: run directory, number of steps.
+"""
 
 import sys
 
@@ -15,14 +18,22 @@ from maxlm.config.schema import CheckpointConfig, RuntimeConfig
 def state_after(step, mesh):
     sharding = NamedSharding(mesh, PartitionSpec("device"))
     values = np.random.default_rng(step).standard_normal((64, 256)).astype(np.float32)
-    return {"w": jax.device_put(values, sharding), "b": jax.device_put(values.astype(jnp.bfloat16), sharding)}
+    return {
+        "w": jax.device_put(values, sharding),
+        "b": jax.device_put(values.astype(jnp.bfloat16), sharding),
+    }
 
 
 def main():
     runtime.start(RuntimeConfig(device_count=4))
     mesh = Mesh(np.array(jax.devices()), ("device",))
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state_after(0, mesh))
-    with RunDirectory.open(sys.argv[1]) as run, Checkpointer(run.checkpoints, CheckpointConfig(keep_last=2)) as saver:
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state_after(0, mesh)
+    )
+    with (
+        RunDirectory.open(sys.argv[1]) as run,
+        Checkpointer(run.checkpoints, CheckpointConfig(keep_last=2)) as saver,
+    ):
         restored = saver.restore(abstract)
         first = 1
         if restored is not None:

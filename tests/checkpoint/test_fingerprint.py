@@ -21,7 +21,9 @@ def reference(array: np.ndarray) -> int:
     return total % 2**32
 
 
-@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float16, np.uint32, np.int32, np.int8, np.bool_])
+@pytest.mark.parametrize(
+    "dtype", [np.float32, ml_dtypes.bfloat16, np.float16, np.uint32, np.int32, np.int8, np.bool_]
+)
 def test_equals_its_definition(dtype):
     array = (np.random.default_rng(0).standard_normal((3, 5, 7)) * 50).astype(dtype)
     assert int(fingerprint(jnp.asarray(array))) == reference(array)
@@ -33,7 +35,9 @@ def test_is_the_same_on_every_sharding(explicit):
     kinds = (jax.sharding.AxisType.Explicit if explicit else jax.sharding.AxisType.Auto,) * 2
     mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("a", "b"), axis_types=kinds)
     for spec in (P(), P("a"), P("b", "a"), P(("a", "b")), P(None, "b", "a")):
-        assert int(fingerprint(jax.device_put(array, NamedSharding(mesh, spec)))) == reference(array), spec
+        assert int(fingerprint(jax.device_put(array, NamedSharding(mesh, spec)))) == reference(
+            array
+        ), spec
 
 
 def test_notices_every_bit_and_every_exchange():
@@ -42,7 +46,9 @@ def test_notices_every_bit_and_every_exchange():
     good = int(fingerprint(jnp.asarray(array)))
     for _ in range(100):
         flipped = array.copy()
-        flipped.reshape(-1).view(np.uint32)[generator.integers(array.size)] ^= np.uint32(1 << generator.integers(32))
+        flipped.reshape(-1).view(np.uint32)[generator.integers(array.size)] ^= np.uint32(
+            1 << generator.integers(32)
+        )
         assert int(fingerprint(jnp.asarray(flipped))) != good
         swapped = array.copy().reshape(-1)
         i, j = generator.choice(array.size, 2, replace=False)

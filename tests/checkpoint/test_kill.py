@@ -1,4 +1,6 @@
-"""A job that is killed at any moment, also in the middle of a save or a deletion, resumes from a whole checkpoint."""
+"""A job that is killed at any moment, also in the middle of a save or a deletion, resumes from a
+whole checkpoint.
+"""
 
 import random
 import subprocess
@@ -30,7 +32,8 @@ def read_line(job):
 
 def test_resumes_after_every_kill(tmp_path):
     firsts = []
-    while len(firsts) < 5 or (firsts[-1] <= 5 and len(firsts) < 30):  # a busy machine saves little in between
+    # A busy machine saves little in between.
+    while len(firsts) < 5 or (firsts[-1] <= 5 and len(firsts) < 30):
         job = start(tmp_path, 10**6)
         firsts.append(int(read_line(job).removeprefix("from ")))
         time.sleep(random.uniform(0.05, 0.8))

@@ -14,7 +14,8 @@ from maxlm.config.errors import UserError
 from maxlm.config.schema import CheckpointConfig
 from maxlm.sharding.host import on_host, to_device, to_place_of
 
-# orbax reads and writes several files at once; those that fail after the first report to an event loop that has ended.
+# orbax reads and writes several files at once; those that fail after the first report to an event
+# loop that has ended.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
@@ -37,7 +38,9 @@ def names(directory):
 
 
 def largest_file(directory):
-    return max((p for p in (directory / "state").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    return max(
+        (p for p in (directory / "state").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size
+    )
 
 
 def flip(path, position=0.5):
@@ -58,12 +61,16 @@ def test_restores_what_was_saved(open_checkpointer, make_state, abstract, assert
     assert [leaf.sharding for leaf in jax.tree.leaves(restored.state)] == shardings
 
 
-def test_arrays_in_host_memory_are_saved_and_restored_there(open_checkpointer, make_state, abstract, assert_equal):
+def test_arrays_in_host_memory_are_saved_and_restored_there(
+    open_checkpointer, make_state, abstract, assert_equal
+):
     state, copy = (make_state(0, rows=65536) for _ in range(2))
     hosts = jax.tree.map(lambda x: on_host(x.sharding), state)
     state = jax.device_put(state, hosts)
     scramble = jax.jit(
-        lambda tree: to_place_of(jax.tree.map(lambda x: ~x if x.dtype == bool else x + 1, to_device(tree)), tree),
+        lambda tree: to_place_of(
+            jax.tree.map(lambda x: ~x if x.dtype == bool else x + 1, to_device(tree)), tree
+        ),
         donate_argnums=0,
     )
     checkpointer = open_checkpointer()
@@ -88,7 +95,10 @@ def test_nothing_saved_is_none(open_checkpointer, make_state, abstract):
 
 def test_saved_state_may_be_donated_at_once(open_checkpointer, make_state, abstract, assert_equal):
     state, copy = (make_state(0, rows=65536) for _ in range(2))
-    scramble = jax.jit(lambda tree: jax.tree.map(lambda x: ~x if x.dtype == bool else x + 1, tree), donate_argnums=0)
+    scramble = jax.jit(
+        lambda tree: jax.tree.map(lambda x: ~x if x.dtype == bool else x + 1, tree),
+        donate_argnums=0,
+    )
     checkpointer = open_checkpointer()
     checkpointer.save(1, state, {})
     for _ in range(3):
@@ -98,7 +108,9 @@ def test_saved_state_may_be_donated_at_once(open_checkpointer, make_state, abstr
 
 
 @pytest.mark.parametrize("devices", [8, 4, 2, 1])
-def test_restores_on_another_mesh_bit_by_bit(devices, open_checkpointer, make_state, abstract, assert_equal):
+def test_restores_on_another_mesh_bit_by_bit(
+    devices, open_checkpointer, make_state, abstract, assert_equal
+):
     state = make_state(5, devices=8)
     open_checkpointer().save(5, state, {}, wait=True)
     other = make_state(6, devices=devices, spec=("b", None))
@@ -145,7 +157,7 @@ def test_stall_is_counted(open_checkpointer, make_state):
     assert 0 < checkpointer.stall_seconds < 60
 
 
-# --- damage ----------------------------------------------------------------------------------------------------------
+# --- damage ---------------------------------------------------------------------------------------
 
 
 def flip_array(path):
@@ -186,7 +198,16 @@ def list_record(path):
 
 @pytest.mark.parametrize(
     "damage",
-    [flip_array, truncate_array, delete_array, delete_half, empty, flip_record, break_record, list_record],
+    [
+        flip_array,
+        truncate_array,
+        delete_array,
+        delete_half,
+        empty,
+        flip_record,
+        break_record,
+        list_record,
+    ],
 )
 def test_damaged_newest_falls_back_loudly(
     damage, open_checkpointer, tmp_path, make_state, abstract, assert_equal, caplog
@@ -209,11 +230,15 @@ def test_damaged_newest_falls_back_loudly(
     assert checkpointer.restore(abstract(make_state(0))).step == 2
 
 
-def test_no_flipped_byte_gives_wrong_weights(open_checkpointer, tmp_path, make_state, abstract, assert_equal):
+def test_no_flipped_byte_gives_wrong_weights(
+    open_checkpointer, tmp_path, make_state, abstract, assert_equal
+):
     state = make_state(1, rows=4096)
     open_checkpointer().save(1, state, {}, wait=True)
     reader = CheckpointReader(tmp_path / "checkpoints")
-    files = sorted(p for p in (tmp_path / "checkpoints" / "00000001" / "state").rglob("*") if p.is_file())
+    files = sorted(
+        p for p in (tmp_path / "checkpoints" / "00000001" / "state").rglob("*") if p.is_file()
+    )
     generator = random.Random(0)
     refused = 0
     for file in generator.choices(files, weights=[file.stat().st_size for file in files], k=40):
@@ -227,7 +252,9 @@ def test_no_flipped_byte_gives_wrong_weights(open_checkpointer, tmp_path, make_s
     assert refused > 30
 
 
-def test_all_damaged_is_an_error_and_nothing_is_renamed(open_checkpointer, tmp_path, make_state, abstract):
+def test_all_damaged_is_an_error_and_nothing_is_renamed(
+    open_checkpointer, tmp_path, make_state, abstract
+):
     directory = tmp_path / "checkpoints"
     for step in (1, 2):
         open_checkpointer().save(step, make_state(step), {}, wait=True)
@@ -239,7 +266,9 @@ def test_all_damaged_is_an_error_and_nothing_is_renamed(open_checkpointer, tmp_p
     assert names(directory) == ["00000001", "00000002"]
 
 
-def test_too_little_memory_is_not_damage(open_checkpointer, tmp_path, make_state, abstract, monkeypatch):
+def test_too_little_memory_is_not_damage(
+    open_checkpointer, tmp_path, make_state, abstract, monkeypatch
+):
     open_checkpointer().save(1, make_state(1), {}, wait=True)
 
     def fail(*arguments):
@@ -260,18 +289,28 @@ def test_records_skip_damaged_ones(open_checkpointer, tmp_path, make_state, capl
     assert "00000003" in caplog.text
 
 
-# --- other states ----------------------------------------------------------------------------------------------------
+# --- other states ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (lambda leaf: jax.ShapeDtypeStruct((*leaf.shape[:-1], 4), leaf.dtype, sharding=leaf.sharding), "[1024, 4]"),
-        (lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.float16, sharding=leaf.sharding), "float16[1024, 8]"),
+        (
+            lambda leaf: jax.ShapeDtypeStruct(
+                (*leaf.shape[:-1], 4), leaf.dtype, sharding=leaf.sharding
+            ),
+            "[1024, 4]",
+        ),
+        (
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.float16, sharding=leaf.sharding),
+            "float16[1024, 8]",
+        ),
     ],
     ids=["shape", "dtype"],
 )
-def test_another_shape_or_dtype_is_an_error(change, text, open_checkpointer, tmp_path, make_state, abstract):
+def test_another_shape_or_dtype_is_an_error(
+    change, text, open_checkpointer, tmp_path, make_state, abstract
+):
     state = make_state(1)
     open_checkpointer().save(1, state, {}, wait=True)
     wanted = abstract(state)
@@ -296,7 +335,7 @@ def test_only_arrays_are_saved(open_checkpointer):
         open_checkpointer().save(1, {"step": 1}, {})
 
 
-# --- disks -----------------------------------------------------------------------------------------------------------
+# --- disks ----------------------------------------------------------------------------------------
 
 
 def test_full_disk(small_disk, open_checkpointer, make_state, abstract, assert_equal):
@@ -308,7 +347,8 @@ def test_full_disk(small_disk, open_checkpointer, make_state, abstract, assert_e
     (small_disk / "filler").write_bytes(b"x" * (free - 2**18))
     checkpointer.save(2, make_state(2, rows=32768), {})
     with pytest.raises(
-        UserError, match=r"step 2 .* was not saved: the disk is full .* whole one is of step 1; make room"
+        UserError,
+        match=r"step 2 .* was not saved: the disk is full .* whole one is of step 1; make room",
     ):
         checkpointer.wait()
     assert CheckpointReader(directory).steps() == [1]
@@ -319,9 +359,12 @@ def test_full_disk(small_disk, open_checkpointer, make_state, abstract, assert_e
 
 
 @pytest.mark.parametrize(
-    ("number", "words"), [(errno.ENOSPC, "the disk is full"), (errno.EROFS, "the file system is read-only")]
+    ("number", "words"),
+    [(errno.ENOSPC, "the disk is full"), (errno.EROFS, "the file system is read-only")],
 )
-def test_storage_errors_are_explained(number, words, open_checkpointer, tmp_path, make_state, monkeypatch):
+def test_storage_errors_are_explained(
+    number, words, open_checkpointer, tmp_path, make_state, monkeypatch
+):
     checkpointer = open_checkpointer()
     checkpointer.save(1, make_state(1), {}, wait=True)
     checkpointer.save(2, make_state(2), {})

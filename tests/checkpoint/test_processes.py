@@ -31,7 +31,12 @@ def launch(run_dir, action, count=2):
     ]
     environment = {k: v for k, v in os.environ.items() if k not in ("JAX_PLATFORMS", "XLA_FLAGS")}
     return subprocess.run(
-        command, env={**environment, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False, timeout=120
+        command,
+        env={**environment, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
 
 
@@ -58,7 +63,12 @@ def saved(saved_once, tmp_path):
 def test_what_two_save_two_or_one_restore(count, saved):
     job = launch(saved, "restore", count)
     assert job.returncode == 0, job.stderr
-    expected = {"latest": 3, "step": 3, "record": {"token_hash": f"{3:016x}", "step": 3}, "equal": True}
+    expected = {
+        "latest": 3,
+        "step": 3,
+        "record": {"token_hash": f"{3:016x}", "step": 3},
+        "equal": True,
+    }
     assert results(saved, count) == [expected] * count
 
 
@@ -70,7 +80,11 @@ def test_damaged_newest_falls_back_on_both(saved):
     assert job.returncode == 0, job.stderr
     assert [(result["step"], result["equal"]) for result in results(saved)] == [(2, True)] * 2
     assert "damaged checkpoint" in job.stderr
-    assert sorted(p.name for p in (saved / "checkpoints").iterdir()) == ["00000002", "00000003.damaged", "00000004"]
+    assert sorted(p.name for p in (saved / "checkpoints").iterdir()) == [
+        "00000002",
+        "00000003.damaged",
+        "00000004",
+    ]
 
 
 def test_second_job_is_refused_with_one_message(tmp_path):

@@ -23,7 +23,11 @@ def test_is_made_and_given_back(tmp_path):
 def test_leftovers_are_swept_and_nothing_else(tmp_path, caplog):
     checkpoints = tmp_path / "checkpoints"
     kept = ["00000010", "00000030.damaged", "00000030.damaged-2", "notes"]
-    swept = ["00000020.orbax-checkpoint-tmp", "00000020.orbax-checkpoint-tmp-123", "00000005.deleting"]
+    swept = [
+        "00000020.orbax-checkpoint-tmp",
+        "00000020.orbax-checkpoint-tmp-123",
+        "00000005.deleting",
+    ]
     for name in kept + swept:
         (checkpoints / name / "state").mkdir(parents=True)
     with RunDirectory.open(tmp_path):
@@ -34,7 +38,10 @@ def test_leftovers_are_swept_and_nothing_else(tmp_path, caplog):
 def test_path_below_a_file(tmp_path):
     (tmp_path / "file").write_text("")
     with (
-        pytest.raises(UserError, match=r"run_dir=.*/file/run cannot be written: Not a directory .*; .* or move away"),
+        pytest.raises(
+            UserError,
+            match=r"run_dir=.*/file/run cannot be written: Not a directory .*; .* or move away",
+        ),
         RunDirectory.open(tmp_path / "file" / "run"),
     ):
         pass
@@ -72,7 +79,9 @@ with RunDirectory.open(sys.argv[1]):
 def test_lock_is_not_inherited_by_forks(tmp_path):
     """A data worker that outlives a killed trainer must not keep the run from resuming."""
     with subprocess.Popen(
-        [sys.executable, "-c", FORKS, tmp_path], cwd=Path(__file__).parents[2], stdin=subprocess.PIPE
+        [sys.executable, "-c", FORKS, tmp_path],
+        cwd=Path(__file__).parents[2],
+        stdin=subprocess.PIPE,
     ) as trainer:
         assert trainer.wait(timeout=60) == 0
         with RunDirectory.open(tmp_path):
@@ -84,7 +93,9 @@ def test_the_tokenizer_is_copied_once_and_never_replaced(tmp_path):
         run.keep_tokenizer(b"model")
         run.keep_tokenizer(b"model")
         assert run.tokenizer.read_bytes() == b"model"
-        with pytest.raises(UserError, match=r"run/tokenizer\.model is another tokenizer .* choose another run_dir"):
+        with pytest.raises(
+            UserError, match=r"run/tokenizer\.model is another tokenizer .* choose another run_dir"
+        ):
             run.keep_tokenizer(b"another")
         assert run.tokenizer.read_bytes() == b"model"
     assert sorted(p.name for p in run.path.iterdir()) == ["checkpoints", "lock", "tokenizer.model"]
@@ -106,7 +117,9 @@ def test_a_stop_while_the_tokenizer_is_copied_leaves_none(tmp_path, monkeypatch)
 def test_a_tokenizer_that_cannot_be_kept(tmp_path):
     with RunDirectory.open(tmp_path / "run") as run:
         run.tokenizer.mkdir()
-        with pytest.raises(UserError, match=r"tokenizer\.model: Is a directory; .*move away what is in its place"):
+        with pytest.raises(
+            UserError, match=r"tokenizer\.model: Is a directory; .*move away what is in its place"
+        ):
             run.keep_tokenizer(b"model")
 
 
@@ -129,7 +142,9 @@ def test_the_tokenizer_of_a_checkpoint_is_proved_to_be_it(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(b"model")
     assert tokenizer_of_checkpoint(tmp_path, record) == tmp_path / "tokenizer.model"
     (tmp_path / "tokenizer.model").write_bytes(b"another")
-    with pytest.raises(UserError, match=rf"not the tokenizer that the checkpoint of step 7 .* not {fingerprint}"):
+    with pytest.raises(
+        UserError, match=rf"not the tokenizer that the checkpoint of step 7 .* not {fingerprint}"
+    ):
         tokenizer_of_checkpoint(tmp_path, record)
     with pytest.raises(UserError, match="step 7 is of an earlier version"):
         tokenizer_of_checkpoint(tmp_path, {"step": 7})

@@ -27,11 +27,17 @@ def make_state(step, spec):
         sharding = NamedSharding(mesh, spec)
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
-    return {"w": put(values), "b": put(values.astype(jnp.bfloat16)), "u": put(values.view(np.uint32))}
+    return {
+        "w": put(values),
+        "b": put(values.astype(jnp.bfloat16)),
+        "u": put(values.view(np.uint32)),
+    }
 
 
 def abstract(state):
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
 
 
 def equal(left, right):
@@ -44,20 +50,33 @@ def equal(left, right):
 
 
 def save(run_dir):
-    with RunDirectory.open(run_dir) as run, Checkpointer(run.checkpoints, CheckpointConfig(keep_last=2)) as saver:
+    with (
+        RunDirectory.open(run_dir) as run,
+        Checkpointer(run.checkpoints, CheckpointConfig(keep_last=2)) as saver,
+    ):
         for step in (1, 2, 3):
-            saver.save(step, make_state(step, PartitionSpec("a", "b")), {"token_hash": f"{step:016x}"})
+            saver.save(
+                step, make_state(step, PartitionSpec("a", "b")), {"token_hash": f"{step:016x}"}
+            )
     return {"processes": jax.process_count()}
 
 
 def restore(run_dir):
     other = PartitionSpec(None, ("b", "a"))
-    with RunDirectory.open(run_dir) as run, Checkpointer(run.checkpoints, CheckpointConfig()) as saver:
+    with (
+        RunDirectory.open(run_dir) as run,
+        Checkpointer(run.checkpoints, CheckpointConfig()) as saver,
+    ):
         latest = saver.latest_record()
         restored = saver.restore(abstract(make_state(0, other)))
         whole = equal(restored.state, make_state(restored.step, other))
         saver.save(4, restored.state, {})
-    return {"latest": latest["step"], "step": restored.step, "record": restored.record, "equal": whole}
+    return {
+        "latest": latest["step"],
+        "step": restored.step,
+        "record": restored.record,
+        "equal": whole,
+    }
 
 
 def second_job(run_dir):
@@ -66,7 +85,11 @@ def second_job(run_dir):
 
 
 def mistake(run_dir):
-    raise UserError("only this process has a wrong path") if jax.process_index() == 1 else SystemExit(hang())
+    raise (
+        UserError("only this process has a wrong path")
+        if jax.process_index() == 1
+        else SystemExit(hang())
+    )
 
 
 def crash(run_dir):
@@ -74,7 +97,10 @@ def crash(run_dir):
 
 
 def mistake_while_saving(run_dir):
-    with RunDirectory.open(run_dir) as run, Checkpointer(run.checkpoints, CheckpointConfig()) as saver:
+    with (
+        RunDirectory.open(run_dir) as run,
+        Checkpointer(run.checkpoints, CheckpointConfig()) as saver,
+    ):
         saver.save(1, make_state(1, PartitionSpec("a")), {})
         return mistake(run_dir)
 

@@ -28,7 +28,9 @@ train:
 
 @pytest.fixture
 def write_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Return a function that writes run.yaml with some text replaced and lines appended, and moves into its folder."""
+    """Return a function that writes run.yaml with some text replaced and lines appended, and moves
+    into its folder.
+    """
     monkeypatch.chdir(tmp_path)
 
     def write(replace: dict[str, str] | None = None, append: str = "") -> str:

@@ -43,8 +43,16 @@ def test_fills_the_devices_left_over(
             6,
             "must equal the device count, 6; use for example mesh.fsdp=1 mesh.data=2 mesh.tensor=3, or runtime",
         ),
-        (["mesh.fsdp=4"], 1, "mesh: mesh.fsdp=4 must equal the device count, 1; use mesh.fsdp=1, or runtime"),
-        (["mesh.fsdp=1"], 8, "mesh: all axes = 1 must equal the device count, 8; use mesh.fsdp=8, or runtime"),
+        (
+            ["mesh.fsdp=4"],
+            1,
+            "mesh: mesh.fsdp=4 must equal the device count, 1; use mesh.fsdp=1, or runtime",
+        ),
+        (
+            ["mesh.fsdp=1"],
+            8,
+            "mesh: all axes = 1 must equal the device count, 8; use mesh.fsdp=8, or runtime",
+        ),
         (
             ["mesh.tensor=4"],
             6,
@@ -75,15 +83,22 @@ def test_tells_all_that_does_not_fit(write_run: Callable[..., str]) -> None:
     config = load_run(write_run(), ["model.embed_dim=60", "train.batch_size=12"]).config
     with pytest.raises(ConfigError) as caught:
         resolve_mesh(config, 8)
-    assert [problem.path for problem in caught.value.problems] == ["model.embed_dim", "train.batch_size"]
+    assert [problem.path for problem in caught.value.problems] == [
+        "model.embed_dim",
+        "train.batch_size",
+    ]
     assert "2 problems in the configuration on 8 devices" in str(caught.value)
 
 
-def test_one_folder_by_a_link_and_by_its_name(write_run: Callable[..., str], tmp_path: Path) -> None:
+def test_one_folder_by_a_link_and_by_its_name(
+    write_run: Callable[..., str], tmp_path: Path
+) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "folder")
     more = "data.sources.more={path: " + str(tmp_path / "link") + "}"
-    with pytest.raises(ConfigError, match=r"sources\.more\.path=.*/link' is the folder of data\.sources\.text too"):
+    with pytest.raises(
+        ConfigError, match=r"sources\.more\.path=.*/link' is the folder of data\.sources\.text too"
+    ):
         load_run(write_run(), [f"data.sources.text.path={tmp_path}/folder", more])
     (tmp_path / "link").unlink()
     load_run(write_run(), [f"data.sources.text.path={tmp_path}/folder", more])

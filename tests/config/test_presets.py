@@ -57,7 +57,9 @@ def test_part_loads_in_a_run(path: Path, tmp_path: Path) -> None:
     assert any(path.name in origin for origin in loaded.origins.values())
 
 
-@pytest.mark.parametrize("path", [path for path in PRESETS if path.parent.name == "run"], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [path for path in PRESETS if path.parent.name == "run"], ids=lambda path: path.stem
+)
 def test_run_loads_on_its_devices(path: Path) -> None:
     resolve_mesh(load_run(path).config, DEVICES[path.stem])
 

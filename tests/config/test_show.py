@@ -13,14 +13,23 @@ from maxlm.config.show import to_json_schema, to_yaml
 ROOT = Path(__file__).parents[2]
 
 
-def test_shown_run_loads_again_and_names_origins(write_run: Callable[..., str], tmp_path: Path) -> None:
-    replace = {"runs/test": "'3e-4'", "128}}": "128}}\n  segments: [{pattern: [{}, {mixer: {window: 8}}]}]"}
+def test_shown_run_loads_again_and_names_origins(
+    write_run: Callable[..., str], tmp_path: Path
+) -> None:
+    replace = {
+        "runs/test": "'3e-4'",
+        "128}}": "128}}\n  segments: [{pattern: [{}, {mixer: {window: 8}}]}]",
+    }
     overrides = ["train.remat={query: save}", "data.tokenizer='off'", "optimizer.epsilon=1e-15"]
     loaded = load_run(write_run(replace), overrides)
     shown = to_yaml(loaded)
     (tmp_path / "shown.yaml").write_text(shown)
     assert load_run("shown.yaml").config == loaded.config
-    lines = {line.split("#")[0].strip(): line.split("# ")[1] for line in shown.splitlines() if "#" in line}
+    lines = {
+        line.split("#")[0].strip(): line.split("# ")[1]
+        for line in shown.splitlines()
+        if "#" in line
+    }
     assert lines["num_heads: 4"] == "run.yaml:6"
     assert lines["query: save"] == "command line"
     assert lines["window: 8"] == "run.yaml:8"
@@ -30,7 +39,9 @@ def test_shown_run_loads_again_and_names_origins(write_run: Callable[..., str], 
 def test_schema_has_every_setting_and_refuses_others() -> None:
     schema = json.loads(to_json_schema())
     assert schema["additionalProperties"] is False
-    assert {"include", *(path for path in all_paths() if "." not in path)} == set(schema["properties"])
+    assert {"include", *(path for path in all_paths() if "." not in path)} == set(
+        schema["properties"]
+    )
     assert schema["$defs"]["MeshConfig"]["properties"]["tensor"]["description"]
     assert '"required"' not in to_json_schema()
 

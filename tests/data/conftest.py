@@ -1,4 +1,6 @@
-"""A small tokenizer, and ways to write small sources of random tokens and the config that names them."""
+"""A small tokenizer, and ways to write small sources of random tokens and the config that names
+them.
+"""
 
 import numpy as np
 import pytest
@@ -10,7 +12,10 @@ from maxlm.data.dataset import build_dataset
 from maxlm.data.shards import ShardWriter
 from maxlm.data.tokenizer import Tokenizer
 
-TEXT = "def add(a, b):\n    return a + b\n\n\nclass Point:\n    def __init__(self, x, y):\n        self.x = x\n" * 20
+TEXT = (
+    "def add(a, b):\n    return a + b\n\n\nclass Point:\n    def __init__(self, x, y):\n        self.x = x\n"
+    * 20
+)
 
 
 @pytest.fixture(scope="session")
@@ -22,7 +27,9 @@ def tokenizer(tmp_path_factory):
 
 @pytest.fixture
 def write_shards(tokenizer):
-    """Return a function that writes `count` random documents and returns the stream of tokens they make."""
+    """Return a function that writes `count` random documents and returns the stream of tokens they
+    make.
+    """
 
     def write(folder, *, count=200, seed=0, longest=60, **settings):
         generator = np.random.default_rng(seed)
@@ -36,7 +43,9 @@ def write_shards(tokenizer):
         stream = []
         with ShardWriter(folder, **settings) as writer:
             for _ in range(count):
-                document = generator.integers(3, settings["vocab_size"], generator.integers(0, longest))
+                document = generator.integers(
+                    3, settings["vocab_size"], generator.integers(0, longest)
+                )
                 writer.write_document(document)
                 stream += [settings["bos_id"], *document, settings["eos_id"]]
         return np.array(stream, np.int32)
@@ -54,7 +63,11 @@ def make_data(tokenizer, write_shards, tmp_path):
             write_shards(tmp_path / name / "train", count=count, seed=seed)
             write_shards(tmp_path / name / "validation", count=20, seed=seed + 1000)
             sources[name] = {"path": str(tmp_path / name), "weight": weight}
-        settings = {"sources": sources, "tokenizer": str(tokenizer.path), "sequence_length": 32} | settings
+        settings = {
+            "sources": sources,
+            "tokenizer": str(tokenizer.path),
+            "sequence_length": 32,
+        } | settings
         return DataConfig.model_validate(settings)
 
     return make
@@ -66,7 +79,11 @@ def make_dataset(make_data):
 
     def make(weights, *, split="train", seed=0, batch_size=8, source=None, **settings):
         return build_dataset(
-            make_data(weights, **settings), seed=seed, batch_size=batch_size, split=split, source=source
+            make_data(weights, **settings),
+            seed=seed,
+            batch_size=batch_size,
+            split=split,
+            source=source,
         )
 
     return make

@@ -24,7 +24,9 @@ def write(tokenizer, tmp_path):
         ) as writer:
             for document in documents:
                 writer.write_document(document)
-        return TokenShards(tmp_path / name), [[tokenizer.bos_id, *document, tokenizer.eos_id] for document in documents]
+        return TokenShards(tmp_path / name), [
+            [tokenizer.bos_id, *document, tokenizer.eos_id] for document in documents
+        ]
 
     return written
 
@@ -62,7 +64,10 @@ def test_unigram_and_bigram_by_a_plain_loop(measured, tokenizer):
     want = -sum(math.log2(unigram[b]) for _, b in stream) / size
     assert baselines.bits_per_byte["unigram"] == pytest.approx(want, abs=1e-4)
     bigram = min(
-        -sum(math.log2((pairs.get((a, b), 0) + k * unigram[b]) / (contexts.get(a, 0) + k)) for a, b in stream)
+        -sum(
+            math.log2((pairs.get((a, b), 0) + k * unigram[b]) / (contexts.get(a, 0) + k))
+            for a, b in stream
+        )
         for k in SMOOTHING
     )
     assert baselines.bits_per_byte["bigram"] == pytest.approx(bigram / size, abs=1e-4)
@@ -79,14 +84,21 @@ def test_order(measured):
 
 
 @pytest.mark.parametrize("num_batches", [1, 3, 1000])
-def test_the_first_tokens_are_what_an_evaluation_of_as_many_batches_predicts(make_dataset, num_batches):
+def test_the_first_tokens_are_what_an_evaluation_of_as_many_batches_predicts(
+    make_dataset, num_batches
+):
     dataset = make_dataset({"a": 1.0}, split="validation", source="a", batch_size=3, count=50)
     train = make_dataset({"a": 1.0}, count=50)
-    rows = [dataset.rows(3 * step, 3 * step + 3) for step in range(min(num_batches, dataset.num_batches))]
+    rows = [
+        dataset.rows(3 * step, 3 * step + 3)
+        for step in range(min(num_batches, dataset.num_batches))
+    ]
     targets = np.concatenate([row["targets"][row["weights"] > 0] for row in rows])
     num_bytes = sum(int(row["target_bytes"].sum()) for row in rows)
     max_tokens = num_batches * 3 * dataset.sequence_length + 1
-    measured = measure_baselines(train.shards["a"], dataset.shards["a"], dataset.tokenizer, max_tokens=max_tokens)
+    measured = measure_baselines(
+        train.shards["a"], dataset.shards["a"], dataset.tokenizer, max_tokens=max_tokens
+    )
     assert measured.targets == targets.size
     want = targets.size * math.log2(dataset.tokenizer.vocab_size) / num_bytes
     assert measured.bits_per_byte["uniform"] == pytest.approx(want, abs=1e-4)

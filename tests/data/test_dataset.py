@@ -21,7 +21,9 @@ def digest(dataset, steps):
     rows, columns = np.arange(dataset.batch_size), np.arange(dataset.sequence_length)
     for step in steps:
         batch = whole(dataset, step)
-        part = token_hash.batch_hash(batch["tokens"], batch["segment_ids"], rows=rows, columns=columns)
+        part = token_hash.batch_hash(
+            batch["tokens"], batch["segment_ids"], rows=rows, columns=columns
+        )
         running = token_hash.advance(running, part)
     return token_hash.hexdigest(running)
 
@@ -29,22 +31,36 @@ def digest(dataset, steps):
 def test_a_batch_has_the_documented_fields(make_dataset):
     dataset = make_dataset({"a": 1.0}, batch_size=4)
     batch = whole(dataset, 0)
-    assert list(batch) == ["tokens", "targets", "segment_ids", "positions", "target_bytes", "weights"]
+    assert list(batch) == [
+        "tokens",
+        "targets",
+        "segment_ids",
+        "positions",
+        "target_bytes",
+        "weights",
+    ]
     for name, values in batch.items():
         assert values.shape == (4, 32)
         assert values.dtype == (np.float32 if name == "weights" else np.int32)
     np.testing.assert_array_equal(batch["tokens"][:, 1:], batch["targets"][:, :-1])
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(cuts=st.lists(st.integers(0, 16), max_size=6), step=st.integers(0, 10**7))
 def test_any_split_among_hosts_gives_the_same_batch(mixed, cuts, step):
     expected = whole(mixed, step)
     edges = sorted({0, 16, *cuts})
     first = step * 16
-    parts = [mixed.rows(first + start, first + stop) for start, stop in reversed(list(itertools.pairwise(edges)))]
+    parts = [
+        mixed.rows(first + start, first + stop)
+        for start, stop in reversed(list(itertools.pairwise(edges)))
+    ]
     for name, values in expected.items():
-        np.testing.assert_array_equal(np.concatenate([part[name] for part in reversed(parts)]), values)
+        np.testing.assert_array_equal(
+            np.concatenate([part[name] for part in reversed(parts)]), values
+        )
 
 
 @pytest.fixture
@@ -66,8 +82,14 @@ def test_data_order_never_changes(make_data, tokenizer, tmp_path):
     for name, factor in (("a", 7919), ("b", 104729)):
         write_arithmetic_documents(tmp_path / name / "train", tokenizer, factor)
     only_a = data.model_copy(update={"sources": {"a": data.sources["a"]}})
-    assert digest(build_dataset(only_a, seed=0, batch_size=8, split="train"), range(200, 203)) == "64990d573cad4b4d"
-    assert digest(build_dataset(data, seed=7, batch_size=8, split="train"), range(100)) == "aa9425f3942fb8bf"
+    assert (
+        digest(build_dataset(only_a, seed=0, batch_size=8, split="train"), range(200, 203))
+        == "64990d573cad4b4d"
+    )
+    assert (
+        digest(build_dataset(data, seed=7, batch_size=8, split="train"), range(100))
+        == "aa9425f3942fb8bf"
+    )
 
 
 def write_arithmetic_documents(folder, tokenizer, factor):
@@ -75,7 +97,9 @@ def write_arithmetic_documents(folder, tokenizer, factor):
         folder, vocab_size=tokenizer.vocab_size, bos_id=1, eos_id=2, tokenizer=tokenizer.fingerprint
     ) as writer:
         for number in range(200):
-            writer.write_document([3 + number * factor * place % 250 for place in range(number % 60)])
+            writer.write_document(
+                [3 + number * factor * place % 250 for place in range(number % 60)]
+            )
 
 
 def test_each_epoch_reads_every_token_once_in_another_order(make_data, tmp_path):
@@ -88,7 +112,8 @@ def test_each_epoch_reads_every_token_once_in_another_order(make_data, tmp_path)
     for epoch in range(3):
         rows = [places(whole(dataset, epoch * windows + row)) for row in range(windows)]
         targets = np.concatenate([(row + 1) % size for row in rows])
-        assert len(set(targets)) == targets.size == windows * 32  # none twice, all but N mod T of them
+        # None twice, all but N mod T of them.
+        assert len(set(targets)) == targets.size == windows * 32
         orders.append([int(row[0]) for row in rows])
     assert len({tuple(order) for order in orders}) == 3
     assert len({min(order) for order in orders}) > 1  # cut from another place
@@ -114,7 +139,10 @@ def test_epochs_differ_also_for_a_handful_of_windows(make_dataset):
     dataset = make_dataset({"a": 1.0}, count=4, batch_size=1)
     assert dataset.num_batches in range(1, 6)
     epochs = [
-        [whole(dataset, e * dataset.num_batches + i)["tokens"].tobytes() for i in range(dataset.num_batches)]
+        [
+            whole(dataset, e * dataset.num_batches + i)["tokens"].tobytes()
+            for i in range(dataset.num_batches)
+        ]
         for e in range(8)
     ]
     assert len({tuple(epoch) for epoch in epochs}) > 4
@@ -122,7 +150,10 @@ def test_epochs_differ_also_for_a_handful_of_windows(make_dataset):
 
 def test_seeds_and_names_give_other_orders(make_data, make_dataset):
     data = make_data({"a": 1.0})
-    results = {digest(build_dataset(data, seed=seed, batch_size=8, split="train"), range(3)) for seed in range(10)}
+    results = {
+        digest(build_dataset(data, seed=seed, batch_size=8, split="train"), range(3))
+        for seed in range(10)
+    }
     renamed = data.model_copy(update={"sources": {"z": data.sources["a"]}})
     results.add(digest(build_dataset(renamed, seed=0, batch_size=8, split="train"), range(3)))
     assert len(results) == 11
@@ -141,7 +172,9 @@ def test_mixture_has_its_shares_of_rows(make_data, tmp_path):
     data = make_data(weights)
     dataset = build_dataset(data, seed=0, batch_size=10, split="train")
     contents = {name: TokenShards(tmp_path / name / "train") for name in weights}
-    contents = {name: shards.read(0, shards.num_tokens).tobytes() * 2 for name, shards in contents.items()}
+    contents = {
+        name: shards.read(0, shards.num_tokens).tobytes() * 2 for name, shards in contents.items()
+    }
     counts = dict.fromkeys(weights, 0)
     for step in range(100):
         for row in whole(dataset, step)["tokens"]:
@@ -166,18 +199,26 @@ def test_order_of_sources_in_the_file_does_not_matter(make_data):
     swapped = DataConfig.model_validate(
         data.model_dump() | {"sources": dict(reversed(data.model_dump()["sources"].items()))}
     )
-    results = [digest(build_dataset(d, seed=0, batch_size=8, split="train"), range(5)) for d in (data, swapped)]
+    results = [
+        digest(build_dataset(d, seed=0, batch_size=8, split="train"), range(5))
+        for d in (data, swapped)
+    ]
     assert results[0] == results[1]
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
 def test_validation_reads_every_token_once_in_order(make_dataset, tmp_path, batch_size):
-    dataset = make_dataset({"a": 1.0, "b": 1.0}, split="validation", source="b", batch_size=batch_size)
+    dataset = make_dataset(
+        {"a": 1.0, "b": 1.0}, split="validation", source="b", batch_size=batch_size
+    )
     shards = TokenShards(tmp_path / "b/validation")
     stream = shards.read(0, shards.num_tokens)
     batches = [whole(dataset, step) for step in range(dataset.num_batches)]
     exists = np.concatenate(
-        [np.arange(batch_size * 32) + step * batch_size * 32 < stream.size - 1 for step in range(dataset.num_batches)]
+        [
+            np.arange(batch_size * 32) + step * batch_size * 32 < stream.size - 1
+            for step in range(dataset.num_batches)
+        ]
     )
     targets = np.concatenate([batch["targets"].reshape(-1) for batch in batches])
     weights = np.concatenate([batch["weights"].reshape(-1) for batch in batches])
@@ -208,7 +249,7 @@ def test_far_steps_cost_nothing(make_dataset):
     assert whole(dataset, 10**12)["tokens"].shape == (8, 32)
 
 
-# --- mistakes ---------------------------------------------------------------------------------------------------------
+# --- mistakes -------------------------------------------------------------------------------------
 
 
 def expect(match, data, **arguments):
@@ -220,10 +261,16 @@ def expect(match, data, **arguments):
 def test_folder_that_is_not_there(make_data, tmp_path):
     data = make_data({"a": 1.0})
     (tmp_path / "a").rename(tmp_path / "b")
-    expect(r"data\.sources\.a\.path=.*no such folder; .*data\.sources\.a\.raw.*run: maxlm prepare", data)
+    expect(
+        r"data\.sources\.a\.path=.*no such folder; .*data\.sources\.a\.raw.*run: maxlm prepare",
+        data,
+    )
     raw = data.model_dump()
     raw["sources"]["a"]["raw"] = {"kind": "python_stdlib"}
-    expect(r"data\.sources\.a\.path=.*no such folder; run: maxlm prepare", DataConfig.model_validate(raw))
+    expect(
+        r"data\.sources\.a\.path=.*no such folder; run: maxlm prepare",
+        DataConfig.model_validate(raw),
+    )
 
 
 def test_split_that_is_not_there(make_data, tmp_path):
@@ -258,7 +305,11 @@ def test_index_that_contradicts_the_tokenizer(make_data, tokenizer, write_shards
 
 def test_vocabulary_that_is_too_small(make_data, tokenizer):
     size = tokenizer.vocab_size
-    expect(rf"{size} pieces, more than model\.vocab_size={size - 1}", make_data({"a": 1.0}), vocab_size=size - 1)
+    expect(
+        rf"{size} pieces, more than model\.vocab_size={size - 1}",
+        make_data({"a": 1.0}),
+        vocab_size=size - 1,
+    )
     build_dataset(make_data({"b": 1.0}), seed=0, batch_size=1, split="train", vocab_size=size)
 
 

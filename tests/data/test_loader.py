@@ -13,12 +13,23 @@ from maxlm.data.loader import DeviceLoader, device_batch
 def sharding(rows, columns, spec=("batch", "sequence")):
     count = rows * columns
     return NamedSharding(
-        Mesh(np.array(jax.devices()[:count]).reshape(rows, columns), ("batch", "sequence")), PartitionSpec(*spec)
+        Mesh(np.array(jax.devices()[:count]).reshape(rows, columns), ("batch", "sequence")),
+        PartitionSpec(*spec),
     )
 
 
 @pytest.mark.parametrize(
-    "layout", [(1, 1), (8, 1), (4, 2), (2, 4), (1, 8), (8, 1, ()), (4, 2, ("batch",)), (4, 2, (("batch", "sequence"),))]
+    "layout",
+    [
+        (1, 1),
+        (8, 1),
+        (4, 2),
+        (2, 4),
+        (1, 8),
+        (8, 1, ()),
+        (4, 2, ("batch",)),
+        (4, 2, (("batch", "sequence"),)),
+    ],
 )
 def test_any_layout_gives_the_dataset_s_batch(make_dataset, layout):
     dataset = make_dataset({"a": 1.0}, batch_size=16)
@@ -47,7 +58,12 @@ def test_rows_are_read_once_and_only_those_needed(make_dataset):
             return dataset.rows(start, stop)
 
     device_batch(Recorder(), 2**40 + 5, sharding(4, 2))
-    assert [(start - 2**40, stop - 2**40) for start, stop in reads] == [(5, 9), (9, 13), (13, 17), (17, 21)]
+    assert [(start - 2**40, stop - 2**40) for start, stop in reads] == [
+        (5, 9),
+        (9, 13),
+        (13, 17),
+        (17, 21),
+    ]
 
 
 def test_it_reads_ahead_but_not_farther(make_dataset):
@@ -61,7 +77,9 @@ def test_it_reads_ahead_but_not_farther(make_dataset):
             started.append(start // 8)
             return dataset.rows(start, stop)
 
-    with DeviceLoader(Recorder(), sharding(1, 1), start_row=0, num_batches=100, prefetch=3) as loader:
+    with DeviceLoader(
+        Recorder(), sharding(1, 1), start_row=0, num_batches=100, prefetch=3
+    ) as loader:
         next(loader)
         time.sleep(0.5)
         assert max(started) in range(3, 6)

@@ -17,7 +17,9 @@ def test_every_window_is_what_was_written(write_shards, tmp_path):
     np.testing.assert_array_equal(shards.read(0, stream.size), stream)
     generator = np.random.default_rng(0)
     for start, stop in np.sort(generator.integers(0, stream.size + 1, (300, 2))):
-        np.testing.assert_array_equal(shards.read(int(start), int(stop - start)), stream[start:stop])
+        np.testing.assert_array_equal(
+            shards.read(int(start), int(stop - start)), stream[start:stop]
+        )
     shards.verify()
 
 
@@ -29,7 +31,9 @@ def test_reading_outside_of_the_stream_is_refused(write_shards, tmp_path):
         TokenShards(tmp_path).read(-1, 1)
 
 
-@pytest.mark.parametrize(("vocab_size", "dtype"), [(2**16, "uint16"), (2**16 + 1, "uint32"), (200_000, "uint32")])
+@pytest.mark.parametrize(
+    ("vocab_size", "dtype"), [(2**16, "uint16"), (2**16 + 1, "uint32"), (200_000, "uint32")]
+)
 def test_dtype_is_the_smallest_that_holds_the_vocabulary(write_shards, tmp_path, vocab_size, dtype):
     stream = write_shards(tmp_path, vocab_size=vocab_size)
     shards = TokenShards(tmp_path)
@@ -40,7 +44,9 @@ def test_dtype_is_the_smallest_that_holds_the_vocabulary(write_shards, tmp_path,
 def test_numpy_alone_reads_a_shard_as_documented(write_shards, tmp_path):
     stream = write_shards(tmp_path, shard_tokens=10**9)
     pages = np.fromfile(tmp_path / "shard-00000.tokens", "<u4").reshape(-1, PAGE_BYTES // 4)
-    np.testing.assert_array_equal(pages[:, :-1].copy().view("<u2").reshape(-1)[: stream.size], stream)
+    np.testing.assert_array_equal(
+        pages[:, :-1].copy().view("<u2").reshape(-1)[: stream.size], stream
+    )
 
 
 def test_equal_documents_give_equal_bytes(write_shards, tmp_path):
@@ -49,14 +55,20 @@ def test_equal_documents_give_equal_bytes(write_shards, tmp_path):
     write_shards(tmp_path / "c", seed=1)
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert names == sorted(path.name for path in (tmp_path / "b").iterdir())
-    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in names)
+    assert all(
+        (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+        for name in names
+    )
     assert TokenShards(tmp_path / "a").fingerprint == TokenShards(tmp_path / "b").fingerprint
     assert TokenShards(tmp_path / "a").fingerprint != TokenShards(tmp_path / "c").fingerprint
 
 
 def test_writer_refuses_ids_that_are_no_tokens(write_shards, tmp_path, tokenizer):
     for bad in ([tokenizer.vocab_size], [-1], [5, tokenizer.bos_id]):
-        with pytest.raises(ValueError, match="token ids"), make_writer(tmp_path, tokenizer) as writer:
+        with (
+            pytest.raises(ValueError, match="token ids"),
+            make_writer(tmp_path, tokenizer) as writer,
+        ):
             writer.write_document(bad)
 
 
@@ -72,13 +84,21 @@ def test_any_flipped_bit_is_an_error_that_names_the_file_and_the_cure(write_shar
     path = tmp_path / "shard-00001.tokens"
     whole = path.read_bytes()
     generator = np.random.default_rng(1)
-    places = [0, PAGE_BYTES - 1, PAGE_BYTES, len(whole) - 1, *generator.integers(0, len(whole), 100)]
+    places = [
+        0,
+        PAGE_BYTES - 1,
+        PAGE_BYTES,
+        len(whole) - 1,
+        *generator.integers(0, len(whole), 100),
+    ]
     for place in places:
         damaged = bytearray(whole)
         damaged[place] ^= 1 << int(generator.integers(8))
         path.write_bytes(damaged)
         shards = TokenShards(tmp_path)
-        with pytest.raises(UserError, match=r"shard-00001\.tokens: damaged.*checksum.*maxlm prepare"):
+        with pytest.raises(
+            UserError, match=r"shard-00001\.tokens: damaged.*checksum.*maxlm prepare"
+        ):
             shards.read(0, stream.size)
         with pytest.raises(UserError, match=r"shard-00001\.tokens"):
             shards.verify()
@@ -90,7 +110,9 @@ def test_pages_that_are_out_of_place_are_noticed(write_shards, tmp_path):
     write_shards(tmp_path, count=600, shard_tokens=10**9)
     path = tmp_path / "shard-00000.tokens"
     whole = path.read_bytes()
-    path.write_bytes(whole[PAGE_BYTES : 2 * PAGE_BYTES] + whole[:PAGE_BYTES] + whole[2 * PAGE_BYTES :])
+    path.write_bytes(
+        whole[PAGE_BYTES : 2 * PAGE_BYTES] + whole[:PAGE_BYTES] + whole[2 * PAGE_BYTES :]
+    )
     with pytest.raises(UserError, match="page 0 does not have its checksum"):
         TokenShards(tmp_path).read(0, 10)
 
@@ -118,7 +140,9 @@ def test_truncated_shard_is_refused_when_it_is_opened(write_shards, tmp_path, si
     write_shards(tmp_path, count=1000, shard_tokens=10**9)
     path = tmp_path / "shard-00000.tokens"
     os.truncate(path, size % path.stat().st_size)
-    with pytest.raises(UserError, match=r"shard-00000\.tokens: damaged.* bytes, the index says .*maxlm prepare"):
+    with pytest.raises(
+        UserError, match=r"shard-00000\.tokens: damaged.* bytes, the index says .*maxlm prepare"
+    ):
         TokenShards(tmp_path)
 
 
@@ -139,7 +163,9 @@ def test_missing_shard_and_longer_shard_are_refused(write_shards, tmp_path):
     with pytest.raises(UserError, match=r"shard-00001\.tokens"):
         TokenShards(tmp_path)
     path.unlink()
-    with pytest.raises(UserError, match=r"shard-00001\.tokens: damaged token shard: the file is missing"):
+    with pytest.raises(
+        UserError, match=r"shard-00001\.tokens: damaged token shard: the file is missing"
+    ):
         TokenShards(tmp_path)
 
 
@@ -164,11 +190,15 @@ BAD_INDEXES = {
     "negative": lambda text: json.dumps(json.loads(text) | {"tokens": -1}),
     "text for a number": lambda text: json.dumps(json.loads(text) | {"tokens": "12"}),
     "a fraction": lambda text: json.dumps(json.loads(text) | {"tokens": 1.5}),
-    "sum of tokens": lambda text: json.dumps(json.loads(text) | {"tokens": json.loads(text)["tokens"] + 1}),
+    "sum of tokens": lambda text: json.dumps(
+        json.loads(text) | {"tokens": json.loads(text)["tokens"] + 1}
+    ),
     "sum of documents": lambda text: json.dumps(json.loads(text) | {"documents": 0}),
     "BOS outside": lambda text: json.dumps(json.loads(text) | {"bos_id": 10**6}),
     "unknown key": lambda text: json.dumps(json.loads(text) | {"extra": 1}),
-    "missing key": lambda text: json.dumps({k: v for k, v in json.loads(text).items() if k != "shards"}),
+    "missing key": lambda text: json.dumps(
+        {k: v for k, v in json.loads(text).items() if k != "shards"}
+    ),
     "path outside": lambda text: text.replace("shard-00000.tokens", "../../etc/passwd"),
 }
 
@@ -213,7 +243,8 @@ def test_a_token_that_is_no_piece_is_named_with_its_shard(write_shards, tmp_path
     ends = np.cumsum([shard["tokens"] for shard in index["shards"]])
     name = index["shards"][int(np.searchsorted(ends, place, side="right"))]["file"]
     with pytest.raises(
-        UserError, match=rf"{name}: damaged token shard: it holds token {largest}, .*vocab_size={largest}"
+        UserError,
+        match=rf"{name}: damaged token shard: it holds token {largest}, .*vocab_size={largest}",
     ):
         shards.read(place, 1)
     with pytest.raises(UserError, match=f"it holds token {largest}"):

@@ -11,7 +11,9 @@ from maxlm.data import token_hash
 @pytest.fixture
 def batch():
     generator = np.random.default_rng(0)
-    return generator.integers(0, 100, (6, 10), dtype=np.int32), generator.integers(1, 4, (6, 10), dtype=np.int32)
+    return generator.integers(0, 100, (6, 10), dtype=np.int32), generator.integers(
+        1, 4, (6, 10), dtype=np.int32
+    )
 
 
 def hashed(tokens, segments, rows=None, columns=None):
@@ -22,8 +24,13 @@ def hashed(tokens, segments, rows=None, columns=None):
 
 def test_hash_never_changes():
     """Runs compare hashes across versions, so their values are fixed."""
-    batch = np.arange(60, dtype=np.int32).reshape(6, 10) * 7919, np.arange(60, dtype=np.int32).reshape(6, 10) // 9
-    running = token_hash.advance(token_hash.advance(np.zeros(2, np.uint32), hashed(*batch)), hashed(*batch))
+    batch = (
+        np.arange(60, dtype=np.int32).reshape(6, 10) * 7919,
+        np.arange(60, dtype=np.int32).reshape(6, 10) // 9,
+    )
+    running = token_hash.advance(
+        token_hash.advance(np.zeros(2, np.uint32), hashed(*batch)), hashed(*batch)
+    )
     assert token_hash.hexdigest(hashed(*batch)) == "b35db0af76a1c0a9"
     assert token_hash.hexdigest(running) == "4f6d6fbd5ddd0dc7"
 
@@ -51,7 +58,9 @@ def test_numpy_and_jax_agree_also_when_traced(batch):
         assert result.dtype == jnp.uint32
         np.testing.assert_array_equal(result, expected)
     running = np.array([5, 7], np.uint32)
-    np.testing.assert_array_equal(jax.jit(token_hash.advance)(running, expected), token_hash.advance(running, expected))
+    np.testing.assert_array_equal(
+        jax.jit(token_hash.advance)(running, expected), token_hash.advance(running, expected)
+    )
 
 
 def test_any_change_shows(batch):
@@ -65,7 +74,11 @@ def test_any_change_shows(batch):
         changed = segments.copy()
         changed[place] += 1
         variants.append((tokens, changed))
-    variants += [(tokens[::-1], segments[::-1]), (tokens[:, ::-1], segments[:, ::-1]), (segments, tokens)]
+    variants += [
+        (tokens[::-1], segments[::-1]),
+        (tokens[:, ::-1], segments[:, ::-1]),
+        (segments, tokens),
+    ]
     seen |= {token_hash.hexdigest(hashed(*variant)) for variant in variants}
     assert len(seen) == len(variants) + 1
 
@@ -79,7 +92,14 @@ def test_order_of_batches_counts():
             running = token_hash.advance(running, batch)
         return token_hash.hexdigest(running)
 
-    results = [chain(one, two), chain(two, one), chain(one), chain(two), chain(one, one, two), chain()]
+    results = [
+        chain(one, two),
+        chain(two, one),
+        chain(one),
+        chain(two),
+        chain(one, one, two),
+        chain(),
+    ]
     assert len(set(results)) == len(results)
 
 

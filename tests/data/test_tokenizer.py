@@ -46,7 +46,9 @@ def test_lone_surrogates_are_replaced(tokenizer):
 
 
 def test_many_texts_at_once_are_the_texts_one_by_one(tokenizer):
-    assert tokenizer.encode_all(HARD_TEXTS, num_threads=3) == [tokenizer.encode(text) for text in HARD_TEXTS]
+    assert tokenizer.encode_all(HARD_TEXTS, num_threads=3) == [
+        tokenizer.encode(text) for text in HARD_TEXTS
+    ]
     assert tokenizer.encode_all([]) == []
 
 
@@ -79,7 +81,8 @@ def test_tokenizer_that_is_not_there_says_what_to_run(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"normalization_rule_name": "nmt_nfkc"}, {"add_dummy_prefix": True}, {"byte_fallback": False}]
+    "settings",
+    [{"normalization_rule_name": "nmt_nfkc"}, {"add_dummy_prefix": True}, {"byte_fallback": False}],
 )
 def test_tokenizer_that_loses_text_is_refused(tmp_path, train_other, settings):
     with pytest.raises(UserError, match="changes text|byte fallback"):

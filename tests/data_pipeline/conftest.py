@@ -12,13 +12,28 @@ from data_pipeline.report import Report
 from maxlm.config.schema import RunConfig
 from tests.small_models import model_settings
 
-WORDS = ["alpha", "beta", "gamma", "delta", "return", "class", "def", "import", "value", "token", "page", "model"]
+WORDS = [
+    "alpha",
+    "beta",
+    "gamma",
+    "delta",
+    "return",
+    "class",
+    "def",
+    "import",
+    "value",
+    "token",
+    "page",
+    "model",
+]
 
 
 def text(seed, words=120):
     """Return lines of random words."""
     generator = random.Random(seed)
-    return "".join(generator.choice(WORDS) + generator.choice([" ", " ", "\n", "\n    "]) for _ in range(words))
+    return "".join(
+        generator.choice(WORDS) + generator.choice([" ", " ", "\n", "\n    "]) for _ in range(words)
+    )
 
 
 @pytest.fixture
@@ -76,6 +91,9 @@ def hashes():
 
     def of(folder):
         files = sorted(path for path in folder.rglob("*") if path.is_file())
-        return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+        return {
+            str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in files
+        }
 
     return of

@@ -66,7 +66,16 @@ def test_different_documents_stay():
 
 
 def test_short_documents_and_one_endless_word():
-    texts = ["a", "b", "a b", "b a", "a b c d", "x" * 1_000_000, "x" * 999_999, "\u65e5\u672c" * 1000]
+    texts = [
+        "a",
+        "b",
+        "a b",
+        "b a",
+        "a b c d",
+        "x" * 1_000_000,
+        "x" * 999_999,
+        "\u65e5\u672c" * 1000,
+    ]
     assert len(deduplicate(documents(*texts)).documents) == len(texts)
 
 
@@ -99,7 +108,9 @@ def test_progress_is_told_all_characters():
 
 
 def three_sources(*rules):
-    """Return what is left of three sources that share an exact and a near copy, under a rule for each."""
+    """Return what is left of three sources that share an exact and a near copy, under a rule for
+    each.
+    """
     shared, near = words(0), with_changes(words(0), 2)
     sources = {
         "a": documents(" ".join(shared), " ".join(words(1))),
@@ -108,7 +119,9 @@ def three_sources(*rules):
     }
     left = dedupe.deduplicate(sources, dict(zip("abc", rules, strict=True)))
     counts = {name: (kept.exact_duplicates, kept.near_duplicates) for name, kept in left.items()}
-    return {name: [document.name for document in kept.documents] for name, kept in left.items()}, counts
+    return {
+        name: [document.name for document in kept.documents] for name, kept in left.items()
+    }, counts
 
 
 def test_copies_in_other_sources_are_dropped():
@@ -127,7 +140,8 @@ def test_a_source_may_keep_copies_and_is_compared_with_all_the_same():
 
 
 def test_a_near_copy_that_was_kept_is_compared_with_later_sources():
-    chain = [with_changes(words(0), changes) for changes in (0, 5, 10)]  # neighbours are alike, the ends are not
+    # Neighbours are alike, the ends are not.
+    chain = [with_changes(words(0), changes) for changes in (0, 5, 10)]
     assert jaccard(chain[0], chain[2]) < dedupe.SIMILARITY < min(map(jaccard, chain, chain[1:]))
     sources = {name: documents(" ".join(text)) for name, text in zip("abc", chain, strict=True)}
     left = dedupe.deduplicate(sources, {"a": "drop", "b": "keep", "c": "drop"})
@@ -137,11 +151,18 @@ def test_a_near_copy_that_was_kept_is_compared_with_later_sources():
 def test_no_pair_of_many_that_is_alike_is_left():
     """All pairs by their exact similarity, against what the bands propose."""
     generator = random.Random(1)
-    texts = [with_changes(words(number // 4), generator.randrange(12), number) for number in range(120)]
+    texts = [
+        with_changes(words(number // 4), generator.randrange(12), number) for number in range(120)
+    ]
     left = dedupe.deduplicate(
-        {"even": documents(*map(" ".join, texts[::2])), "odd": documents(*map(" ".join, texts[1::2]))},
+        {
+            "even": documents(*map(" ".join, texts[::2])),
+            "odd": documents(*map(" ".join, texts[1::2])),
+        },
         {"even": "drop", "odd": "drop"},
     )
     kept = [document.text.split() for one in left.values() for document in one.documents]
     assert 30 < len(kept) < 120
-    assert max(jaccard(one, two) for one, two in itertools.combinations(kept, 2)) < dedupe.SIMILARITY
+    assert (
+        max(jaccard(one, two) for one, two in itertools.combinations(kept, 2)) < dedupe.SIMILARITY
+    )

@@ -140,7 +140,9 @@ def test_standard_library_is_read_without_what_was_installed_or_tests():
     reading = read_documents(RawTextConfig(kind="python_stdlib"))
     names = [document.name for document in reading.documents]
     assert {"argparse.py", "asyncio/events.py", "json/decoder.py"} <= set(names)
-    assert not [name for name in names if {"site-packages", "test", "tests"} & set(Path(name).parts)]
+    assert not [
+        name for name in names if {"site-packages", "test", "tests"} & set(Path(name).parts)
+    ]
     assert len(names) == len(set(names))
     root = Path(sysconfig.get_paths()["stdlib"])
     by_name = {document.name: document.text for document in reading.documents}
@@ -149,10 +151,15 @@ def test_standard_library_is_read_without_what_was_installed_or_tests():
 
 
 def test_names_that_differ_in_undecodable_bytes_are_two(tmp_path):
-    for name in (b"\xff.txt", b"\xfe.txt", b"\xef\xbf\xbd.txt"):  # the last is how U+FFFD is written
+    # The last is how U+FFFD is written.
+    for name in (b"\xff.txt", b"\xfe.txt", b"\xef\xbf\xbd.txt"):
         (Path(os.fsdecode(bytes(tmp_path / "x")[:-1] + name))).write_text("x")
     found = read(tmp_path).documents
-    assert len({document.name_bytes for document in found}) == len({document.name for document in found}) == 3
+    assert (
+        len({document.name_bytes for document in found})
+        == len({document.name for document in found})
+        == 3
+    )
 
 
 def test_names_in_two_sources_that_differ_in_undecodable_bytes_give_other_fingerprints(tmp_path):
@@ -170,4 +177,6 @@ def test_lines_are_numbered_as_an_editor_numbers_them(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "x"}\n\n\n{"text": "y"}\n{}\n')
     reading = read(tmp_path)
     assert [document.name.rpartition(":")[2] for document in reading.documents] == ["1", "4"]
-    assert reading.skipped.examples == {"line without a `text`": f"{(tmp_path / 'a.jsonl').as_posix()}:5"}
+    assert reading.skipped.examples == {
+        "line without a `text`": f"{(tmp_path / 'a.jsonl').as_posix()}:5"
+    }

@@ -1,4 +1,6 @@
-"""Which files are read: suffixes, links, special files; and that everything skipped is counted with an example."""
+"""Which files are read: suffixes, links, special files; and that everything skipped is counted with
+an example.
+"""
 
 import os
 import socket
@@ -69,7 +71,9 @@ def test_a_named_special_file_is_refused_at_once(tmp_path, kind):
     path = tmp_path / "fifo"
     os.mkfifo(path)
     path = path if kind == "fifo" else "/dev/zero"
-    with pytest.raises(UserError, match=rf"raw\.paths: {path} is a {kind.replace('fifo', 'FIFO')}; name a file"):
+    with pytest.raises(
+        UserError, match=rf"raw\.paths: {path} is a {kind.replace('fifo', 'FIFO')}; name a file"
+    ):
         read(path)
 
 
@@ -83,7 +87,10 @@ def test_a_file_named_twice_is_read_once(folder):
     (folder / "again.txt").symlink_to(folder / "a.txt")
     reading = read(folder, folder / "a.txt", f"{folder}/../folder")
     assert texts(reading) == ["a"]
-    assert reading.skipped.counts == {"file that was read already": 2, "folder that was read already": 1}
+    assert reading.skipped.counts == {
+        "file that was read already": 2,
+        "folder that was read already": 1,
+    }
 
 
 def test_links_within_the_folders_are_read_and_go_round_nowhere(folder):
@@ -107,7 +114,10 @@ def test_links_that_lead_elsewhere_are_followed_only_if_asked(folder, tmp_path):
     assert reading.skipped.counts == {"link that leads out of raw.paths": 2}
     reading = read(folder, follow_links=True)
     assert texts(reading) == ["a", "secret"]
-    assert reading.skipped.counts == {"folder that was read already": 2, "file that was read already": 1}
+    assert reading.skipped.counts == {
+        "folder that was read already": 2,
+        "file that was read already": 1,
+    }
 
 
 def test_a_named_link_is_followed(folder, tmp_path):

@@ -33,7 +33,9 @@ def test_what_is_prepared_can_be_read_and_says_what_was_put_in(run_config, do, r
         shards.verify()
         tokens = shards.read(0, shards.num_tokens).tolist()
         cuts = [place for place, token in enumerate(tokens) if token == tokenizer.bos_id]
-        documents = [tokens[start:stop] for start, stop in zip(cuts, [*cuts[1:], len(tokens)], strict=True)]
+        documents = [
+            tokens[start:stop] for start, stop in zip(cuts, [*cuts[1:], len(tokens)], strict=True)
+        ]
         assert all(document[-1] == tokenizer.eos_id for document in documents)
         texts += [tokenizer.decode(document) for document in documents]
         assert len(documents) == shards.num_documents > 1
@@ -49,12 +51,21 @@ def test_what_is_prepared_can_be_read_and_says_what_was_put_in(run_config, do, r
     }
     counted = sum(counts["bytes"] for counts in manifest["splits"].values())
     assert counted == sum(len(text.encode()) for text in expected)
-    for name, figure in {"documents read": "41", "exact duplicates dropped": "1", "gzip -9": ""}.items():
+    for name, figure in {
+        "documents read": "41",
+        "exact duplicates dropped": "1",
+        "gzip -9": "",
+    }.items():
         assert any(name in line and figure in line for line in out.splitlines())
     assert f"text: skipped 1: empty document, such as {raw / 'empty.txt'}" in out.splitlines()
     counts = manifest["splits"]["validation"]
     assert manifest["baselines"]["targets"] == counts["tokens"] - counts["documents"]
-    assert manifest["baselines"]["bits_per_byte"].keys() == {"uniform", "unigram", "bigram", "gzip -9"}
+    assert manifest["baselines"]["bits_per_byte"].keys() == {
+        "uniform",
+        "unigram",
+        "bigram",
+        "gzip -9",
+    }
     dataset = build_dataset(config.data, seed=0, batch_size=2, split="train", vocab_size=400)
     assert dataset.rows(0, 2)["tokens"].shape == (2, 16)
     assert not (tmp_path / "out/text/.preparing").exists()
@@ -130,20 +141,29 @@ def test_sources_without_raw_are_left_alone(run_config, do, tmp_path):
 
 @pytest.fixture
 def more_raw(raw, make_text):
-    """A second folder: twenty files whose text, or nearly it, is in the first one too, and twenty others."""
+    """A second folder: twenty files whose text, or nearly it, is in the first one too, and twenty
+    others.
+    """
     folder = raw.with_name("more_raw")
     folder.mkdir()
     for number in range(40):
         shared = make_text(number).replace("\n", " \n") + ("" if number % 4 else " end")
-        (folder / f"other{number:02}.txt").write_text(shared if number % 2 == 0 else make_text(1000 + number))
+        (folder / f"other{number:02}.txt").write_text(
+            shared if number % 2 == 0 else make_text(1000 + number)
+        )
     return folder
 
 
 def with_more(settings, more_raw, path, **raw_settings):
     """Return the run with a second source, first in the order of names."""
     text = settings["data"]["sources"]["text"]
-    more = text | {"path": str(path), "raw": text["raw"] | {"paths": (str(more_raw),)} | raw_settings}
-    return RunConfig.model_validate(settings | {"data": settings["data"] | {"sources": {"text": text, "more": more}}})
+    more = text | {
+        "path": str(path),
+        "raw": text["raw"] | {"paths": (str(more_raw),)} | raw_settings,
+    }
+    return RunConfig.model_validate(
+        settings | {"data": settings["data"] | {"sources": {"text": text, "more": more}}}
+    )
 
 
 def documents_of(config):
@@ -153,7 +173,9 @@ def documents_of(config):
         for split in ("train", "validation"):
             shards = TokenShards(Path(source.path) / split)
             tokens = shards.read(0, shards.num_tokens)
-            texts = map(tokenizer.decode, np.split(tokens, np.flatnonzero(tokens == tokenizer.bos_id))[1:])
+            texts = map(
+                tokenizer.decode, np.split(tokens, np.flatnonzero(tokens == tokenizer.bos_id))[1:]
+            )
             documents[name, split] = {" ".join(text.split()).removesuffix(" end") for text in texts}
     return documents
 
@@ -173,7 +195,9 @@ def test_a_text_in_two_sources_is_in_one_split(run_config, do, more_raw, tmp_pat
 
 
 def test_copies_are_kept_if_asked(run_config, do, more_raw, tmp_path):
-    config = with_more(run_config().model_dump(), more_raw, tmp_path / "out/more", duplicates="keep")
+    config = with_more(
+        run_config().model_dump(), more_raw, tmp_path / "out/more", duplicates="keep"
+    )
     do(config)
     assert sum(map(len, documents_of(config).values())) == 80
 
@@ -183,7 +207,9 @@ def test_a_source_whose_text_is_gone_cannot_be_compared(run_config, do, more_raw
     do(RunConfig.model_validate(settings))
     (raw / "text00.txt").write_text("something else")
     for what in ("has changed since", "is not there any more"):
-        with pytest.raises(UserError, match=rf"out/text: prepared already, but its raw text {what}.*--force"):
+        with pytest.raises(
+            UserError, match=rf"out/text: prepared already, but its raw text {what}.*--force"
+        ):
             do(with_more(settings, more_raw, tmp_path / "out/more"))
         raw = raw.rename(raw.with_name("moved"))
     do(with_more(settings, more_raw, tmp_path / "out/more", duplicates="keep"))
@@ -196,7 +222,9 @@ def test_sources_that_were_never_compared_are_refused(run_config, do, more_raw, 
     alone = both.model_dump()
     alone["data"]["sources"].pop("text")
     do(RunConfig.model_validate(alone))
-    with pytest.raises(UserError, match=r"out/text and .*out/more were prepared by different runs.*--force"):
+    with pytest.raises(
+        UserError, match=r"out/text and .*out/more were prepared by different runs.*--force"
+    ):
         do(both)
     do(both, force=True)
     assert "already prepared" in do(both)
@@ -204,7 +232,12 @@ def test_sources_that_were_never_compared_are_refused(run_config, do, more_raw, 
 
 def test_special_files_in_the_place_of_what_is_read(run_config, do, tmp_path):
     do(run_config())
-    for name in ("text/manifest.json", "text/train/index.json", "text/train/shard-00000.tokens", "tokenizer.model"):
+    for name in (
+        "text/manifest.json",
+        "text/train/index.json",
+        "text/train/shard-00000.tokens",
+        "tokenizer.model",
+    ):
         path = tmp_path / "out" / name
         kept = path.rename(tmp_path / "kept")
         os.mkfifo(path)
@@ -214,7 +247,9 @@ def test_special_files_in_the_place_of_what_is_read(run_config, do, tmp_path):
     assert "already prepared" in do(run_config())
 
 
-def test_two_sources_share_a_tokenizer_and_one_is_added_later(run_config, do, hashes, more_raw, tmp_path):
+def test_two_sources_share_a_tokenizer_and_one_is_added_later(
+    run_config, do, hashes, more_raw, tmp_path
+):
     settings = run_config().model_dump()
     do(RunConfig.model_validate(settings))
     before = hashes(tmp_path / "out/text")
@@ -290,7 +325,9 @@ def test_path_below_a_file(run_config, do, tmp_path):
 
 
 @pytest.mark.parametrize("call", range(5))
-def test_stop_at_any_rename_starts_again_cleanly(run_config, do, hashes, tmp_path, monkeypatch, call):
+def test_stop_at_any_rename_starts_again_cleanly(
+    run_config, do, hashes, tmp_path, monkeypatch, call
+):
     do(run_config(out=tmp_path / "expected", validation_fraction=0.5))
     do(run_config())
     calls = iter(range(100))
@@ -322,7 +359,9 @@ def test_killed_at_random_moments_starts_again_cleanly(run_config, hashes, tmp_p
         "prepare(config, force=True, report=Report())"
     )
     for delay in (0.0, 0.03, 0.06, 0.1, 0.2, 0.4):
-        process = subprocess.Popen([sys.executable, "-c", program, str(run_file)], stdout=subprocess.PIPE)
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, str(run_file)], stdout=subprocess.PIPE
+        )
         process.stdout.readline()
         time.sleep(delay)
         process.send_signal(signal.SIGKILL)
@@ -341,11 +380,15 @@ def test_the_command(tmp_path, raw, capsys, monkeypatch):
         "  tokenizer: data/tokenizer.model\n  sequence_length: 16\n"
         "train: {num_steps: 1, batch_size: 8}\n"
     )
-    arguments = argparse.Namespace(config="run.yaml", overrides=["model.vocab_size=310"], force=False)
+    arguments = argparse.Namespace(
+        config="run.yaml", overrides=["model.vocab_size=310"], force=False
+    )
     assert prepare_module.run(arguments) == 0
     assert Tokenizer("data/tokenizer.model").vocab_size == 310
     assert "train tokens" in capsys.readouterr().out
     arguments.overrides += ["data.sources.text.raw.paths=[nothing]"]
     arguments.force = True
-    with pytest.raises(UserError, match=r"data\.sources\.text\.raw\.paths: nothing: there is no such"):
+    with pytest.raises(
+        UserError, match=r"data\.sources\.text\.raw\.paths: nothing: there is no such"
+    ):
         prepare_module.run(arguments)

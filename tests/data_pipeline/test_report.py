@@ -15,7 +15,9 @@ def test_lines_where_there_is_no_terminal():
 
 def test_a_bar_in_a_terminal():
     out = io.StringIO()
-    with Report(Console(file=out, width=80, force_terminal=True, highlight=False)).stage("read", 10) as advance:
+    with Report(Console(file=out, width=80, force_terminal=True, highlight=False)).stage(
+        "read", 10
+    ) as advance:
         advance(10)
     assert "100%" in out.getvalue()
     assert "read: 0.0 s" in out.getvalue()

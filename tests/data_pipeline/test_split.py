@@ -31,7 +31,9 @@ def test_a_document_s_split_does_not_depend_on_the_others():
 
 
 def test_more_validation_takes_documents_from_train_only():
-    assert set(names(split_documents(documents(1000), 0.1)[1])) < set(names(split_documents(documents(1000), 0.2)[1]))
+    assert set(names(split_documents(documents(1000), 0.1)[1])) < set(
+        names(split_documents(documents(1000), 0.2)[1])
+    )
 
 
 def test_order_is_random_but_fixed():
@@ -59,11 +61,14 @@ def test_one_document_cannot_be_split():
 def test_pieces_of_a_document_are_in_one_split():
     long = [Document(f"name{number}", f"{number}\n" * 50) for number in range(100)]
     train, validation = split_documents(long, 0.3, 40)
-    assert len(train) + len(validation) == sum(-(-len(document.text) // 40) for document in long) > 200
+    assert (
+        len(train) + len(validation) == sum(-(-len(document.text) // 40) for document in long) > 200
+    )
     parents = [{name.partition("#")[0] for name in names(part)} for part in (train, validation)]
     assert not parents[0] & parents[1]
     assert parents[0] | parents[1] == set(names(long))
-    assert parents[1] == set(names(split_documents(documents(100), 0.3)[1]))  # cutting moves no document
+    # Cutting moves no document.
+    assert parents[1] == set(names(split_documents(documents(100), 0.3)[1]))
     assert sorted(names(train)) != names(train)
 
 

@@ -19,7 +19,9 @@ def train(tmp_path):
 
 
 def test_indentation_and_line_ends_are_pieces_and_digits_are_single(train, make_text):
-    tokenizer = train([make_text(seed).replace("\n    ", "\n        ") + " 1234 " * 20 for seed in range(30)], 400)
+    tokenizer = train(
+        [make_text(seed).replace("\n    ", "\n        ") + " 1234 " * 20 for seed in range(30)], 400
+    )
     assert len(tokenizer.encode("        ")) == 1
     assert len(tokenizer.encode("1234")) == 4
     assert len(tokenizer.encode("\n")) == 1
@@ -28,7 +30,9 @@ def test_indentation_and_line_ends_are_pieces_and_digits_are_single(train, make_
 
 def test_same_texts_same_file(make_text):
     documents = [Document(str(seed), make_text(seed)) for seed in range(20)]
-    assert train_tokenizer({"a": documents}, {"a": 1.0}, 400) == train_tokenizer({"a": documents}, {"a": 1.0}, 400)
+    assert train_tokenizer({"a": documents}, {"a": 1.0}, 400) == train_tokenizer(
+        {"a": documents}, {"a": 1.0}, 400
+    )
 
 
 def test_small_text_gives_a_smaller_vocabulary(train):

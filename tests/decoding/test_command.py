@@ -11,7 +11,9 @@ from tests.train.conftest import make_run, train
 
 @pytest.fixture(scope="module")
 def trained(tiny_data, tmp_path_factory):
-    """A run directory with checkpoints of steps 2 and 3, of a model with learned positions, trained on two devices."""
+    """A run directory with checkpoints of steps 2 and 3, of a model with learned positions, trained
+    on two devices.
+    """
     folder = tmp_path_factory.mktemp("trained")
     config = make_run(tiny_data, folder / "run")
     config["model"]["position"] = {"kind": "learned", "max_length": 32}
@@ -32,7 +34,10 @@ def say(trained, monkeypatch, capsys):
 
     def run(*arguments):
         capsys.readouterr()
-        assert main(["generate", str(trained), "--prompt", "ember ", "--max-tokens", "8", *arguments]) == 0
+        assert (
+            main(["generate", str(trained), "--prompt", "ember ", "--max-tokens", "8", *arguments])
+            == 0
+        )
         text = capsys.readouterr().out
         assert text.startswith("ember ")
         return text
@@ -58,7 +63,10 @@ def test_several_prompts_on_two_devices_get_the_texts_they_get_alone(trained, mo
 
     def say(*arguments):
         capsys.readouterr()
-        assert main(["generate", str(trained), "--max-tokens", "6", "--temperature", "0", *arguments]) == 0
+        assert (
+            main(["generate", str(trained), "--max-tokens", "6", "--temperature", "0", *arguments])
+            == 0
+        )
         return capsys.readouterr().out
 
     prompts = ["ember ", "quartz river sable "]
@@ -71,14 +79,26 @@ def test_several_prompts_on_two_devices_get_the_texts_they_get_alone(trained, mo
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--step", "7", "--max-tokens", "1"], "checkpoints has no checkpoint of step 7; it has [3, 2]"),
+        (
+            ["--step", "7", "--max-tokens", "1"],
+            "checkpoints has no checkpoint of step 7; it has [3, 2]",
+        ),
         (["--temperature", "nan"], "--temperature=nan must be a number >= 0"),
         (["--temperature", "hot"], "argument --temperature: invalid float value: 'hot'"),
-        (["--top-k", "0", "--top-p", "2"], "--top-k=0 must be at least 1; --top-p=2.0 must be above 0 and at most 1"),
+        (
+            ["--top-k", "0", "--top-p", "2"],
+            "--top-k=0 must be at least 1; --top-p=2.0 must be above 0 and at most 1",
+        ),
         (["--max-tokens", "0"], "--max-tokens=0 must be at least 1"),
-        (["--max-tokens", "2000000000"], "--max-tokens=2000000000 must be at least 1 and at most 1000000"),
+        (
+            ["--max-tokens", "2000000000"],
+            "--max-tokens=2000000000 must be at least 1 and at most 1000000",
+        ),
         (["--seed", "-1"], "--seed=-1 must be at least 0"),
-        (["--max-tokens", "31"], "2 tokens and --max-tokens=31, together more than model.position.max_length=32"),
+        (
+            ["--max-tokens", "31"],
+            "2 tokens and --max-tokens=31, together more than model.position.max_length=32",
+        ),
     ],
 )
 def test_what_cannot_be_generated(refuse, trained, arguments, expected):
@@ -86,8 +106,12 @@ def test_what_cannot_be_generated(refuse, trained, arguments, expected):
 
 
 def test_generating_without_a_checkpoint(refuse, tmp_path):
-    assert f"{tmp_path} has no checkpoint; train first" in refuse("generate", tmp_path, "--prompt", "a")
-    assert f"{tmp_path}/none is not a folder" in refuse("generate", tmp_path / "none", "--prompt", "a")
+    assert f"{tmp_path} has no checkpoint; train first" in refuse(
+        "generate", tmp_path, "--prompt", "a"
+    )
+    assert f"{tmp_path}/none is not a folder" in refuse(
+        "generate", tmp_path / "none", "--prompt", "a"
+    )
 
 
 def test_settings_that_this_version_does_not_know(refuse, trained, monkeypatch):
@@ -95,7 +119,10 @@ def test_settings_that_this_version_does_not_know(refuse, trained, monkeypatch):
 
     def of_another_version(reader):
         record = read(reader)
-        return {**record, "config": {**record["config"], "model": {**record["config"]["model"], "dropout": 0.1}}}
+        return {
+            **record,
+            "config": {**record["config"], "model": {**record["config"]["model"], "dropout": 0.1}},
+        }
 
     monkeypatch.setattr(CheckpointReader, "latest_record", of_another_version)
     message = refuse("generate", trained, "--prompt", "a")
@@ -103,8 +130,12 @@ def test_settings_that_this_version_does_not_know(refuse, trained, monkeypatch):
     assert "model.dropout is not a known key" in message
 
 
-def test_generating_needs_nothing_but_the_run_directory(say, trained, tiny_data, tmp_path, monkeypatch):
-    """What lies at data.tokenizer may be another one by now, or nothing, and a run can be carried elsewhere."""
+def test_generating_needs_nothing_but_the_run_directory(
+    say, trained, tiny_data, tmp_path, monkeypatch
+):
+    """What lies at data.tokenizer may be another one by now, or nothing, and a run can be carried
+    elsewhere.
+    """
     text = say("--temperature", "0")
     tokenizer = tiny_data / "tokenizer.model"
     assert (trained / "tokenizer.model").read_bytes() == tokenizer.read_bytes()
@@ -122,15 +153,21 @@ def test_generating_with_a_tokenizer_that_is_not_the_run_s(refuse, trained, tmp_
     tokenizer = trained / "tokenizer.model"
     kept = tokenizer.rename(tmp_path / "kept")
     try:
-        assert f"{tokenizer}: the run's tokenizer cannot be read" in refuse("generate", trained, "--prompt", "a")
+        assert f"{tokenizer}: the run's tokenizer cannot be read" in refuse(
+            "generate", trained, "--prompt", "a"
+        )
         tokenizer.write_bytes(kept.read_bytes() + b"\n")
-        assert f"{tokenizer} is not the tokenizer that" in refuse("generate", trained, "--prompt", "a")
+        assert f"{tokenizer} is not the tokenizer that" in refuse(
+            "generate", trained, "--prompt", "a"
+        )
     finally:
         kept.rename(tokenizer)
 
 
 def test_ids_without_a_piece_are_never_generated(tiny_data, tmp_path, monkeypatch, capsys):
-    """The model's vocabulary is far larger than the tokenizer's: a hot draw would meet an id without a piece."""
+    """The model's vocabulary is far larger than the tokenizer's: a hot draw would meet an id
+    without a piece.
+    """
     config = make_run(tiny_data, tmp_path / "run")
     config["model"]["vocab_size"] = 4096
     config["train"] |= {"num_steps": 1, "eval_every": 0}

@@ -1,4 +1,6 @@
-"""Decoding: token by token as all at once, texts together as each alone, and on two devices as on one."""
+"""Decoding: token by token as all at once, texts together as each alone, and on two devices as on
+one.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +13,35 @@ from maxlm.sharding.parameters import initialise
 from maxlm.train.setup import build_program
 from tests.train.program import make_config
 
-MOE = {"kind": "moe", "num_experts": 4, "experts_per_token": 2, "expert_dim": 16, "balance": {"bias_update": 0.1}}
+MOE = {
+    "kind": "moe",
+    "num_experts": 4,
+    "experts_per_token": 2,
+    "expert_dim": 16,
+    "balance": {"bias_update": 0.1},
+}
 
 
 NONE = {"kind": "none"}
-BOTH = {"kind": "parallel", "mixers": [{"kind": "attention", "num_heads": heads, "head_dim": 4} for heads in (8, 4)]}
-NARROW = {"kind": "attention", "num_heads": 4, "num_kv_heads": 2, "head_dim": 8, "window": 5, "sinks": True}
+BOTH = {
+    "kind": "parallel",
+    "mixers": [{"kind": "attention", "num_heads": heads, "head_dim": 4} for heads in (8, 4)],
+}
+NARROW = {
+    "kind": "attention",
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "head_dim": 8,
+    "window": 5,
+    "sinks": True,
+}
 MODELS = {
     "experts": {"num_layers": 3, "prefix": [{}], "pattern": [{"ffn": MOE}], "init_std": 0.3},
-    "parallel": {"num_layers": 3, "pattern": [{"mixer": NONE}, {"mixer": BOTH}, {"ffn": NONE}], "init_std": 0.3},
+    "parallel": {
+        "num_layers": 3,
+        "pattern": [{"mixer": NONE}, {"mixer": BOTH}, {"ffn": NONE}],
+        "init_std": 0.3,
+    },
     "window": {"num_layers": 2, "pattern": [{"mixer": NARROW}, {}], "init_std": 0.3},
 }
 

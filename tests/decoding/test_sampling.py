@@ -16,7 +16,14 @@ def draws(sampling, num_ids, logits=LOGITS, count=4000):
 
 
 @pytest.mark.parametrize(
-    "sampling", [Sampling(0.0), Sampling(1.0), Sampling(5.0), Sampling(1.0, top_k=3), Sampling(1.0, top_p=0.99)]
+    "sampling",
+    [
+        Sampling(0.0),
+        Sampling(1.0),
+        Sampling(5.0),
+        Sampling(1.0, top_k=3),
+        Sampling(1.0, top_p=0.99),
+    ],
 )
 @pytest.mark.parametrize("num_ids", [1, 2, 4])
 def test_columns_that_are_no_ids_are_never_chosen(sampling, num_ids):

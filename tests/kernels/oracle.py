@@ -10,12 +10,19 @@ def make_inputs(
     seed, *, batch=2, length=24, kv_length=None, heads=4, kv_heads=2, head_dim=16, v_dim=None, documents=3,
     dtype=jnp.float32, q_start=0, kv_start=0, causal=True, window=None, of_none=0.05,
 ):  # fmt: skip
-    """Return q, k, v, d_out, mask; documents lie one after the other, `of_none` of the keys are of none."""
+    """Return q, k, v, d_out, mask; documents lie one after the other, `of_none` of the keys are of
+    none.
+    """
     rng = np.random.default_rng(seed)
     kv_length, v_dim = kv_length or length, v_dim or head_dim
-    shapes = (length, heads, head_dim), (kv_length, kv_heads, head_dim), (kv_length, kv_heads, v_dim)
+    shapes = (
+        (length, heads, head_dim),
+        (kv_length, kv_heads, head_dim),
+        (kv_length, kv_heads, v_dim),
+    )
     q, k, v, d_out = (
-        jnp.asarray(rng.normal(size=(batch, *shape)), dtype) for shape in (*shapes, (length, heads, v_dim))
+        jnp.asarray(rng.normal(size=(batch, *shape)), dtype)
+        for shape in (*shapes, (length, heads, v_dim))
     )
     longest = max(q_start + length, kv_start + kv_length)
     segments = np.sort(rng.integers(1, documents + 1, (batch, longest)), axis=1).astype(np.int32)
@@ -23,21 +30,34 @@ def make_inputs(
     kv_segments[rng.random(kv_segments.shape) < of_none] = 0
     q_segments = segments[:, q_start : q_start + length]
     places = q_start + np.arange(length), kv_start + np.arange(kv_length)
-    return q, k, v, d_out, place_mask(q_segments, kv_segments, *places, causal=causal, window=window)
+    return (
+        q,
+        k,
+        v,
+        d_out,
+        place_mask(q_segments, kv_segments, *places, causal=causal, window=window),
+    )
 
 
 def place_mask(q_segments, kv_segments, q_place, kv_place, *, causal=True, window=None):
     """Return the mask of places in a sequence, (T,) and (S,), counted from 0."""
-    rank, place = (np.broadcast_to(x, y.shape) for x, y in ((q_place, q_segments), (kv_place, kv_segments)))
+    rank, place = (
+        np.broadcast_to(x, y.shape) for x, y in ((q_place, q_segments), (kv_place, kv_segments))
+    )
     start = place if causal else np.zeros_like(place)
     end = np.full_like(place, EVERYTHING) if window is None else place + window
     reach = (window or EVERYTHING) if causal else None
-    return Mask(*(jnp.asarray(x, jnp.int32) for x in (q_segments, kv_segments, rank, start, end)), reach=reach)
+    return Mask(
+        *(jnp.asarray(x, jnp.int32) for x in (q_segments, kv_segments, rank, start, end)),
+        reach=reach,
+    )
 
 
 def _whole(segments, rank, start, end, reach=None):
     arrays = (segments, segments, rank, start, end)
-    return Mask(*(jnp.asarray(np.broadcast_to(x, segments.shape), jnp.int32) for x in arrays), reach=reach)
+    return Mask(
+        *(jnp.asarray(np.broadcast_to(x, segments.shape), jnp.int32) for x in arrays), reach=reach
+    )
 
 
 def _documents(rng, shape):
@@ -58,17 +78,23 @@ def _prefix(rng, shape):
 
 def _chunks(rng, shape):
     place, chunk = np.arange(shape[1]), max(shape[1] // 5, 1)
-    return _whole(_documents(rng, shape), place, place // chunk * chunk, (place // chunk + 1) * chunk)
+    return _whole(
+        _documents(rng, shape), place, place // chunk * chunk, (place // chunk + 1) * chunk
+    )
 
 
 def _rows_that_see_nothing(rng, shape):
     segments, place = _documents(rng, shape), np.arange(shape[1])
     segments[:, -shape[1] // 4 :] = 0
-    return _whole(segments, place, np.where(rng.random(shape) < 0.3, EVERYTHING, place + 2), EVERYTHING)
+    return _whole(
+        segments, place, np.where(rng.random(shape) < 0.3, EVERYTHING, place + 2), EVERYTHING
+    )
 
 
 def _block_diffusion(rng, shape):
-    """[noised | clean]: a noised block sees itself and the clean ones before, a clean one the clean ones to itself."""
+    """[noised | clean]: a noised block sees itself and the clean ones before, a clean one the clean
+    ones to itself.
+    """
     half = shape[1] // 2
     place = np.arange(shape[1])
     clean, block = place >= half, place % max(half, 1) // max(half // 4, 1)
@@ -86,9 +112,15 @@ def _any(rng, shape):
 
 
 MASKS = {
-    "causal": lambda rng, shape: _whole(np.ones(shape), *(np.arange(shape[1]),) * 2, EVERYTHING, reach=EVERYTHING),
-    "window": lambda rng, shape: _whole(np.ones(shape), *(np.arange(shape[1]),) * 2, np.arange(shape[1]) + 5, reach=5),
-    "documents": lambda rng, shape: _whole(_documents(rng, shape), *(np.arange(shape[1]),) * 2, EVERYTHING),
+    "causal": lambda rng, shape: _whole(
+        np.ones(shape), *(np.arange(shape[1]),) * 2, EVERYTHING, reach=EVERYTHING
+    ),
+    "window": lambda rng, shape: _whole(
+        np.ones(shape), *(np.arange(shape[1]),) * 2, np.arange(shape[1]) + 5, reach=5
+    ),
+    "documents": lambda rng, shape: _whole(
+        _documents(rng, shape), *(np.arange(shape[1]),) * 2, EVERYTHING
+    ),
     "bidirectional": lambda rng, shape: _whole(_documents(rng, shape), 0, 0, EVERYTHING),
     "prefix": _prefix,
     "chunks": _chunks,
@@ -101,7 +133,13 @@ MASKS = {
 
 def seen_fp64(mask):
     """Return bool (B, T, S): who sees whom."""
-    fields = (mask.q_segments_BT, mask.q_rank_BT, mask.kv_segments_BS, mask.kv_from_BS, mask.kv_until_BS)
+    fields = (
+        mask.q_segments_BT,
+        mask.q_rank_BT,
+        mask.kv_segments_BS,
+        mask.kv_from_BS,
+        mask.kv_until_BS,
+    )
     segment, rank, kv_segment, start, end = (np.asarray(x, np.int64) for x in fields)
     segment, rank = segment[:, :, None], rank[:, :, None]
     kv_segment, start, end = kv_segment[:, None], start[:, None], end[:, None]

@@ -1,4 +1,6 @@
-"""The plain attention against softmax written out in fp64, over every combination of what a mask can say."""
+"""The plain attention against softmax written out in fp64, over every combination of what a mask
+can say.
+"""
 
 import dataclasses
 import functools
@@ -13,7 +15,14 @@ from hypothesis import strategies as st
 from maxlm.kernels import chunked_attention
 from maxlm.kernels.mask import with_least
 from maxlm.ops.attention import CHUNKED, attention
-from tests.kernels.oracle import MASKS, attention_fp64, make_inputs, place_mask, relative_error, seen_fp64
+from tests.kernels.oracle import (
+    MASKS,
+    attention_fp64,
+    make_inputs,
+    place_mask,
+    relative_error,
+    seen_fp64,
+)
 
 
 def oracle(q, k, v, mask, softcap=None):
@@ -35,7 +44,17 @@ def oracle(q, k, v, mask, softcap=None):
 
 
 def make(
-    seed, *, batch=2, length=16, kv_length=None, heads=4, kv_heads=2, head_dim=8, v_dim=8, dtype=jnp.float32, **mask
+    seed,
+    *,
+    batch=2,
+    length=16,
+    kv_length=None,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    v_dim=8,
+    dtype=jnp.float32,
+    **mask,
 ):
     rng = np.random.default_rng(seed)
     kv_length = kv_length or length
@@ -43,8 +62,15 @@ def make(
     k = jnp.asarray(rng.normal(size=(batch, kv_length, kv_heads, head_dim)), dtype)
     v = jnp.asarray(rng.normal(size=(batch, kv_length, kv_heads, v_dim)), dtype)
     q_segments = np.sort(rng.integers(1, 4, (batch, length)), axis=1)
-    kv_segments = q_segments if kv_length == length else np.sort(rng.integers(1, 4, (batch, kv_length)), axis=1)
-    places = mask.pop("q_start", 0) + np.arange(length), mask.pop("kv_start", 0) + np.arange(kv_length)
+    kv_segments = (
+        q_segments
+        if kv_length == length
+        else np.sort(rng.integers(1, 4, (batch, kv_length)), axis=1)
+    )
+    places = (
+        mask.pop("q_start", 0) + np.arange(length),
+        mask.pop("kv_start", 0) + np.arange(kv_length),
+    )
     return q, k, v, place_mask(q_segments, kv_segments, *places, **mask)
 
 
@@ -61,7 +87,13 @@ def make(
 )
 def test_equals_fp64_softmax(seed, length, block, heads, v_dim, window, causal, softcap):
     q, k, v, mask = make(
-        seed, length=length, heads=heads[0], kv_heads=heads[1], v_dim=v_dim, window=window, causal=causal
+        seed,
+        length=length,
+        heads=heads[0],
+        kv_heads=heads[1],
+        v_dim=v_dim,
+        window=window,
+        causal=causal,
     )
     kernel = CHUNKED.with_softcap(softcap)
     with pytest.MonkeyPatch.context() as patch:
@@ -72,9 +104,15 @@ def test_equals_fp64_softmax(seed, length, block, heads, v_dim, window, causal, 
         np.testing.assert_allclose(lse, want_lse, rtol=2e-5, atol=2e-6)
         d_q, d_k, d_v = jax.jit(kernel.backward)(q, k, v, out, lse, out, mask)
     groups = heads[0] // heads[1]
-    q64, k64, v64 = (np.asarray(x, np.float64) for x in (q, np.repeat(k, groups, 2), np.repeat(v, groups, 2)))
+    q64, k64, v64 = (
+        np.asarray(x, np.float64) for x in (q, np.repeat(k, groups, 2), np.repeat(v, groups, 2))
+    )
     d_p = np.einsum("btnh,bsnh->bnts", want_out, v64)
-    d_s = p * (d_p - (want_out * want_out).sum(-1).transpose(0, 2, 1)[..., None]) / np.sqrt(q.shape[3])
+    d_s = (
+        p
+        * (d_p - (want_out * want_out).sum(-1).transpose(0, 2, 1)[..., None])
+        / np.sqrt(q.shape[3])
+    )
     if softcap:
         d_s /= np.cosh(np.einsum("btnh,bsnh->bnts", q64, k64) / np.sqrt(q.shape[3]) / softcap) ** 2
 
@@ -82,8 +120,12 @@ def test_equals_fp64_softmax(seed, length, block, heads, v_dim, window, causal, 
         return x.reshape(*x.shape[:2], heads[1], groups, -1).sum(3)
 
     np.testing.assert_allclose(d_q, np.einsum("bnts,bsnh->btnh", d_s, k64), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(d_k, per_kv_head(np.einsum("bnts,btnh->bsnh", d_s, q64)), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(d_v, per_kv_head(np.einsum("bnts,btnh->bsnh", p, want_out)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        d_k, per_kv_head(np.einsum("bnts,btnh->bsnh", d_s, q64)), rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        d_v, per_kv_head(np.einsum("bnts,btnh->bsnh", p, want_out)), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("length", [5, 37])
@@ -102,7 +144,9 @@ def test_every_mask_equals_fp64(monkeypatch, name, length):
         assert relative_error(x, want) < 1e-5, number
 
 
-@pytest.mark.parametrize(("length", "window", "softcap"), [(5, 2, None), (37, None, 0.7), (37, 9, None)])
+@pytest.mark.parametrize(
+    ("length", "window", "softcap"), [(5, 2, None), (37, None, 0.7), (37, 9, None)]
+)
 def test_masks_with_least_equal_fp64(monkeypatch, length, window, softcap):
     """Documents with keys that are of none, and filling behind them."""
     monkeypatch.setattr(chunked_attention, "block_size", lambda length: min(length, 8))
@@ -115,10 +159,16 @@ def test_masks_with_least_equal_fp64(monkeypatch, length, window, softcap):
 
     def both_passes(q, k, v, d_out, mask):
         out, lse = chunked_attention.forward(q, k, v, mask, softcap=softcap)
-        return out, lse, *chunked_attention.backward(q, k, v, out, lse, d_out, mask, softcap=softcap)
+        return (
+            out,
+            lse,
+            *chunked_attention.backward(q, k, v, out, lse, d_out, mask, softcap=softcap),
+        )
 
     got = jax.jit(both_passes)(q, k, v, d_out, short)
-    for number, (x, want) in enumerate(zip(got, attention_fp64(q, k, v, d_out, mask, softcap), strict=True)):
+    for number, (x, want) in enumerate(
+        zip(got, attention_fp64(q, k, v, d_out, mask, softcap), strict=True)
+    ):
         assert relative_error(x, want) < 1e-5, number
 
 
@@ -150,14 +200,19 @@ def test_bfloat16_inputs_are_summed_in_fp32():
 
 def plain_bfloat16(q, k, v, mask):
     """Attention written out: fp32 scores of bf16 arrays, probabilities rounded to bf16, fp32 sums."""
-    q, k, v = (x.astype(jnp.float32) for x in (q, jnp.repeat(k, 2, axis=2), jnp.repeat(v, 2, axis=2)))
+    q, k, v = (
+        x.astype(jnp.float32) for x in (q, jnp.repeat(k, 2, axis=2), jnp.repeat(v, 2, axis=2))
+    )
     scores = jnp.einsum("btnh,bsnh->bnts", q, k) / np.sqrt(q.shape[3])
     p = jax.nn.softmax(jnp.where(jnp.asarray(seen_fp64(mask))[:, None], scores, -1e30))
-    return jnp.einsum("bnts,bsnh->btnh", p.astype(jnp.bfloat16).astype(jnp.float32), v).astype(jnp.bfloat16)
+    return jnp.einsum("bnts,bsnh->btnh", p.astype(jnp.bfloat16).astype(jnp.float32), v).astype(
+        jnp.bfloat16
+    )
 
 
 @pytest.mark.parametrize(
-    "case", [{"length": 100}, {"length": 300, "window": 40, "v_dim": 24}, {"length": 64, "documents": 1}]
+    "case",
+    [{"length": 100}, {"length": 300, "window": 40, "v_dim": 24}, {"length": 64, "documents": 1}],
 )
 def test_bfloat16_gradients_lose_no_more_than_plain_bfloat16(case):
     q, k, v, d_out, mask = make_inputs(4, dtype=jnp.bfloat16, of_none=0, **case)
@@ -171,7 +226,9 @@ def test_bfloat16_gradients_lose_no_more_than_plain_bfloat16(case):
 
     ours = jit(lambda: gradients(lambda *qkv: attention(*qkv, mask, None, CHUNKED)))()
     plain = jit(lambda: gradients(lambda *qkv: plain_bfloat16(*qkv, mask)))()
-    for name, x, y, exact in zip(("out", "d_q", "d_k", "d_v"), ours, plain, (want[0], *want[2:]), strict=True):
+    for name, x, y, exact in zip(
+        ("out", "d_q", "d_k", "d_v"), ours, plain, (want[0], *want[2:]), strict=True
+    ):
         errors = [np.sqrt(np.mean((np.asarray(z, np.float64) - exact) ** 2)) for z in (x, y)]
         assert x.dtype == jnp.bfloat16
         assert errors[0] <= 1.2 * errors[1], (name, errors)
@@ -184,7 +241,9 @@ def test_memory_grows_linearly_with_length():
         mask = jax.tree.map(shape, mask)
 
         def gradients(q, k, v, mask):
-            return jax.grad(lambda *qkv: attention(*qkv, mask, None, CHUNKED).sum(), argnums=(0, 1, 2))(q, k, v)
+            return jax.grad(
+                lambda *qkv: attention(*qkv, mask, None, CHUNKED).sum(), argnums=(0, 1, 2)
+            )(q, k, v)
 
         compiled = jax.jit(gradients).lower(shape(q), shape(k), shape(v), mask).compile()
         return compiled.memory_analysis().temp_size_in_bytes
@@ -202,10 +261,14 @@ def test_a_sink_is_one_more_key_of_value_zero():
     def plain(q, k, v, sink):
         scores = jnp.einsum("btnh,bsnh->bnts", q, k) / np.sqrt(q.shape[3])
         scores = jnp.where(jnp.tril(jnp.ones((6, 6), bool)), scores, -jnp.inf)
-        with_sink = jnp.concatenate([scores, jnp.broadcast_to(sink[:, None, None], (1, 4, 6, 1))], axis=3)
+        with_sink = jnp.concatenate(
+            [scores, jnp.broadcast_to(sink[:, None, None], (1, 4, 6, 1))], axis=3
+        )
         return jnp.einsum("bnts,bsnh->btnh", jax.nn.softmax(with_sink)[..., :-1], v)
 
-    out, pullback = jax.vjp(lambda q, k, v, sink: attention(q, k, v, mask, sink, CHUNKED), q, k, v, sink)
+    out, pullback = jax.vjp(
+        lambda q, k, v, sink: attention(q, k, v, mask, sink, CHUNKED), q, k, v, sink
+    )
     want, want_pullback = jax.vjp(plain, q, k, v, sink)
     np.testing.assert_allclose(out, want, rtol=1e-5, atol=1e-6)
     for got, wanted in zip(pullback(out), want_pullback(want), strict=True):

@@ -1,6 +1,8 @@
-"""Other libraries' kernels under our contract: their values, gradients and masks against fp64, and under shard_map.
+"""Other libraries' kernels under our contract: their values, gradients and masks against fp64, and
+under shard_map.
 
-Splash attention is interpreted. cuDNN and tokamax' kernels need a GPU: here the same calls run on their plain versions.
+Splash attention is interpreted. cuDNN and tokamax' kernels need a GPU: here the same calls run on
+their plain versions.
 """
 
 import dataclasses
@@ -30,11 +32,21 @@ from maxlm.ops.attention import CHUNKED, Kernel, attention
 from tests.kernels.oracle import MASKS, attention_fp64, make_inputs, relative_error
 
 has_tokamax = importlib.util.find_spec("tokamax") is not None
-needs_tokamax = pytest.mark.skipif(not has_tokamax, reason="tokamax is not installed: scripts/setup tokamax")
+needs_tokamax = pytest.mark.skipif(
+    not has_tokamax, reason="tokamax is not installed: scripts/setup tokamax"
+)
 LIBRARIES = {
-    "splash": Library(functools.partial(attend_with_splash, interpret=True), "cpu", external_attention.KEEP_SPLASH),
-    "cudnn": Library(functools.partial(attend_with_cudnn, implementation="xla"), "cpu", results_of("dot_general")),
-    "tokamax": Library(functools.partial(attend_with_tokamax, implementation="xla"), "cpu", results_of("dot_general")),
+    "splash": Library(
+        functools.partial(attend_with_splash, interpret=True), "cpu", external_attention.KEEP_SPLASH
+    ),
+    "cudnn": Library(
+        functools.partial(attend_with_cudnn, implementation="xla"), "cpu", results_of("dot_general")
+    ),
+    "tokamax": Library(
+        functools.partial(attend_with_tokamax, implementation="xla"),
+        "cpu",
+        results_of("dot_general"),
+    ),
 }
 WITH_TOKAMAX = ["splash", "cudnn", pytest.param("tokamax", marks=needs_tokamax)]
 SHAPE = AttentionShape("NVIDIA H200", "bfloat16", 8, 2, 128, 128, 4096, 4096)
@@ -44,7 +56,13 @@ def inputs(seed, *, filling=0, **case):
     """Return a whole sequence's inputs, with `filling` tokens of no document at its end."""
     q, k, v, d_out, mask = make_inputs(seed, of_none=0, **case)
     segments = mask.q_segments_BT.at[:, mask.q_segments_BT.shape[1] - filling :].set(0)
-    return q, k, v, d_out, dataclasses.replace(mask, q_segments_BT=segments, kv_segments_BS=segments)
+    return (
+        q,
+        k,
+        v,
+        d_out,
+        dataclasses.replace(mask, q_segments_BT=segments, kv_segments_BS=segments),
+    )
 
 
 def both_passes(library, q, k, v, d_out, mask, softcap=None):
@@ -68,7 +86,9 @@ def test_equals_fp64(name, case, softcap):
     if name == "cudnn" and softcap is not None:
         pytest.skip("cuDNN has neither a softcap nor values of another size")
     if name == "splash" and not case.get("causal", True):
-        pytest.skip("splash attention compiles causal masks in; see test_splash_refuses_what_is_not_causal")
+        pytest.skip(
+            "splash attention compiles causal masks in; see test_splash_refuses_what_is_not_causal"
+        )
     given = inputs(3, **case)
     want = attention_fp64(*given, softcap)
     got = jax.jit(functools.partial(both_passes, LIBRARIES[name], softcap=softcap))(*given)
@@ -111,7 +131,8 @@ def test_only_what_the_kernel_computes_is_kept():
     """Not its copies of q, k and v, nor what it makes of the mask."""
     q, k, v, _, mask = inputs(5, length=100, heads=4, head_dim=16)
     _, kept = jax.eval_shape(LIBRARIES["splash"].forward, q, k, v, mask)
-    floats = [x.shape for x in kept if jnp.issubdtype(x.dtype, jnp.floating)]  # the others are its tables of blocks
+    # The others are its tables of blocks.
+    floats = [x.shape for x in kept if jnp.issubdtype(x.dtype, jnp.floating)]
     assert sorted(floats) == [(2, 4, 128), (2, 4, 128, 16)]
 
 
@@ -131,7 +152,9 @@ def test_in_a_shard_map_and_through_the_custom_gradient(name):
     library = LIBRARIES[name]
     results = []
     for kernel in (Kernel(library.forward, library.backward), CHUNKED):
-        step = jax.shard_map(functools.partial(program, kernel), mesh=mesh, in_specs=places, out_specs=(heads,) * 4)
+        step = jax.shard_map(
+            functools.partial(program, kernel), mesh=mesh, in_specs=places, out_specs=(heads,) * 4
+        )
         results.append(jax.jit(step)(q, k, v, d_out, mask))
     real = np.asarray(mask.q_segments_BT > 0)[:, :, None, None]
     for x, want in zip(*results, strict=True):
@@ -139,7 +162,9 @@ def test_in_a_shard_map_and_through_the_custom_gradient(name):
 
 
 @pytest.mark.tpu_aot
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the TPU's compiler")
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the TPU's compiler"
+)
 def test_splash_compiles_for_a_mesh_of_tpus(monkeypatch):
     for name in ("TPU_SKIP_MDS_QUERY", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
         monkeypatch.setitem(os.environ, name, "1")
@@ -175,10 +200,18 @@ def test_splash_compiles_for_a_mesh_of_tpus(monkeypatch):
             {"key_size": 256, "value_size": 256, "device_kind": "NVIDIA L40S"},
             "to 128, not 256",
         ),
-        (external_attention.cudnn_unsupported, {"key_size": 100, "value_size": 100}, "multiples of 8, to 256, not 100"),
+        (
+            external_attention.cudnn_unsupported,
+            {"key_size": 100, "value_size": 100},
+            "multiples of 8, to 256, not 100",
+        ),
         (external_attention.cudnn_unsupported, {"query_length": 4095}, "4095"),
         (external_attention.cudnn_unsupported, {"sinks": True}, "no sinks"),
-        (external_attention.tokamax_unsupported, {}, None if has_tokamax else "scripts/setup tokamax"),
+        (
+            external_attention.tokamax_unsupported,
+            {},
+            None if has_tokamax else "scripts/setup tokamax",
+        ),
     ],
 )
 def test_says_what_it_cannot_do(reason_of, changes, words):

@@ -1,8 +1,10 @@
-"""The Hopper kernels on Pallas' simulated GPU (threads, shared memory, barriers, races) against attention in fp64.
+"""The Hopper kernels on Pallas' simulated GPU (threads, shared memory, barriers, races) against
+attention in fp64.
 
-The simulation has no wgmma from registers and no layouts of registers: these are replaced by what they compute. That
-the real ones compile is checked by scripts/compile_attention_gpu.py. Nor does it copy beyond an array's end as TMA
-does, which reads zeros and writes nothing there: it is taught to. Shared memory starts as nan.
+The simulation has no wgmma from registers and no layouts of registers: these are replaced by what
+they compute. That the real ones compile is checked by scripts/compile_attention_gpu.py. Nor does it
+copy beyond an array's end as TMA does, which reads zeros and writes nothing there: it is taught to.
+Shared memory starts as nan.
 """
 
 import dataclasses
@@ -54,7 +56,10 @@ def simulated(monkeypatch):
         (plgpu, "layout_cast"): lambda x, layout: x,
         (hopper_attention, "_load"): lambda ref, axis: ref[...],
         (hopper_attention, "_multiply"): multiply,
-        (hopper_attention, "_multiply_both"): lambda one, two, weigh: (weigh(product(*one)), product(*two)),
+        (hopper_attention, "_multiply_both"): lambda one, two, weigh: (
+            weigh(product(*one)),
+            product(*two),
+        ),
         (hopper_attention, "_accumulate"): lambda sums, x, y: (
             sums + jnp.dot(x.astype(jnp.float32), y[...].astype(jnp.float32), precision="highest")
         ),
@@ -62,10 +67,12 @@ def simulated(monkeypatch):
         (memory.Buffer, "__setitem__"): memory.Buffer.set_in_bounds_portion,
     }
     if jax.__version_info__ >= (0, 11):
-        # Its simulator takes what wgmma reads, by hardware, for reads of the threads, and wants a fence before TMA may
-        # write there again.
+        # Its simulator takes what wgmma reads, by hardware, for reads of the threads, and wants a
+        # fence before TMA may write there again.
         arrive = plgpu.barrier_arrive
-        replaced[plgpu, "barrier_arrive"] = lambda barrier: (plgpu.commit_smem(), arrive(barrier))[1]
+        replaced[plgpu, "barrier_arrive"] = lambda barrier: (plgpu.commit_smem(), arrive(barrier))[
+            1
+        ]
     for (owner, name), replacement in replaced.items():
         monkeypatch.setattr(owner, name, replacement)
     yield interpret_params.InterpretGPUParams(detect_races=True)
@@ -75,10 +82,17 @@ def simulated(monkeypatch):
 def make(softcap=None, masks=(), **options):
     """Return q, k, v, d_out, mask and the cap; small unless said otherwise.
 
-    The mask is one of places or, by name, one of the oracle's for each batch row: of a sequence that holds the queries
-    and the keys.
+    The mask is one of places or, by name, one of the oracle's for each batch row: of a sequence
+    that holds the queries and the keys.
     """
-    small = {"batch": len(masks) or 1, "length": 128, "heads": 1, "kv_heads": 1, "head_dim": 64, "documents": 1}
+    small = {
+        "batch": len(masks) or 1,
+        "length": 128,
+        "heads": 1,
+        "kv_heads": 1,
+        "head_dim": 64,
+        "documents": 1,
+    }
     *arrays, mask = make_inputs(0, **small | {"of_none": 0, "dtype": jnp.bfloat16} | options)
     if masks:
         starts = [options.get(name, 0) for name in ("q_start", "kv_start")]
@@ -103,10 +117,14 @@ def check(arrays, simulated):
     """Compare with fp64: at most 1.2 times as far from it as the plain computation, in bf16 too."""
     q, k, v, d_out, mask, softcap = arrays
     # Without the option XLA leaves out roundings to bf16.
-    jit = functools.partial(jax.jit, compiler_options={"xla_allow_excess_precision": False}, static_argnames="softcap")
+    jit = functools.partial(
+        jax.jit, compiler_options={"xla_allow_excess_precision": False}, static_argnames="softcap"
+    )
     plain = jit(chunked_attention.forward)(q, k, v, mask, softcap=softcap)
     plain = *plain, *jit(chunked_attention.backward)(q, k, v, *plain, d_out, mask, softcap=softcap)
-    for name, x, y, exact in zip(NAMES, simulate(arrays, simulated), plain, attention_fp64(*arrays), strict=True):
+    for name, x, y, exact in zip(
+        NAMES, simulate(arrays, simulated), plain, attention_fp64(*arrays), strict=True
+    ):
         assert (x.shape, x.dtype) == (y.shape, y.dtype)
         nothing = exact == NOTHING_SEEN
         np.testing.assert_array_equal(np.asarray(x) == np.float32(NOTHING_SEEN), nothing)
@@ -130,8 +148,12 @@ ALL_AT_ONCE = {
 @pytest.mark.parametrize("apart", [False, True])
 def test_all_features_at_once(simulated, monkeypatch, apart):
     """Small blocks, quick ones, and both ways to sum dk and dv: `apart` is for large heads."""
-    monkeypatch.setattr(block_sizes, "hopper", lambda *_: block_sizes.HopperBlocks(64, 32, 32, apart))
-    check(make(**ALL_AT_ONCE | {"length": 100, "head_dim": 40, "v_dim": 32, "window": 40}), simulated)
+    monkeypatch.setattr(
+        block_sizes, "hopper", lambda *_: block_sizes.HopperBlocks(64, 32, 32, apart)
+    )
+    check(
+        make(**ALL_AT_ONCE | {"length": 100, "head_dim": 40, "v_dim": 32, "window": 40}), simulated
+    )
 
 
 @pytest.mark.parametrize(
@@ -141,7 +163,9 @@ def test_all_features_at_once(simulated, monkeypatch, apart):
 )
 def test_every_kind_of_mask(simulated, monkeypatch, masks, length):
     """The last tile is not whole; the blocks of the forward pass do not divide a tile."""
-    monkeypatch.setattr(block_sizes, "hopper", lambda *_: block_sizes.HopperBlocks(96, 32, 32, False))
+    monkeypatch.setattr(
+        block_sizes, "hopper", lambda *_: block_sizes.HopperBlocks(96, 32, 32, False)
+    )
     check(make(length=length, head_dim=32, masks=masks), simulated)
 
 
@@ -162,7 +186,8 @@ def test_every_kind_of_mask(simulated, monkeypatch, masks, length):
         {"length": 384, "masks": tuple(MASKS)},
         {"length": 300, "head_dim": 192, "masks": tuple(MASKS)},
         *(
-            ALL_AT_ONCE | {"length": 330, "head_dim": size, "v_dim": v_size, "documents": 3, "window": 150}
+            ALL_AT_ONCE
+            | {"length": 330, "head_dim": size, "v_dim": v_size, "documents": 3, "window": 150}
             for size, v_size in ((64, 64), (80, 80), (96, 96), (128, 128), (192, 128), (256, 256))
         ),
     ],
@@ -174,7 +199,9 @@ def test_many_blocks(simulated, options):
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     options=st.fixed_dictionaries(
         {
@@ -201,14 +228,17 @@ def test_any_features(simulated, options):
 
 @pytest.mark.slow
 def test_blocks_that_nobody_sees_are_not_computed(simulated):
-    # Two documents of 128 tokens: the second's queries must not touch the first's keys, nor the first's the second's.
+    # Two documents of 128 tokens: the second's queries must not touch the first's keys, nor the
+    # first's the second's.
     q, k, v, d_out, mask, softcap = make(length=256)
     documents = jnp.repeat(jnp.asarray([[1, 2]], jnp.int32), 128, axis=1)
     mask = dataclasses.replace(mask, q_segments_BT=documents, kv_segments_BS=documents)
     clean = simulate((q, k, v, d_out, mask, softcap), simulated)
     for kept, spoilt in ((slice(0, 128), slice(128, 256)), (slice(128, 256), slice(0, 128))):
         bad = [x.at[:, spoilt].set(jnp.nan) for x in (q, k, v, d_out)]
-        for name, got, want in zip(NAMES, simulate((*bad, mask, softcap), simulated), clean, strict=True):
+        for name, got, want in zip(
+            NAMES, simulate((*bad, mask, softcap), simulated), clean, strict=True
+        ):
             index = (slice(None), slice(None), kept) if name == "lse" else (slice(None), kept)
             np.testing.assert_array_equal(got[index], want[index], err_msg=name)
 
@@ -224,9 +254,14 @@ def test_parts_of_a_larger_softmax_add_up(simulated):
         part_mask = Mask.of(mask.queries, mask.keys[:, :, part])
         given = q, k[:, part], v[:, part], out, lse, d_out, part_mask
         parts.append(hopper_attention.backward(*given, interpret=simulated))
-    got = parts[0][0] + parts[1][0], *(jnp.concatenate(x, axis=1) for x in list(zip(*parts, strict=True))[1:])
+    got = (
+        parts[0][0] + parts[1][0],
+        *(jnp.concatenate(x, axis=1) for x in list(zip(*parts, strict=True))[1:]),
+    )
     for x, y in zip(got, want, strict=True):
-        np.testing.assert_allclose(np.asarray(x, np.float32), np.asarray(y, np.float32), rtol=2e-2, atol=2e-2)
+        np.testing.assert_allclose(
+            np.asarray(x, np.float32), np.asarray(y, np.float32), rtol=2e-2, atol=2e-2
+        )
 
 
 @pytest.mark.parametrize("key_size", range(32, 257, 32))
@@ -245,7 +280,9 @@ def test_blocks_fit_into_shared_memory(key_size, value_size):
 
 @pytest.mark.parametrize(("head_dim", "v_dim"), [(128, 128), (80, 80), (192, 128)])
 def test_results_in_a_shard_map_vary_as_the_arguments(head_dim, v_dim):
-    q, k, v, d_out, mask, _ = make(length=200, heads=4, kv_heads=2, head_dim=head_dim, v_dim=v_dim, window=40)
+    q, k, v, d_out, mask, _ = make(
+        length=200, heads=4, kv_heads=2, head_dim=head_dim, v_dim=v_dim, window=40
+    )
     mesh = jax.make_mesh((2,), ("tensor",), axis_types=(jax.sharding.AxisType.Auto,))
     heads = P(None, None, "tensor", None)
 
@@ -257,7 +294,9 @@ def test_results_in_a_shard_map_vary_as_the_arguments(head_dim, v_dim):
 
     specs = (heads, P(None, "tensor", None), heads, heads, heads)
     mask_spec = jax.tree.map(lambda _: P(), mask)
-    sharded = jax.jit(jax.shard_map(program, mesh=mesh, in_specs=(heads,) * 4 + (mask_spec,), out_specs=specs))
+    sharded = jax.jit(
+        jax.shard_map(program, mesh=mesh, in_specs=(heads,) * 4 + (mask_spec,), out_specs=specs)
+    )
     results = jax.eval_shape(sharded, q, k, v, d_out, mask)
     assert [(x.shape, x.dtype) for x in results[2:]] == [(x.shape, x.dtype) for x in (q, k, v)]
 

@@ -1,4 +1,6 @@
-"""Masks as the kernels read them, and the tables of the blocks to visit, against who sees whom pair by pair."""
+"""Masks as the kernels read them, and the tables of the blocks to visit, against who sees whom pair
+by pair.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +8,16 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from maxlm.kernels.mask import Mask, Visits, block_ranges, causal, least_words, windowed, with_least, words
+from maxlm.kernels.mask import (
+    Mask,
+    Visits,
+    block_ranges,
+    causal,
+    least_words,
+    windowed,
+    with_least,
+    words,
+)
 from tests.kernels.oracle import MASKS, place_mask, seen_fp64
 
 MASK_DRAWS = {
@@ -18,12 +29,16 @@ MASK_DRAWS = {
 
 
 def part_of(mask, starts, lengths):
-    queries, keys = (slice(start, start + length) for start, length in zip(starts, lengths, strict=True))
+    queries, keys = (
+        slice(start, start + length) for start, length in zip(starts, lengths, strict=True)
+    )
     return Mask.of(mask.queries[:, :, queries], mask.keys[:, :, keys])
 
 
 def blocks_of(mask, q_block, kv_block):
-    """Return bool (B, rows, columns) twice: in which blocks some pair sees each other, and in which every pair."""
+    """Return bool (B, rows, columns) twice: in which blocks some pair sees each other, and in which
+    every pair.
+    """
     seen = seen_fp64(mask)
     filled = np.pad(seen, ((0, 0), (0, -seen.shape[1] % q_block), (0, -seen.shape[2] % kv_block)))
     blocks = filled.reshape(len(seen), filled.shape[1] // q_block, q_block, -1, kv_block)
@@ -43,7 +58,10 @@ def visited(table, count):
 
 
 def check_tables(mask, blocks):
-    """Every pair that sees each other is visited, once, and without a mask only where all do. Return what is full."""
+    """Every pair that sees each other is visited, once, and without a mask only where all do.
+
+    Return what is full.
+    """
     some, every = blocks_of(mask, *blocks)
     tables = jax.jit(block_ranges, static_argnums=(1, 2))(mask, *blocks)
     for_queries = visited(np.asarray(tables.of_queries), some.shape[2])
@@ -70,10 +88,14 @@ def test_tables_hold_every_pair_that_sees_each_other(seed, lengths, starts, bloc
     causal=st.booleans(),
     window=st.sampled_from([None, 1, 9, 40]),
 )
-def test_blocks_that_need_no_mask_are_known(seed, lengths, starts, blocks, documents, causal, window):
+def test_blocks_that_need_no_mask_are_known(
+    seed, lengths, starts, blocks, documents, causal, window
+):
     # Where a row's documents follow each other.
     positions = max(start + length for start, length in zip(starts, lengths, strict=True))
-    segments = np.sort(np.random.default_rng(seed).integers(1, documents + 1, (2, positions)), axis=1)
+    segments = np.sort(
+        np.random.default_rng(seed).integers(1, documents + 1, (2, positions)), axis=1
+    )
     segments[1, -positions // 8 :] = 0
     places = np.arange(positions)
     mask = place_mask(segments, segments, places, places, causal=causal, window=window)
@@ -91,7 +113,10 @@ def test_two_comparisons_of_words_tell_who_sees_whom():
     mask = Mask(*(jnp.asarray(x, jnp.int32) for x in (*segments, rank, start, end)))
     queries, keys = (np.asarray(x) for x in words(mask, 32, 64))
     assert (queries.shape, keys.shape) == ((1, 2, 736), (1, 3, 768))
-    (q_segment, q_rank), (kv_segment, kv_from, kv_count) = queries[0, :, :, None], keys[0, :, None, :]
+    (q_segment, q_rank), (kv_segment, kv_from, kv_count) = (
+        queries[0, :, :, None],
+        keys[0, :, None, :],
+    )
     got = (q_segment == kv_segment) & (q_rank - kv_from < kv_count)
     np.testing.assert_array_equal(got[:729, :729], seen_fp64(mask)[0])
     assert not got[729:].any()
@@ -99,7 +124,9 @@ def test_two_comparisons_of_words_tell_who_sees_whom():
 
 
 def packed(rng, length, *, filling, unseen):
-    """Return int32 segments (2, length): documents in order, filling behind and between them, some keys of none."""
+    """Return int32 segments (2, length): documents in order, filling behind and between them, some
+    keys of none.
+    """
     segments = np.sort(rng.integers(1, rng.integers(2, 9), (2, length)), axis=1)
     if filling:
         segments[0, length - length // 5 :] = 0
@@ -115,10 +142,14 @@ def packed(rng, length, *, filling, unseen):
     length=st.sampled_from([1, 37, 64, 90]),
     filling=st.booleans(),
     unseen=st.sampled_from([0, 0.1]),
-    windows=st.sampled_from([(None, None), (7, None), (None, 1), (None, 12), (30, 5), (5, 30), (None, 2**40)]),
+    windows=st.sampled_from(
+        [(None, None), (7, None), (None, 1), (None, 12), (30, 5), (5, 30), (None, 2**40)]
+    ),
 )
 def test_one_comparison_of_least_words_tells_who_sees_whom(seed, length, filling, unseen, windows):
-    segments, kv_segments = packed(np.random.default_rng(seed), length, filling=filling, unseen=unseen)
+    segments, kv_segments = packed(
+        np.random.default_rng(seed), length, filling=filling, unseen=unseen
+    )
     place = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), segments.shape)
     mask = causal(segments, place, windows[0], kv_segments_BS=kv_segments)
     short = with_least(mask, segments)

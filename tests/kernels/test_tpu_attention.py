@@ -1,4 +1,6 @@
-"""The TPU kernels, interpreted on a CPU: all features together against fp64, races, skipped blocks, and in a ring."""
+"""The TPU kernels, interpreted on a CPU: all features together against fp64, races, skipped blocks,
+and in a ring.
+"""
 
 import dataclasses
 import functools
@@ -24,7 +26,9 @@ from maxlm.sharding.context import places, zigzag
 from maxlm.sharding.mesh import build_mesh
 from tests.kernels.oracle import MASKS, attention_fp64, make_inputs, place_mask, relative_error
 
-INTERPRETED = Kernel(*(functools.partial(f, interpret=True) for f in (tpu_attention.forward, tpu_attention.backward)))
+INTERPRETED = Kernel(
+    *(functools.partial(f, interpret=True) for f in (tpu_attention.forward, tpu_attention.backward))
+)
 NAMES = ("out", "lse", "d_q", "d_k", "d_v")
 
 
@@ -49,7 +53,9 @@ def check_fp32(softcap=None, **case):
 
 
 def check_bfloat16(softcap=None, **case):
-    """Compare root mean squares of the errors; 1e-7 is for what bf16 has exactly, but for sums in fp32."""
+    """Compare root mean squares of the errors; 1e-7 is for what bf16 has exactly, but for sums in
+    fp32.
+    """
     inputs = make_inputs(dtype=jnp.bfloat16, **case)
     want = attention_fp64(*inputs, softcap)
     # Without the option XLA leaves out roundings to bf16.
@@ -83,7 +89,8 @@ FEATURES = {
 CASES = st.fixed_dictionaries(FEATURES)
 # Enough numbers that the ratio of two root mean squares says something.
 LONG_CASES = st.fixed_dictionaries(
-    FEATURES | {"length": st.sampled_from([37, 64, 130]), "kv_length": st.sampled_from([None, 45, 90])}
+    FEATURES
+    | {"length": st.sampled_from([37, 64, 130]), "kv_length": st.sampled_from([None, 45, 90])}
 )
 
 
@@ -94,7 +101,16 @@ LONG_CASES = st.fixed_dictionaries(
         {"seed": 1, "length": 130, "documents": 2, "head_dim": 80, "batch": 1},
         {"seed": 2, "length": 1, "kv_length": 45, "q_start": 40, "heads": 8, "documents": 1},
         {"seed": 4, "length": 130, "documents": 1, "of_none": 0, "batch": 1, "heads": 2},
-        {"seed": 5, "length": 130, "documents": 1, "of_none": 0, "batch": 1, "heads": 2, "window": 45, "head_dim": 8},
+        {
+            "seed": 5,
+            "length": 130,
+            "documents": 1,
+            "of_none": 0,
+            "batch": 1,
+            "heads": 2,
+            "window": 45,
+            "head_dim": 8,
+        },
         {"seed": 3, "length": 16, "kv_length": 24, "causal": False, "q_start": 16, "window": 9},
     ],
 )
@@ -131,12 +147,16 @@ def test_masks_with_least_equal_fp64(case):
     short = with_least(mask, filled)
     assert short.q_least_BT is not None
     got = jax.jit(functools.partial(both_passes, softcap=softcap))(q, k, v, d_out, short)
-    for name, x, want in zip(NAMES, got, attention_fp64(q, k, v, d_out, mask, softcap), strict=True):
+    for name, x, want in zip(
+        NAMES, got, attention_fp64(q, k, v, d_out, mask, softcap), strict=True
+    ):
         assert relative_error(x, want) < 1e-5, name
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(case=CASES)
 def test_any_features_equal_fp64(case):
     check_fp32(**case)
@@ -146,7 +166,15 @@ def test_any_features_equal_fp64(case):
     "case",
     [
         {"seed": 4, "length": 64, "head_dim": 64},
-        {"seed": 5, "length": 130, "head_dim": 80, "v_dim": 24, "kv_heads": 1, "window": 20, "softcap": 0.7},
+        {
+            "seed": 5,
+            "length": 130,
+            "head_dim": 80,
+            "v_dim": 24,
+            "kv_heads": 1,
+            "window": 20,
+            "softcap": 0.7,
+        },
         {"seed": 6, "length": 37, "kv_length": 90, "q_start": 16, "causal": False, "documents": 2},
     ],
 )
@@ -155,15 +183,21 @@ def test_bfloat16_loses_no_more_than_plain_bfloat16(case):
 
 
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(case=LONG_CASES)
 def test_any_features_in_bfloat16_lose_no_more_than_plain_bfloat16(case):
     check_bfloat16(**case)
 
 
 def test_no_races_and_the_same_bits_in_any_order():
-    """Memory starts as nan, blocks of parallel dimensions run in a random order, copies happen early or late."""
-    inputs = make_inputs(5, batch=2, length=9, kv_length=40, heads=2, kv_heads=1, q_start=31, window=12, documents=2)
+    """Memory starts as nan, blocks of parallel dimensions run in a random order, copies happen
+    early or late.
+    """
+    inputs = make_inputs(
+        5, batch=2, length=9, kv_length=40, heads=2, kv_heads=1, q_start=31, window=12, documents=2
+    )
     results = []
     for seed, mode in enumerate(("on_wait", "eager")):
         options = pltpu.InterpretParams(
@@ -180,7 +214,9 @@ def test_no_races_and_the_same_bits_in_any_order():
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_blocks_that_nobody_sees_are_not_computed(causal):
-    """Queries at 32..47 of document 2, 16..63: keys before the window, in the future or of other documents are nan."""
+    """Queries at 32..47 of document 2, 16..63: keys before the window, in the future or of other
+    documents are nan.
+    """
     q, k, v, d_out, _ = make_inputs(6, batch=1, length=16, kv_length=80)
     document = jnp.repeat(jnp.asarray([[1, 2, 2, 2, 3]], jnp.int32), 16, axis=1)
     places = 32 + np.arange(16), np.arange(80)
@@ -188,7 +224,9 @@ def test_blocks_that_nobody_sees_are_not_computed(causal):
     hidden = (np.arange(80) < 24) | (np.arange(80) >= (48 if causal else 64))
     bad_k, bad_v = (jnp.where(hidden[None, :, None, None], jnp.nan, x) for x in (k, v))
     want = attention_fp64(q, jnp.nan_to_num(bad_k), jnp.nan_to_num(bad_v), d_out, mask)
-    for name, x, exact in zip(NAMES, jax.jit(both_passes)(q, bad_k, bad_v, d_out, mask), want, strict=True):
+    for name, x, exact in zip(
+        NAMES, jax.jit(both_passes)(q, bad_k, bad_v, d_out, mask), want, strict=True
+    ):
         assert relative_error(x, exact) < 1e-5, name
 
 
@@ -226,7 +264,9 @@ def test_in_a_ring_on_several_devices():
     def spread(kernel, q, k, v, d_out, segments):
         q, k, v, d_out, segments = map(zigzag, (q, k, v, d_out, segments))
         mask = causal(segments, places(segments), window=20)
-        out, pullback = jax.vjp(lambda *qkv: context_attention(*qkv, mask, None, kernel=kernel, kind="ring"), q, k, v)
+        out, pullback = jax.vjp(
+            lambda *qkv: context_attention(*qkv, mask, None, kernel=kernel, kind="ring"), q, k, v
+        )
         return out, *pullback(d_out)
 
     mesh = build_mesh(MeshConfig(fsdp=1, context=2), jax.devices()[:2])
@@ -234,7 +274,10 @@ def test_in_a_ring_on_several_devices():
     results = [
         jax.jit(
             jax.shard_map(
-                functools.partial(spread, kernel), mesh=mesh, in_specs=(sequence,) * 5, out_specs=(sequence,) * 4
+                functools.partial(spread, kernel),
+                mesh=mesh,
+                in_specs=(sequence,) * 5,
+                out_specs=(sequence,) * 4,
             )
         )(q, k, v, d_out, segments)
         for kernel in (INTERPRETED, CHUNKED)

@@ -1,4 +1,6 @@
-"""The TPU kernels compile ahead of time for every generation, within its vector memory, without a TPU."""
+"""The TPU kernels compile ahead of time for every generation, within its vector memory, without a
+TPU.
+"""
 
 import functools
 import importlib.util
@@ -32,20 +34,30 @@ HEADS = {
 
 pytestmark = [
     pytest.mark.tpu_aot,
-    pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the TPU's compiler"),
+    pytest.mark.skipif(
+        importlib.util.find_spec("libtpu") is None, reason="needs libtpu, the TPU's compiler"
+    ),
 ]
 
 
 @pytest.fixture(autouse=True)
 def compiler_alone(monkeypatch):
-    """No metadata server is asked where the TPUs are, and other processes may have loaded the library."""
+    """No metadata server is asked where the TPUs are, and other processes may have loaded the
+    library.
+    """
     monkeypatch.setitem(os.environ, "TPU_SKIP_MDS_QUERY", "1")
     monkeypatch.setitem(os.environ, "ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 
-def compile_both(generation, heads, length, *, kv_length=None, dtype=jnp.bfloat16, softcap=None, window=None):
-    """Compile both passes for shapes alone, and print what vector memory they take (pytest -rP shows it)."""
-    device = topologies.get_topology_desc(platform="tpu", topology_name=GENERATIONS[generation]).devices[0]
+def compile_both(
+    generation, heads, length, *, kv_length=None, dtype=jnp.bfloat16, softcap=None, window=None
+):
+    """Compile both passes for shapes alone, and print what vector memory they take (pytest -rP
+    shows it).
+    """
+    device = topologies.get_topology_desc(
+        platform="tpu", topology_name=GENERATIONS[generation]
+    ).devices[0]
     chip = find_device(device.device_kind).chip
     num_heads, num_kv_heads, size, v_size = HEADS[heads]
     kv_length = kv_length or length
@@ -76,12 +88,17 @@ def compile_both(generation, heads, length, *, kv_length=None, dtype=jnp.bfloat1
 
 
 def vector_memory(text):
-    """Return the bytes of vector memory that each of our kernels in a compiled program takes, as the compiler says."""
+    """Return the bytes of vector memory that each of our kernels in a compiled program takes, as
+    the compiler says.
+    """
     used = {}
     for line in text.splitlines():
         kernel = re.search(r"/flash_attention_(forward|backward)_\d+_\d+/pallas_call", line)
         if kernel and "tpu_custom_call" in line:
-            found = re.search(r'"used_scoped_memory_configs":\[\{"memory_space":"1","offset":"0","size":"(\d+)"', line)
+            found = re.search(
+                r'"used_scoped_memory_configs":\[\{"memory_space":"1","offset":"0","size":"(\d+)"',
+                line,
+            )
             used[kernel[1]] = int(found[1])
     return used
 
@@ -124,14 +141,20 @@ def test_compiles_with_every_feature(generation, case):
 @pytest.mark.slow
 def test_compiles_in_a_ring():
     """Under shard_map with its checks of what varies over the mesh."""
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=GENERATIONS["v6e"]).devices[:4]
+    devices = topologies.get_topology_desc(
+        platform="tpu", topology_name=GENERATIONS["v6e"]
+    ).devices[:4]
     pair = tpu_attention.forward, tpu_attention.backward
-    kernel = Kernel(*(functools.partial(function, device_kind=devices[0].device_kind) for function in pair))
+    kernel = Kernel(
+        *(functools.partial(function, device_kind=devices[0].device_kind) for function in pair)
+    )
     mesh, sequence = Mesh(np.array(devices), ("context",)), P(None, "context")
 
     def both(q, k, v, d_out, segments):
         mask = causal(segments, places(segments))
-        attend = functools.partial(context_attention, mask=mask, sink_N=None, kernel=kernel, kind="ring")
+        attend = functools.partial(
+            context_attention, mask=mask, sink_N=None, kernel=kernel, kind="ring"
+        )
         out, pullback = jax.vjp(attend, q, k, v)
         return out, *pullback(d_out)
 

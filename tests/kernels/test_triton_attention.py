@@ -1,4 +1,6 @@
-"""The Triton kernels, interpreted, against attention in fp64, over every combination of what they can do."""
+"""The Triton kernels, interpreted, against attention in fp64, over every combination of what they
+can do.
+"""
 
 import dataclasses
 import functools
@@ -38,24 +40,37 @@ class Case:
 
     def arrays(self):
         rng = np.random.default_rng(self.seed)
-        (length, kv_length), (heads, kv_heads), (size, v_size) = self.lengths, self.heads, self.sizes
+        (length, kv_length), (heads, kv_heads), (size, v_size) = (
+            self.lengths,
+            self.heads,
+            self.sizes,
+        )
         draw = lambda *shape: jnp.asarray(rng.normal(size=shape), self.dtype)  # noqa: E731
         q, k = draw(2, length, heads, size), draw(2, kv_length, kv_heads, size)
         v, d_out = draw(2, kv_length, kv_heads, v_size), draw(2, length, heads, v_size)
         return q, k, v, d_out, self.part_of(self.whole_mask(rng))
 
     def whole_mask(self, rng):
-        """Return a mask of a sequence that holds the queries and the keys: one of the oracle's or of `places`."""
-        positions = max(start + length for start, length in zip(self.starts, self.lengths, strict=True))
+        """Return a mask of a sequence that holds the queries and the keys: one of the oracle's or
+        of `places`.
+        """
+        positions = max(
+            start + length for start, length in zip(self.starts, self.lengths, strict=True)
+        )
         if self.mask != "places":
             return MASKS[self.mask](rng, (2, positions))
         documents = np.sort(rng.integers(1, self.documents + 1, (2, positions)), axis=1)
         documents[1, -positions // 8 :] = 0  # the second row ends in padding
         places = np.arange(positions)
-        return place_mask(documents, documents, places, places, causal=self.causal, window=self.window)
+        return place_mask(
+            documents, documents, places, places, causal=self.causal, window=self.window
+        )
 
     def part_of(self, mask):
-        queries, keys = (slice(start, start + length) for start, length in zip(self.starts, self.lengths, strict=True))
+        queries, keys = (
+            slice(start, start + length)
+            for start, length in zip(self.starts, self.lengths, strict=True)
+        )
         return Mask.of(mask.queries[:, :, queries], mask.keys[:, :, keys])
 
     def oracle(self):
@@ -80,7 +95,9 @@ CASES = st.builds(
 
 def run(module, case, arrays=None):
     q, k, v, d_out, mask = arrays or case.arrays()
-    options = {"softcap": case.softcap} | ({} if module is chunked_attention else {"interpret": True})
+    options = {"softcap": case.softcap} | (
+        {} if module is chunked_attention else {"interpret": True}
+    )
     # Without the option XLA leaves out roundings to bf16.
     jit = functools.partial(jax.jit, compiler_options={"xla_allow_excess_precision": False})
     out, lse = jit(functools.partial(module.forward, **options))(q, k, v, mask)
@@ -97,19 +114,28 @@ def check_fp32(case):
     for name, got, want in zip(
         ("out", "lse", "dq", "dk", "dv"), run(triton_attention, case), case.oracle(), strict=True
     ):
-        # Terms of a gradient, q (do v - delta) / sqrt(H) with elements of size 1, may cancel: to 0 with one key to see.
+        # Terms of a gradient, q (do v - delta) / sqrt(H) with elements of size 1, may cancel: to 0
+        # with one key to see.
         scale = np.abs(want[np.abs(want) < 1e29]).max(initial=1.0 if name.startswith("d") else 1e-3)
-        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 * scale, err_msg=f"{name} {case}")
+        np.testing.assert_allclose(
+            got, want, rtol=1e-5, atol=1e-5 * scale, err_msg=f"{name} {case}"
+        )
 
 
 def squared_errors_bf16(case):
     """Return the mean squared errors of kernel and plain attention, one for each of their results."""
     results = run(triton_attention, case), run(chunked_attention, case)
-    return np.asarray([[np.mean(np.square(x - y)) for x, y in zip(got, case.oracle(), strict=True)] for got in results])
+    return np.asarray(
+        [
+            [np.mean(np.square(x - y)) for x, y in zip(got, case.oracle(), strict=True)]
+            for got in results
+        ]
+    )
 
 
 def check_bf16(case):
-    # The roundings of a single query are too few to compare: theirs differ by up to 30 % from draw to draw.
+    # The roundings of a single query are too few to compare: theirs differ by up to 30 % from draw
+    # to draw.
     seeds = range(case.seed, case.seed + (8 if case.lengths[0] == 1 else 1))
     cases = [dataclasses.replace(case, dtype="bfloat16", seed=seed) for seed in seeds]
     errors = np.sqrt(np.mean([squared_errors_bf16(x) for x in cases], axis=0))
@@ -138,7 +164,9 @@ def test_bf16_is_as_near_as_the_plain_attention():
 
 
 @pytest.mark.slow
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(CASES)
 def test_equals_fp64_everywhere(case):
     check_fp32(case)
@@ -146,7 +174,9 @@ def test_equals_fp64_everywhere(case):
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(CASES)
 def test_bf16_is_as_near_as_the_plain_attention_everywhere(case):
     check_bf16(case)
@@ -159,7 +189,8 @@ def test_two_runs_give_the_same_bits():
 
 
 def test_blocks_that_nobody_sees_are_not_computed():
-    # Two documents of 32 tokens: the second's queries must not touch the first's keys, nor the first's the second's.
+    # Two documents of 32 tokens: the second's queries must not touch the first's keys, nor the
+    # first's the second's.
     case = Case(lengths=(64, 64), documents=1)
     q, k, v, d_out, mask = case.arrays()
     documents = jnp.repeat(jnp.asarray([[1, 2], [1, 2]], jnp.int32), 32, axis=1)
@@ -168,11 +199,16 @@ def test_blocks_that_nobody_sees_are_not_computed():
     for document, tokens in ((1, slice(32, 64)), (2, slice(0, 32))):
         spoilt = [x.at[:, tokens].set(jnp.nan) for x in (q, k, v, d_out)]
         for name, got, want in zip(
-            ("out", "lse", "dq", "dk", "dv"), run(triton_attention, case, (*spoilt, mask)), clean, strict=True
+            ("out", "lse", "dq", "dk", "dv"),
+            run(triton_attention, case, (*spoilt, mask)),
+            clean,
+            strict=True,
         ):
             kept = np.asarray(documents[0]) == document
             axis = 2 if name == "lse" else 1
-            np.testing.assert_array_equal(np.compress(kept, got, axis), np.compress(kept, want, axis), err_msg=name)
+            np.testing.assert_array_equal(
+                np.compress(kept, got, axis), np.compress(kept, want, axis), err_msg=name
+            )
 
 
 def test_parts_of_a_larger_softmax_add_up():
@@ -184,9 +220,20 @@ def test_parts_of_a_larger_softmax_add_up():
     for start in (0, 32):
         part = slice(start, start + 32)
         part_mask = Mask.of(mask.queries, mask.keys[:, :, part])
-        given = q, k[:, part], v[:, part], jnp.asarray(out, q.dtype), jnp.asarray(lse, q.dtype), d_out, part_mask
+        given = (
+            q,
+            k[:, part],
+            v[:, part],
+            jnp.asarray(out, q.dtype),
+            jnp.asarray(lse, q.dtype),
+            d_out,
+            part_mask,
+        )
         parts.append(triton_attention.backward(*given, interpret=True))
-    d_q, d_k, d_v = parts[0][0] + parts[1][0], *(jnp.concatenate(x, axis=1) for x in list(zip(*parts, strict=True))[1:])
+    d_q, d_k, d_v = (
+        parts[0][0] + parts[1][0],
+        *(jnp.concatenate(x, axis=1) for x in list(zip(*parts, strict=True))[1:]),
+    )
     for got, wanted in zip((d_q, d_k, d_v), want, strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
 
@@ -206,7 +253,9 @@ def test_compiles_to_triton_in_a_shard_map_with_varying_types():
 
     specs = (heads, P("data", "tensor", None), heads, heads, heads)
     mask_spec = Mask(*(rows,) * 5)
-    sharded = jax.jit(jax.shard_map(program, mesh=mesh, in_specs=(heads,) * 4 + (mask_spec,), out_specs=specs))
+    sharded = jax.jit(
+        jax.shard_map(program, mesh=mesh, in_specs=(heads,) * 4 + (mask_spec,), out_specs=specs)
+    )
     with jax.sharding.use_abstract_mesh(mesh):
         text = sharded.trace(q, k, v, d_out, mask).lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("@__gpu$xla.gpu.triton(") == 3 or text.count("@triton_kernel_call") == 3

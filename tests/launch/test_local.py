@@ -13,12 +13,16 @@ LAUNCHER = Path(__file__).parents[2] / "launch" / "local.py"
 
 @pytest.fixture
 def launch():
-    """Return a function that starts the launcher with Python code as the command; the launcher is killed in the end."""
+    """Return a function that starts the launcher with Python code as the command; the launcher is
+    killed in the end.
+    """
     started = []
 
     def start(count, code):
         command = [sys.executable, LAUNCHER, "-n", str(count), "--", sys.executable, "-c", code]
-        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        started.append(
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        )
         return started[-1]
 
     yield start
@@ -159,10 +163,16 @@ def test_killed_launcher_leaves_no_orphans(launch, tmp_path):
     wait_until(lambda: not any(alive(pid) for pid in pids))
 
 
-@pytest.mark.parametrize("arguments", [["-n", "0", "--", "true"], ["-n", "2"], ["-n", "1", "--", "no-such-command"]])
+@pytest.mark.parametrize(
+    "arguments", [["-n", "0", "--", "true"], ["-n", "2"], ["-n", "1", "--", "no-such-command"]]
+)
 def test_mistakes_of_the_user(arguments):
     job = subprocess.run(
-        [sys.executable, LAUNCHER, *arguments], capture_output=True, text=True, check=False, timeout=30
+        [sys.executable, LAUNCHER, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
     )
     assert job.returncode == 2
     assert "local.py" in job.stderr
@@ -172,7 +182,10 @@ def test_mistakes_of_the_user(arguments):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["-n", "1", "--", "/nowhere/command"], "'/nowhere/command' cannot be started: No such file or directory"),
+        (
+            ["-n", "1", "--", "/nowhere/command"],
+            "'/nowhere/command' cannot be started: No such file or directory",
+        ),
         (["-n", "1", "--", "/etc"], "'/etc' cannot be started: Permission denied"),
         (["-n", "0", "--", "true"], "-n 0: from 1 to 1024 processes can run on one machine"),
         (["-n", "1000000", "--", "true"], "-n 1000000: from 1 to 1024 processes"),

@@ -9,7 +9,10 @@ from tests.train.program import MODEL, assert_same, make_config, run
 
 NONE = {"kind": "none"}
 NARROW = {"kind": "attention", "num_heads": 4, "head_dim": 4, "window": 3}
-BOTH = {"kind": "parallel", "mixers": [{"kind": "attention", "num_heads": 8, "head_dim": 4}, NARROW]}
+BOTH = {
+    "kind": "parallel",
+    "mixers": [{"kind": "attention", "num_heads": 8, "head_dim": 4}, NARROW],
+}
 PATTERN = {"num_layers": 3, "pattern": [{"mixer": NONE}, {"ffn": NONE}, {"mixer": BOTH}]}
 
 

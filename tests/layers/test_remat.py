@@ -1,4 +1,6 @@
-"""What the backward pass finds of the forward pass: counted in the traced program, where nothing is merged yet."""
+"""What the backward pass finds of the forward pass: counted in the traced program, where nothing is
+merged yet.
+"""
 
 import math
 
@@ -20,7 +22,9 @@ def trace(model=None, mesh=None, **train):
     config = make_config(model=model, mesh=mesh or {"fsdp": 2}, train=train)
     program = build_program(config, jax.devices()[: math.prod(config.mesh.sizes.values())])
     gradients = make_gradients(program.declared, program.mesh, program.execution)
-    return jax.make_jaxpr(gradients)(program.state.decoder, batch_shapes(config, program.mesh)).jaxpr
+    return jax.make_jaxpr(gradients)(
+        program.state.decoder, batch_shapes(config, program.mesh)
+    ).jaxpr
 
 
 def equations(jaxpr):
@@ -36,9 +40,16 @@ def forward_kernels(monkeypatch, remat):
     def forward_kernel(*arguments):
         return CHUNKED.forward(*arguments)
 
-    monkeypatch.setattr("maxlm.ops.attention.CHUNKED", Kernel(jax.jit(forward_kernel), CHUNKED.backward))
-    kernels = [e.params["jaxpr"] for e in equations(trace(remat=remat)) if e.params.get("name") == "forward_kernel"]
-    # What is the same in every layer, the mask, is moved out of their loop: a part without products.
+    monkeypatch.setattr(
+        "maxlm.ops.attention.CHUNKED", Kernel(jax.jit(forward_kernel), CHUNKED.backward)
+    )
+    kernels = [
+        e.params["jaxpr"]
+        for e in equations(trace(remat=remat))
+        if e.params.get("name") == "forward_kernel"
+    ]
+    # What is the same in every layer, the mask, is moved out of their loop: a part without
+    # products.
     return sum("dot_general" in str(jaxpr) for jaxpr in kernels)
 
 
@@ -63,13 +74,25 @@ def test_forward_kernel_runs_once_where_both_its_results_are_kept(monkeypatch, r
 
 def on_host(model=None, **train):
     """List the shapes of what the loops over layers keep in host memory, layers first."""
-    loops = [e for e in equations(trace(model, **train)) if e.primitive.name == "scan" and e.params["length"] == LAYERS]
-    kept = [x.aval for loop in loops for x in loop.outvars if x.aval.memory_space == jax.memory.Space.Host]
+    loops = [
+        e
+        for e in equations(trace(model, **train))
+        if e.primitive.name == "scan" and e.params["length"] == LAYERS
+    ]
+    kept = [
+        x.aval
+        for loop in loops
+        for x in loop.outvars
+        if x.aval.memory_space == jax.memory.Space.Host
+    ]
     return sorted(aval.shape for aval in kept)
 
 
 def test_named_activations_and_block_inputs_lie_in_host_memory():
-    heads, inputs = (LAYERS, BATCH // 2, LENGTH, *HEADS), (LAYERS, BATCH // 2, LENGTH, MODEL["embed_dim"])
+    heads, inputs = (
+        (LAYERS, BATCH // 2, LENGTH, *HEADS),
+        (LAYERS, BATCH // 2, LENGTH, MODEL["embed_dim"]),
+    )
     assert on_host(remat="full") == on_host(remat={"query": "save"}) == []
     assert on_host(remat="full", offload=["activations"]) == [inputs]
     assert on_host(remat={"query": "offload", "key": "save"}) == [heads]
@@ -85,9 +108,19 @@ def test_each_block_of_a_pattern_is_recomputed_by_itself():
 
 def test_whole_experts_are_not_kept_by_any_loop():
     width, hidden, experts, holders = MODEL["embed_dim"], 24, 8, 4
-    moe = {"kind": "moe", "num_experts": experts, "experts_per_token": 2, "expert_dim": hidden, "buffer_factor": 0.5}
-    jaxpr = trace({"pattern": [{"ffn": moe}]}, {"fsdp": 2, "expert": holders}, remat="none", gather="layer")
-    loops = [e for e in equations(jaxpr) if e.primitive.name == "scan" and e.params["length"] == LAYERS]
+    moe = {
+        "kind": "moe",
+        "num_experts": experts,
+        "experts_per_token": 2,
+        "expert_dim": hidden,
+        "buffer_factor": 0.5,
+    }
+    jaxpr = trace(
+        {"pattern": [{"ffn": moe}]}, {"fsdp": 2, "expert": holders}, remat="none", gather="layer"
+    )
+    loops = [
+        e for e in equations(jaxpr) if e.primitive.name == "scan" and e.params["length"] == LAYERS
+    ]
     kept = {x.aval.shape for loop in loops for x in loop.outvars}
     one = (LAYERS, experts // holders)
     assert (*one, width // 2, hidden) in kept, "the gradients' shards, at least"

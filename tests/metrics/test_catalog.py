@@ -32,7 +32,17 @@ def test_find(name, entry):
 
 
 @pytest.mark.parametrize(
-    "name", ["train/los", "train/loss/x", "val/loss", "val/a/b/loss", "loss", "moe/x/dropped", "trainXloss", ""]
+    "name",
+    [
+        "train/los",
+        "train/loss/x",
+        "val/loss",
+        "val/a/b/loss",
+        "loss",
+        "moe/x/dropped",
+        "trainXloss",
+        "",
+    ],
 )
 def test_unknown_names_are_refused(name):
     with pytest.raises(KeyError, match=r"catalog\.py"):
@@ -42,11 +52,16 @@ def test_unknown_names_are_refused(name):
 def test_flops_curves_are_in_the_catalogue():
     for group in catalog.FLOPS_CURVES:
         assert catalog.find(catalog.flops_curve("train/loss", group)).name == f"{group}/train_loss"
-        assert catalog.find(catalog.flops_curve("val/books/loss", group)).name == f"{group}/val_<source>_loss"
+        assert (
+            catalog.find(catalog.flops_curve("val/books/loss", group)).name
+            == f"{group}/val_<source>_loss"
+        )
 
 
 def test_the_table_in_the_documentation_is_up_to_date():
     text = (ROOT / "docs/metrics.md").read_text(encoding="utf-8")
     block = re.search(r"<!-- metrics -->\n(.*?)\n<!-- /metrics -->", text, re.DOTALL)
     assert block, "docs/metrics.md needs a table between <!-- metrics --> and <!-- /metrics -->"
-    assert block[1].strip() == catalog.markdown_table(), "run .venv/bin/python scripts/write_lists.py"
+    assert block[1].strip() == catalog.markdown_table(), (
+        "run .venv/bin/python scripts/write_lists.py"
+    )

@@ -39,7 +39,11 @@ VALUES = {
     "time/step_seconds": 0.5,
     "data/token_hash": "00ff",
 }
-VALIDATION = {"val/python/loss": 3.2, "val/python/perplexity": 24.5, "val/python/bits_per_byte": 1.83}
+VALIDATION = {
+    "val/python/loss": 3.2,
+    "val/python/perplexity": 24.5,
+    "val/python/bits_per_byte": 1.83,
+}
 OUTCOME = Outcome(
     step=600,
     num_steps=600,
@@ -48,15 +52,30 @@ OUTCOME = Outcome(
     targets={"python": (32640, 134981)},
     tokens=9_830_400,
     wall_seconds=288.3,
-    places={"checkpoints": "runs/a/checkpoints", "curves": "tensorboard --logdir runs/a/tensorboard"},
+    places={
+        "checkpoints": "runs/a/checkpoints",
+        "curves": "tensorboard --logdir runs/a/tensorboard",
+    },
 )
 
 
-def show(outcome=OUTCOME, summary=SUMMARY, *, width=80, interactive=False, updates=((10, VALUES), (20, VALIDATION))):
+def show(
+    outcome=OUTCOME,
+    summary=SUMMARY,
+    *,
+    width=80,
+    interactive=False,
+    updates=((10, VALUES), (20, VALIDATION)),
+):
     """Return everything printed, without colours and cursor movements."""
     file = io.StringIO()
     console = Console(
-        file=file, width=width, force_terminal=interactive, force_interactive=interactive, markup=False, highlight=False
+        file=file,
+        width=width,
+        force_terminal=interactive,
+        force_interactive=interactive,
+        markup=False,
+        highlight=False,
     )
     with RunTerminal(console) as shown:
         shown.show_start(summary)
@@ -96,7 +115,8 @@ def test_plain_lines():
 @pytest.mark.parametrize("width", [60, 80, 140])
 def test_terminal_says_everything_within_its_width(width):
     text = show(width=width, interactive=True)
-    lines = [line for line in text.splitlines() if "validation on" not in line]  # the terminal wraps lines that stay
+    # The terminal wraps lines that stay.
+    lines = [line for line in text.splitlines() if "validation on" not in line]
     assert max(cell_len(line) for line in lines) <= width
     words = " ".join(text.split())
     for expected in (
@@ -115,12 +135,18 @@ def test_terminal_says_everything_within_its_width(width):
 
 
 def test_wide_terminal_has_one_progress_line_and_a_narrow_one_two():
-    (wide,) = {line.rstrip() for line in show(width=140, interactive=True).splitlines() if "step 20/600" in line}
+    (wide,) = {
+        line.rstrip()
+        for line in show(width=140, interactive=True).splitlines()
+        if "step 20/600" in line
+    }
     assert re.fullmatch(r"step 20/600  \S+  loss 3.1416 .*  input wait 0.1%  ETA \d:\d\d", wide)
     narrow = show(width=80, interactive=True).splitlines()
     (line,) = {line.rstrip() for line in narrow if "step 20/600" in line}
     assert re.fullmatch(r"step 20/600  \S+  ETA \d:\d\d", line)
-    assert "loss 3.1416 lr 2.90e-04 grad 0.831 12.3k tok/s MFU n/a on cpu input wait 0.1%" in map(str.rstrip, narrow)
+    assert "loss 3.1416 lr 2.90e-04 grad 0.831 12.3k tok/s MFU n/a on cpu input wait 0.1%" in map(
+        str.rstrip, narrow
+    )
 
 
 def test_first_step_says_why_it_takes_long():
@@ -166,15 +192,28 @@ def test_run_stopped_before_anything_was_logged():
         places={"resume": "maxlm train x"},
     )
     lines = show(stopped, updates=()).splitlines()
-    assert lines[-4:] == ["stopped after step 3 of 600", "tokens: 5 seen", "wall time: 0:01", "resume: maxlm train x"]
+    assert lines[-4:] == [
+        "stopped after step 3 of 600",
+        "tokens: 5 seen",
+        "wall time: 0:01",
+        "resume: maxlm train x",
+    ]
     assert "stopped after step 3 of 600" in show(stopped, updates=(), interactive=True)
 
 
 def test_validation_without_baselines_and_with_many_sources():
     values = {f"val/{source}/{name}": 2.0 for source in "abc" for name in ("loss", "bits_per_byte")}
     outcome = Outcome(**{**vars(OUTCOME), "values": values, "baselines": {"b": {"unigram": 2.5}}})
-    rows = [line.split() for line in show(outcome, interactive=True, updates=()).splitlines() if "2.0000" in line]
-    assert rows == [["a", "2.0000", "2.000", "-"], ["b", "2.0000", "2.000", "2.500"], ["c", "2.0000", "2.000", "-"]]
+    rows = [
+        line.split()
+        for line in show(outcome, interactive=True, updates=()).splitlines()
+        if "2.0000" in line
+    ]
+    assert rows == [
+        ["a", "2.0000", "2.000", "-"],
+        ["b", "2.0000", "2.000", "2.500"],
+        ["c", "2.0000", "2.000", "-"],
+    ]
 
 
 @pytest.mark.parametrize(
@@ -185,7 +224,9 @@ def test_duration(seconds, text):
     assert terminal._duration(seconds) == text
 
 
-@pytest.mark.parametrize(("value", "text"), [(7, "7"), (12_345, "12.3k"), (9.83e6, "9.83M"), (1.56e13, "15.6T")])
+@pytest.mark.parametrize(
+    ("value", "text"), [(7, "7"), (12_345, "12.3k"), (9.83e6, "9.83M"), (1.56e13, "15.6T")]
+)
 def test_count(value, text):
     assert terminal._count(value) == text
 
@@ -205,7 +246,9 @@ COMMAND = [sys.executable, "-c", SCRIPT]
 
 def test_pipe_stays_plain_even_with_force_color():
     environment = {**os.environ, "FORCE_COLOR": "1"}
-    done = subprocess.run(COMMAND, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
+    done = subprocess.run(
+        COMMAND, capture_output=True, text=True, env=environment, cwd=ROOT, check=False
+    )
     assert done.returncode == 3
     assert "step 10/600  loss 3.1416" in done.stdout
     assert "\r" not in done.stdout

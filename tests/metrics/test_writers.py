@@ -48,7 +48,15 @@ def write_run(run_dir, steps, *, resume_step, offset=0.0, tensorboard=True):
 def test_line_holds_every_metric_and_all_bits_of_losses(tmp_path):
     writer = MetricsWriter(tmp_path, tensorboard=False, resume_step=0)
     loss = 0.1 + 0.2
-    writer.write(10, {"train/loss": loss, "val/python/loss": 2.5, "data/tokens": 2**60, "data/token_hash": "00ff"})
+    writer.write(
+        10,
+        {
+            "train/loss": loss,
+            "val/python/loss": 2.5,
+            "data/tokens": 2**60,
+            "data/token_hash": "00ff",
+        },
+    )
     writer.close()
     (line,) = lines(tmp_path)
     assert line["step"] == 10
@@ -130,13 +138,17 @@ def test_resume_after_kills_anywhere_in_a_line(tmp_path, caplog):
     for cut in random.Random(0).sample(range(1, len(whole)), 40):
         path.write_bytes(whole[:cut])
         write_run(tmp_path, [40], resume_step=30, tensorboard=False)
-        num_whole = sum(end - 1 <= cut for end in ends)  # without its newline a line is whole all the same
+        # Without its newline a line is whole all the same.
+        num_whole = sum(end - 1 <= cut for end in ends)
         assert [line["step"] for line in lines(tmp_path)] == [*[10, 20, 30][:num_whole], 40]
     assert "is not a whole line and was dropped" in caplog.text
 
 
 def test_tensorboard_shows_every_metric_of_the_catalogue(tmp_path):
-    names = [metric.name.replace("<source>", "python").replace("<layer>", "3") for metric in catalog.METRICS]
+    names = [
+        metric.name.replace("<source>", "python").replace("<layer>", "3")
+        for metric in catalog.METRICS
+    ]
     values = {name: 1.5 for name in names if not name.startswith(tuple(catalog.FLOPS_CURVES))}
     values |= {"data/token_hash": "abc", "train/flops": 1e24}
     writer = MetricsWriter(tmp_path, tensorboard=True, resume_step=0)
@@ -145,7 +157,9 @@ def test_tensorboard_shows_every_metric_of_the_catalogue(tmp_path):
     writer.close()
     tags = set(open_curves(tmp_path / "tensorboard").Tags()["tensors"])
     flops_tags = {
-        tag for group in catalog.FLOPS_CURVES for tag in open_curves(tmp_path / "tensorboard" / group).Tags()["tensors"]
+        tag
+        for group in catalog.FLOPS_CURVES
+        for tag in open_curves(tmp_path / "tensorboard" / group).Tags()["tensors"]
     }
     shown = {tag.removesuffix("/text_summary") for tag in tags} | flops_tags
     assert shown == set(names)
@@ -156,10 +170,14 @@ def test_resumed_curve_is_one_curve(tmp_path):
     write_run(tmp_path, range(10, 60, 10), resume_step=0)
     write_run(tmp_path, range(30, 70, 10), resume_step=20, offset=100.0)
     write_run(tmp_path, range(50, 90, 10), resume_step=40, offset=200.0)
-    expected = [(step, 0.0 if step <= 20 else 100.0 if step <= 40 else 200.0) for step in range(10, 90, 10)]
+    expected = [
+        (step, 0.0 if step <= 20 else 100.0 if step <= 40 else 200.0) for step in range(10, 90, 10)
+    ]
     shown = curve(tmp_path / "tensorboard", "train/loss")
     assert [step for step, _ in shown] == [step for step, _ in expected]
-    assert [value for _, value in shown] == pytest.approx([offset + step / 3 for step, offset in expected])
+    assert [value for _, value in shown] == pytest.approx(
+        [offset + step / 3 for step, offset in expected]
+    )
     over_flops = curve(tmp_path / "tensorboard" / "mflop", "mflop/train_loss")
     assert [(step / 5000, value) for step, value in over_flops] == shown
     assert not (tmp_path / "tensorboard" / "gflop").exists()
@@ -170,7 +188,9 @@ def test_curves_are_on_disk_after_every_write(tmp_path):
     for step in range(1, 4):
         writer.write(step, train_values(step, 1.0))
         assert [line["step"] for line in lines(tmp_path)] == list(range(1, step + 1))
-        assert [seen for seen, _ in curve(tmp_path / "tensorboard", "train/loss")] == list(range(1, step + 1))
+        assert [seen for seen, _ in curve(tmp_path / "tensorboard", "train/loss")] == list(
+            range(1, step + 1)
+        )
     writer.close()
 
 
@@ -180,7 +200,10 @@ def test_loss_over_flops_of_the_largest_runs_fits(tmp_path):
         writer.write(step, {"train/loss": step, "train/flops": flops})
     writer.close()
     assert curve(tmp_path / "tensorboard" / "mflop", "mflop/train_loss") == [(9 * 10**18, 1.0)]
-    assert curve(tmp_path / "tensorboard" / "gflop", "gflop/train_loss") == [(93 * 10**14, 2.0), (10**18, 3.0)]
+    assert curve(tmp_path / "tensorboard" / "gflop", "gflop/train_loss") == [
+        (93 * 10**14, 2.0),
+        (10**18, 3.0),
+    ]
 
 
 def test_no_two_points_of_a_curve_share_a_place(tmp_path):
@@ -201,9 +224,13 @@ def test_no_two_points_of_a_curve_share_a_place(tmp_path):
 def test_steps_that_are_not_finite_are_curves_too_and_nobody_else_speaks(tmp_path, caplog, capfd):
     writer = MetricsWriter(tmp_path, tensorboard=True, resume_step=0)
     for step, value in enumerate((1.0, math.nan, math.inf, 1e300), 1):
-        writer.write(step, {"train/loss": value, "train/perplexity": value, "train/flops": step * MFLOP})
+        writer.write(
+            step, {"train/loss": value, "train/perplexity": value, "train/flops": step * MFLOP}
+        )
     writer.close()
-    (_, first), (_, second), (_, third), (_, fourth) = curve(tmp_path / "tensorboard", "train/perplexity")
+    (_, first), (_, second), (_, third), (_, fourth) = curve(
+        tmp_path / "tensorboard", "train/perplexity"
+    )
     assert (first, third, fourth) == (1.0, math.inf, math.inf)  # TensorBoard holds single precision
     assert math.isnan(second)
     assert caplog.text == ""
@@ -232,11 +259,17 @@ def test_text_is_a_code_block_whatever_it_contains(tmp_path, text):
 
 def test_hparams(tmp_path):
     writer = MetricsWriter(tmp_path, tensorboard=True, resume_step=0)
-    config = {"model": {"num_layers": 2, "pattern": [{"mixer": "attention"}]}, "run_dir": "runs/a", "limit": None}
+    config = {
+        "model": {"num_layers": 2, "pattern": [{"mixer": "attention"}]},
+        "run_dir": "runs/a",
+        "limit": None,
+    }
     writer.hparams(config, ["train/loss"])
     writer.close()
     content = open_curves(tmp_path / "tensorboard").PluginTagToContent("hparams")
-    start = hparams_metadata.parse_session_start_info_plugin_data(content["_hparams_/session_start_info"]).hparams
+    start = hparams_metadata.parse_session_start_info_plugin_data(
+        content["_hparams_/session_start_info"]
+    ).hparams
     assert start["model.num_layers"].number_value == 2
     assert start["model.pattern.0.mixer"].string_value == "attention"
     assert start["run_dir"].string_value == "runs/a"
@@ -258,7 +291,9 @@ def test_without_tensorboard_there_is_no_folder(tmp_path):
 @pytest.mark.parametrize("name", ["metrics.jsonl", "metrics.jsonl.tmp"])
 def test_a_pipe_in_the_way_is_not_waited_for(tmp_path, name):
     os.mkfifo(tmp_path / name)
-    with pytest.raises(UserError, match=rf"{name}: .*is not a file; move away what is in its place"):
+    with pytest.raises(
+        UserError, match=rf"{name}: .*is not a file; move away what is in its place"
+    ):
         MetricsWriter(tmp_path, tensorboard=False, resume_step=3)
 
 

@@ -1,4 +1,6 @@
-"""The decoder written out a second time, in fp64 numpy, one token after the other where that is simplest."""
+"""The decoder written out a second time, in fp64 numpy, one token after the other where that is
+simplest.
+"""
 
 import math
 
@@ -10,7 +12,10 @@ from maxlm.sharding.parameters import named_parameters
 def logits(decoder, tokens, segments, positions):
     """Return fp64 (B, T, V) of a batch."""
     model = decoder.model
-    weights = {path: np.asarray(parameter[...], np.float64) for path, parameter in named_parameters(decoder)}
+    weights = {
+        path: np.asarray(parameter[...], np.float64)
+        for path, parameter in named_parameters(decoder)
+    }
     x = weights["embedding/tokens"][tokens]
     if model.position.kind == "learned":
         x = x + weights["embedding/positions"][positions]
@@ -18,7 +23,11 @@ def logits(decoder, tokens, segments, positions):
         for repeat in range(repeats):
             for place, config in enumerate(segment.blocks):
                 prefix = f"stack/{number}/{place}/"
-                block = {path[len(prefix) :]: w[repeat] for path, w in weights.items() if path.startswith(prefix)}
+                block = {
+                    path[len(prefix) :]: w[repeat]
+                    for path, w in weights.items()
+                    if path.startswith(prefix)
+                }
                 x = _block(x, block, model, config, segments, positions)
     x = _norm(x, weights, "norm/", model)
     return x @ (weights["embedding/tokens"].T if model.tie_embeddings else weights["head/output"])
@@ -26,7 +35,9 @@ def logits(decoder, tokens, segments, positions):
 
 def _block(x, block, model, config, segments, positions):
     if config.mixer.kind != "none":
-        x = x + _attention(_norm(x, block, "mixer_norm/", model), block, model, config.mixer, segments, positions)
+        x = x + _attention(
+            _norm(x, block, "mixer_norm/", model), block, model, config.mixer, segments, positions
+        )
     if config.ffn.kind != "none":
         x = x + _mlp(_norm(x, block, "ffn_norm/", model), block, config.ffn)
     return x
@@ -36,10 +47,16 @@ def _norm(x, weights, prefix, model):
     if model.norm.kind == "layernorm":
         x = x - x.mean(-1, keepdims=True)
         return (
-            x / np.sqrt((x * x).mean(-1, keepdims=True) + model.norm.epsilon) * weights[prefix + "scale"]
+            x
+            / np.sqrt((x * x).mean(-1, keepdims=True) + model.norm.epsilon)
+            * weights[prefix + "scale"]
             + weights[prefix + "bias"]
         )
-    return x / np.sqrt((x * x).mean(-1, keepdims=True) + model.norm.epsilon) * weights[prefix + "scale"]
+    return (
+        x
+        / np.sqrt((x * x).mean(-1, keepdims=True) + model.norm.epsilon)
+        * weights[prefix + "scale"]
+    )
 
 
 def _attention(x, weights, model, config, segments, positions):
@@ -76,7 +93,9 @@ def _rope(x, positions, theta):
 
 
 def _mlp(x, weights, config):
-    bias = (lambda name: weights[f"ffn/{name}_bias"]) if config.bias == "all" else (lambda name: 0.0)
+    bias = (
+        (lambda name: weights[f"ffn/{name}_bias"]) if config.bias == "all" else (lambda name: 0.0)
+    )
     up = x @ weights["ffn/up"] + bias("up")
     gate = x @ weights["ffn/gate"] + bias("gate") if "ffn/gate" in weights else up
     gelu = lambda z: 0.5 * z * (1 + np.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))  # noqa: E731

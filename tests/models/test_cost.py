@@ -82,7 +82,7 @@ def load_preset(name, tmp_path):
     return load_run(run_file).config.model
 
 
-# --- parameters ------------------------------------------------------------------------------------------------------
+# --- parameters -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,14 @@ def load_preset(name, tmp_path):
         (QWEN3_600M, 596_049_920),
         (GPT2_124M, 124_439_808),
     ],
-    ids=["llama-3.2-1b", "llama-3.1-8b", "llama-3.1-70b", "llama-3.1-405b", "qwen3-0.6b", "gpt2-124m"],
+    ids=[
+        "llama-3.2-1b",
+        "llama-3.1-8b",
+        "llama-3.1-70b",
+        "llama-3.1-405b",
+        "qwen3-0.6b",
+        "gpt2-124m",
+    ],
 )
 def test_parameters_equal_the_published_count(model, published):
     assert cost.parameter_count(model) == published
@@ -107,7 +114,8 @@ def test_parameters_equal_the_published_count(model, published):
         ("mixtral_8x7b", 46_702_792_704, 12.9),
         ("qwen3_30b_a3b", 30_532_122_624, 3.3),
         ("qwen3_235b_a22b", 235_093_634_560, 22),
-        # 671,026,419,200 with latent attention: 187,107,328 per layer, where grouped-query attention has 249,561,088
+        # 671,026,419,200 with latent attention: 187,107,328 per layer, where grouped-query
+        # attention has 249,561,088
         ("deepseek_v3", 671_026_419_200 + 61 * (249_561_088 - 187_107_328), 37 + 3.8),
     ],
 )
@@ -119,16 +127,22 @@ def test_mixtures_have_the_published_shape(preset, published, active_billions, t
 
 MOE = {"kind": "moe", "num_experts": 4, "experts_per_token": 2, "expert_dim": 7, "shared_dim": 3}
 MIXED = build(
-    **{**SIZES, "num_layers": 5}, prefix=[{}], pattern=[{"ffn": {**MOE, "balance": {"bias_update": 0.1}}}, {}]
+    **{**SIZES, "num_layers": 5},
+    prefix=[{}],
+    pattern=[{"ffn": {**MOE, "balance": {"bias_update": 0.1}}}, {}],
 )
 
 
 def test_mixture_by_part():
     # twice 4 experts and a shared one, a router with bias; three dense layers
     one, shared, router = 3 * 4 * 7, 3 * 4 * 3, 4 * 4
-    assert cost.parameter_parts(MIXED)["feed-forward"] == 2 * (4 * one + shared + router + 4) + 3 * 60
+    assert (
+        cost.parameter_parts(MIXED)["feed-forward"] == 2 * (4 * one + shared + router + 4) + 3 * 60
+    )
     assert cost.active_parameter_count(MIXED) == cost.parameter_count(MIXED) - 2 * 2 * one
-    assert cost.flops_parts(MIXED, 3)["feed-forward"] == 6 * (2 * (2 * one + shared + router) + 3 * 60)
+    assert cost.flops_parts(MIXED, 3)["feed-forward"] == 6 * (
+        2 * (2 * one + shared + router) + 3 * 60
+    )
     assert parameter_count(Decoder(MIXED)) == cost.parameter_count(MIXED)
 
 
@@ -158,13 +172,21 @@ def test_parameters_by_part():
         ({"ffn": {"kind": "none"}}, -60 - 4),
         ({"mixer": {"kind": "none"}}, -72 - 4),
         (
-            {"mixer": {"kind": "parallel", "mixers": [{"kind": "attention", "num_heads": 1, "head_dim": 3}] * 2}},
+            {
+                "mixer": {
+                    "kind": "parallel",
+                    "mixers": [{"kind": "attention", "num_heads": 1, "head_dim": 3}] * 2,
+                }
+            },
             2 * 4 * 4 * 3 - 72,
         ),
     ],
 )
 def test_what_each_option_adds(block, extra_per_layer):
-    assert cost.parameter_count(with_block(**block)) == cost.parameter_count(TINY) + 2 * extra_per_layer
+    assert (
+        cost.parameter_count(with_block(**block))
+        == cost.parameter_count(TINY) + 2 * extra_per_layer
+    )
 
 
 def test_pattern_is_repeated():
@@ -187,7 +209,7 @@ def test_there_are_presets():
     assert len(PRESETS) >= 7
 
 
-# --- FLOPs -----------------------------------------------------------------------------------------------------------
+# --- FLOPs ----------------------------------------------------------------------------------------
 
 
 def test_flops_by_part():

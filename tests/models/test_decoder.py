@@ -1,4 +1,6 @@
-"""The decoder's loss and its generated text against the second, plain implementation; every preset built abstractly."""
+"""The decoder's loss and its generated text against the second, plain implementation; every preset
+built abstractly.
+"""
 
 import itertools
 from pathlib import Path
@@ -21,7 +23,13 @@ from maxlm.models.decoder import Decoder
 from maxlm.ops.attention import CHUNKED
 from maxlm.optim import build_optimizer
 from maxlm.sharding.mesh import build_mesh
-from maxlm.sharding.parameters import initialise, map_parameters, named_parameters, parameter_count, partition_specs
+from maxlm.sharding.parameters import (
+    initialise,
+    map_parameters,
+    named_parameters,
+    parameter_count,
+    partition_specs,
+)
 from maxlm.sharding.stages import lay_out
 from maxlm.train.loss.execution import build_execution
 from maxlm.train.loss.gradients import make_losses
@@ -30,14 +38,24 @@ from tests.small_models import model_settings, run_settings
 from tests.train.program import make_batch
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-SHAPE = {"vocab_size": 64, "num_layers": 2, "embed_dim": 16, "num_heads": 4, "head_dim": 4, "mlp_dim": 24}
+SHAPE = {
+    "vocab_size": 64,
+    "num_layers": 2,
+    "embed_dim": 16,
+    "num_heads": 4,
+    "head_dim": 4,
+    "mlp_dim": 24,
+}
 MODELS = {
     "llama": {"num_kv_heads": 2},
     "gpt2": {
         "position": {"kind": "learned", "max_length": 64},
         "norm": {"kind": "layernorm"},
         "pattern": [
-            {"mixer": {"kind": "attention", "bias": "all"}, "ffn": {"kind": "mlp", "activation": "gelu", "bias": "all"}}
+            {
+                "mixer": {"kind": "attention", "bias": "all"},
+                "ffn": {"kind": "mlp", "activation": "gelu", "bias": "all"},
+            }
         ],
         "tie_embeddings": True,
     },
@@ -52,7 +70,10 @@ MODELS = {
                 "mixer": {"kind": "attention", "window": 3, "qk_norm": "rmsnorm"},
                 "ffn": {"kind": "mlp", "activation": "geglu"},
             },
-            {"mixer": {"kind": "attention", "bias": "qkv"}, "ffn": {"kind": "mlp", "activation": "relu"}},
+            {
+                "mixer": {"kind": "attention", "bias": "qkv"},
+                "ffn": {"kind": "mlp", "activation": "relu"},
+            },
         ],
     },
 }
@@ -73,7 +94,9 @@ def decoder(model, mesh):
     """All parameters random, biases and scales too, and large enough to matter."""
     filled = initialise(Decoder(model), 0, mesh)
     key = jax.random.key(1)
-    return map_parameters(lambda p: p.replace(p[...] + 0.3 * jax.random.normal(key, p[...].shape)), filled)
+    return map_parameters(
+        lambda p: p.replace(p[...] + 0.3 * jax.random.normal(key, p[...].shape)), filled
+    )
 
 
 def test_loss_equals_the_plain_implementation(model, mesh, decoder):
@@ -86,7 +109,9 @@ def test_loss_equals_the_plain_implementation(model, mesh, decoder):
     log_z = np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1)) + logits.max(-1)
     nats = log_z - np.take_along_axis(logits, batch["targets"][..., None], axis=-1)[..., 0]
     np.testing.assert_allclose(sums.metrics["nats"], (nats * batch["weights"]).sum(), rtol=1e-5)
-    assert int(sums.metrics["target_bytes"]) == (batch["target_bytes"] * (batch["weights"] > 0)).sum()
+    assert (
+        int(sums.metrics["target_bytes"]) == (batch["target_bytes"] * (batch["weights"] > 0)).sum()
+    )
 
 
 def test_greedy_text_is_what_whole_sequences_give(model, mesh, decoder):
@@ -104,7 +129,9 @@ def test_greedy_text_is_what_whole_sequences_give(model, mesh, decoder):
     sequence = list(prompt)
     for (token,) in tokens:
         whole = np.asarray([sequence])
-        logits = reference.logits(decoder, whole, np.ones_like(whole), np.arange(len(sequence))[None])
+        logits = reference.logits(
+            decoder, whole, np.ones_like(whole), np.arange(len(sequence))[None]
+        )
         assert token == logits[0, -1].argmax()
         sequence.append(token)
     assert len(sequence) == 11
@@ -122,7 +149,9 @@ def test_top_k_and_top_p_never_choose_what_they_exclude():
     keys = jax.random.split(jax.random.key(0), 200)
 
     def chosen(**sampling):
-        return {int(choose(logits, key, Sampling(1.0, **sampling), logits.shape[1])[0]) for key in keys}
+        return {
+            int(choose(logits, key, Sampling(1.0, **sampling), logits.shape[1])[0]) for key in keys
+        }
 
     assert chosen() == {0, 1, 2, 3}
     assert chosen(top_k=2) == {0, 1}
@@ -130,7 +159,9 @@ def test_top_k_and_top_p_never_choose_what_they_exclude():
     assert chosen(top_p=0.01) == {0}
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize(
+    "path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}"
+)
 def test_every_preset_builds(path, tmp_path):
     """Without memory: parameters counted, every array's layout checked against the preset's mesh."""
     overrides = []
@@ -144,13 +175,18 @@ def test_every_preset_builds(path, tmp_path):
     config = load_run(path, overrides).config
     declared = Decoder(config.model)
     assert parameter_count(declared) == cost.parameter_count(config.model)
-    sizes = {axis: max(size, 1) for axis, size in config.mesh.model_dump().items() if isinstance(size, int)}
+    sizes = {
+        axis: max(size, 1)
+        for axis, size in config.mesh.model_dump().items()
+        if isinstance(size, int)
+    }
     mesh = jax.sharding.AbstractMesh(tuple(sizes.values()), tuple(sizes))
     for (name, parameter), spec in zip(
         named_parameters(declared), jax.tree.leaves(partition_specs(declared)), strict=True
     ):
         shape = parameter.get_value().shape
-        assert NamedSharding(mesh, spec).shard_shape(shape), name  # raises where a dimension does not divide
+        # Raises where a dimension does not divide.
+        assert NamedSharding(mesh, spec).shard_shape(shape), name
     jax.eval_shape(build_optimizer(AdamwConfig(), declared).init, declared)
 
 
@@ -166,11 +202,17 @@ def test_initial_values_depend_on_path_and_layer_alone(mesh):
     longer = dict(named_parameters(initialise(Decoder(deep), 3, mesh)))
     for path in one:
         np.testing.assert_array_equal(one[path][...], sharded[path][...], err_msg=path)
-    np.testing.assert_array_equal(one["stack/0/0/mixer/query"][...], longer["stack/0/0/mixer/query"][...][:2])
+    np.testing.assert_array_equal(
+        one["stack/0/0/mixer/query"][...], longer["stack/0/0/mixer/query"][...][:2]
+    )
     # however the layers are written as segments
     parts = dict(named_parameters(initialise(Decoder(apart), 3, mesh)))
     for layer in range(2):
-        np.testing.assert_array_equal(one["stack/0/0/ffn/up"][layer], parts[f"stack/{layer}/0/ffn/up"][0])
-    values = [np.asarray(one[path][...]) for path in ("stack/0/0/mixer/key", "stack/0/0/mixer/value")]
+        np.testing.assert_array_equal(
+            one["stack/0/0/ffn/up"][layer], parts[f"stack/{layer}/0/ffn/up"][0]
+        )
+    values = [
+        np.asarray(one[path][...]) for path in ("stack/0/0/mixer/key", "stack/0/0/mixer/value")
+    ]
     for first, second in itertools.combinations([*values[0], *values[1]], 2):
         assert not np.array_equal(first, second)

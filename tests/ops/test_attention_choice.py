@@ -15,21 +15,33 @@ from tests.train.program import make_config
 def shapes_of(mesh=None, **model):
     config = make_config(model=model, mesh=mesh or {})
     device = {"device_kind": "Made-up 1", "dtype": jnp.dtype("bfloat16")}
-    return kernel_shapes(config, MeshConfig(**(mesh or {})), Decoder(config.model), **device)["attention"]
+    return kernel_shapes(config, MeshConfig(**(mesh or {})), Decoder(config.model), **device)[
+        "attention"
+    ]
 
 
 @pytest.fixture
 def table(monkeypatch):
-    """A table with a kernel that knows no softcap, the GPU's first choice; what is installed does not matter."""
+    """A table with a kernel that knows no softcap, the GPU's first choice; what is installed does
+    not matter.
+    """
     monkeypatch.delitem(ATTENTION.table, "tokamax")
-    limited = Row(("gpu",), lambda shape: "has no softcap" if shape.softcap else None, lambda kind: (kind, "limited"))
+    limited = Row(
+        ("gpu",),
+        lambda shape: "has no softcap" if shape.softcap else None,
+        lambda kind: (kind, "limited"),
+    )
     monkeypatch.setitem(ATTENTION.table, "limited", limited)
     monkeypatch.setitem(ATTENTION.order, "gpu", ("limited", "chunked"))
 
 
 def test_first_that_can(table):
     plain, capped = shapes_of(), shapes_of(pattern=[{}, {"mixer": {"softcap": 5.0}}])
-    assert choose(ATTENTION, "auto", "gpu", plain) == (("Made-up 1", "limited"), "limited", "first choice for gpu")
+    assert choose(ATTENTION, "auto", "gpu", plain) == (
+        ("Made-up 1", "limited"),
+        "limited",
+        "first choice for gpu",
+    )
     assert choose(ATTENTION, "auto", "gpu", capped) == (
         CHUNKED,
         "chunked",
@@ -62,11 +74,24 @@ def test_pinned_one_that_cannot(table, platform, model, text):
 def test_a_device_has_its_part():
     model = {"num_heads": 8, "num_kv_heads": 4}
     whole = shapes_of(**model)[0]
-    assert (whole.num_heads, whole.num_kv_heads, whole.query_length, whole.spread) == (8, 4, whole.key_length, False)
+    assert (whole.num_heads, whole.num_kv_heads, whole.query_length, whole.spread) == (
+        8,
+        4,
+        whole.key_length,
+        False,
+    )
     ring = shapes_of({"tensor": 2, "context": 2}, **model)[0]
-    assert (ring.num_heads, ring.num_kv_heads, ring.query_length * 4, ring.spread) == (4, 2, whole.query_length, True)
+    assert (ring.num_heads, ring.num_kv_heads, ring.query_length * 4, ring.spread) == (
+        4,
+        2,
+        whole.query_length,
+        True,
+    )
     assert ring.key_length == ring.query_length
     gathered = shapes_of({"context": 2, "context_kind": "all_gather"}, **model)[0]
-    assert (gathered.query_length * 4, gathered.key_length) == (whole.query_length, whole.key_length)
+    assert (gathered.query_length * 4, gathered.key_length) == (
+        whole.query_length,
+        whole.key_length,
+    )
     heads = shapes_of({"context": 2, "context_kind": "ulysses"}, **model)[0]
     assert (heads.num_heads, heads.query_length, heads.spread) == (4, whole.query_length, False)

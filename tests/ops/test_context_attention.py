@@ -1,4 +1,6 @@
-"""Collectives of attention over `context`, counted in compiled programs, against the docstrings' formulas."""
+"""Collectives of attention over `context`, counted in compiled programs, against the docstrings'
+formulas.
+"""
 
 import math
 
@@ -22,7 +24,9 @@ LAYERS, BATCH, LENGTH, HEADS, KV_HEADS, HEAD_DIM, V_DIM = 2, 1, 64, 16, 8, 4, 6
 
 
 def compile_gradients(kind, devices, *, window=None, length=LENGTH):
-    """Compile the forward and backward pass of some layers' attention, as a scan over them; return it and its mesh."""
+    """Compile the forward and backward pass of some layers' attention, as a scan over them; return
+    it and its mesh.
+    """
     mesh = build_mesh(MeshConfig(fsdp=1, context=devices), jax.devices()[:devices])
     how = {"kernel": CHUNKED, "kind": kind}
 
@@ -45,7 +49,9 @@ def compile_gradients(kind, devices, *, window=None, length=LENGTH):
 
 
 def per_layer(kind, devices, **options):
-    """Return {collective of floats: (count, bytes of all results)} of one layer, and the count for segment ids."""
+    """Return {collective of floats: (count, bytes of all results)} of one layer, and the count for
+    segment ids.
+    """
     found = collectives(*compile_gradients(kind, devices, **options))
     assert {c.axes for c in found} == {("context",)}
     floats = {}
@@ -62,12 +68,14 @@ QUERIES, RESULT = (4 * BATCH * LENGTH * HEADS * dim for dim in (HEAD_DIM, V_DIM)
 
 @pytest.mark.parametrize(
     ("devices", "window", "hops", "journeys"),
-    # 8 devices, chunks of 4 tokens: a window of 9 reaches 2 chunks back, to 2 neighbours on either side.
+    # 8 devices, chunks of 4 tokens: a window of 9 reaches 2 chunks back, to 2 neighbours on either
+    # side.
     [(4, None, 3, 1), (8, 9, 4, 2)],
 )
 def test_ring(devices, window, hops, journeys):
     floats, integers = per_layer("ring", devices, window=window)
-    # Keys and values forward and again backward, then their gradients, which also have to come home.
+    # Keys and values forward and again backward, then their gradients, which also have to come
+    # home.
     times = 3 * hops + journeys
     assert floats == {"collective-permute": (2 * times, times * (KEYS + VALUES) / devices)}
     assert integers <= 2 * hops  # what layers have in common need not be sent in each
@@ -87,9 +95,12 @@ def test_ulysses():
 
 
 def test_memory_of_the_ring_depends_on_tokens_per_device_alone():
-    four, eight = (compile_gradients("ring", devices, length=4096 * devices)[0] for devices in (4, 8))
+    four, eight = (
+        compile_gradients("ring", devices, length=4096 * devices)[0] for devices in (4, 8)
+    )
     temp_bytes = [compiled.memory_analysis().temp_size_in_bytes for compiled in (four, eight)]
-    # All segment ids, 4 bytes a token, may be there too; the rest is keys, values, queries and scores of a block.
+    # All segment ids, 4 bytes a token, may be there too; the rest is keys, values, queries and
+    # scores of a block.
     assert temp_bytes[1] < 1.02 * temp_bytes[0]
 
 
@@ -97,11 +108,17 @@ def compile_model(mesh, length, *, remat="none", num_layers=2):
     """Compile the gradients of a whole model; return them and the mesh."""
     size = {"batch_size": 1, "remat": remat}
     config = make_config(
-        mesh=mesh, model={"num_layers": num_layers}, train=size, objective={"chunk_tokens": 64}, length=length
+        mesh=mesh,
+        model={"num_layers": num_layers},
+        train=size,
+        objective={"chunk_tokens": 64},
+        length=length,
     )
     program = build_program(config, jax.devices()[: math.prod(config.mesh.sizes.values())])
     gradients = jax.jit(make_gradients(program.declared, program.mesh, program.execution))
-    return gradients.lower(program.state.decoder, batch_shapes(config, program.mesh)).compile(), program.mesh
+    return gradients.lower(
+        program.state.decoder, batch_shapes(config, program.mesh)
+    ).compile(), program.mesh
 
 
 @pytest.mark.slow
@@ -112,13 +129,18 @@ def test_ring_in_every_layer_of_a_model():
     forward, backward, zigzag = 2 * (devices - 1), 2 * (devices - 1) + 2 * devices, 2
     permutes = count(found, kind="collective-permute", axes=("context",), dtype="f32")
     assert permutes == layers * (forward + backward) + zigzag
-    assert count(found, kind="collective-permute") == count(found, kind="collective-permute", axes=("context",))
+    assert count(found, kind="collective-permute") == count(
+        found, kind="collective-permute", axes=("context",)
+    )
 
 
 @pytest.mark.slow
 def test_memory_of_a_model_grows_with_tokens_per_device():
     def temp_bytes(devices):
-        compiled = {length: compile_model({"context": devices}, length, remat="full")[0] for length in lengths}
+        compiled = {
+            length: compile_model({"context": devices}, length, remat="full")[0]
+            for length in lengths
+        }
         return {length: c.memory_analysis().temp_size_in_bytes for length, c in compiled.items()}
 
     lengths = (4096, 8192, 16384, 32768, 65536)

@@ -13,11 +13,15 @@ from maxlm.ops.cross_entropy import LossOptions, cross_entropy
 
 def plain(x, output, targets, weights, options):
     with jax.enable_x64(True):
-        logits = jnp.asarray(np.asarray(x, np.float64)) @ jnp.asarray(np.asarray(output, np.float64))
+        logits = jnp.asarray(np.asarray(x, np.float64)) @ jnp.asarray(
+            np.asarray(output, np.float64)
+        )
         lse = jax.nn.logsumexp(logits, axis=-1)
         target = jnp.take_along_axis(logits, jnp.asarray(targets)[:, None], axis=1)[:, 0]
         smoothing = options.label_smoothing
-        losses = lse - (1 - smoothing) * target - smoothing * logits.mean(-1) + options.z_loss * lse**2
+        losses = (
+            lse - (1 - smoothing) * target - smoothing * logits.mean(-1) + options.z_loss * lse**2
+        )
         return float((weights * losses).sum()), float((weights * (lse - target)).sum())
 
 
@@ -26,7 +30,8 @@ def sharded(options, num_devices):
     specs = (P(), P(None, "tensor"), P(), P())
 
     def program(x, output, targets, weights):
-        # As after `enter`: equal on all devices, but typed as varying, so that partial gradients are summed.
+        # As after `enter`: equal on all devices, but typed as varying, so that partial gradients
+        # are summed.
         return cross_entropy(vary_over(x, ("tensor",)), output, targets, weights, options)
 
     return jax.jit(jax.shard_map(program, mesh=mesh, in_specs=specs, out_specs=P()))
@@ -38,27 +43,41 @@ def sharded(options, num_devices):
 def test_loss_and_gradients(num_devices, chunk_tokens, z_loss, label_smoothing):
     options = LossOptions(z_loss, label_smoothing, chunk_tokens)
     rng = np.random.default_rng(0)
-    x, output = rng.normal(size=(17, 6)).astype(np.float32), rng.normal(size=(6, 24)).astype(np.float32)
-    targets, weights = rng.integers(0, 24, 17).astype(np.int32), (rng.random(17) > 0.3).astype(np.float32)
+    x, output = (
+        rng.normal(size=(17, 6)).astype(np.float32),
+        rng.normal(size=(6, 24)).astype(np.float32),
+    )
+    targets, weights = (
+        rng.integers(0, 24, 17).astype(np.int32),
+        (rng.random(17) > 0.3).astype(np.float32),
+    )
     run = sharded(options, num_devices)
-    # Three times the objective: the gradients saved by the forward pass must be scaled by what comes back.
+    # Three times the objective: the gradients saved by the forward pass must be scaled by what
+    # comes back.
     scaled = lambda x, output: tuple(3 * out for out in run(x, output, targets, weights))  # noqa: E731
     (objective, nats), (d_x, d_output) = _value_and_gradients(scaled, x, output)
     want_objective, want_nats = plain(x, output, targets, weights, options)
     np.testing.assert_allclose(objective, 3 * want_objective, rtol=1e-5)
     np.testing.assert_allclose(nats, 3 * want_nats, rtol=1e-5)
     direction = rng.normal(size=x.shape).astype(np.float32)
-    slope = _slope(lambda h: plain(x.astype(np.float64) + h * direction, output, targets, weights, options)[0])
+    slope = _slope(
+        lambda h: plain(x.astype(np.float64) + h * direction, output, targets, weights, options)[0]
+    )
     np.testing.assert_allclose(np.vdot(d_x, direction), 3 * slope, rtol=1e-4)
     direction = rng.normal(size=output.shape).astype(np.float32)
-    slope = _slope(lambda h: plain(x, output.astype(np.float64) + h * direction, targets, weights, options)[0])
+    slope = _slope(
+        lambda h: plain(x, output.astype(np.float64) + h * direction, targets, weights, options)[0]
+    )
     np.testing.assert_allclose(np.vdot(d_output, direction), 3 * slope, rtol=1e-4)
 
 
 def test_evaluation_gives_the_same_loss_as_training():
     options = LossOptions(chunk_tokens=5)
     rng = np.random.default_rng(1)
-    x, output = rng.normal(size=(12, 6)).astype(np.float32), rng.normal(size=(6, 8)).astype(np.float32)
+    x, output = (
+        rng.normal(size=(12, 6)).astype(np.float32),
+        rng.normal(size=(6, 8)).astype(np.float32),
+    )
     targets, weights = rng.integers(0, 8, 12).astype(np.int32), np.ones(12, np.float32)
     run = sharded(options, 2)
     forward = run(x, output, targets, weights)[0]
@@ -76,8 +95,14 @@ def _slope(function, h=1e-4):
 
 
 def numpy_oracle(x, output, targets, weights, *, num_ids, z_loss, label_smoothing):
-    """Return objective, nats and the gradients of the objective in fp64, on the first `num_ids` columns alone."""
-    x, kept, weights = x.astype(np.float64), output[:, :num_ids].astype(np.float64), weights.astype(np.float64)
+    """Return objective, nats and the gradients of the objective in fp64, on the first `num_ids`
+    columns alone.
+    """
+    x, kept, weights = (
+        x.astype(np.float64),
+        output[:, :num_ids].astype(np.float64),
+        weights.astype(np.float64),
+    )
     logits = x @ kept
     peak = logits.max(axis=1, keepdims=True)
     total = np.exp(logits - peak).sum(axis=1)
@@ -101,12 +126,22 @@ def test_columns_that_fill_the_vocabulary_up_are_as_if_they_were_not_there(
     num_devices, num_ids, z_loss, label_smoothing
 ):
     rng = np.random.default_rng(2)
-    x, output = rng.normal(size=(17, 6)).astype(np.float32), rng.normal(size=(6, 24)).astype(np.float32)
+    x, output = (
+        rng.normal(size=(17, 6)).astype(np.float32),
+        rng.normal(size=(6, 24)).astype(np.float32),
+    )
     output[:, num_ids:] *= 50  # would dominate every sum
-    targets, weights = rng.integers(0, num_ids, 17).astype(np.int32), (rng.random(17) > 0.3).astype(np.float32)
+    targets, weights = (
+        rng.integers(0, num_ids, 17).astype(np.int32),
+        (rng.random(17) > 0.3).astype(np.float32),
+    )
     run = sharded(LossOptions(z_loss, label_smoothing, 7, num_ids=num_ids), num_devices)
-    got, gradients = _value_and_gradients(lambda x, output: run(x, output, targets, weights), x, output)
-    want = numpy_oracle(x, output, targets, weights, num_ids=num_ids, z_loss=z_loss, label_smoothing=label_smoothing)
+    got, gradients = _value_and_gradients(
+        lambda x, output: run(x, output, targets, weights), x, output
+    )
+    want = numpy_oracle(
+        x, output, targets, weights, num_ids=num_ids, z_loss=z_loss, label_smoothing=label_smoothing
+    )
     for value, expected in zip((*got, *gradients), want, strict=True):
         np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(gradients[1][:, num_ids:], 0)

@@ -1,4 +1,6 @@
-"""Grouped matmul against a loop over groups: values, gradients, memory, and what other platforms get."""
+"""Grouped matmul against a loop over groups: values, gradients, memory, and what other platforms
+get.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +52,9 @@ def test_values_and_gradients(sizes, num_rows):
 def test_the_instruction_gives_the_same(sizes):
     x, w, g = arrays(160)
     used = sum(sizes)
-    ragged, tiled = (getattr(implementations, name)(x, w, jnp.asarray(sizes)) for name in ("ragged", "tiled"))
+    ragged, tiled = (
+        getattr(implementations, name)(x, w, jnp.asarray(sizes)) for name in ("ragged", "tiled")
+    )
     np.testing.assert_allclose(ragged[:used], tiled[:used], atol=1e-5)
     transposes = (implementations.ragged_transpose, implementations.tiled_transpose)
     ragged, tiled = (function(x, g, jnp.asarray(sizes)) for function in transposes)
@@ -77,7 +81,9 @@ def test_memory_does_not_grow_with_the_number_of_groups():
 def test_other_platforms_get_the_instruction():
     x, w, sizes = jnp.ones((64, 8)), jnp.ones((4, 8, 8)), jnp.full((4,), 16, jnp.int32)
     traced = gradients(grouped_matmul).trace(x, w, sizes)
-    gpu, tpu = (traced.lower(lowering_platforms=(platform,)).as_text() for platform in ("cuda", "tpu"))
+    gpu, tpu = (
+        traced.lower(lowering_platforms=(platform,)).as_text() for platform in ("cuda", "tpu")
+    )
     assert gpu.count('"chlo.ragged_dot"') == 3
     assert "while" not in gpu
     # its gradient of the matrices is the loop's

@@ -32,7 +32,9 @@ SMALL, LARGE = ScanShape("Made-up 1", 16), ScanShape("Made-up 1", 64)
 
 
 def test_the_first_in_order_that_can_do_all_shapes():
-    assert choose(SCAN, "auto", "gpu", [SMALL]) == Choice("fast on Made-up 1", "fast", "first choice for gpu")
+    assert choose(SCAN, "auto", "gpu", [SMALL]) == Choice(
+        "fast on Made-up 1", "fast", "first choice for gpu"
+    )
     reason = "first choice for gpu; fast has states up to 16, not 64"
     assert choose(SCAN, "auto", "gpu", [SMALL, LARGE]) == Choice("plain", "plain", reason)
     assert choose(SCAN, "auto", "cpu", [LARGE]).name == "plain"
@@ -46,8 +48,16 @@ def test_a_pinned_one():
 @pytest.mark.parametrize(
     ("name", "platform", "text"),
     [
-        ("fast", "gpu", "runtime.kernels.scan=fast has states up to 16, not 64; use stepwise, plain or auto"),
-        ("fast", "cpu", "runtime.kernels.scan=fast runs on gpu and tpu, not on cpu; use plain or auto"),
+        (
+            "fast",
+            "gpu",
+            "runtime.kernels.scan=fast has states up to 16, not 64; use stepwise, plain or auto",
+        ),
+        (
+            "fast",
+            "cpu",
+            "runtime.kernels.scan=fast runs on gpu and tpu, not on cpu; use plain or auto",
+        ),
     ],
 )
 def test_the_error_names_those_that_can(name, platform, text):

@@ -1,4 +1,6 @@
-"""Attention over a split sequence against the same attention over the whole one: values and gradients."""
+"""Attention over a split sequence against the same attention over the whole one: values and
+gradients.
+"""
 
 import functools
 
@@ -15,7 +17,14 @@ from maxlm.jax_versions import vary_over
 from maxlm.kernels.mask import causal, with_least
 from maxlm.ops.attention import CHUNKED, attention
 from maxlm.ops.context_attention import KINDS, context_attention
-from maxlm.sharding.context import chunk_numbers, in_order, places, split_chunks, zigzag, zigzag_order
+from maxlm.sharding.context import (
+    chunk_numbers,
+    in_order,
+    places,
+    split_chunks,
+    zigzag,
+    zigzag_order,
+)
 from maxlm.sharding.mesh import build_mesh
 from tests.kernels.oracle import MASKS, attention_fp64, place_mask, relative_error
 
@@ -37,12 +46,16 @@ def make_inputs(seed, *, batch=2, length=32, heads=4, kv_heads=4, head_dim=8, v_
     """Return q, k, v, sinks, d_out, segments."""
     rng = np.random.default_rng(seed)
     shapes = [(heads, head_dim), (kv_heads, head_dim), (kv_heads, v_dim), (heads, v_dim)]
-    q, k, v, d_out = (rng.normal(size=(batch, length, *shape)).astype(np.float32) for shape in shapes)
+    q, k, v, d_out = (
+        rng.normal(size=(batch, length, *shape)).astype(np.float32) for shape in shapes
+    )
     segments = np.sort(rng.integers(1, documents + 1, (batch, length)), axis=1).astype(np.int32)
     return q, k, v, rng.normal(size=heads).astype(np.float32), d_out, segments
 
 
-def compare(kind, devices, inputs, *, mask=None, causal=True, window=None, softcap=None, sinks=False):
+def compare(
+    kind, devices, inputs, *, mask=None, causal=True, window=None, softcap=None, sinks=False
+):
     """Check out and all gradients on several devices against one device."""
     kernel = CHUNKED.with_softcap(softcap)
     *inputs, segments = inputs
@@ -66,7 +79,9 @@ def compare(kind, devices, inputs, *, mask=None, causal=True, window=None, softc
     got = on_devices(spread, devices, specs, (SEQUENCE,) * 4 + (P(),))(*inputs, mask)
     want = jax.jit(functools.partial(value_and_gradients, whole))(*inputs, mask)
     for name, one, other in zip(["out", "d_q", "d_k", "d_v", "d_sink"], got, want, strict=True):
-        np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * max(np.abs(other).max(), 0.1), err_msg=name)
+        np.testing.assert_allclose(
+            one, other, rtol=0, atol=1e-5 * max(np.abs(other).max(), 0.1), err_msg=name
+        )
     return got, mask
 
 
@@ -103,7 +118,8 @@ def test_grouped_heads_and_an_odd_number_of_devices():
 
 
 def test_window_visits_neighbours_only():
-    # Chunks of 2 tokens: the window reaches 2 chunks back, so 2 neighbours on either side of 8 devices.
+    # Chunks of 2 tokens: the window reaches 2 chunks back, so 2 neighbours on either side of 8
+    # devices.
     compare("ring", 8, make_inputs(2, documents=1), window=5)
 
 
@@ -133,10 +149,14 @@ FEATURES = st.fixed_dictionaries(
     documents=st.sampled_from([1, 2, 9]),
     features=FEATURES,
 )
-def test_equals_for_random_features(seed, kind, devices, chunk, kv_heads, v_dim, documents, features):
+def test_equals_for_random_features(
+    seed, kind, devices, chunk, kv_heads, v_dim, documents, features
+):
     kv_heads = 8 if kind == "ulysses" else kv_heads
     length = 2 * devices * chunk
-    inputs = make_inputs(seed, length=length, heads=8, kv_heads=kv_heads, v_dim=v_dim, documents=documents)
+    inputs = make_inputs(
+        seed, length=length, heads=8, kv_heads=kv_heads, v_dim=v_dim, documents=documents
+    )
     compare(kind, devices, inputs, **features)
 
 
@@ -146,11 +166,18 @@ def test_zigzag_gives_each_device_an_early_and_a_late_chunk(devices):
 
     def check(index):
         mine = zigzag(index)
-        starts = [2 * number + jnp.arange(2) for number in chunk_numbers(jax.lax.axis_index("context"))]
-        right = [jnp.all(half == place) for half, place in zip(split_chunks(mine), starts, strict=True)]
+        starts = [
+            2 * number + jnp.arange(2) for number in chunk_numbers(jax.lax.axis_index("context"))
+        ]
+        right = [
+            jnp.all(half == place) for half, place in zip(split_chunks(mine), starts, strict=True)
+        ]
         right.append(jnp.all(mine == places(mine)))
         gathered = jax.lax.all_gather(mine, "context", axis=1, tiled=True)
-        right += [jnp.all(jnp.diff(in_order(gathered)) == 1), jnp.all(zigzag_order(in_order(gathered)) == gathered)]
+        right += [
+            jnp.all(jnp.diff(in_order(gathered)) == 1),
+            jnp.all(zigzag_order(in_order(gathered)) == gathered),
+        ]
         return jnp.stack(right)[None]
 
     assert np.all(on_devices(check, devices, SEQUENCE)(index)), "chunks"

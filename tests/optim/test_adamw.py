@@ -18,18 +18,28 @@ from tests.small_models import model_settings
 @pytest.fixture(scope="module")
 def model():
     blocks = [
-        {"mixer": {"kind": "attention", "bias": "all", "qk_norm": "rmsnorm"}, "ffn": {"kind": "mlp", "bias": "all"}}
+        {
+            "mixer": {"kind": "attention", "bias": "all", "qk_norm": "rmsnorm"},
+            "ffn": {"kind": "mlp", "bias": "all"},
+        }
     ]
     settings = model_settings(vocab_size=16, num_layers=2, embed_dim=8, num_heads=2, pattern=blocks)
     return Decoder(ModelConfig.model_validate(settings))
 
 
 def settings_of(config, model):
-    return {path: parameter_settings(config, path, role_of(parameter)) for path, parameter in named_parameters(model)}
+    return {
+        path: parameter_settings(config, path, role_of(parameter))
+        for path, parameter in named_parameters(model)
+    }
 
 
 def test_norms_biases_and_embeddings_do_not_decay(model):
-    decaying = {path for path, settings in settings_of(AdamwConfig(), model).items() if settings.weight_decay}
+    decaying = {
+        path
+        for path, settings in settings_of(AdamwConfig(), model).items()
+        if settings.weight_decay
+    }
     assert decaying == {
         "head/output",
         *(f"stack/0/0/mixer/{name}" for name in ("query", "key", "value", "out")),
@@ -40,24 +50,36 @@ def test_norms_biases_and_embeddings_do_not_decay(model):
 
 
 def test_of_each_setting_the_last_override_that_says_something_wins():
-    overrides = [{"match": ".*", "learning_rate_scale": 0.0}, {"match": "mixer/query$", "weight_decay": 0.3}]
-    config = AdamwConfig(overrides=[*overrides, {"match": "mixer/key$", "learning_rate_scale": 0.5}])
+    overrides = [
+        {"match": ".*", "learning_rate_scale": 0.0},
+        {"match": "mixer/query$", "weight_decay": 0.3},
+    ]
+    config = AdamwConfig(
+        overrides=[*overrides, {"match": "mixer/key$", "learning_rate_scale": 0.5}]
+    )
     assert parameter_settings(config, "stack/0/0/mixer/key", "matrix") == (0.5, 0.1)
     assert parameter_settings(config, "stack/0/0/mixer/query", "matrix") == (0.0, 0.3)
     assert parameter_settings(config, "stack/0/0/mixer/query_bias", "bias") == (0.0, 0.0)
 
 
 def test_what_a_layers_own_rule_moves_no_optimizer_moves():
-    config = AdamwConfig(overrides=[{"match": ".*", "learning_rate_scale": 2.0, "weight_decay": 1.0}])
+    config = AdamwConfig(
+        overrides=[{"match": ".*", "learning_rate_scale": 2.0, "weight_decay": 1.0}]
+    )
     assert parameter_settings(config, "stack/0/0/ffn/router_bias", "state") == (0.0, 0.0)
 
 
 def test_an_override_for_no_parameter_is_refused(model):
-    overrides = [{"match": "mixer/qery$", "weight_decay": 0.3}, {"match": "mixer/key$", "weight_decay": 0.3}]
+    overrides = [
+        {"match": "mixer/qery$", "weight_decay": 0.3},
+        {"match": "mixer/key$", "weight_decay": 0.3},
+    ]
     with pytest.raises(ConfigError) as refused:
         check_overrides(AdamwConfig(overrides=overrides), model)
     (problem,) = refused.value.problems
-    assert str(problem).startswith("optimizer.overrides.0.match='mixer/qery$' matches no parameter; near it are ")
+    assert str(problem).startswith(
+        "optimizer.overrides.0.match='mixer/qery$' matches no parameter; near it are "
+    )
     assert "stack/0/0/mixer/query," in str(problem)
 
 
@@ -92,4 +114,6 @@ def test_clipping_bounds_the_global_norm(model):
     count = sum(x.size for x in jax.tree.leaves(one))
     update, _ = optimizer.update(small, optimizer.init(one), one)
     clipped = 1e-3 * min(1.0, 1e-2 / (1e-3 * np.sqrt(count)))
-    np.testing.assert_allclose(jax.tree.leaves(update)[0].ravel()[0], clipped / (clipped + 1.0), rtol=1e-4)
+    np.testing.assert_allclose(
+        jax.tree.leaves(update)[0].ravel()[0], clipped / (clipped + 1.0), rtol=1e-4
+    )

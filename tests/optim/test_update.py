@@ -27,7 +27,9 @@ def two_steps(config):
     offload = "optimizer" in config.train.offload
     state = create_state(program.declared, program.optimizer, program.mesh, seed=0, offload=offload)
     for step in range(2):
-        state, _ = compiled.run(state, jax.device_put(make_batch(config, step), batch_sharding(program.mesh)))
+        state, _ = compiled.run(
+            state, jax.device_put(make_batch(config, step), batch_sharding(program.mesh))
+        )
     return state, compiled.run
 
 
@@ -36,7 +38,8 @@ def memory_kinds(tree):
 
 
 def assert_close(got, want):
-    # Two compiled programs round differently, and Adam divides a gradient near zero by its own size.
+    # Two compiled programs round differently, and Adam divides a gradient near zero by its own
+    # size.
     np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
 
 
@@ -46,7 +49,9 @@ def test_steps_do_not_depend_on_where_slots_lie():
     assert memory_kinds(state.decoder) == memory_kinds(plain.optimizer) == {"device"}
     jax.tree.map(assert_close, jax.device_get(state), jax.device_get(plain))
     # Every array of the state is updated in place.
-    assert run.memory_analysis().alias_size_in_bytes == plain_run.memory_analysis().alias_size_in_bytes
+    assert (
+        run.memory_analysis().alias_size_in_bytes == plain_run.memory_analysis().alias_size_in_bytes
+    )
 
 
 def test_slots_stay_as_they_were_where_gradients_are_not_finite():
@@ -74,11 +79,15 @@ def test_turns_are_of_about_the_same_size_and_know_their_slots():
     }
     numbers = {name: _turn_of(path, turns) for name, path in paths.items()}
     for owner, number in turns.items():
-        assert {n for name, n in numbers.items() if name.removesuffix("/value").endswith(f"u/{owner}")} == {number}
+        assert {
+            n for name, n in numbers.items() if name.removesuffix("/value").endswith(f"u/{owner}")
+        } == {number}
 
 
 def test_slots_of_a_turn_wait_for_those_of_the_turn_before():
-    """Each fetch is behind a barrier: of the gradients in the first turn, then of what was sent back."""
+    """Each fetch is behind a barrier: of the gradients in the first turn, then of what was sent
+    back.
+    """
     program = build_program(config_with("optimizer"), jax.devices()[:2])
     state = program.state
     jaxpr = jax.make_jaxpr(lambda *a: update(program.optimizer, *a))(
@@ -86,8 +95,15 @@ def test_slots_of_a_turn_wait_for_those_of_the_turn_before():
     )
     barriers = {e.outvars[0]: e for e in jaxpr.eqns if e.primitive.name == "optimization_barrier"}
     fetches = [e for e in jaxpr.eqns if e.primitive.name == "device_put" and on_host(e.invars[0])]
-    sends = {e.outvars[0] for e in jaxpr.eqns if e.primitive.name == "device_put" and on_host(e.outvars[0])}
-    num_slots, num_turns = 2 * len(_turns(program.declared)), max(_turns(program.declared).values()) + 1
+    sends = {
+        e.outvars[0]
+        for e in jaxpr.eqns
+        if e.primitive.name == "device_put" and on_host(e.outvars[0])
+    }
+    num_slots, num_turns = (
+        2 * len(_turns(program.declared)),
+        max(_turns(program.declared).values()) + 1,
+    )
     assert len(fetches) == num_slots * num_turns  # all but a turn's own are dead code
     for index, fetch in enumerate(fetches):
         waits_for = set(barriers[fetch.invars[0]].invars[1:])
@@ -104,7 +120,9 @@ def test_restored_layers_stay_in_host_memory():
     state = create_state(program.declared, program.optimizer, program.mesh, seed=0, offload=True)
     rows = jax.device_get(state.optimizer)[1].mu.stack[0][0].mixer.query[...]
     layout = Layout((SegmentRows((1, EMPTY, 0), 3),))
-    other = declare_state(Decoder(config.model, layout), program.optimizer, program.mesh, offload=True)
+    other = declare_state(
+        Decoder(config.model, layout), program.optimizer, program.mesh, offload=True
+    )
     state = rearrange_layers(state, other)
     assert memory_kinds(state.optimizer) == {"pinned_host"}
     found = state.optimizer[1].mu.stack[0][0].mixer.query[...]

@@ -1,4 +1,6 @@
-"""`maxlm plan` from end to end, with libtpu's compiler where it is installed; and reading what that says."""
+"""`maxlm plan` from end to end, with libtpu's compiler where it is installed; and reading what that
+says.
+"""
 
 import importlib.util
 import json
@@ -17,7 +19,16 @@ from maxlm.plan.report import GIB, Buffer, Cost, Layout, Memory, Plan, show
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: scripts/setup tpu"
 )
-LAYOUT = Layout("run.yaml", "v5p:4x4x4", 64, {"data": 1, "fsdp": 64}, 8, 16, {"attention": "chunked"}, {"jax": "1"})
+LAYOUT = Layout(
+    "run.yaml",
+    "v5p:4x4x4",
+    64,
+    {"data": 1, "fsdp": 64},
+    8,
+    16,
+    {"attention": "chunked"},
+    {"jax": "1"},
+)
 
 RUN = """
 run_dir: unused
@@ -61,7 +72,9 @@ def test_the_compilers_refusal_is_read():
 
 
 def test_the_largest_buffers_are_read(tmp_path):
-    (tmp_path / "module_0.memory-usage-report.txt").write_text(REPORT.replace("*", "\N{MULTIPLICATION SIGN}"))
+    (tmp_path / "module_0.memory-usage-report.txt").write_text(
+        REPORT.replace("*", "\N{MULTIPLICATION SIGN}")
+    )
     assert _largest_buffers(tmp_path) == [
         Buffer(2, 2 * GIB, "bf16[32,4,8192,1024]"),
         Buffer(1, GIB * 3 // 2, "f32[2048,128256]"),
@@ -69,18 +82,40 @@ def test_the_largest_buffers_are_read(tmp_path):
 
 
 def test_what_does_not_fit_comes_with_buffers_and_a_cure():
-    shown = words(Plan(LAYOUT, Memory(98 * GIB, 95 * GIB, [Buffer(2, 2 * GIB, "bf16[32,4]")]), None))
+    shown = words(
+        Plan(LAYOUT, Memory(98 * GIB, 95 * GIB, [Buffer(2, 2 * GIB, "bf16[32,4]")]), None)
+    )
     assert "does not fit: 98.00 of 95.00 GiB" in shown
     assert "train.remat=full" in shown
     assert "bf16[32,4]" in shown
 
 
 def test_estimates_bubble_and_traffic_are_shown_and_written():
-    seconds = {name: {"products": time, "communication": 0.5} for name, time in (("nominal", 1.5), ("high", 3.5))}
-    cost = Cost(60.0, 4e12, 5e12, 0.0, 2.0, [Traffic("all-gather", ("fsdp",), 64.0, 2e9)], seconds, 8e12, 0.25)
+    seconds = {
+        name: {"products": time, "communication": 0.5}
+        for name, time in (("nominal", 1.5), ("high", 3.5))
+    }
+    cost = Cost(
+        60.0,
+        4e12,
+        5e12,
+        0.0,
+        2.0,
+        [Traffic("all-gather", ("fsdp",), 64.0, 2e9)],
+        seconds,
+        8e12,
+        0.25,
+    )
     plan = Plan(LAYOUT, Memory(8 * GIB, 95 * GIB, []), cost)
     shown = words(plan)
-    for text in ("2 - 4 s", "25.0% - 12.5%", "1.25 times", "25.0% of the step", "2 runs of kernels", "2.000"):
+    for text in (
+        "2 - 4 s",
+        "25.0% - 12.5%",
+        "1.25 times",
+        "25.0% of the step",
+        "2 runs of kernels",
+        "2.000",
+    ):
         assert text in shown
     answer = json.loads(json.dumps(plan.to_json()))
     assert answer["fits"]
@@ -92,19 +127,32 @@ def test_estimates_bubble_and_traffic_are_shown_and_written():
 @pytest.mark.tpu_aot
 def test_a_small_step_compiles_for_a_slice_that_is_not_here(tmp_path, capfd):
     (tmp_path / "run.yaml").write_text(RUN)
-    arguments = ["plan", str(tmp_path / "run.yaml"), "--topology", "v5p:2x2x1", "--json", str(tmp_path / "plan.json")]
+    arguments = [
+        "plan",
+        str(tmp_path / "run.yaml"),
+        "--topology",
+        "v5p:2x2x1",
+        "--json",
+        str(tmp_path / "plan.json"),
+    ]
     assert cli.main(arguments) == 0
     answer = json.loads((tmp_path / "plan.json").read_text())
     state_bytes = 12 * answer["layout"]["num_parameters"] / 4
     assert state_bytes < answer["memory"]["needed_bytes"] < 20 * state_bytes
     cost = answer["cost"]
     assert answer["layout"]["kernels"] == {"attention": "flash_tpu"}
-    # Two layers, 2 heads of 128, 512 tokens, of which a tile of queries sees all: forward twice (remat), and backward.
+    # Two layers, 2 heads of 128, 512 tokens, of which a tile of queries sees all: forward twice
+    # (remat), and backward.
     assert cost["kernel_flops"] == 2 * 2 * (2 * 512 * 512) * (2 * 2 * 128 + 5 * 128)
     assert cost["unstated_kernels"] == 0
     assert 1.15 < (cost["product_flops"] + cost["kernel_flops"]) / cost["model_flops"] < 1.7
     assert {tuple(one["axes"]) for one in cost["traffic"]} == {("fsdp",)}
-    assert 0 < cost["step_seconds"]["low"] < cost["step_seconds"]["nominal"] < cost["step_seconds"]["high"]
+    assert (
+        0
+        < cost["step_seconds"]["low"]
+        < cost["step_seconds"]["nominal"]
+        < cost["step_seconds"]["high"]
+    )
     assert "fits:" in capfd.readouterr().out
 
 
@@ -112,9 +160,15 @@ def test_a_small_step_compiles_for_a_slice_that_is_not_here(tmp_path, capfd):
 @pytest.mark.tpu_aot
 def test_a_machine_without_a_tpu_hears_nothing_of_libtpu():
     program = "from maxlm import runtime; from maxlm.config.schema import RuntimeConfig; runtime.start(RuntimeConfig())"
-    environment = {name: value for name, value in os.environ.items() if name not in ("JAX_PLATFORMS", "XLA_FLAGS")}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("JAX_PLATFORMS", "XLA_FLAGS")
+    }
     environment = {name: value for name, value in environment.items() if "TPU" not in name}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
     assert done.stderr == ""
 
 

@@ -18,7 +18,9 @@ PERFECT = Efficiency(product=1.0, memory=1.0, other=1.0, link=1.0, kernel=1.0)
 
 def along_x(topology, slices=1):
     """Place devices along the first side of each slice."""
-    return Network(topology, [(s, x, 0, 0) for s in range(slices) for x in range(topology.sides[0])], 1.0)
+    return Network(
+        topology, [(s, x, 0, 0) for s in range(slices) for x in range(topology.sides[0])], 1.0
+    )
 
 
 def collective(kind, size, *groups, phase="sync"):
@@ -45,15 +47,22 @@ def test_three_rings_carry_three_times_as_much():
     seconds = Network(RING, places, 1.0).seconds(collective("all-gather", 8e9, tuple(range(64))))
     assert seconds == pytest.approx(63 / 64 * 8e9 / (6 * LINK) + 6 * HOP_SECONDS)
     ring = collective("reduce-scatter", 8e9, tuple(range(64)))._replace(one_ring=True)
-    assert Network(RING, places, 1.0).seconds(ring) == pytest.approx(63 / 64 * 8e9 / (2 * LINK) + 6 * HOP_SECONDS)
+    assert Network(RING, places, 1.0).seconds(ring) == pytest.approx(
+        63 / 64 * 8e9 / (2 * LINK) + 6 * HOP_SECONDS
+    )
 
 
 def test_groups_that_interleave_share_the_links():
     topology = Topology("v5p", (8, 4, 4))
     network = Network(topology, [(0, x, 0, 0) for x in range(8)], 1.0)
-    near, far = (network.seconds(collective("all-gather", 8e9, group)) for group in ((0, 1, 2, 3), (0, 2, 4, 6)))
-    assert near == pytest.approx(3 / 4 * 8e9 / LINK + 3 * HOP_SECONDS)  # no ring: the way back is another group's
-    assert far == pytest.approx(3 / 4 * 8e9 / LINK, rel=1e-3)  # a ring, of which another group takes half
+    near, far = (
+        network.seconds(collective("all-gather", 8e9, group))
+        for group in ((0, 1, 2, 3), (0, 2, 4, 6))
+    )
+    # No ring: the way back is another group's.
+    assert near == pytest.approx(3 / 4 * 8e9 / LINK + 3 * HOP_SECONDS)
+    # A ring, of which another group takes half.
+    assert far == pytest.approx(3 / 4 * 8e9 / LINK, rel=1e-3)
 
 
 @pytest.mark.parametrize(("topology", "hops"), [(RING, 1), (LINES, 3)])
@@ -71,7 +80,9 @@ def test_slices_reduce_within_before_they_reduce_across():
     assert network.seconds(step) == pytest.approx(NETWORK_SECONDS + 1e9 / OUTSIDE)
 
 
-@pytest.mark.parametrize(("cycles", "waited"), [(1_750_000, 0.0), (1_750, 96 / (2 * LINK) + 2e-6 - 1e-6)])
+@pytest.mark.parametrize(
+    ("cycles", "waited"), [(1_750_000, 0.0), (1_750, 96 / (2 * LINK) + 2e-6 - 1e-6)]
+)
 def test_only_what_the_work_does_not_hide_is_waited_for(cycles, waited):
     module = parse(FUSIONS.replace("1750000", str(cycles)))
     spent = Timeline(module, RING.chip, 1e18, along_x(RING), PERFECT).seconds()
@@ -81,12 +92,17 @@ def test_only_what_the_work_does_not_hide_is_waited_for(cycles, waited):
 
 def test_loops_over_data_are_guessed_by_what_they_are_for():
     loop = Instruction("loop", "while", (), (), "", ', metadata={op_name="jit(step)/ffn/while"}')
-    with pytest.raises(RunFailedError, match="cannot be counted, loop .jit.step./ffn/while., so there is no estimate"):
+    with pytest.raises(
+        RunFailedError,
+        match="cannot be counted, loop .jit.step./ffn/while., so there is no estimate",
+    ):
         guess_trips(None)(loop, 15)
     assert guess_trips(3 * TPU_TILE_ROWS)(loop, 15) == 3
     rounds = loop._replace(attributes='op_name="ffn/further_rounds/while"')
     assert guess_trips(3 * TPU_TILE_ROWS)(rounds, 15) == 0
-    assert guess_trips(3 * TPU_TILE_ROWS)(loop._replace(attributes='op_name="mixer/while"'), 15) == 8
+    assert (
+        guess_trips(3 * TPU_TILE_ROWS)(loop._replace(attributes='op_name="mixer/while"'), 15) == 8
+    )
 
 
 def test_a_fusion_reads_the_slice_it_takes_and_nothing_from_vmem():

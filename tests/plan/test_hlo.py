@@ -1,4 +1,6 @@
-"""Reading compiled programs: small ones written by hand with counted answers, and gradients compiled for the CPU."""
+"""Reading compiled programs: small ones written by hand with counted answers, and gradients
+compiled for the CPU.
+"""
 
 import math
 
@@ -47,8 +49,9 @@ ENTRY %main (x: f32[8], n: s32[]) -> f32[8] {
 }
 """
 
-# The matrix product of a (16, 32) and a (32, 4, 8), as the TPU's compiler writes it: one output position per tap of the
-# window sees the input, the others see padding. Then the three fusions of a gather that runs behind it.
+# The matrix product of a (16, 32) and a (32, 4, 8), as the TPU's compiler writes it: one output
+# position per tap of the window sees the input, the others see padding. Then the three fusions of a
+# gather that runs behind it.
 FUSIONS = """HloModule fusions, is_scheduled=true, num_partitions=4
 
 %start_fused (a.0: bf16[2,8]) -> (bf16[2,8], bf16[8,8], u32[]) {
@@ -92,7 +95,11 @@ def test_loops_count_by_their_step_and_data_bounds_are_guessed():
     assert module.trips(main["loop.1"], main) == 4  # 1, 3, 5, 7
     with pytest.raises(ValueError, match=r"loop\.2: n is no constant"):
         module.trips(main["loop.2"], main)
-    times = [times for one, _, times in module.runs(lambda _loop, around: 10 * around) if one.op == "all-reduce"]
+    times = [
+        times
+        for one, _, times in module.runs(lambda _loop, around: 10 * around)
+        if one.op == "all-reduce"
+    ]
     assert times == [4, 10]
 
 
@@ -123,8 +130,15 @@ ENTRY %main (x: f32[2,3,5], y: f32[2,5,7]) -> f32[2,3,7] {
 def test_a_gather_in_the_background_is_one_collective():
     module = parse(FUSIONS)
     main = module.computations[module.entry]
-    start, middle, done = (collective_of(module, main[name], main) for name in ("started", "work", "done"))
-    assert (start.kind, start.phase, start.bytes, start.wire_bytes) == ("all-gather", "start", 128, 96)
+    start, middle, done = (
+        collective_of(module, main[name], main) for name in ("started", "work", "done")
+    )
+    assert (start.kind, start.phase, start.bytes, start.wire_bytes) == (
+        "all-gather",
+        "start",
+        128,
+        96,
+    )
     assert middle is None
     assert done.phase == "done"
 
@@ -146,7 +160,12 @@ to_apply=%called
 """)
     main = module.computations[module.entry]
     start, done = (collective_of(module, main[name], main) for name in ("start", "done"))
-    assert (start.kind, start.phase, start.bytes, start.wire_bytes) == ("reduce-scatter", "start", 128, 96)
+    assert (start.kind, start.phase, start.bytes, start.wire_bytes) == (
+        "reduce-scatter",
+        "start",
+        128,
+        96,
+    )
     assert done.phase == "done"
 
 
@@ -180,7 +199,11 @@ def compile_gradients(**sections):
     config = make_config(**sections)
     program = build_program(config, jax.devices()[: math.prod(config.mesh.sizes.values())])
     gradients = make_gradients(program.declared, program.mesh, program.execution)
-    compiled = jax.jit(gradients).lower(program.state.decoder, batch_shapes(config, program.mesh)).compile()
+    compiled = (
+        jax.jit(gradients)
+        .lower(program.state.decoder, batch_shapes(config, program.mesh))
+        .compile()
+    )
     return config, program, compiled
 
 
@@ -188,7 +211,14 @@ def compile_gradients(**sections):
 def test_products_of_a_step_are_what_theory_says(remat, least, most):
     """Full recomputation adds the forward pass, a third of 6 N, but for the head's."""
     model = {"num_layers": 8, "embed_dim": 64, "mlp_dim": 192, "vocab_size": 64, "head_dim": 8}
-    config, program, compiled = compile_gradients(model=model, train={"remat": remat}, objective={"chunk_tokens": 128})
+    config, program, compiled = compile_gradients(
+        model=model, train={"remat": remat}, objective={"chunk_tokens": 128}
+    )
     work = count_work(parse(compiled.as_text()), program.mesh_sizes.sizes)
     tokens = config.train.batch_size * config.data.sequence_length
-    assert least <= work.product_flops / (tokens * flops_per_token(config.model, config.data.sequence_length)) <= most
+    assert (
+        least
+        <= work.product_flops
+        / (tokens * flops_per_token(config.model, config.data.sequence_length))
+        <= most
+    )

@@ -20,11 +20,19 @@ def test_three_steps_of_all_kinds_together_are_the_same_on_every_mesh(load):
     ):
         found, state = losses(load("all", f"train.remat={remat}"), **mesh)
         np.testing.assert_allclose(found, one, rtol=1e-5, err_msg=str(mesh))
-        np.testing.assert_allclose(state.decoder.stack[0][0].ffn.centre[...], centre, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(
+            state.decoder.stack[0][0].ffn.centre[...], centre, rtol=1e-4, atol=1e-6
+        )
 
 
 def test_a_run_is_saved_and_goes_on_and_says_what_layers_report(train, tmp_path):
-    settings = ["mesh.fsdp=2", "mesh.tensor=2", "mesh.data=2", "checkpoint.every=2", "model.norm.epsilon=1e-12"]
+    settings = [
+        "mesh.fsdp=2",
+        "mesh.tensor=2",
+        "mesh.data=2",
+        "checkpoint.every=2",
+        "model.norm.epsilon=1e-12",
+    ]
     whole, metrics = train("all", *settings)
     assert len(whole) == 3
     shutil.rmtree(tmp_path / "all" / "checkpoints" / "00000003")
@@ -44,11 +52,23 @@ def test_a_run_is_saved_and_goes_on_and_says_what_layers_report(train, tmp_path)
         ("mixer", "model.block.mixer.kind=moving_averages", "did you mean moving_average?"),
         ("mixer", "model.block.mixer.hidden_dims=8", "did you mean model.block.mixer.hidden_dim?"),
         ("all", "train.remat={avrages: save}", "did you mean averages?"),
-        ("mixer", "model.block.mixer.hidden_dim=-1", "model.block.mixer.hidden_dim=-1 must be at least 1"),
-        ("parallel", "model.block.mixer.mixers.1.hidden_dim=0", "model.block.mixer.mixers.1.hidden_dim=0 must be"),
+        (
+            "mixer",
+            "model.block.mixer.hidden_dim=-1",
+            "model.block.mixer.hidden_dim=-1 must be at least 1",
+        ),
+        (
+            "parallel",
+            "model.block.mixer.mixers.1.hidden_dim=0",
+            "model.block.mixer.mixers.1.hidden_dim=0 must be",
+        ),
         ("ffn", "model.block.ffn.kind=centered", "did you mean centred?"),
         ("objective", "objective.kind=after_nxt", "did you mean after_next?"),
-        ("objective", "objective.windw=3", "objective.windw is not a known key; did you mean objective.window?"),
+        (
+            "objective",
+            "objective.windw=3",
+            "objective.windw is not a known key; did you mean objective.window?",
+        ),
         (
             "objective",
             "objective.ignored=32",
@@ -56,7 +76,11 @@ def test_a_run_is_saved_and_goes_on_and_says_what_layers_report(train, tmp_path)
         ),
         ("optimizer", "optimizer.kind=lin", "did you mean lion?"),
         ("optimizer", "optimizer.beta1=1.5", "optimizer.beta1=1.5 must be less than 1"),
-        ("optimizer", "optimizer.beta2=0.5", "optimizer.beta1=0.9 is more than optimizer.beta2=0.5; use 0.9 and 0.99"),
+        (
+            "optimizer",
+            "optimizer.beta2=0.5",
+            "optimizer.beta1=0.9 is more than optimizer.beta2=0.5; use 0.9 and 0.99",
+        ),
         ("optimizer", "optimizer.epsilon=1e-8", "optimizer.epsilon is not a known key"),
         ("kernel", "runtime.kernels.attention=dence", "did you mean dense?"),
     ],
@@ -76,7 +100,9 @@ def test_mistakes_are_named_with_their_cure(kind, override, expected, refused):
     ],
 )
 def test_sizes_that_the_mesh_does_not_divide(kind, path, refused):
-    assert f"{path}=7 must be divisible by mesh.tensor=2" in refused(kind, f"{path}=7", "mesh.tensor=2")
+    assert f"{path}=7 must be divisible by mesh.tensor=2" in refused(
+        kind, f"{path}=7", "mesh.tensor=2"
+    )
 
 
 def test_a_section_without_a_kind_is_the_default_one(load):

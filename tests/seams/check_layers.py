@@ -77,7 +77,11 @@ def test_the_mixer_is_a_moving_average(load):
             want[row, time] = state @ out
 
     def run(mixer, x, positions):
-        fields = {"positions": positions, "segment_ids": jnp.cumsum(positions == 0, axis=1), "places": positions}
+        fields = {
+            "positions": positions,
+            "segment_ids": jnp.cumsum(positions == 0, axis=1),
+            "places": positions,
+        }
         info = program.execution.sequence_info(fields)
         return mixer(x, info)[0]
 
@@ -93,11 +97,15 @@ def test_decoding_one_by_one_as_all_at_once(kind, load):
     advance = make_advance(program.declared, program.mesh, jnp.float32)
     tokens = np.random.default_rng(0).integers(0, VOCAB, (2, 6)).astype(np.int32)
     lengths, start = np.array([6, 4], np.int32), np.zeros(2, np.int32)
-    want, states = advance(decoder, tokens, empty_states(decoder, program.mesh, 2, 8, jnp.float32), start, lengths)
+    want, states = advance(
+        decoder, tokens, empty_states(decoder, program.mesh, 2, 8, jnp.float32), start, lengths
+    )
     kept = empty_states(decoder, program.mesh, 2, 8, jnp.float32)
     last = {}
     for place in range(6):
-        got, kept = advance(decoder, tokens[:, place : place + 1], kept, start + place, np.ones_like(start))
+        got, kept = advance(
+            decoder, tokens[:, place : place + 1], kept, start + place, np.ones_like(start)
+        )
         last |= {row: got[row] for row in range(2) if lengths[row] == place + 1}
     np.testing.assert_allclose([last[0], last[1]], want, atol=1e-4)
     # And on from there, the shorter text from its own place.
@@ -111,11 +119,14 @@ def test_decoding_one_by_one_as_all_at_once(kind, load):
 
 def test_the_rule_moves_the_centre_and_the_optimizer_does_not(load):
     shared = ["model.norm.epsilon=1e-12", "optimizer.weight_decay=10", "optimizer.no_decay=[]"]
-    free, still = losses(load("ffn", "model.block.ffn.rate=0", "model.block.ffn.penalty=0", *shared))
+    free, still = losses(
+        load("ffn", "model.block.ffn.rate=0", "model.block.ffn.penalty=0", *shared)
+    )
     held, moved = losses(load("ffn", "model.block.ffn.penalty=0.5", *shared))
     assert not still.decoder.stack[0][0].ffn.centre[...].any()
     assert moved.decoder.stack[0][0].ffn.centre[...].all()
-    # The input is normalised: before the first step, its squared distance from a centre of zero is D a token.
+    # The input is normalised: before the first step, its squared distance from a centre of zero is
+    # D a token.
     assert held[0] - free[0] == pytest.approx(0.5 * LAYERS * DIM, rel=1e-5)
 
 
@@ -125,14 +136,28 @@ def test_weight_decay_goes_by_role(load):
     program, decoder = whole_program(config)
     nothing = jax.tree.map(jnp.zeros_like, decoder)
     directions, _ = program.optimizer.update(nothing, program.optimizer.init(decoder), decoder)
-    moved = {path.split("/", 3)[-1]: p[...] for path, p in named_parameters(directions) if "mixer/" in path}
-    before = {path.split("/", 3)[-1]: p[...] for path, p in named_parameters(decoder) if "mixer/" in path}
+    moved = {
+        path.split("/", 3)[-1]: p[...]
+        for path, p in named_parameters(directions)
+        if "mixer/" in path
+    }
+    before = {
+        path.split("/", 3)[-1]: p[...] for path, p in named_parameters(decoder) if "mixer/" in path
+    }
     assert moved.keys() == {"mixer/into", "mixer/decay", "mixer/out"}
     for path, direction in moved.items():
-        np.testing.assert_allclose(direction, 0 if path == "mixer/decay" else 0.5 * before[path], rtol=1e-6)
+        np.testing.assert_allclose(
+            direction, 0 if path == "mixer/decay" else 0.5 * before[path], rtol=1e-6
+        )
 
 
 def test_editors_know_all_kinds():
     schema = to_json_schema()
-    for name in ("MovingAverageConfig", "CentredConfig", "AfterNextConfig", "LionConfig", '"dense"'):
+    for name in (
+        "MovingAverageConfig",
+        "CentredConfig",
+        "AfterNextConfig",
+        "LionConfig",
+        '"dense"',
+    ):
         assert name in schema

@@ -23,9 +23,15 @@ from tests.train.conftest import curve, read_metrics, tiny_data, write_run
 __all__ = ["tiny_data", "write_run"]
 
 AVERAGE = {"kind": "moving_average", "hidden_dim": 24}
-SIDE_BY_SIDE = {"kind": "parallel", "mixers": [{"kind": "attention", "num_heads": 2, "head_dim": 8}, AVERAGE]}
+SIDE_BY_SIDE = {
+    "kind": "parallel",
+    "mixers": [{"kind": "attention", "num_heads": 2, "head_dim": 8}, AVERAGE],
+}
 CENTRED = {"kind": "centred", "hidden_dim": 48, "penalty": 0.1}
-LION, AFTER_NEXT = {"kind": "lion", "learning_rate": 1e-3}, {"kind": "after_next", "window": 7, "ignored": 1}
+LION, AFTER_NEXT = (
+    {"kind": "lion", "learning_rate": 1e-3},
+    {"kind": "after_next", "window": 7, "ignored": 1},
+)
 KINDS = {
     "mixer": {"mixer": AVERAGE},
     "parallel": {"mixer": SIDE_BY_SIDE},
@@ -33,12 +39,20 @@ KINDS = {
     "objective": {"objective": AFTER_NEXT},
     "optimizer": {"optimizer": LION},
     "kernel": {"kernel": "dense"},
-    "all": {"mixer": SIDE_BY_SIDE, "ffn": CENTRED, "objective": AFTER_NEXT, "optimizer": LION, "kernel": "dense"},
+    "all": {
+        "mixer": SIDE_BY_SIDE,
+        "ffn": CENTRED,
+        "objective": AFTER_NEXT,
+        "optimizer": LION,
+        "kernel": "dense",
+    },
 }
 
 
 def pytest_collection():
-    assert Path(maxlm.__file__).is_relative_to(os.environ["MAXLM_SEAMS"]), "the copy is to be tested"
+    assert Path(maxlm.__file__).is_relative_to(os.environ["MAXLM_SEAMS"]), (
+        "the copy is to be tested"
+    )
 
 
 @pytest.fixture

@@ -1,4 +1,6 @@
-"""What the compiled step communicates along fsdp, tensor, data and stage equals the formulas of the docstrings."""
+"""What the compiled step communicates along fsdp, tensor, data and stage equals the formulas of the
+docstrings.
+"""
 
 import math
 
@@ -20,27 +22,40 @@ def compile_gradients(mesh, layers=LAYERS, model=None, other_trips=None, **train
     config = make_config(model=model, mesh=mesh, train={"microbatches": MICROBATCHES, **train})
     program = build_program(config, jax.devices()[: math.prod(config.mesh.sizes.values())])
     gradients = make_gradients(program.declared, program.mesh, program.execution)
-    compiled = jax.jit(gradients).lower(program.state.decoder, batch_shapes(config, program.mesh)).compile()
+    compiled = (
+        jax.jit(gradients)
+        .lower(program.state.decoder, batch_shapes(config, program.mesh))
+        .compile()
+    )
     return program, collectives(compiled, program.mesh, other_trips=other_trips)
 
 
 def moved(found, kind, axes):
     """Add up the bytes of what one device holds after collectives of a kind along the axes."""
-    return sum(c.bytes * c.times for c in found if c.kind == kind and c.axes == axes and c.dtype == "f32")
+    return sum(
+        c.bytes * c.times for c in found if c.kind == kind and c.axes == axes and c.dtype == "f32"
+    )
 
 
 def whole_bytes(program):
     """Return the fp32 bytes of the parameters that `fsdp` splits: in the stack, and outside."""
-    split = [(path, p) for path, p in named_parameters(program.declared) if FSDP_AXES in p.get_metadata("spec")]
+    split = [
+        (path, p)
+        for path, p in named_parameters(program.declared)
+        if FSDP_AXES in p.get_metadata("spec")
+    ]
     sizes = [(path.startswith("stack/"), 4 * math.prod(p.get_value().shape)) for path, p in split]
-    return sum(size for inside, size in sizes if inside), sum(size for inside, size in sizes if not inside)
+    return sum(size for inside, size in sizes if inside), sum(
+        size for inside, size in sizes if not inside
+    )
 
 
 @pytest.mark.parametrize("gather", ["layer", "microbatch", "step"])
 def test_fsdp_gathers_and_scatters_what_the_setting_says(gather):
     program, found = compile_gradients({"fsdp": 4}, gather=gather)
     stack, outside = whole_bytes(program)
-    vectors = 4 * LAYERS * 2 * program.declared.model.embed_dim  # of two norms a layer: kept for the backward pass
+    # Of two norms a layer: kept for the backward pass.
+    vectors = 4 * LAYERS * 2 * program.declared.model.embed_dim
     gathered = {
         "layer": MICROBATCHES * (2 * stack - vectors + outside),
         "microbatch": MICROBATCHES * (stack + outside),
@@ -53,9 +68,12 @@ def test_fsdp_gathers_and_scatters_what_the_setting_says(gather):
 
 def test_data_sums_shards_once_a_step():
     program, found = compile_gradients({"data": 2, "fsdp": 2})
-    parameters = 4 * sum(math.prod(p.get_value().shape) for _, p in named_parameters(program.declared))
+    parameters = 4 * sum(
+        math.prod(p.get_value().shape) for _, p in named_parameters(program.declared)
+    )
     reduced = moved(found, "all-reduce", ("data",))
-    assert parameters // 2 <= reduced <= parameters // 2 + 64  # and no more than a few scalars besides
+    # And no more than a few scalars besides.
+    assert parameters // 2 <= reduced <= parameters // 2 + 64
 
 
 @pytest.mark.parametrize("gather", ["layer", "microbatch", "step"])
@@ -65,7 +83,8 @@ def test_stages_gather_and_scatter_in_every_tick(gather):
     stack, outside = whole_bytes(program)
     stack //= mesh["stage"]
     both, one_way = MICROBATCHES, mesh["stage"] - 1  # ticks
-    # Layer by layer: once forward; in the backward tick again to recompute, and again to differentiate.
+    # Layer by layer: once forward; in the backward tick again to recompute, and again to
+    # differentiate.
     times = {"layer": 3 * (both + one_way), "microbatch": both + 2 * one_way, "step": 1}[gather]
     assert moved(found, "all-gather", ("fsdp",)) == times * stack + outside
     scatters = 1 if gather == "step" else both + one_way
@@ -75,7 +94,8 @@ def test_stages_gather_and_scatter_in_every_tick(gather):
 def test_tensor_moves_activations_four_times_a_block_and_pass():
     _, found = compile_gradients({"tensor": 4})
     sequences, length, dim = 16 // MICROBATCHES, 16, 32
-    # Two enters and two leaves a block; each pass has as many gathers as scatters. Embedding and head are one more.
+    # Two enters and two leaves a block; each pass has as many gathers as scatters. Embedding and
+    # head are one more.
     passes = MICROBATCHES * (4 * LAYERS + 2)
     assert moved(found, "all-gather", ("tensor",)) == passes * sequences * length * dim * 4
     assert moved(found, "reduce-scatter", ("tensor",)) == passes * sequences * length * dim * 4 // 4
@@ -89,11 +109,14 @@ def test_experts_exchange_rows_twice_a_layer_pass_and_round(remat, further_round
     # Room for an even load, or for all that can come: min(P A, E) / A times that.
     ffn["buffer_factor"] = 1.0 if further_rounds else 4.0
     model = {"pattern": [{"ffn": ffn}]}
-    _, found = compile_gradients({"expert": devices}, model=model, other_trips=further_rounds, remat=remat)
+    _, found = compile_gradients(
+        {"expert": devices}, model=model, other_trips=further_rounds, remat=remat
+    )
     found = [c for c in found if c.axes == ("expert",)]
     passes = MICROBATCHES * LAYERS
     copies = 16 * 16 // MICROBATCHES // devices * choices
-    # Forward, again where nothing is kept, backward; a further round forward, and backward with itself again.
+    # Forward, again where nothing is kept, backward; a further round forward, and backward with
+    # itself again.
     exchanges = passes * (2 * (3 if remat == "full" else 2) + further_rounds * (2 + 4))
     rows = [c for c in found if c.kind == "all-to-all"]
     assert count(rows) == exchanges
@@ -111,7 +134,8 @@ def test_stages_permute_once_a_direction_and_tick():
 
 def test_each_axis_of_three_communicates_for_itself():
     program, found = compile_gradients({"data": 2, "fsdp": 2, "tensor": 2}, gather="step")
-    whole, shards = 0, {("data",): 0, ("data", "tensor"): 0}  # bytes on a device, between gather and scatter and after
+    # Bytes on a device, between gather and scatter and after.
+    whole, shards = 0, {("data",): 0, ("data", "tensor"): 0}
     for _, parameter in named_parameters(program.declared):
         spec, size = parameter.get_metadata("spec"), 4 * math.prod(parameter.get_value().shape)
         assert FSDP_AXES in spec
@@ -124,5 +148,6 @@ def test_each_axis_of_three_communicates_for_itself():
     for axes, size in shards.items():
         assert size > 0
         assert moved(found, "all-reduce", axes) == size
-    activations = 16 // MICROBATCHES // 4 * 16 * 32 * 4  # of the sequences that are worked on at a time
+    # Of the sequences that are worked on at a time.
+    activations = 16 // MICROBATCHES // 4 * 16 * 32 * 4
     assert moved(found, "all-gather", ("tensor",)) == MICROBATCHES * (4 * LAYERS + 2) * activations

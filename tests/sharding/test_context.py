@@ -1,4 +1,6 @@
-"""What crosses the borders of chunks under `context`, against recurrences token by token, in float64 on one device."""
+"""What crosses the borders of chunks under `context`, against recurrences token by token, in
+float64 on one device.
+"""
 
 import math
 
@@ -19,7 +21,8 @@ from tests.hlo import collectives, count
 LENGTH, HEADS, KEY, VALUE = 64, 16, 3, 5
 TOKENS = P(None, "context", "tensor")
 MESHES = [{"context": 4, "tensor": 2}, {"context": 8}, {"context": 2}, {"context": 1}]
-# Indices of tokens that start a document, a row each. With 8, 4 and 2 devices chunks have 4, 8 and 16 tokens.
+# Indices of tokens that start a document, a row each. With 8, 4 and 2 devices chunks have 4, 8 and
+# 16 tokens.
 DOCUMENTS = [
     [0, 4, 16, 32, 48],  # borders on those of chunks
     [20, 21, 47, 48, 63],  # two in a row, also around a border; one that starts at the last token
@@ -63,7 +66,9 @@ def compare(mixer, oracle, mesh_sizes, inputs):
     d_out = normal(99, *jax.eval_shape(oracle, *arrays, STARTS).shape)
 
     def spread(*arrays):
-        *arrays, starts = (x if spec[0] == "tensor" else zigzag(x) for x, spec in zip(arrays, layouts, strict=True))
+        *arrays, starts = (
+            x if spec[0] == "tensor" else zigzag(x) for x, spec in zip(arrays, layouts, strict=True)
+        )
         return from_zigzag(mixer(*arrays, starts))
 
     def value_and_gradients(function, *arrays):
@@ -94,17 +99,21 @@ def token_by_token(step, initial, *arrays):
     return jnp.moveaxis(out, 0, 1)
 
 
-# --- a scalar decay a token and head: S = a S + k v^T, out = q S ------------------------------------------------------
+# --- a scalar decay a token and head: S = a S + k v^T, out = q S ----------------------------------
 
 
 def decay_oracle(q, k, v, log_decay, initial, starts):
     def step(state, token):
         q, k, v, log_decay, starts = token
-        state = jnp.where(starts[:, None, None, None], 0, state) * jnp.exp(log_decay)[:, :, None, None]
+        state = (
+            jnp.where(starts[:, None, None, None], 0, state) * jnp.exp(log_decay)[:, :, None, None]
+        )
         state += k[..., :, None] * v[..., None, :]
         return state, jnp.einsum("bnk,bnkv->bnv", q, state)
 
-    return token_by_token(step, jnp.broadcast_to(initial, (BATCH, *initial.shape)), q, k, v, log_decay, starts)
+    return token_by_token(
+        step, jnp.broadcast_to(initial, (BATCH, *initial.shape)), q, k, v, log_decay, starts
+    )
 
 
 def make_decay_mixer(chunks_of):
@@ -115,10 +124,14 @@ def make_decay_mixer(chunks_of):
         entered, stays = document == 0, document == document[:, :, -1:]
         sees = (document[:, :, :, None] == document[:, :, None]) & jnp.tri(q.shape[2], dtype=bool)
         between = exp_where(sees[..., None], decay[:, :, :, None] - decay[:, :, None])
-        added = jnp.einsum("cbtn,cbtnk,cbtnv->cbnkv", exp_where(stays[..., None], end - decay), k, v)
+        added = jnp.einsum(
+            "cbtn,cbtnk,cbtnv->cbnkv", exp_where(stays[..., None], end - decay), k, v
+        )
         summary = exp_where(entered[:, :, -1:], end[:, :, 0]), added
         initial = jnp.broadcast_to(initial, summary[1].shape[1:])
-        state = context.carry(summary, lambda chunk, state: chunk[0][..., None, None] * state + chunk[1], initial)
+        state = context.carry(
+            summary, lambda chunk, state: chunk[0][..., None, None] * state + chunk[1], initial
+        )
         out = jnp.einsum("cbijn,cbink,cbjnk,cbjnv->cbinv", between, q, k, v)
         out += jnp.einsum("cbtn,cbtnk,cbnkv->cbtnv", exp_where(entered[..., None], decay), q, state)
         return context.join_chunks(out)
@@ -143,14 +156,16 @@ def test_carry_with_a_decay(chunks_of, sizes):
     compare(make_decay_mixer(chunks_of), decay_oracle, sizes, inputs)
 
 
-# --- the delta rule: S = a (I - b k k^T) S + b k v^T, out = q S -------------------------------------------------------
+# --- the delta rule: S = a (I - b k k^T) S + b k v^T, out = q S -----------------------------------
 
 
 def delta_oracle(q, k, v, rate, log_decay, starts):
     def step(state, token):
         q, k, v, rate, log_decay, starts = token
         erased = jnp.eye(KEY) - rate[..., None, None] * k[..., :, None] * k[..., None, :]
-        state = jnp.where(starts[:, None, None, None], 0, jnp.exp(log_decay)[..., None, None] * erased @ state)
+        state = jnp.where(
+            starts[:, None, None, None], 0, jnp.exp(log_decay)[..., None, None] * erased @ state
+        )
         state += rate[..., None, None] * k[..., :, None] * v[..., None, :]
         return state, jnp.einsum("bnk,bnkv->bnv", q, state)
 
@@ -163,7 +178,9 @@ def delta_pass(q, k, v, rate, log_decay, starts, state):
 
     def step(state, token):
         q, k, v, rate, log_decay, starts = token
-        state = jnp.where(starts[:, None, None, None], 0, jnp.exp(log_decay)[..., None, None] * state)
+        state = jnp.where(
+            starts[:, None, None, None], 0, jnp.exp(log_decay)[..., None, None] * state
+        )
         known = jnp.einsum("bnk,bnkv->bnv", k, state)
         state += jnp.einsum("bn,bnk,bnv->bnkv", rate, k, v - known)
         return state, jnp.einsum("bnk,bnkv->bnv", q, state)
@@ -181,7 +198,9 @@ def delta_mixer(q, k, v, rate, log_decay, starts):
     columns = jnp.concatenate([jnp.zeros((KEY, VALUE)), jnp.eye(KEY)], axis=1)
     columns = jnp.broadcast_to(columns, (batch, heads, *columns.shape))
     written = jnp.concatenate([v, nothing], axis=-1)
-    summary, _ = jax.vmap(lambda *chunk: delta_pass(*chunk, columns))(q, k, written, rate, log_decay, starts)
+    summary, _ = jax.vmap(lambda *chunk: delta_pass(*chunk, columns))(
+        q, k, written, rate, log_decay, starts
+    )
     summary = {"matrix": summary[..., VALUE:], "added": summary[..., :VALUE]}
     state = context.carry(
         summary,
@@ -207,13 +226,18 @@ def test_carry_with_a_matrix(sizes):
 
 def test_one_device_computes_no_summary():
     sizes, shape = {"context": 1}, (BATCH, LENGTH, HEADS)
-    arrays = [jax.ShapeDtypeStruct((*shape, *rest), np.float32) for rest in ((KEY,), (KEY,), (VALUE,), (), ())]
-    mapped = jax.shard_map(delta_mixer, mesh=make_mesh(sizes), in_specs=(*(TOKENS,) * 5, P()), out_specs=TOKENS)
+    arrays = [
+        jax.ShapeDtypeStruct((*shape, *rest), np.float32)
+        for rest in ((KEY,), (KEY,), (VALUE,), (), ())
+    ]
+    mapped = jax.shard_map(
+        delta_mixer, mesh=make_mesh(sizes), in_specs=(*(TOKENS,) * 5, P()), out_specs=TOKENS
+    )
     text = jax.jit(mapped).lower(*arrays, jax.ShapeDtypeStruct(shape[:2], bool)).compile().as_text()
     assert text.count(" while(") == 1  # of the two passes through the chunk
 
 
-# --- a state that is no linear function of the one before: h = tanh(w h + x) ------------------------------------------
+# --- a state that is no linear function of the one before: h = tanh(w h + x) ----------------------
 
 
 def nonlinear(x, weight, starts):
@@ -230,7 +254,9 @@ def nonlinear(x, weight, starts):
 def test_whole_and_parts_with_a_nonlinear_state(sizes):
     def mixer(x, weight, starts):
         starts = context.gather_sequence(starts)
-        return context.parts(nonlinear(context.whole(x, axis=2), context.share(weight, axis=0), starts), axis=2)
+        return context.parts(
+            nonlinear(context.whole(x, axis=2), context.share(weight, axis=0), starts), axis=2
+        )
 
     inputs = {
         "x": (normal(20, BATCH, LENGTH, HEADS, VALUE), TOKENS),
@@ -247,7 +273,9 @@ def test_parts_undoes_whole(axis, sizes):
 
     def check(x, places):
         mine, everywhere = zigzag(x), context.whole(zigzag(x), axis)
-        in_order = context.whole(jnp.broadcast_to(zigzag(places)[..., None, None], mine.shape), axis)
+        in_order = context.whole(
+            jnp.broadcast_to(zigzag(places)[..., None, None], mine.shape), axis
+        )
         right = [
             jnp.all(context.parts(everywhere, axis) == mine),
             jnp.all(in_order == jnp.arange(LENGTH)[:, None, None]),
@@ -262,12 +290,14 @@ def test_parts_undoes_whole(axis, sizes):
     x = normal(22, 2, LENGTH, 8, 8)
     mesh = make_mesh({"context": devices})
     specs = (P(None, "context"),) * 2
-    right = jax.jit(jax.shard_map(check, mesh=mesh, in_specs=specs, out_specs=P("context")))(x, places[None])
+    right = jax.jit(jax.shard_map(check, mesh=mesh, in_specs=specs, out_specs=P("context")))(
+        x, places[None]
+    )
     assert right.shape == (devices, 3)
     assert np.all(right)
 
 
-# --- a causal convolution over 4 tokens -------------------------------------------------------------------------------
+# --- a causal convolution over 4 tokens -----------------------------------------------------------
 
 TAPS = 4
 
@@ -335,11 +365,13 @@ def test_shift_refuses_more_tokens_than_a_chunk_has(width):
         shifted(np.zeros((1, 16), np.float32))
 
 
-# --- collectives ------------------------------------------------------------------------------------------------------
+# --- collectives ----------------------------------------------------------------------------------
 
 
 def per_pass(function, *shapes, sizes=MESHES[0]):
-    """Return the collectives of a function of this device's (B, T, ...) forward, and those with its gradients."""
+    """Return the collectives of a function of this device's (B, T, ...) forward, and those with its
+    gradients.
+    """
     mesh = make_mesh(sizes)
 
     def gradients(*arrays):
@@ -360,15 +392,22 @@ def test_carry_is_one_all_gather_and_one_reduce_scatter():
         x, y = split_chunks(x), split_chunks(y)
         summary = jnp.mean(x, axis=2), jnp.einsum("cbtnk,cbtnv->cbnkv", x, y)
         state = context.carry(
-            summary, lambda chunk, state: chunk[0][..., None] * state + chunk[1], jnp.zeros(summary[1].shape[1:])
+            summary,
+            lambda chunk, state: chunk[0][..., None] * state + chunk[1],
+            jnp.zeros(summary[1].shape[1:]),
         )
         return context.join_chunks(jnp.einsum("cbtnk,cbnkv->cbtnv", x, state))
 
     forward, both = per_pass(mixer, (BATCH, LENGTH, HEADS, KEY), (BATCH, LENGTH, HEADS, VALUE))
     packed = 4 * BATCH * HEADS // 2 * (KEY + KEY * VALUE)  # bytes of a chunk
-    assert [(c.kind, c.axes, c.bytes) for c in forward] == [("all-gather", ("context",), 8 * packed)]
+    assert [(c.kind, c.axes, c.bytes) for c in forward] == [
+        ("all-gather", ("context",), 8 * packed)
+    ]
     scattered = ("reduce-scatter", ("context",), 2 * packed)
-    assert [(c.kind, c.axes, c.bytes) for c in both] == [("all-gather", ("context",), 8 * packed), scattered]
+    assert [(c.kind, c.axes, c.bytes) for c in both] == [
+        ("all-gather", ("context",), 8 * packed),
+        scattered,
+    ]
 
 
 def test_shift_is_two_permutes():

@@ -1,4 +1,6 @@
-"""Rows reach the device of their expert and come back: in any number of rounds, both ways to send, the collectives."""
+"""Rows reach the device of their expert and come back: in any number of rounds, both ways to send,
+the collectives.
+"""
 
 import functools
 import re
@@ -56,7 +58,9 @@ def one_round(rows, inputs, plan, number):
     expert_B = (jnp.arange(rows_BD.shape[0])[:, None] >= ends_E).sum(axis=1)
     rows_BD *= factors_E.at[expert_B].get(mode="fill", fill_value=0)[:, None]
     rows_MD = combine(rows_BD, blocks, plan.copy_M.shape[0])
-    return take(rows_MD, plan.place_NA.reshape(-1), plan.copy_M[:, None]).reshape(*plan.place_NA.shape, DIM)
+    return take(rows_MD, plan.place_NA.reshape(-1), plan.copy_M[:, None]).reshape(
+        *plan.place_NA.shape, DIM
+    )
 
 
 def there_and_back(factors_E, x_BTD, experts_BTA, *, capacity=None, rows=None):
@@ -77,15 +81,23 @@ def random_inputs(shape):
 def test_every_copy_goes_through_its_expert(kind, capacity, num_devices, rows):
     experts_BTA = choices(kind)
     x = random_inputs(experts_BTA.shape[:2])
-    run = on_devices(functools.partial(there_and_back, capacity=capacity, rows=rows), expert=num_devices)
+    run = on_devices(
+        functools.partial(there_and_back, capacity=capacity, rows=rows), expert=num_devices
+    )
 
     def plain(factors, x):
-        return x[:, :, None] * factors[experts_BTA][..., None] * kept(experts_BTA, capacity)[..., None]
+        return (
+            x[:, :, None] * factors[experts_BTA][..., None] * kept(experts_BTA, capacity)[..., None]
+        )
 
     want = plain(FACTORS, x)
     np.testing.assert_allclose(run(FACTORS, x, experts_BTA), want, rtol=1e-6)
-    got = jax.jit(jax.grad(lambda *inputs: (run(*inputs, experts_BTA) * want).sum(), argnums=(0, 1)))(FACTORS, x)
-    reference = jax.grad(lambda *inputs: (plain(*inputs) * want).sum(), argnums=(0, 1))(jnp.asarray(FACTORS), x)
+    got = jax.jit(
+        jax.grad(lambda *inputs: (run(*inputs, experts_BTA) * want).sum(), argnums=(0, 1))
+    )(FACTORS, x)
+    reference = jax.grad(lambda *inputs: (plain(*inputs) * want).sum(), argnums=(0, 1))(
+        jnp.asarray(FACTORS), x
+    )
     for gradient, expected in zip(got, reference, strict=True):
         np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-6)
 
@@ -113,7 +125,9 @@ def emulated(operand, output, input_offsets, send_sizes, output_offsets, recv_si
     """Do what the documentation of `lax.ragged_all_to_all` says, out of all_gathers."""
     everyone = functools.partial(lax.all_gather, axis_name=axis_name)
     me, devices = lax.axis_index(axis_name), lax.axis_size(axis_name)
-    mine = [everyone(x.reshape(devices, -1))[:, me] for x in (input_offsets, send_sizes, output_offsets)]
+    mine = [
+        everyone(x.reshape(devices, -1))[:, me] for x in (input_offsets, send_sizes, output_offsets)
+    ]
     operands = everyone(operand)
     np.testing.assert_equal(recv_sizes.shape, input_offsets.shape)
     for source in range(devices):
@@ -135,11 +149,17 @@ def test_ragged_and_padded_give_the_same(kind, rows, monkeypatch):
         plan = make_plan(experts_BTA, NUM_EXPERTS, None)
         rows_MD = take(x.reshape(-1, DIM), plan.copy_M // CHOICES, plan.place_NA)
         sent, held = experts._blocks(plan, jnp.int32(1), rows)
-        there = [f(rows_MD, sent, held, rows) for f in (experts.exchange_padded, experts.exchange_ragged)]
-        back = [f(there[0], held, sent, 36) for f in (experts.exchange_padded, experts.exchange_ragged)]
+        there = [
+            f(rows_MD, sent, held, rows) for f in (experts.exchange_padded, experts.exchange_ragged)
+        ]
+        back = [
+            f(there[0], held, sent, 36) for f in (experts.exchange_padded, experts.exchange_ragged)
+        ]
         return jnp.stack([jnp.concatenate(pair)[None] for pair in zip(there, back, strict=True)])
 
-    padded, ragged = on_devices(both, expert=4)(FACTORS, x, experts_BTA).reshape(4, 2, -1).swapaxes(0, 1)
+    padded, ragged = (
+        on_devices(both, expert=4)(FACTORS, x, experts_BTA).reshape(4, 2, -1).swapaxes(0, 1)
+    )
     assert kind == "random" or rows == 60 or np.abs(padded).sum() > 0
     np.testing.assert_array_equal(padded, ragged)
 
@@ -155,7 +175,10 @@ def lowered(platform, rows=None):
 def test_collectives():
     # 2 of rows in each pass, and the counts gathered; further rounds are 2 and, run again, 4
     one, more = lowered("cpu"), lowered("cpu", rows=40)
-    assert [len(re.findall(r"stablehlo\.all_to_all", text)) for text in (one, more)] == [4, 4 + 2 + 4]
+    assert [len(re.findall(r"stablehlo\.all_to_all", text)) for text in (one, more)] == [
+        4,
+        4 + 2 + 4,
+    ]
     assert [len(re.findall(r"stablehlo\.all_gather", text)) for text in (one, more)] == [1, 1]
 
 

@@ -10,16 +10,25 @@ from maxlm.train.loss.gradients import make_gradients
 from maxlm.train.setup import batch_shapes, build_program
 from tests.train.program import assert_same, make_config, run
 
-SIZES = [(s, v, m) for s, v in [(1, 1), (2, 1), (4, 1), (2, 2), (4, 2), (3, 3)] for m in (s, 2 * s, 5 * s)]
+SIZES = [
+    (s, v, m)
+    for s, v in [(1, 1), (2, 1), (4, 1), (2, 2), (4, 2), (3, 3)]
+    for m in (s, 2 * s, 5 * s)
+]
 SIZES += [(4, 1, 1), (4, 1, 6)]  # fewer microbatches than stages, and no multiple of them
 
 
 def tick_table(schedule):
-    """Return {(microbatch, virtual stage): tick} of both directions, walking every stage through every tick."""
+    """Return {(microbatch, virtual stage): tick} of both directions, walking every stage through
+    every tick.
+    """
     ticks = schedule.warmup_ticks * 2 + schedule.steady_ticks
     forward, backward = {}, {}
     for tick, stage in itertools.product(range(ticks), range(schedule.stages)):
-        for work, table in ((schedule.forward(tick, stage), forward), (schedule.backward(tick, stage), backward)):
+        for work, table in (
+            (schedule.forward(tick, stage), forward),
+            (schedule.backward(tick, stage), backward),
+        ):
             if work.valid:
                 key = (work.microbatch, work.chunk * schedule.stages + stage)
                 assert key not in table
@@ -58,29 +67,36 @@ def test_kept_inputs_never_share_a_slot(stages, repeats, microbatches):
 @pytest.mark.parametrize(("stages", "repeats", "microbatches"), SIZES)
 def test_bubble_is_what_the_table_leaves_idle(stages, repeats, microbatches):
     schedule = Schedule(stages, repeats, microbatches)
-    # A tick costs what its program does: forward 1, backward 3 (with the forward pass again), whoever needs it.
+    # A tick costs what its program does: forward 1, backward 3 (with the forward pass again),
+    # whoever needs it.
     time = 4 * schedule.steady_ticks + (1 + 3) * schedule.warmup_ticks
     useful = 4 * microbatches * repeats
     assert schedule.bubble == pytest.approx(1 - useful / time)
 
 
 def test_the_stage_with_most_layers_makes_the_others_wait():
-    # 10 layers on 4 stages, 3 on the largest: 2 microbatches take 5 ticks of 3 layers on each of 4 devices
+    # 10 layers on 4 stages, 3 on the largest: 2 microbatches take 5 ticks of 3 layers on each of 4
+    # devices
     assert Schedule(4, 1, 2, imbalance=3 / 2.5).bubble == pytest.approx(1 - 2 * 10 / (4 * 5 * 3))
 
 
 def test_memory_does_not_grow_with_microbatches():
     def temp_bytes(microbatches):
         config = make_config(
-            model={"num_layers": 4}, mesh={"stage": 4}, train={"microbatches": microbatches, "batch_size": microbatches}
+            model={"num_layers": 4},
+            mesh={"stage": 4},
+            train={"microbatches": microbatches, "batch_size": microbatches},
         )
         program = build_program(config, jax.devices()[:4])
         gradients = make_gradients(program.declared, program.mesh, program.execution)
-        lowered = jax.jit(gradients).lower(program.state.decoder, batch_shapes(config, program.mesh))
+        lowered = jax.jit(gradients).lower(
+            program.state.decoder, batch_shapes(config, program.mesh)
+        )
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
     few, many = temp_bytes(4), temp_bytes(32)
-    # The batch itself is 8 times as large: tokens and targets, a few KiB. Kept activations would be half a MiB.
+    # The batch itself is 8 times as large: tokens and targets, a few KiB. Kept activations would be
+    # half a MiB.
     assert many - few < 64 * 1024
 
 
@@ -99,19 +115,29 @@ def one_device():
     ids=["stage4_tensor2", "stage2_fsdp2_tensor2", "stage2x2_data2_context2"],
 )
 def test_same_as_one_device(mesh, gather, one_device):
-    config = make_config(model={"num_layers": 4}, mesh=mesh, train={"microbatches": 4, "gather": gather})
+    config = make_config(
+        model={"num_layers": 4}, mesh=mesh, train={"microbatches": 4, "gather": gather}
+    )
     assert_same(run(config), one_device)
 
 
 UNEVEN = {
     "num_layers": 6,
     "prefix": [{}, {"ffn": {"kind": "mlp", "activation": "gelu", "bias": "all"}}],
-    "pattern": [{"ffn": {"kind": "moe", "num_experts": 4, "experts_per_token": 2, "expert_dim": 16}}],
+    "pattern": [
+        {"ffn": {"kind": "moe", "num_experts": 4, "experts_per_token": 2, "expert_dim": 16}}
+    ],
 }
 UNEVEN_CELLS = [
     ({"stage": 2, "fsdp": 2, "tensor": 2}, {"gather": "layer"}),
-    ({"stage": 2, "stage_repeats": 2, "expert": 2, "fsdp": 2}, {"gather": "microbatch", "remat": "full"}),
-    ({"stage": 2, "stage_repeats": 2, "context": 2, "tensor": 2}, {"gather": "layer", "remat": "full"}),
+    (
+        {"stage": 2, "stage_repeats": 2, "expert": 2, "fsdp": 2},
+        {"gather": "microbatch", "remat": "full"},
+    ),
+    (
+        {"stage": 2, "stage_repeats": 2, "context": 2, "tensor": 2},
+        {"gather": "layer", "remat": "full"},
+    ),
     ({"stage": 4, "expert": 2}, {"gather": "step"}),
 ]
 

@@ -10,7 +10,9 @@ from maxlm.sharding.stages import EMPTY, lay_out
 
 
 def held_by(layout, stages, chunks):
-    """Return the (segment, repetition) pairs of each virtual stage, in the order in which it runs them."""
+    """Return the (segment, repetition) pairs of each virtual stage, in the order in which it runs
+    them.
+    """
     parts = [[] for _ in range(stages * chunks)]
     for number, segment in enumerate(layout.segments):
         for place, repetition in enumerate(segment.repetitions):
@@ -38,7 +40,9 @@ def test_uneven_layers():
 
 @given(
     st.lists(st.integers(1, 5), min_size=1, max_size=3).flatmap(
-        lambda repeats: st.tuples(st.just(repeats), st.lists(st.integers(1, 4), min_size=3, max_size=3))
+        lambda repeats: st.tuples(
+            st.just(repeats), st.lists(st.integers(1, 4), min_size=3, max_size=3)
+        )
     ),
     st.integers(1, 3),
     st.integers(1, 2),
@@ -52,7 +56,10 @@ def test_every_layer_once_in_order_and_no_better_cut(sizes, stages, chunks):
     # against every way to cut the row
     cuts = itertools.combinations_with_replacement(range(len(pieces) + 1), stages * chunks - 1)
     loads = [work[number] for number, _ in pieces]
-    best = min(max(sum(loads[a:b]) for a, b in itertools.pairwise((0, *bounds, len(pieces)))) for bounds in cuts)
+    best = min(
+        max(sum(loads[a:b]) for a, b in itertools.pairwise((0, *bounds, len(pieces))))
+        for bounds in cuts
+    )
     largest = max(sum(work[number] for number, _ in part) for part in parts)
     assert largest == best
     assert layout.imbalance == pytest.approx(best * stages * chunks / sum(loads))

@@ -23,10 +23,23 @@ CACHE = os.environ.get("JAX_COMPILATION_CACHE_DIR", "")
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory):
-    """A folder with `text/` (token shards) and `tokenizer.model`, made by `maxlm prepare` from generated text."""
+    """A folder with `text/` (token shards) and `tokenizer.model`, made by `maxlm prepare` from
+    generated text.
+    """
     folder = tmp_path_factory.mktemp("tiny")
     rng = random.Random(0)
-    words = ["ember", "lattice", "mono", "quartz", "river", "sable", "tundra", "umber", "velvet", "willow"]
+    words = [
+        "ember",
+        "lattice",
+        "mono",
+        "quartz",
+        "river",
+        "sable",
+        "tundra",
+        "umber",
+        "velvet",
+        "willow",
+    ]
     (folder / "raw").mkdir()
     for index in range(60):
         text = " ".join(rng.choice(words) for _ in range(rng.randint(20, 400)))
@@ -42,12 +55,18 @@ def make_run(data, run_dir):
     """Return the settings of a run that compiles in seconds and takes milliseconds a step."""
     return {
         "run_dir": str(run_dir),
-        "model": model_settings(vocab_size=320, num_layers=2, embed_dim=16, num_heads=2, mlp_dim=32),
+        "model": model_settings(
+            vocab_size=320, num_layers=2, embed_dim=16, num_heads=2, mlp_dim=32
+        ),
         "data": {
             "sources": {
                 "text": {
                     "path": str(data / "text"),
-                    "raw": {"kind": "files", "paths": [str(data / "raw")], "validation_fraction": 0.2},
+                    "raw": {
+                        "kind": "files",
+                        "paths": [str(data / "raw")],
+                        "validation_fraction": 0.2,
+                    },
                 }
             },
             "tokenizer": str(data / "tokenizer.model"),
@@ -55,10 +74,17 @@ def make_run(data, run_dir):
         },
         "optimizer": {"learning_rate": 1e-2},
         "schedule": {"warmup_steps": 5},
-        "train": {"num_steps": 40, "batch_size": 4, "log_every": 1, "eval_every": 20, "eval_batches": 2},
+        "train": {
+            "num_steps": 40,
+            "batch_size": 4,
+            "log_every": 1,
+            "eval_every": 20,
+            "eval_batches": 2,
+        },
         "checkpoint": {"every": 5, "keep_last": 2},
         "metrics": {"tensorboard": False},
-        # The backend's own threads and start-up are the same for all runs; programs come from the tests' cache.
+        # The backend's own threads and start-up are the same for all runs; programs come from the
+        # tests' cache.
         "runtime": {"platform": "cpu", **({"compile_cache": CACHE} if CACHE else {})},
     }
 
@@ -102,9 +128,15 @@ def refuse(monkeypatch, capsys):
 def start(path, *overrides, launcher=()):
     """Start `maxlm train` in a process of its own."""
     command = [sys.executable, *(launcher or ["-m", "maxlm"]), "train", str(path), *overrides]
-    environment = {**os.environ, "XLA_FLAGS": f"{QUICK_COMPILE} {PATIENCE}"}  # fake devices are a setting of the run
+    # Fake devices are a setting of the run.
+    environment = {**os.environ, "XLA_FLAGS": f"{QUICK_COMPILE} {PATIENCE}"}
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=environment
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+        env=environment,
     )
 
 
@@ -128,7 +160,9 @@ def wait_for_step(run_dir, step, process, seconds=60):
         if path.exists() and f'"step": {step},' in path.read_text():
             return
         time.sleep(0.01)
-    pytest.fail(f"step {step} was not reached: {process.stdout.read() if process.poll() is not None else 'timeout'}")
+    pytest.fail(
+        f"step {step} was not reached: {process.stdout.read() if process.poll() is not None else 'timeout'}"
+    )
 
 
 def read_metrics(run_dir):
@@ -138,7 +172,10 @@ def read_metrics(run_dir):
 
 
 def curve(run_dir):
-    """Return what must not depend on interruptions: (step, bits of the loss, token hash) for every step."""
+    """Return what must not depend on interruptions: (step, bits of the loss, token hash) for every
+    step.
+    """
     return [
-        (step, values["train/loss_hex"], values["data/token_hash"]) for step, values in read_metrics(run_dir).items()
+        (step, values["train/loss_hex"], values["data/token_hash"])
+        for step, values in read_metrics(run_dir).items()
     ]

@@ -19,12 +19,21 @@ from maxlm.train.state import create_state
 from maxlm.train.step import make_train_step
 from tests.small_models import model_settings
 
-MODEL = {"vocab_size": 64, "num_layers": 2, "embed_dim": 32, "num_heads": 8, "head_dim": 4, "mlp_dim": 64}
+MODEL = {
+    "vocab_size": 64,
+    "num_layers": 2,
+    "embed_dim": 32,
+    "num_heads": 8,
+    "head_dim": 4,
+    "mlp_dim": 64,
+}
 LENGTH, BATCH, STEPS = 16, 16, 5
 
 
 class Result(NamedTuple):
-    """What a run computed: a loss per step, the first step's gradients by path, the token hash after the last."""
+    """What a run computed: a loss per step, the first step's gradients by path, the token hash
+    after the last.
+    """
 
     losses: list[float]
     gradients: dict[str, np.ndarray]
@@ -37,7 +46,11 @@ def make_config(*, model=None, mesh=None, train=None, runtime=None, objective=No
         {
             "run_dir": "unused",
             "model": model_settings(**{**MODEL, **(model or {})}),
-            "data": {"sources": {"none": {"path": "none"}}, "tokenizer": "none", "sequence_length": length},
+            "data": {
+                "sources": {"none": {"path": "none"}},
+                "tokenizer": "none",
+                "sequence_length": length,
+            },
             "mesh": {"fsdp": 1, **(mesh or {})},
             "optimizer": {"learning_rate": 1e-2},
             "objective": {"chunk_tokens": 24, **(objective or {})},
@@ -70,7 +83,9 @@ def make_batch(config, step):
 def run(config):
     """Train STEPS steps on as many fake devices as the mesh needs."""
     program = build_program(config, jax.devices()[: math.prod(config.mesh.sizes.values())])
-    compute = make_gradients(program.declared, program.mesh, program.execution, program.state.carried)
+    compute = make_gradients(
+        program.declared, program.mesh, program.execution, program.state.carried
+    )
     kept = {}
 
     def keep(decoder, batch, carried):
@@ -78,7 +93,9 @@ def run(config):
         kept["gradients"] = gradients  # traced: handed out beside the step's own results
         return gradients, sums
 
-    train_step = make_train_step(keep, program.optimizer, make_schedule(config.schedule, peak=1e-2, num_steps=STEPS))
+    train_step = make_train_step(
+        keep, program.optimizer, make_schedule(config.schedule, peak=1e-2, num_steps=STEPS)
+    )
 
     @jax.jit
     def step(state, batch):
@@ -90,7 +107,9 @@ def run(config):
     losses, first = [], None
     for index in range(STEPS):
         place = functools.partial(jax.device_put, device=batch_sharding(program.mesh))
-        state, metrics, gradients = step(state, {name: place(x) for name, x in make_batch(config, index).items()})
+        state, metrics, gradients = step(
+            state, {name: place(x) for name, x in make_batch(config, index).items()}
+        )
         losses.append(float(metrics.sums.objective))
         first = first or gradients
     named = {}
@@ -110,8 +129,13 @@ def assert_same(result, reference, tolerance=1e-5):
     assert result.gradients.keys() == reference.gradients.keys()
     for path, want in reference.gradients.items():
         scale = np.abs(want).max()
-        # An array whose gradient is zero in exact arithmetic has rounding noise alone (a key bias under softmax).
+        # An array whose gradient is zero in exact arithmetic has rounding noise alone (a key bias
+        # under softmax).
         largest = max(np.abs(gradient).max() for gradient in reference.gradients.values())
         np.testing.assert_allclose(
-            result.gradients[path], want, rtol=0, atol=tolerance * max(scale, 1e-3 * largest), err_msg=path
+            result.gradients[path],
+            want,
+            rtol=0,
+            atol=tolerance * max(scale, 1e-3 * largest),
+            err_msg=path,
         )

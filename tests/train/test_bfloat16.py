@@ -1,4 +1,6 @@
-"""Training in bf16 on a CPU, where bf16 is nobody's first choice: it runs, and learns what fp32 learns."""
+"""Training in bf16 on a CPU, where bf16 is nobody's first choice: it runs, and learns what fp32
+learns.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,17 @@ MIXTURE = {"kind": "moe", "num_experts": 4, "experts_per_token": 2, "expert_dim"
 MODELS = {
     "plain": {},
     "every feature": {
-        "pattern": [{"mixer": {"window": 5, "softcap": 5.0, "sinks": True, "bias": "all", "qk_norm": "rmsnorm"}}],
+        "pattern": [
+            {
+                "mixer": {
+                    "window": 5,
+                    "softcap": 5.0,
+                    "sinks": True,
+                    "bias": "all",
+                    "qk_norm": "rmsnorm",
+                }
+            }
+        ],
         "norm": {"kind": "rmsnorm"},
     },
     "mixture": {"pattern": [{"ffn": MIXTURE}]},
@@ -27,7 +39,10 @@ def test_five_steps(name, length):
     """256 tokens are several tiles of attention, and several chunks of the loss."""
     config = {"model": MODELS[name], "length": length}
     size = {"batch_size": 16 if length == 16 else 2}
-    lower, full = (run(make_config(**config, train={**size, "compute_dtype": x})) for x in ("bfloat16", "float32"))
+    lower, full = (
+        run(make_config(**config, train={**size, "compute_dtype": x}))
+        for x in ("bfloat16", "float32")
+    )
     np.testing.assert_allclose(lower.losses, full.losses, rtol=2e-3)
     # A router that rounds chooses other experts here and there, which changes what the experts see.
     tolerance = 0.3 if name == "mixture" else 0.06
@@ -62,7 +77,11 @@ def test_linear():
 @pytest.mark.parametrize("sizes", [[100, 0, 500, 100], [1, 2, 3, 4]])
 def test_grouped_matmul(sizes):
     rows = sum(sizes)
-    gradients_close(lambda x, w: grouped_matmul(x, w, jnp.asarray(sizes)), normal(0, rows, 32), normal(1, 4, 32, 48))
+    gradients_close(
+        lambda x, w: grouped_matmul(x, w, jnp.asarray(sizes)),
+        normal(0, rows, 32),
+        normal(1, 4, 32, 48),
+    )
 
 
 def test_cross_entropy():
@@ -76,6 +95,8 @@ def test_cross_entropy():
     spec = jax.sharding.PartitionSpec()
 
     def in_mesh(x, output):
-        return jax.shard_map(loss, mesh=mesh, in_specs=(spec, spec), out_specs=spec, check_vma=False)(x, output)
+        return jax.shard_map(
+            loss, mesh=mesh, in_specs=(spec, spec), out_specs=spec, check_vma=False
+        )(x, output)
 
     gradients_close(in_mesh, normal(0, 200, 64), normal(1, 64, 256))

@@ -24,4 +24,10 @@ def test_the_line_to_resume_with_can_be_pasted(write_run, monkeypatch, launcher)
         assert command.run(argparse.Namespace(config=path, overrides=overrides)) == 0
     finally:
         logging.getLogger().handlers[:] = handlers
-    assert shlex.split(started["command"]) == [*shlex.split(launcher), "maxlm", "train", path, *overrides]
+    assert shlex.split(started["command"]) == [
+        *shlex.split(launcher),
+        "maxlm",
+        "train",
+        path,
+        *overrides,
+    ]

@@ -1,4 +1,6 @@
-"""Mixtures of experts: losses, gradients, balance and token hash do not depend on the mesh, nor on the gathering."""
+"""Mixtures of experts: losses, gradients, balance and token hash do not depend on the mesh, nor on
+the gathering.
+"""
 
 import functools
 
@@ -31,7 +33,9 @@ CAPACITY = {**MODEL, "pattern": [{"ffn": {**MOE, "capacity_factor": 0.75}}]}
 
 
 def little_room(model):
-    """Return the model with room for a quarter of an even load, so that its experts work in many rounds."""
+    """Return the model with room for a quarter of an even load, so that its experts work in many
+    rounds.
+    """
     return {**model, "pattern": [{"ffn": {**model["pattern"][0]["ffn"], "buffer_factor": 0.25}}]}
 
 
@@ -75,7 +79,11 @@ MESHES = [
 @pytest.mark.parametrize("gather", ["layer", "microbatch", "step"])
 @pytest.mark.parametrize("mesh", [*MESHES, {"data": 2, "expert": 2, "tensor": 2}], ids=name)
 def test_same_on_many_meshes(mesh, gather, capacity):
-    config = make_config(model=CAPACITY if capacity else MODEL, mesh=mesh, train={"gather": gather, "microbatches": 2})
+    config = make_config(
+        model=CAPACITY if capacity else MODEL,
+        mesh=mesh,
+        train={"gather": gather, "microbatches": 2},
+    )
     assert_same(run(config), one_device(capacity=capacity))
 
 
@@ -84,32 +92,42 @@ def test_same_on_many_meshes(mesh, gather, capacity):
 @pytest.mark.parametrize("model", [MODEL, little_room(MODEL)], ids=["one_round", "rounds"])
 def test_same_with_rematerialisation(remat, model):
     train = {"remat": remat, "microbatches": 2}
-    assert_same(run(make_config(model=model, mesh={"expert": 2, "fsdp": 2}, train=train)), one_device())
+    assert_same(
+        run(make_config(model=model, mesh={"expert": 2, "fsdp": 2}, train=train)), one_device()
+    )
 
 
 def test_same_where_capacity_meets_a_split_sequence():
     model = little_room(CAPACITY)
     assert_same(
-        run(make_config(model=model, mesh={"expert": 2, "context": 4})), one_device(capacity=True, microbatches=1)
+        run(make_config(model=model, mesh={"expert": 2, "context": 4})),
+        one_device(capacity=True, microbatches=1),
     )
 
 
 @pytest.mark.slow
 def test_microbatches_are_balanced_each_for_itself():
     one, two = one_device(microbatches=1), one_device(microbatches=2)
-    without = {**MODEL, "pattern": [{"ffn": {**MOE, "balance": {"auxiliary_loss": 0.0, "z_loss": 0.01}}}]}
+    without = {
+        **MODEL,
+        "pattern": [{"ffn": {**MOE, "balance": {"auxiliary_loss": 0.0, "z_loss": 0.01}}}],
+    }
     plain = [run(make_config(model=without, train={"microbatches": count})) for count in (1, 2)]
     assert_same(plain[1], plain[0])  # but for the auxiliary loss, microbatches do not matter
     assert 0 < abs(one.losses[0] - two.losses[0]) < 0.01
 
 
-# --- the bias is state -----------------------------------------------------------------------------------------------
+# --- the bias is state ----------------------------------------------------------------------------
 
 
 def stepped(loss):
-    """Return the state after one step of an optimizer that moves every parameter, and what it reports."""
+    """Return the state after one step of an optimizer that moves every parameter, and what it
+    reports.
+    """
     config = make_config(model=MODEL)
-    decoder = map_parameters(lambda p: with_value(p, jnp.ones(p.get_value().shape)), Decoder(config.model))
+    decoder = map_parameters(
+        lambda p: with_value(p, jnp.ones(p.get_value().shape)), Decoder(config.model)
+    )
     loads = jnp.asarray([[5.0, 3, 4, 4, 4, 4, 4, 4], [4.0] * 8])
 
     def gradients(decoder, batch, carried):
@@ -119,7 +137,9 @@ def stepped(loss):
 
     optimizer = optax.sgd(-1.0)
     zero = jnp.zeros((), jnp.int32)
-    state = TrainState(zero, decoder, optimizer.init(decoder), jnp.zeros((2,), jnp.uint32), zero, zero, [])
+    state = TrainState(
+        zero, decoder, optimizer.init(decoder), jnp.zeros((2,), jnp.uint32), zero, zero, []
+    )
     return jax.jit(make_train_step(gradients, optimizer, lambda step: 0.1))(state, {})
 
 

@@ -1,4 +1,6 @@
-"""What goes wrong around a run: each fault has its message, its cure and its exit code, and loses nothing."""
+"""What goes wrong around a run: each fault has its message, its cure and its exit code, and loses
+nothing.
+"""
 
 import contextlib
 import re
@@ -80,7 +82,9 @@ def test_steps_with_nan_are_skipped_and_counted_and_training_goes_on(write_run, 
     assert "step 12 was skipped" not in output
     assert "NaN or Inf found" not in output
     metrics = read_metrics(tmp_path / "run")
-    assert [values["optim/skipped_steps"] for values in metrics.values()] == [0] * 9 + [1] + [2] * 10
+    assert [values["optim/skipped_steps"] for values in metrics.values()] == [0] * 9 + [1] + [
+        2
+    ] * 10
     assert [step for step, values in metrics.items() if values["train/loss"] is None] == [10, 11]
     assert metrics[10]["train/loss_hex"] == "nan"
     # Steps 10 and 11 leave the parameters of step 9 as they are; then they move again.
@@ -89,11 +93,16 @@ def test_steps_with_nan_are_skipped_and_counted_and_training_goes_on(write_run, 
     assert metrics[20]["train/loss"] < metrics[9]["train/loss"]
     # Until then nothing differs, and the tokens never do.
     assert curve(tmp_path / "run")[:9] == curve(tmp_path / "whole")[:9]
-    assert [row[2] for row in curve(tmp_path / "run")] == [row[2] for row in curve(tmp_path / "whole")]
+    assert [row[2] for row in curve(tmp_path / "run")] == [
+        row[2] for row in curve(tmp_path / "whole")
+    ]
 
 
 def test_a_disk_that_fills_up_during_a_run_loses_nothing(write_run, make_disk, tmp_path):
-    sections = {"train": {"num_steps": 300, "eval_every": 0}, "checkpoint": {"every": 10, "keep_last": 2}}
+    sections = {
+        "train": {"num_steps": 300, "eval_every": 0},
+        "checkpoint": {"every": 10, "keep_last": 2},
+    }
     train(write_run("whole", **sections))
     disk = make_disk(40)
     path, run_dir = write_run("run", **sections), disk / "run"
@@ -131,15 +140,26 @@ def test_too_few_devices_for_the_mesh(refuse, write_run):
     message = refuse("train", write_run(), "mesh.data=4", "mesh.fsdp=4", "train.batch_size=16")
     assert "1 problem in the configuration on 8 devices" in message
     assert "mesh.data=4 * mesh.fsdp=4 = 16 must equal the device count, 8" in message
-    assert "use mesh.fsdp=2, or mesh.data=2, or runtime.device_count=16 to try it on fake CPU devices" in message
+    assert (
+        "use mesh.fsdp=2, or mesh.data=2, or runtime.device_count=16 to try it on fake CPU devices"
+        in message
+    )
 
 
 @pytest.mark.parametrize(
-    "size", ["model.num_layers=10000", "model.vocab_size=2147483646", "model.block.ffn.hidden_dim=2147483646"]
+    "size",
+    [
+        "model.num_layers=10000",
+        "model.vocab_size=2147483646",
+        "model.block.ffn.hidden_dim=2147483646",
+    ],
 )
 def test_a_model_that_no_memory_holds(refuse, write_run, size):
     message = refuse("train", write_run(), size, "model.embed_dim=8192", "train.batch_size=8")
-    assert re.search(r"the model has [\d,]{14,} parameters; with the optimizer they take [\d,.]+ GiB on each", message)
+    assert re.search(
+        r"the model has [\d,]{14,} parameters; with the optimizer they take [\d,.]+ GiB on each",
+        message,
+    )
     assert "use more mesh.fsdp, or a smaller model: fewer layers" in message
 
 
@@ -148,7 +168,8 @@ def test_a_step_that_no_memory_holds(refuse, write_run, monkeypatch):
     monkeypatch.setattr(loop, "memory_bytes", lambda device: 2**18)
     message = refuse("train", path, "train.batch_size=64", "data.sequence_length=64")
     assert re.search(
-        r"a step needs [\d.]+ GiB on each device, cpu has 0\.0 GiB; use more devices, train.remat", message
+        r"a step needs [\d.]+ GiB on each device, cpu has 0\.0 GiB; use more devices, train.remat",
+        message,
     )
 
 
@@ -167,7 +188,9 @@ def test_tokenizers_that_are_missing_broken_or_another(refuse, write_run, tmp_pa
     missing = refuse("train", path, f"data.tokenizer={tmp_path}/none.model")
     assert f"{tmp_path}/none.model: there is no such tokenizer; run: maxlm prepare" in missing
     (tmp_path / "broken.model").write_bytes(b"not a model")
-    assert f"{tmp_path}/broken.model" in refuse("train", path, f"data.tokenizer={tmp_path}/broken.model")
+    assert f"{tmp_path}/broken.model" in refuse(
+        "train", path, f"data.tokenizer={tmp_path}/broken.model"
+    )
     assert f"{tmp_path}" in refuse("train", path, f"data.tokenizer={tmp_path}")
     small = refuse("train", path, "model.vocab_size=300")
     assert "has 320 pieces, more than model.vocab_size=300; use model.vocab_size=320" in small
@@ -187,7 +210,13 @@ def test_something_else_where_a_run_writes(refuse, write_run, tmp_path, in_the_w
     run_dir = tmp_path / "run"
     run_dir.mkdir()
     (run_dir / in_the_way).mkdir() if folder else (run_dir / in_the_way).touch()
-    message = refuse("train", write_run(metrics={"tensorboard": True}), "mesh.fsdp=1", "mesh.data=4", "mesh.tensor=2")
+    message = refuse(
+        "train",
+        write_run(metrics={"tensorboard": True}),
+        "mesh.fsdp=1",
+        "mesh.data=4",
+        "mesh.tensor=2",
+    )
     assert f"{run_dir}/{in_the_way}" in message
     assert "move away what is in its place" in message
 
@@ -199,7 +228,9 @@ def test_any_name_and_any_encoding(write_run, tmp_path, monkeypatch):
     message = train(path, f"run_dir={run_dir}", code=2)
     cure = message.partition("to keep all of it: ")[2].strip()
     output = train(path, f'run_dir="{run_dir}"')
-    shown = {label: text for label, _, text in (line.partition(": ") for line in output.splitlines())}
+    shown = {
+        label: text for label, _, text in (line.partition(": ") for line in output.splitlines())
+    }
     written = run_dir.encode("ascii", "backslashreplace").decode()
     assert shlex.split(cure) == [f'run_dir="{written}"']
     assert shlex.split(shown["checkpoints"]) == [f"{written}/checkpoints"]
@@ -209,7 +240,9 @@ def test_any_name_and_any_encoding(write_run, tmp_path, monkeypatch):
 
 
 def test_configs_that_are_no_files(refuse, tmp_path):
-    assert "none.yaml: No such file or directory; give the path of a readable YAML" in refuse("train", "none.yaml")
+    assert "none.yaml: No such file or directory; give the path of a readable YAML" in refuse(
+        "train", "none.yaml"
+    )
     assert "Is a directory; give the path of a readable YAML file" in refuse("train", tmp_path)
     (tmp_path / "binary.yaml").write_bytes(bytes(range(256)))
     assert "binary.yaml" in refuse("train", tmp_path / "binary.yaml")
@@ -220,8 +253,14 @@ def test_configs_that_are_no_files(refuse, tmp_path):
     [
         (["train"], "the following arguments are required: RUN.yaml\n"),
         (["train", "x.yaml", "--steps=3"], "--steps=3: no such argument; settings have no dashes"),
-        (["train", "x.yaml", "a.b=1", "--force"], "--force: no such argument; settings have no dashes"),
-        (["generate", "x", "--prompt", "a", "more"], "more: no such argument; see maxlm generate --help"),
+        (
+            ["train", "x.yaml", "a.b=1", "--force"],
+            "--force: no such argument; settings have no dashes",
+        ),
+        (
+            ["generate", "x", "--prompt", "a", "more"],
+            "more: no such argument; see maxlm generate --help",
+        ),
         (["train", "x.yaml", "fast"], "'fast' is not an override; write key.path=value"),
     ],
 )

@@ -1,6 +1,8 @@
-"""All six axes together: pairs and triples, dense and MoE, each way of gathering and kind of context, repeated stages.
+"""All six axes together: pairs and triples, dense and MoE, each way of gathering and kind of
+context, repeated stages.
 
-The losses of several steps and every gradient equal one device's. Two of them always run; all: `pytest -m slow`.
+The losses of several steps and every gradient equal one device's. Two of them always run; all:
+`pytest -m slow`.
 """
 
 import functools
@@ -48,12 +50,16 @@ def cells():
                 mesh["stage_repeats"] = next(repeats)
             train = {"gather": next(gathers), "remat": next(remats), "microbatches": 2}
             name = "_".join(f"{axis}{size}" for axis, size in mesh.items())
-            yield pytest.param(model, mesh, train, id=f"{model}-{name}-{train['gather']}-{train['remat']}")
+            yield pytest.param(
+                model, mesh, train, id=f"{model}-{name}-{train['gather']}-{train['remat']}"
+            )
 
 
 CELLS = list(cells())
 ALWAYS = [
-    pytest.param("moe", {"stage": 2, "expert": 2, "tensor": 2}, {"microbatches": 2}, id="stage_expert_tensor"),
+    pytest.param(
+        "moe", {"stage": 2, "expert": 2, "tensor": 2}, {"microbatches": 2}, id="stage_expert_tensor"
+    ),
     pytest.param(
         "moe",
         {"stage": 2, "stage_repeats": 2, "expert": 2, "context": 2},

@@ -39,7 +39,13 @@ def test_offloading_needs_host_memory(monkeypatch):
 def test_full_logits_never_exist():
     vocab_size, length, batch_size = 8192, 128, 16
     config = make_config(
-        model={"vocab_size": vocab_size, "num_layers": 1, "embed_dim": 16, "num_heads": 2, "mlp_dim": 16},
+        model={
+            "vocab_size": vocab_size,
+            "num_layers": 1,
+            "embed_dim": 16,
+            "num_heads": 2,
+            "mlp_dim": 16,
+        },
         train={"batch_size": batch_size},
         objective={"chunk_tokens": 64},
         length=length,
@@ -50,12 +56,20 @@ def test_full_logits_never_exist():
 
 def test_layerwise_gathers_hold_one_layer_at_a_time():
     def config(gather):
-        shape = {"num_layers": 16, "embed_dim": 64, "num_heads": 2, "head_dim": 8, "mlp_dim": 512, "vocab_size": 64}
+        shape = {
+            "num_layers": 16,
+            "embed_dim": 64,
+            "num_heads": 2,
+            "head_dim": 8,
+            "mlp_dim": 512,
+            "vocab_size": 64,
+        }
         train = {"gather": gather, "batch_size": 8, "remat": "none"}
         return make_config(model=shape, mesh={"fsdp": 8}, train=train, length=4)
 
     layer, microbatch = temp_bytes(config("layer")), temp_bytes(config("microbatch"))
     whole = 4 * cost.parameter_count(config("layer").model)
-    # Once a microbatch all parameters are whole, and their gradients; layer by layer an eighth of either, and a layer.
+    # Once a microbatch all parameters are whole, and their gradients; layer by layer an eighth of
+    # either, and a layer.
     assert microbatch > 1.5 * whole
     assert layer < 0.6 * whole

@@ -19,14 +19,17 @@ SIZES = {
     "mlp_dim": 8,
 }
 MOE = {"kind": "moe", "num_experts": 4, "experts_per_token": 2, "expert_dim": 8}
-WEIGHTS, NORMS, OUTSIDE = 4 * 4 * 8 + 3 * 4 * 8, 2 * 4, 2 * 48 + 4  # of a block; of its norms; of the rest
+# Of a block; of its norms; of the rest.
+WEIGHTS, NORMS, OUTSIDE = 4 * 4 * 8 + 3 * 4 * 8, 2 * 4, 2 * 48 + 4
 
 
 def estimate(*, mesh=None, objective=None, model=None, length=8, **train):
     """Return (config, program, estimate) of a small fp32 run."""
     settings = model_settings(**{**SIZES, **(model or {})})
     sections = {"mesh": {"fsdp": 1, **(mesh or {})}, "objective": objective or {}}
-    config = run_settings(settings, length=length, train={"compute_dtype": "float32", **train}, **sections)
+    config = run_settings(
+        settings, length=length, train={"compute_dtype": "float32", **train}, **sections
+    )
     program = build_program(config, jax.devices()[: math.prod(config.mesh.sizes.values())])
     return config, program, program.memory_per_device(config)
 
@@ -43,7 +46,9 @@ def test_one_device_by_hand():
 
 
 def test_experts_stay_where_they_are():
-    one, two = (estimate(model={"pattern": [{"ffn": MOE}]}, mesh={"expert": size})[2] for size in (1, 2))
+    one, two = (
+        estimate(model={"pattern": [{"ffn": MOE}]}, mesh={"expert": size})[2] for size in (1, 2)
+    )
     assert one["parameters"] == 2 * two["parameters"]
     # of a gathered block, two of four experts
     assert one["gathered weights"] - two["gathered weights"] == 4 * 2 * 3 * 4 * 8
@@ -54,17 +59,30 @@ def test_experts_stay_where_they_are():
     [
         ("none", {}, {}, 0.15),
         ("full", {}, {}, 0.15),
-        # the compiler lets go of most of the block that it computes again while it goes backward through it
+        # the compiler lets go of most of the block that it computes again while it goes backward
+        # through it
         ({"mlp_hidden": "save", "mlp_gate": "save"}, {}, {"fsdp": 2}, 0.3),
         ("none", {**MOE, "num_experts": 8, "expert_dim": 192}, {"expert": 4}, 0.15),
     ],
     ids=["none", "full", "named", "experts"],
 )
 def test_near_the_compilers_figure(remat, ffn, mesh, off):
-    sizes = {"vocab_size": 512, "num_layers": 4, "embed_dim": 128, "num_heads": 4, "num_kv_heads": 2, "head_dim": 32}
+    sizes = {
+        "vocab_size": 512,
+        "num_layers": 4,
+        "embed_dim": 128,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "head_dim": 32,
+    }
     model = {**sizes, "mlp_dim": 384, "pattern": [{"ffn": ffn}]}
     config, program, memory = estimate(
-        model=model, mesh=mesh, length=64, remat=remat, batch_size=64, objective={"chunk_tokens": 256}
+        model=model,
+        mesh=mesh,
+        length=64,
+        remat=remat,
+        batch_size=64,
+        objective={"chunk_tokens": 256},
     )
     gradients = jax.jit(make_gradients(program.declared, program.mesh, program.execution))
     compiled = gradients.lower(program.state.decoder, batch_shapes(config, program.mesh)).compile()
@@ -77,8 +95,11 @@ def test_near_the_compilers_figure(remat, ffn, mesh, off):
 
 def test_what_is_kept_by_name_is_added():
     names = {"query": "save", "mlp_hidden": "save"}
-    full, named, everything = (estimate(remat=remat)[2]["activations"] for remat in ("full", names, "none"))
-    assert named - full == 2 * 4 * 32 * (8 + 8)  # of both layers, a token's 4 heads of 2 and its 8 hidden units
+    full, named, everything = (
+        estimate(remat=remat)[2]["activations"] for remat in ("full", names, "none")
+    )
+    # Of both layers, a token's 4 heads of 2 and its 8 hidden units.
+    assert named - full == 2 * 4 * 32 * (8 + 8)
     assert full < named < everything
 
 
@@ -114,7 +135,12 @@ def test_gathering_less_often_costs_memory():
         for gather in ("layer", "microbatch", "step")
     )
     parameters = 2 * (WEIGHTS + NORMS) + OUTSIDE
-    assert layer["gathered weights"] < microbatch["gathered weights"] == step["gathered weights"] == 2 * parameters
+    assert (
+        layer["gathered weights"]
+        < microbatch["gathered weights"]
+        == step["gathered weights"]
+        == 2 * parameters
+    )
     shards = 2 * parameters  # two fp32 ones, a quarter each
     assert layer["gradients"] < microbatch["gradients"] == shards + 2 * parameters
     assert step["gradients"] == shards + 4 * parameters
@@ -122,6 +148,9 @@ def test_gathering_less_often_costs_memory():
 
 def test_rows_without_a_layer_take_their_bytes():
     three = {"num_layers": 3}
-    even, uneven = estimate(model=three)[2], estimate(model=three, mesh={"stage": 2}, microbatches=2)[2]
+    even, uneven = (
+        estimate(model=three)[2],
+        estimate(model=three, mesh={"stage": 2}, microbatches=2)[2],
+    )
     # two rows on each of two stages, one of them empty
     assert uneven["parameters"] == even["parameters"] - 4 * (WEIGHTS + NORMS)

@@ -1,4 +1,6 @@
-"""Losses, gradients and token hash do not depend on the mesh, on when parameters are gathered, or on microbatches."""
+"""Losses, gradients and token hash do not depend on the mesh, on when parameters are gathered, or
+on microbatches.
+"""
 
 import functools
 import itertools
@@ -32,13 +34,23 @@ def one_device():
 @pytest.mark.parametrize("mesh", MESHES, ids=mesh_name)
 def test_same_on_every_mesh(mesh, gather):
     # Two microbatches on the meshes, one on the single device: they must not matter either.
-    assert_same(run(make_config(mesh=mesh, train={"gather": gather, "microbatches": 2})), one_device())
+    assert_same(
+        run(make_config(mesh=mesh, train={"gather": gather, "microbatches": 2})), one_device()
+    )
 
 
-SOME = {"query": "offload", "attention_out": "save", "attention_lse": "save", "mixer_out": "save", "mlp_hidden": "save"}
+SOME = {
+    "query": "offload",
+    "attention_out": "save",
+    "attention_lse": "save",
+    "mixer_out": "save",
+    "mlp_hidden": "save",
+}
 
 
-@pytest.mark.parametrize(("remat", "offload"), [("full", []), (SOME, []), ("full", ["activations", "optimizer"])])
+@pytest.mark.parametrize(
+    ("remat", "offload"), [("full", []), (SOME, []), ("full", ["activations", "optimizer"])]
+)
 def test_same_with_rematerialisation(remat, offload):
     train = {"remat": remat, "offload": offload}
     assert_same(run(make_config(mesh={"fsdp": 2, "tensor": 2}, train=train)), one_device())
@@ -93,7 +105,9 @@ def test_same_on_a_split_sequence(mesh):
 def test_same_with_the_kernel_of_the_tpu_interpreted():
     model = {"pattern": [{}, {"mixer": {"window": 6, "softcap": 3.0, "sinks": True}}]}
     mesh = {"context": 2, "fsdp": 2, "tensor": 2}
-    interpreted = make_config(model=model, mesh=mesh, runtime={"kernels": {"attention": "interpret"}})
+    interpreted = make_config(
+        model=model, mesh=mesh, runtime={"kernels": {"attention": "interpret"}}
+    )
     assert_same(run(interpreted), run(make_config(model=model)))
 
 
@@ -113,7 +127,9 @@ def test_same_on_a_split_sequence_in_stages(mesh):
 @pytest.mark.parametrize("remat", ["full", {"attention_out": "save", "attention_lse": "save"}])
 @pytest.mark.parametrize("gather", ["layer", "microbatch", "step"])
 def test_same_on_a_split_sequence_with_rematerialisation(gather, remat):
-    check_context({"fsdp": 2, "context": 2, "tensor": 2}, gather=gather, remat=remat, microbatches=2)
+    check_context(
+        {"fsdp": 2, "context": 2, "tensor": 2}, gather=gather, remat=remat, microbatches=2
+    )
 
 
 def test_same_evaluation_on_a_split_sequence():
@@ -150,11 +166,15 @@ FFNS = st.fixed_dictionaries(
 )
 MODELS = st.fixed_dictionaries(
     {
-        "pattern": st.lists(st.fixed_dictionaries({"mixer": MIXERS, "ffn": FFNS}), min_size=1, max_size=2),
+        "pattern": st.lists(
+            st.fixed_dictionaries({"mixer": MIXERS, "ffn": FFNS}), min_size=1, max_size=2
+        ),
         "num_layers": st.sampled_from([2, 4]),
         "num_kv_heads": st.sampled_from([4, 8]),
         "norm": st.fixed_dictionaries({"kind": st.sampled_from(["rmsnorm", "layernorm"])}),
-        "position": st.sampled_from([{"kind": "rope"}, {"kind": "learned", "max_length": 16}, {"kind": "none"}]),
+        "position": st.sampled_from(
+            [{"kind": "rope"}, {"kind": "learned", "max_length": 16}, {"kind": "none"}]
+        ),
         "tie_embeddings": st.booleans(),
     }
 )

@@ -14,7 +14,10 @@ def data(tiny_data, tmp_path):
     """A copy of the prepared data that a test may spoil, as overrides of a run."""
     shutil.copytree(tiny_data, tmp_path / "data")
     folder = tmp_path / "data"
-    return folder, [f"data.tokenizer={folder}/tokenizer.model", f"data.sources.text.path={folder}/text"]
+    return folder, [
+        f"data.tokenizer={folder}/tokenizer.model",
+        f"data.sources.text.path={folder}/text",
+    ]
 
 
 def another_tokenizer(path):
@@ -25,11 +28,18 @@ def another_tokenizer(path):
 def test_resuming_reads_the_run_s_own_tokenizer(write_run, data, refuse, tmp_path):
     folder, overrides = data
     path = write_run(train={"eval_every": 0})
-    train(path, *overrides, "train.num_steps=2", "schedule.total_steps=4", "schedule.warmup_steps=1")
+    train(
+        path, *overrides, "train.num_steps=2", "schedule.total_steps=4", "schedule.warmup_steps=1"
+    )
     kept = (tmp_path / "run/tokenizer.model").read_bytes()
     assert kept == (folder / "tokenizer.model").read_bytes()
     another_tokenizer(folder / "tokenizer.model")
-    settings = [*overrides, "train.num_steps=4", "schedule.total_steps=4", "schedule.warmup_steps=1"]
+    settings = [
+        *overrides,
+        "train.num_steps=4",
+        "schedule.total_steps=4",
+        "schedule.warmup_steps=1",
+    ]
     train(path, *settings)
     assert [step for step, *_ in curve(tmp_path / "run")] == [1, 2, 3, 4]
     assert read_metrics(tmp_path / "run")[4]["val/text/loss"] > 0

@@ -11,7 +11,14 @@ import numpy as np
 from tests.train.conftest import ROOT, curve, finish, start, train
 
 LAUNCHER = [str(ROOT / "launch" / "local.py"), "-n", "2", "--", "maxlm"]
-MESH = ["mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2", "train.batch_size=8", "train.num_steps=12", "train.eval_every=5"]
+MESH = [
+    "mesh.data=2",
+    "mesh.fsdp=2",
+    "mesh.tensor=2",
+    "train.batch_size=8",
+    "train.num_steps=12",
+    "train.eval_every=5",
+]
 
 
 def test_two_processes_give_the_losses_of_one(write_run, tmp_path):
@@ -24,14 +31,20 @@ def test_two_processes_give_the_losses_of_one(write_run, tmp_path):
     np.testing.assert_allclose(*losses, rtol=1e-5)
     # And what two processes saved, one process resumes.
     output = train(
-        tmp_path / "two.yaml", *MESH, "runtime.device_count=8", "train.num_steps=14", "schedule.total_steps=12"
+        tmp_path / "two.yaml",
+        *MESH,
+        "runtime.device_count=8",
+        "train.num_steps=14",
+        "schedule.total_steps=12",
     )
     assert "resuming: after step 12" in output
 
 
 def test_killing_one_process_ends_the_other_within_seconds(write_run, tmp_path):
     path = write_run(train={"num_steps": 100_000})
-    process = start(path, *MESH[:4], "runtime.device_count=4", "train.num_steps=100000", launcher=LAUNCHER)
+    process = start(
+        path, *MESH[:4], "runtime.device_count=4", "train.num_steps=100000", launcher=LAUNCHER
+    )
     pids = []
     while len(pids) < 2 or not _has_step(tmp_path / "run", 3):
         pids = _children(process.pid)

@@ -18,7 +18,10 @@ from tests.train.conftest import curve, finish, read_metrics, start, train, wait
 
 def test_ten_kills_at_random_moments_change_no_bit(write_run, tmp_path):
     # Larger than the other runs, so that some kills fall into a save: every second step is saved.
-    sections = {"train": {"num_steps": 60, "eval_every": 0}, "checkpoint": {"every": 2, "keep_last": 2}}
+    sections = {
+        "train": {"num_steps": 60, "eval_every": 0},
+        "checkpoint": {"every": 2, "keep_last": 2},
+    }
     train(write_run("whole", **sections))
     path = write_run("killed", **sections)
     rng = random.Random(time.time_ns())
@@ -92,7 +95,9 @@ def test_another_batch_size_goes_on_with_the_rows_that_follow(write_run, tmp_pat
     edges = [0, 8, 16, 24, 32, 36, 40, 44, 52, 60]
     metrics = read_metrics(tmp_path / "run")
     assert [values["data/rows"] for values in metrics.values()] == edges[1:]
-    assert [values["data/tokens"] for values in metrics.values()] == [32 * rows for rows in edges[1:]]
+    assert [values["data/tokens"] for values in metrics.values()] == [
+        32 * rows for rows in edges[1:]
+    ]
     per_token = flops_per_token(config.model, 32)
     for rows, values in zip(edges[1:], metrics.values(), strict=True):
         assert values["train/flops"] == pytest.approx(rows * 32 * per_token, rel=1e-12)
@@ -102,7 +107,9 @@ def test_another_batch_size_goes_on_with_the_rows_that_follow(write_run, tmp_pat
     for first, stop, values in zip(edges, edges[1:], metrics.values(), strict=False):
         batch = dataset.rows(first, stop)
         places = {"rows": np.arange(stop - first), "columns": np.arange(32)}
-        running = token_hash.advance(running, token_hash.batch_hash(batch["tokens"], batch["segment_ids"], **places))
+        running = token_hash.advance(
+            running, token_hash.batch_hash(batch["tokens"], batch["segment_ids"], **places)
+        )
         assert values["data/token_hash"] == token_hash.hexdigest(running)
 
 
@@ -127,9 +134,13 @@ def test_rates_of_steps_to_come_may_change_and_it_is_said(write_run, tmp_path):
     train(path)
     # Step 8 has seen the end of a decay that a run of 12 steps does not have there.
     assert "schedule.total_steps: 8 -> 12" in train(path, "train.num_steps=12", code=2)
-    shutil.rmtree(tmp_path / "more" / "checkpoints" / "00000008")  # leaves that of step 5, before the decay
+    # Leaves that of step 5, before the decay.
+    shutil.rmtree(tmp_path / "more" / "checkpoints" / "00000008")
     output = train(path, "train.num_steps=12")
-    assert "learning rates of steps to come are not the saved run's: schedule.total_steps: 8 -> 12" in output
+    assert (
+        "learning rates of steps to come are not the saved run's: schedule.total_steps: 8 -> 12"
+        in output
+    )
     assert curve(tmp_path / "more") == curve(tmp_path / "whole")
 
 
@@ -151,10 +162,17 @@ def test_missing_data_is_told_before_any_device_work(write_run, tmp_path):
 
 
 def test_divergence_skips_steps_then_stops_and_loses_nothing(write_run, tmp_path):
-    path = write_run(train={"num_steps": 200, "max_skipped_steps": 3}, optimizer={"clip_norm": None})
+    path = write_run(
+        train={"num_steps": 200, "max_skipped_steps": 3}, optimizer={"clip_norm": None}
+    )
     # Every update is as large as fp32 allows: the second step's loss cannot be finite.
     # And settings as large as they may be change nothing about that.
-    names = ["objective.chunk_tokens", "train.eval_batches", "checkpoint.keep_last", "train.num_steps"]
+    names = [
+        "objective.chunk_tokens",
+        "train.eval_batches",
+        "checkpoint.keep_last",
+        "train.num_steps",
+    ]
     large = [f"{name}=2147483647" for name in names]
     output = train(path, "optimizer.learning_rate=1e38", "schedule.warmup_steps=0", *large, code=1)
     assert "the last 3 steps" in output
@@ -169,7 +187,9 @@ def test_a_damaged_newest_checkpoint_is_passed_over_loudly(write_run, tmp_path):
     train(path)
     whole = curve(tmp_path / "run")
     newest = tmp_path / "run" / "checkpoints" / "00000020"
-    largest = max((file for file in newest.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+    largest = max(
+        (file for file in newest.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size
+    )
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
     largest.write_bytes(content)
@@ -198,7 +218,8 @@ def test_a_pipeline_resumes_on_context_expert_and_tensor(write_run, tmp_path):
     experts = {"kind": "moe", "num_experts": 4, "experts_per_token": 2, "expert_dim": 16}
     sizes = {"vocab_size": 320, "num_layers": 5, "embed_dim": 32, "num_heads": 2, "mlp_dim": 32}
     model = model_settings(**sizes, prefix=[{}], pattern=[{"ffn": experts}])
-    # Choosing experts is a jump: large steps would make one token's other choice, after rounding, a visible difference.
+    # Choosing experts is a jump: large steps would make one token's other choice, after rounding, a
+    # visible difference.
     optimizer = {"learning_rate": 5e-4}
     # Balanced within each microbatch, so their number stays.
     settings = {"num_steps": 12, "batch_size": 8, "microbatches": 2, "eval_every": 0}
@@ -207,7 +228,13 @@ def test_a_pipeline_resumes_on_context_expert_and_tensor(write_run, tmp_path):
     path = write_run("moved", **sections)
     first = ["mesh.stage=2", "mesh.stage_repeats=2", "mesh.fsdp=4", "runtime.device_count=8"]
     train(path, *first, "train.num_steps=6", "schedule.total_steps=12")
-    second = ["mesh.fsdp=1", "mesh.tensor=2", "mesh.context=2", "mesh.expert=2", "runtime.device_count=8"]
+    second = [
+        "mesh.fsdp=1",
+        "mesh.tensor=2",
+        "mesh.context=2",
+        "mesh.expert=2",
+        "runtime.device_count=8",
+    ]
     output = train(path, *second)
     assert "resuming: after step 6" in output
     whole, moved = curve(tmp_path / "whole"), curve(tmp_path / "moved")
@@ -229,7 +256,9 @@ UNEVEN = {
 
 @pytest.mark.parametrize(("num_layers", "segments", "stages"), UNEVEN.values(), ids=UNEVEN)
 def test_uneven_stages_and_one_device_take_turns(write_run, tmp_path, num_layers, segments, stages):
-    model = model_settings(vocab_size=320, num_layers=num_layers, embed_dim=16, num_heads=2, mlp_dim=32)
+    model = model_settings(
+        vocab_size=320, num_layers=num_layers, embed_dim=16, num_heads=2, mlp_dim=32
+    )
     model["segments"] = segments
     # Choosing experts is a jump: see above. They are balanced within each microbatch.
     settings = {"num_steps": 6, "eval_every": 0, "microbatches": 2}

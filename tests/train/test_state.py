@@ -13,7 +13,11 @@ def test_consumption_is_exact_beyond_what_devices_count():
     consumption = Consumption(start, 1000, config)
     assert consumption.at(1000) == start
     per_token = flops_per_token(config.model, 16)
-    assert consumption.at(1007) == (2**40 + 3 + 84, 2**60 + 1 + 84 * 16, 10**27 + 1 + 7 * round(12 * 16 * per_token))
+    assert consumption.at(1007) == (
+        2**40 + 3 + 84,
+        2**60 + 1 + 84 * 16,
+        10**27 + 1 + 7 * round(12 * 16 * per_token),
+    )
 
 
 def test_what_was_consumed_is_in_the_record():

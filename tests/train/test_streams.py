@@ -22,7 +22,9 @@ from tests.train.program import assert_same, make_batch, make_config, run
 
 
 class Toy(Attention):
-    """Attention that adds what the first layer was given, and the mean vector of the sequence in the step before."""
+    """Attention that adds what the first layer was given, and the mean vector of the sequence in
+    the step before.
+    """
 
     takes_beside = True
     carries = True
@@ -32,7 +34,11 @@ class Toy(Attention):
 
     def carried_state(self, batch_size):
         shape = (batch_size, self.out.get_value().shape[-1])
-        return weight(shape, P(BATCH_AXES, None), Constant(0.0), role="state", fp32=True) if self.carries else ()
+        return (
+            weight(shape, P(BATCH_AXES, None), Constant(0.0), role="state", fp32=True)
+            if self.carries
+            else ()
+        )
 
     def __call__(self, x_BTD, info, beside):
         y_BTD, report = super().__call__(x_BTD, info)
@@ -70,7 +76,9 @@ def one_device():
     ids=["tensor_context", "stage_tensor", "stage_data"],
 )
 def test_same_as_one_device(mesh, gather, one_device):
-    config = make_config(model=MODEL, mesh=mesh, train={"microbatches": 4, "gather": gather, "remat": "full"})
+    config = make_config(
+        model=MODEL, mesh=mesh, train={"microbatches": 4, "gather": gather, "remat": "full"}
+    )
     assert_same(run(config), one_device)
 
 
@@ -80,7 +88,8 @@ def test_something_is_shared_and_carried(one_device, monkeypatch):
     forgetful = run(config)
     monkeypatch.setitem(mixers.MIXERS, "attention", Attention)
     plain = run(config)
-    assert forgetful.losses[0] == pytest.approx(one_device.losses[0], rel=1e-6)  # nothing was carried yet
+    # Nothing was carried yet.
+    assert forgetful.losses[0] == pytest.approx(one_device.losses[0], rel=1e-6)
     assert abs(forgetful.losses[1] - one_device.losses[1]) > 1e-4
     assert abs(plain.losses[0] - forgetful.losses[0]) > 1e-4
 
@@ -88,7 +97,9 @@ def test_something_is_shared_and_carried(one_device, monkeypatch):
 def test_what_is_carried_is_in_the_checkpoint(one_device, tmp_path):
     config = make_config(model=MODEL, mesh={"fsdp": 2})
     program = build_program(config, jax.devices()[:2])
-    fresh = functools.partial(create_state, program.declared, program.optimizer, program.mesh, seed=0, batch_size=16)
+    fresh = functools.partial(
+        create_state, program.declared, program.optimizer, program.mesh, seed=0, batch_size=16
+    )
     state, _ = compile_step(config, program).run(fresh(), make_batch(config, 0))
     carried = jax.tree.leaves(state.carried)
     assert [leaf.shape for leaf in carried] == [(3, 16, 32)]

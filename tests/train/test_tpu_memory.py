@@ -1,4 +1,6 @@
-"""What is offloaded is not in a TPU's memory, by its compiler, which needs no TPU (scripts/setup dev)."""
+"""What is offloaded is not in a TPU's memory, by its compiler, which needs no TPU (scripts/setup
+dev).
+"""
 
 import os
 
@@ -14,7 +16,14 @@ from tests.train.program import make_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.tpu_aot]
 
-MODEL = {"vocab_size": 512, "num_layers": 8, "embed_dim": 512, "num_heads": 4, "head_dim": 128, "mlp_dim": 1024}
+MODEL = {
+    "vocab_size": 512,
+    "num_layers": 8,
+    "embed_dim": 512,
+    "num_heads": 4,
+    "head_dim": 128,
+    "mlp_dim": 1024,
+}
 
 
 @pytest.fixture(scope="module")
@@ -23,12 +32,17 @@ def devices():
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     name, bounds = "v5p:2x2x1", (2, 2, 1)
     return topologies.get_topology_desc(
-        platform="tpu", topology_name=name, chip_config_name="megacore", chips_per_host_bounds=bounds
+        platform="tpu",
+        topology_name=name,
+        chip_config_name="megacore",
+        chips_per_host_bounds=bounds,
     ).devices
 
 
 def build(devices, mesh=None, **train):
-    config = make_config(model=MODEL, mesh=mesh or {"fsdp": 4}, length=2048, train={"batch_size": 4, **train})
+    config = make_config(
+        model=MODEL, mesh=mesh or {"fsdp": 4}, length=2048, train={"batch_size": 4, **train}
+    )
     return config, build_program(config, list(devices))
 
 
@@ -51,10 +65,14 @@ def test_slots_pass_through_the_device_in_turns(devices):
     slots = plain.argument_size_in_bytes - memory.argument_size_in_bytes
     assert memory.host_argument_size_in_bytes == memory.host_alias_size_in_bytes
     assert memory.host_argument_size_in_bytes == pytest.approx(slots, rel=0.01)
-    # The old and new slots of one turn, the largest of which has a fifth of the parameters, and little else.
+    # The old and new slots of one turn, the largest of which has a fifth of the parameters, and
+    # little else.
     assert memory.temp_size_in_bytes - plain.temp_size_in_bytes < 0.5 * slots
-    copies = [line for line in compiled.as_text().splitlines() if "copy-start(" in line and "S(5)" in line]
-    assert len(copies) == 4 * len(_turns(program.declared))  # each parameter's two slots, once here and once back
+    copies = [
+        line for line in compiled.as_text().splitlines() if "copy-start(" in line and "S(5)" in line
+    ]
+    # Each parameter's two slots, once here and once back.
+    assert len(copies) == 4 * len(_turns(program.declared))
 
 
 @pytest.mark.parametrize("mesh", [{"fsdp": 4}, {"stage": 2, "fsdp": 2}], ids=str)

@@ -1,4 +1,6 @@
-"""What a block can be made of: a file for each kind of layer, with the name of the one that builds it."""
+"""What a block can be made of: a file for each kind of layer, with the name of the one that builds
+it.
+"""
 
 from __future__ import annotations
 

@@ -38,29 +38,46 @@ class AttentionConfig(LayerSection):
     kind: Literal["attention"] = "attention"
     num_heads: PositiveInt = Field(description="query heads")
     num_kv_heads: PositiveInt = Field(
-        default_factory=lambda values: values["num_heads"], description="key/value heads (default: num_heads)"
+        default_factory=lambda values: values["num_heads"],
+        description="key/value heads (default: num_heads)",
     )
     head_dim: PositiveInt = Field(description="width of one head")
     position: Annotated[RopePosition | NoPosition, Field(discriminator="kind")] = RopePosition()
-    window: PositiveInt | None = Field(None, description="attend to the last `window` tokens only (null: all)")
-    qk_norm: Literal["none", "rmsnorm"] = Field("none", description="normalise each head's query and key")
+    window: PositiveInt | None = Field(
+        None, description="attend to the last `window` tokens only (null: all)"
+    )
+    qk_norm: Literal["none", "rmsnorm"] = Field(
+        "none", description="normalise each head's query and key"
+    )
     bias: Literal["none", "qkv", "all"] = Field("none", description="projections with a bias")
     softcap: PositiveFloat | None = Field(
-        None, description="squash scores s to softcap * tanh(s / softcap) (arXiv:2408.00118; null: leave them)"
+        None,
+        description="squash scores s to softcap * tanh(s / softcap) (arXiv:2408.00118; null: leave them)",
     )
-    sinks: bool = Field(False, description="a learned score per head for attention to nothing (arXiv:2309.17453)")
+    sinks: bool = Field(
+        False, description="a learned score per head for attention to nothing (arXiv:2309.17453)"
+    )
 
     def problems(self, path: str, run: RunConfig) -> Iterator[Problem]:
-        """Yield heads that do not divide, by each other or by the mesh, and rotary positions that make no sense."""
-        yield from divisible(f"{path}.num_heads", self.num_heads, {f"{path}.num_kv_heads": self.num_kv_heads})
+        """Yield heads that do not divide, by each other or by the mesh, and rotary positions that
+        make no sense.
+        """
+        yield from divisible(
+            f"{path}.num_heads", self.num_heads, {f"{path}.num_kv_heads": self.num_kv_heads}
+        )
         if isinstance(self.position, RopePosition):
             yield from self._rope_problems(path, self.position)
         mesh = run.mesh
         exchanged = mesh.context_kind == "ulysses" and mesh.context > 1
-        heads = {"mesh.tensor": mesh.tensor, **({"mesh.context": mesh.context} if exchanged else {})}
+        heads = {
+            "mesh.tensor": mesh.tensor,
+            **({"mesh.context": mesh.context} if exchanged else {}),
+        }
         for name in ("num_heads", "num_kv_heads"):
             for problem in divisible(f"{path}.{name}", getattr(self, name), heads):
-                other_kind = ", or mesh.context_kind=ring, which does not split heads" if exchanged else ""
+                other_kind = (
+                    ", or mesh.context_kind=ring, which does not split heads" if exchanged else ""
+                )
                 yield replace(problem, text=problem.text + other_kind)
 
     def _rope_problems(self, path: str, position: RopePosition) -> Iterator[Problem]:
@@ -77,9 +94,10 @@ class AttentionConfig(LayerSection):
     def mixing_flops(self, model: ModelConfig, length: int) -> float:
         """Count products of queries with keys and of scores with values.
 
-        A query and a key that it sees cost 2 H FLOPs per head, a score and a value 2 H: with N heads 4 N H per pair,
-        and 12 N H with the backward pass. Pairs hidden by the causal mask or by a window W are not counted. Query
-        t = 1 ... T sees min(t, W) keys, on average (1 + ... + W + (T - W) W) / T.
+        A query and a key that it sees cost 2 H FLOPs per head, a score and a value 2 H: with N
+        heads 4 N H per pair, and 12 N H with the backward pass. Pairs hidden by the causal mask or
+        by a window W are not counted. Query t = 1 ... T sees min(t, W) keys, on average (1 + ... +
+        W + (T - W) W) / T.
         """
         del model
         window = min(self.window or length, length)

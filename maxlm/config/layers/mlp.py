@@ -32,4 +32,6 @@ class MlpConfig(LayerSection):
 
     def problems(self, path: str, run: RunConfig) -> Iterator[Problem]:
         """Yield hidden units that do not divide by the mesh."""
-        yield from divisible(f"{path}.hidden_dim", self.hidden_dim, {"mesh.tensor": run.mesh.tensor})
+        yield from divisible(
+            f"{path}.hidden_dim", self.hidden_dim, {"mesh.tensor": run.mesh.tensor}
+        )

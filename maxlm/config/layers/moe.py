@@ -28,21 +28,29 @@ class RouterConfig(Section):
     """How a token scores and picks its experts, in fp32."""
 
     kind: Literal["softmax", "sigmoid"] = Field(
-        "softmax", description="scores over all experts (arXiv:2101.03961), or each by itself (arXiv:2412.19437)"
+        "softmax",
+        description="scores over all experts (arXiv:2101.03961), or each by itself (arXiv:2412.19437)",
     )
     weights: Literal["normalised", "as_scored"] = Field(
-        "normalised", description="weights of the picked experts: their scores divided by the sum, or the scores"
+        "normalised",
+        description="weights of the picked experts: their scores divided by the sum, or the scores",
     )
     scale: PositiveFloat = Field(1.0, description="factor on the weights")
     num_groups: PositiveInt = Field(1, description="groups of neighbouring experts")
     top_groups: PositiveInt = Field(
-        1, description="groups a token may pick from: those with the largest sum of their two best (arXiv:2412.19437)"
+        1,
+        description="groups a token may pick from: those with the largest sum of their two best (arXiv:2412.19437)",
     )
-    apply_to: Literal["output", "input"] = Field("output", description="what of an expert the weight multiplies")
+    apply_to: Literal["output", "input"] = Field(
+        "output", description="what of an expert the weight multiplies"
+    )
 
 
 class BalanceConfig(Section):
-    """What keeps experts equally busy; each at 0 is off. Loads are those of all devices together."""
+    """What keeps experts equally busy; each at 0 is off.
+
+    Loads are those of all devices together.
+    """
 
     auxiliary_loss: NonNegativeFloat = Field(
         0.01,
@@ -50,14 +58,19 @@ class BalanceConfig(Section):
         "each microbatch, summed over layers (arXiv:2101.03961, eq. 4); a coefficient c of mixtures in "
         "transformers is c x experts_per_token / num_layers here",
     )
-    z_loss: NonNegativeFloat = Field(0.0, description="weight of the router's log(Z)^2 per layer (arXiv:2202.08906)")
+    z_loss: NonNegativeFloat = Field(
+        0.0, description="weight of the router's log(Z)^2 per layer (arXiv:2202.08906)"
+    )
     bias_update: NonNegativeFloat = Field(
-        0.0, description="step by which a bias on the picking moves against the load, no gradient (arXiv:2408.15664)"
+        0.0,
+        description="step by which a bias on the picking moves against the load, no gradient (arXiv:2408.15664)",
     )
 
 
 class MoeConfig(LayerSection):
-    """A mixture of experts: each token goes through `experts_per_token` of them, and all through a shared one."""
+    """A mixture of experts: each token goes through `experts_per_token` of them, and all through a
+    shared one.
+    """
 
     ACTIVATIONS: ClassVar = {
         "mlp_hidden": "hidden units of experts before the nonlinearity, or before the gate",
@@ -65,10 +78,22 @@ class MoeConfig(LayerSection):
     }
 
     METRICS: ClassVar = {
-        "moe/<layer>/load_max": ("", "copies sent to the busiest expert of the layer / mean over its experts"),
-        "moe/<layer>/balance": ("", "E sum(load x mean score), which `auxiliary_loss` weighs; 1 is even"),
-        "moe/<layer>/entropy": ("nats", "entropy of a token's scores, mean over tokens; at most log(experts)"),
-        "moe/<layer>/dropped": ("fraction", "copies of tokens that found no room in their expert (0 when dropless)"),
+        "moe/<layer>/load_max": (
+            "",
+            "copies sent to the busiest expert of the layer / mean over its experts",
+        ),
+        "moe/<layer>/balance": (
+            "",
+            "E sum(load x mean score), which `auxiliary_loss` weighs; 1 is even",
+        ),
+        "moe/<layer>/entropy": (
+            "nats",
+            "entropy of a token's scores, mean over tokens; at most log(experts)",
+        ),
+        "moe/<layer>/dropped": (
+            "fraction",
+            "copies of tokens that found no room in their expert (0 when dropless)",
+        ),
         "moe/<layer>/bias_norm": ("", "l2 norm of the router's bias, where it has one"),
     }
 
@@ -76,12 +101,15 @@ class MoeConfig(LayerSection):
     num_experts: PositiveInt
     experts_per_token: PositiveInt
     expert_dim: PositiveInt = Field(description="hidden units of one expert")
-    shared_dim: Count = Field(0, description="hidden units of the experts that see every token, summed (0: none)")
+    shared_dim: Count = Field(
+        0, description="hidden units of the experts that see every token, summed (0: none)"
+    )
     activation: Activation = "swiglu"
     router: RouterConfig = RouterConfig()
     balance: BalanceConfig = BalanceConfig()
     capacity_factor: PositiveFloat | None = Field(
-        None, description="an expert takes this times its fair share of a sequence's tokens, no more (null: dropless)"
+        None,
+        description="an expert takes this times its fair share of a sequence's tokens, no more (null: dropless)",
     )
     buffer_factor: Annotated[PositiveFloat, OnResume.FREE] = Field(
         2.0,
@@ -106,13 +134,18 @@ class MoeConfig(LayerSection):
         mesh = run.mesh
         yield from divisible(f"{path}.num_experts", self.num_experts, {"mesh.expert": mesh.expert})
         for name in ("expert_dim", "shared_dim"):
-            yield from divisible(f"{path}.{name}", getattr(self, name), {"mesh.tensor": mesh.tensor})
+            yield from divisible(
+                f"{path}.{name}", getattr(self, name), {"mesh.tensor": mesh.tensor}
+            )
 
     def _choice_problems(self, path: str) -> Iterator[Problem]:
         experts, choices = self.num_experts, self.experts_per_token
         if choices > experts:
             text = f"{path}.experts_per_token={choices} is more than {path}.num_experts={experts}"
-            yield Problem(f"{path}.experts_per_token", f"{text}; use {path}.experts_per_token={experts} or less")
+            yield Problem(
+                f"{path}.experts_per_token",
+                f"{text}; use {path}.experts_per_token={experts} or less",
+            )
         if self.capacity_factor and self.capacity_factor * choices >= experts:
             text = f"{path}.capacity_factor={self.capacity_factor}: an expert would take every token of a sequence"
             cure = f"use less than num_experts / experts_per_token = {experts / choices:g}, or null"
@@ -120,14 +153,24 @@ class MoeConfig(LayerSection):
 
     def _group_problems(self, path: str) -> Iterator[Problem]:
         router, experts, choices = self.router, self.num_experts, self.experts_per_token
-        uneven = list(divisible(f"{path}.num_experts", experts, {f"{path}.router.num_groups": router.num_groups}))
+        uneven = list(
+            divisible(
+                f"{path}.num_experts", experts, {f"{path}.router.num_groups": router.num_groups}
+            )
+        )
         yield from uneven
         if router.top_groups > router.num_groups:
             text = f"{path}.router.top_groups={router.top_groups} is more than {path}.router.num_groups="
             cure = f"use {path}.router.top_groups={router.num_groups} or less"
             yield Problem(f"{path}.router.top_groups", f"{text}{router.num_groups}; {cure}")
-        elif not uneven and choices <= experts and choices > experts // router.num_groups * router.top_groups:
+        elif (
+            not uneven
+            and choices <= experts
+            and choices > experts // router.num_groups * router.top_groups
+        ):
             size = experts // router.num_groups
             text = f"{path}.router.top_groups={router.top_groups} groups of {size} experts are fewer than "
             cure = f"use {path}.router.top_groups={-(-choices // size)} or more"
-            yield Problem(f"{path}.router.top_groups", f"{text}{path}.experts_per_token={choices}; {cure}")
+            yield Problem(
+                f"{path}.router.top_groups", f"{text}{path}.experts_per_token={choices}; {cure}"
+            )

@@ -27,7 +27,9 @@ class ParallelConfig(LayerSection):
     @property
     def activations(self) -> dict[str, str]:
         """Those of all its mixers."""
-        return {name: meaning for mixer in self.mixers for name, meaning in mixer.activations.items()}
+        return {
+            name: meaning for mixer in self.mixers for name, meaning in mixer.activations.items()
+        }
 
     def problems(self, path: str, run: RunConfig) -> Iterator[Problem]:
         """Yield what is wrong with each mixer."""

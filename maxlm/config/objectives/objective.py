@@ -17,7 +17,8 @@ class ObjectiveSection(Section):
 
     Attributes:
       kind: the name of the kind, by which the objective and its examples are found.
-      METRICS: what the objective reports of a batch, by its name behind `train/` and `val/<source>/`: the unit and the
+      METRICS: what the objective reports of a batch, by its name behind `train/` and
+      `val/<source>/`: the unit and the
         meaning of each.
     """
 
@@ -26,6 +27,8 @@ class ObjectiveSection(Section):
     kind: str
 
     def problems(self, run: RunConfig) -> Iterator[Problem]:
-        """Yield what is wrong between its settings, and with the model's, the data's and the mesh's."""
+        """Yield what is wrong between its settings, and with the model's, the data's and the
+        mesh's.
+        """
         del run
         yield from ()

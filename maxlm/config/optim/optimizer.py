@@ -13,7 +13,8 @@ from maxlm.config.section import NonNegativeFloat, OnResume, PositiveFloat, Sect
 
 
 class OverrideConfig(Section):
-    """Other settings for parameters whose path (`stack/0/0/mixer/query`) matches a regular expression.
+    """Other settings for parameters whose path (`stack/0/0/mixer/query`) matches a regular
+    expression.
 
     Of several that match, the last one that says something about a setting wins.
     """
@@ -30,7 +31,8 @@ class OptimizerSection(Section):
     learning_rate: Annotated[PositiveFloat, OnResume.RATE] = 3e-4
     weight_decay: NonNegativeFloat = 0.1
     no_decay: Annotated[
-        tuple[Literal["matrix", "router", "head", "embedding", "norm", "bias"], ...], BeforeValidator(as_tuple)
+        tuple[Literal["matrix", "router", "head", "embedding", "norm", "bias"], ...],
+        BeforeValidator(as_tuple),
     ] = ("norm", "bias", "embedding")
     clip_norm: PositiveFloat | None = 1.0
     overrides: Annotated[tuple[OverrideConfig, ...], BeforeValidator(as_tuple)] = ()
@@ -43,4 +45,6 @@ class OptimizerSection(Section):
                 re.compile(override.match)
             except (re.error, OverflowError, RecursionError) as error:
                 text = f"{path}={override.match!r} is not a regular expression: {error}"
-                yield Problem(path, f"{text}; put a backslash before a special sign that stands for itself")
+                yield Problem(
+                    path, f"{text}; put a backslash before a special sign that stands for itself"
+                )

@@ -21,14 +21,25 @@ _BOUNDS = {
     "less_than": ("lt", "less than"),
     "less_than_equal": ("le", "at most"),
 }
-_SWITCHES = {"yes": True, "on": True, "y": True, "1": True, "no": False, "off": False, "n": False, "0": False}
+_SWITCHES = {
+    "yes": True,
+    "on": True,
+    "y": True,
+    "1": True,
+    "no": False,
+    "off": False,
+    "n": False,
+    "0": False,
+}
 
 
 def explain(error: ValidationError, origins: Mapping[str, str]) -> list[Problem]:
     """Return one problem for each mistake; `origins` maps dotted paths to file and line."""
     problems: dict[str, Problem] = {}
     for detail in error.errors(include_url=False):
-        if detail["type"] in ("default_factory_not_called", "block_is_wrong") or _is_other_branch(detail):
+        if detail["type"] in ("default_factory_not_called", "block_is_wrong") or _is_other_branch(
+            detail
+        ):
             continue  # the cause has its own entry
         path, text = _explain_one(detail)
         problems.setdefault(path, Problem(path, text, _nearest(path, origins)))
@@ -57,15 +68,24 @@ def _explain_one(detail: ErrorDetails) -> tuple[str, str]:
         return path, f"{path} is missing; add it: {_meaning(path, parent, annotation)}"
     if detail["loc"][-1] == "[key]":
         better = re.sub(r"[^A-Za-z0-9_.-]+", "_", str(value)) or "name"
-        return path, f"{path} has a name with other signs than letters, digits, '_', '.', '-'; call it {better!r}"
+        return (
+            path,
+            f"{path} has a name with other signs than letters, digits, '_', '.', '-'; call it {better!r}",
+        )
     if kind in ("union_tag_not_found", "union_tag_invalid"):
-        path, names = f"{path}.kind", [name for part in sections(annotation) for name in kinds(part)]
+        path, names = (
+            f"{path}.kind",
+            [name for part in sections(annotation) for name in kinds(part)],
+        )
         if kind == "union_tag_not_found":
             return path, f"{path} is missing; add one of {', '.join(names)}"
         return path, _not_one_of(path, detail["ctx"]["tag"], names)
     if kind == "literal_error" and isinstance(value, str):
         return path, _not_one_of(path, value, _choices(annotation))
-    return path, f"{path}={show_value(value)} {_rule(detail, annotation)}; {_cure(detail, path, parent, annotation)}"
+    return (
+        path,
+        f"{path}={show_value(value)} {_rule(detail, annotation)}; {_cure(detail, path, parent, annotation)}",
+    )
 
 
 def _unknown_key(path: str, parent: Any) -> str:
@@ -95,7 +115,9 @@ def _rule(detail: ErrorDetails, annotation: Any) -> str:
     if kind in _BOUNDS:
         name, words = _BOUNDS[kind]
         bound = detail["ctx"][name]
-        return f"must be {words} {_short(bound)}{', the largest int32' if bound == INT32_MAX else ''}"
+        return (
+            f"must be {words} {_short(bound)}{', the largest int32' if bound == INT32_MAX else ''}"
+        )
     if kind == "finite_number":
         return "must be a finite number"
     if kind == "too_short":
@@ -113,7 +135,11 @@ def _cure(detail: ErrorDetails, path: str, parent: Any, annotation: Any) -> str:
         if name in ("ge", "le"):
             return f"use {_short(detail['ctx'][name])}{' or less' if name == 'le' else ''}"
         default = _default(path, parent)
-        return f"for example {default}" if default else f"use a value {words} {_short(detail['ctx'][name])}"
+        return (
+            f"for example {default}"
+            if default
+            else f"use a value {words} {_short(detail['ctx'][name])}"
+        )
     if kind == "too_short":
         return "give at least one entry"
     better = _converted(value, annotation)
@@ -122,7 +148,9 @@ def _cure(detail: ErrorDetails, path: str, parent: Any, annotation: Any) -> str:
     default = _default(path, parent)
     if value is None:
         return (
-            f"remove the line for its default {default}" if default else f"give it one, such as {_example(annotation)}"
+            f"remove the line for its default {default}"
+            if default
+            else f"give it one, such as {_example(annotation)}"
         )
     return f"for example {default or _example(annotation)}"
 
@@ -132,7 +160,9 @@ def _short(bound: Any) -> str:
 
 
 def _converted(value: Any, annotation: Any) -> str | None:
-    """Return the text the user most likely meant, if the value can be read as the type it should have."""
+    """Return the text the user most likely meant, if the value can be read as the type it should
+    have.
+    """
     types = members(annotation)
     if isinstance(value, bool) or value is None:
         return f'"{value}"'.lower() if str in types and value is not None else None
@@ -183,7 +213,11 @@ def _choices(annotation: Any) -> list[str]:
     """Return the words a value may be, and the shape of what else it may be."""
     words: list[str] = []
     for part in members(annotation):
-        words += [str(choice) for choice in get_args(part)] if get_origin(part) is Literal else [_describe_one(part)]
+        words += (
+            [str(choice) for choice in get_args(part)]
+            if get_origin(part) is Literal
+            else [_describe_one(part)]
+        )
     return words
 
 
@@ -210,7 +244,12 @@ def _default(path: str, parent: Any) -> str | None:
     name = path.rpartition(".")[2]
     for owner in sections(parent):
         field = owner.model_fields.get(name)
-        if field and not field.is_required() and field.default_factory is None and field.default is not None:
+        if (
+            field
+            and not field.is_required()
+            and field.default_factory is None
+            and field.default is not None
+        ):
             default = field.default
             return "{}" if isinstance(default, BaseModel) else show_value(default)
     return None

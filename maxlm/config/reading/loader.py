@@ -1,4 +1,6 @@
-"""From a YAML file to a RunConfig: includes, then overrides, then validation, with every problem told at once."""
+"""From a YAML file to a RunConfig: includes, then overrides, then validation, with every problem
+told at once.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ COMMAND_LINE = "command line"
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A valid run, and where each of its values comes from: `file:line`, `command line` or `default`."""
+    """A valid run, and where each of its values comes from: `file:line`, `command line` or
+    `default`.
+    """
 
     config: RunConfig
     origins: dict[str, str]
@@ -32,8 +36,9 @@ class LoadedRun:
 def load_run(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> LoadedRun:
     """Load a run from a YAML file and `key.path=value` overrides.
 
-    `include:` names one file or a list, relative to the including file. Later files win over earlier ones, the
-    including file wins over all of them, and overrides win over files. Mappings are merged key by key, lists replaced.
+    `include:` names one file or a list, relative to the including file. Later files win over
+    earlier ones, the including file wins over all of them, and overrides win over files. Mappings
+    are merged key by key, lists replaced.
 
     Raises:
         ConfigError: with every problem found.
@@ -45,11 +50,18 @@ def load_run(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Loa
     if problems or config is None:
         raise ConfigError(problems, name)
     leaves = flatten(config.model_dump(mode="json"))
-    return LoadedRun(config, {key: origins.get(key) or origins.get(shared_path(key), "default") for key in leaves})
+    return LoadedRun(
+        config,
+        {key: origins.get(key) or origins.get(shared_path(key), "default") for key in leaves},
+    )
 
 
-def _validate(data: dict[str, Any], origins: Mapping[str, str]) -> tuple[RunConfig | None, list[Problem]]:
-    """Return the config and its problems; sections that are valid by themselves are cross-checked in any case."""
+def _validate(
+    data: dict[str, Any], origins: Mapping[str, str]
+) -> tuple[RunConfig | None, list[Problem]]:
+    """Return the config and its problems; sections that are valid by themselves are cross-checked
+    in any case.
+    """
     config: RunConfig | None = None
     problems: list[Problem] = []
     try:
@@ -61,9 +73,16 @@ def _validate(data: dict[str, Any], origins: Mapping[str, str]) -> tuple[RunConf
         valid = {}
         for name, field in RunConfig.model_fields.items():
             if name not in broken:
-                kind: Any = field.rebuild_annotation()  # with what completes a section without `kind`
-                valid[name] = TypeAdapter(kind).validate_python(data[name]) if name in data else field.get_default()
-    problems += [replace(problem, where=origins.get(problem.path)) for problem in find_problems(valid)]
+                # With what completes a section without `kind`.
+                kind: Any = field.rebuild_annotation()
+                valid[name] = (
+                    TypeAdapter(kind).validate_python(data[name])
+                    if name in data
+                    else field.get_default()
+                )
+    problems += [
+        replace(problem, where=origins.get(problem.path)) for problem in find_problems(valid)
+    ]
     return config, problems
 
 
@@ -74,7 +93,9 @@ def _read_with_includes(path: Path, name: str) -> Node:
     merged, problems = Node({}, name), list[Problem]()
     for node in _include_list(include, name) if include else []:
         try:
-            merged = _merge(merged, _read_included(path.parent / str(node.value), node.origin, name), RunConfig)
+            merged = _merge(
+                merged, _read_included(path.parent / str(node.value), node.origin, name), RunConfig
+            )
         except ConfigError as error:
             problems += error.problems
     if problems:
@@ -86,10 +107,13 @@ def _read_included(path: Path, origin: str, includer: str) -> Node:
     name = _display(path)
     if not path.is_file():
         near = did_you_mean(
-            path.name, [item.name for item in path.parent.glob("*.yaml") if item.name != Path(includer).name]
+            path.name,
+            [item.name for item in path.parent.glob("*.yaml") if item.name != Path(includer).name],
         )
         cure = f"did you mean {near}?" if near else "give a path relative to the including file"
-        raise ConfigError([Problem("include", f"include: {name} is not a file; {cure}", origin)], includer)
+        raise ConfigError(
+            [Problem("include", f"include: {name} is not a file; {cure}", origin)], includer
+        )
     node = _mapping(read_yaml(path, name), name)
     if isinstance(node.value, dict) and "include" in node.value:
         text = f"include: {name} is itself included, so it may not include; list all files in {includer} instead"
@@ -100,7 +124,9 @@ def _read_included(path: Path, origin: str, includer: str) -> Node:
 def _include_list(include: Node, name: str) -> list[Node]:
     nodes = include.value if isinstance(include.value, list) else [include]
     if not all(isinstance(node.value, str) and node.value for node in nodes):
-        text = "include must be a path or a list of paths; for example include: [../model/tiny.yaml]"
+        text = (
+            "include must be a path or a list of paths; for example include: [../model/tiny.yaml]"
+        )
         raise ConfigError([Problem("include", text, include.origin)], name)
     return nodes
 
@@ -109,23 +135,33 @@ def _mapping(node: Node, name: str) -> Node:
     if node.value is None:
         return Node({}, name)
     if not isinstance(node.value, dict):
-        raise ConfigError([Problem("", "the file must hold `key: value` lines, such as run_dir: runs/x", name)], name)
+        raise ConfigError(
+            [Problem("", "the file must hold `key: value` lines, such as run_dir: runs/x", name)],
+            name,
+        )
     return Node(node.value, name)
 
 
 def _merge(base: Node, new: Node, annotation: Any) -> Node:
     """Return `base` with everything in `new` on top.
 
-    Where a value may be one of several sections and `new` picks another `kind`, the settings of the old kind go.
+    Where a value may be one of several sections and `new` picks another `kind`, the settings of the
+    old kind go.
     """
     if not isinstance(base.value, dict) or not isinstance(new.value, dict):
         return new
-    other = "kind" in base.value and "kind" in new.value and new.plain()["kind"] != base.plain()["kind"]
+    other = (
+        "kind" in base.value and "kind" in new.value and new.plain()["kind"] != base.plain()["kind"]
+    )
     if other and len(sections(annotation)) > 1:
         return new
     merged = dict(base.value)
     for key, node in new.value.items():
-        inner = child(annotation, key, {**base.plain(), **new.plain()}) if annotation is not None else None
+        inner = (
+            child(annotation, key, {**base.plain(), **new.plain()})
+            if annotation is not None
+            else None
+        )
         merged[key] = _merge(merged[key], node, inner) if key in merged else node
     return Node(merged, new.origin)
 
@@ -147,11 +183,18 @@ def _parse_override(override: str) -> tuple[str, Node]:
     key, equals, text = override.partition("=")
     key = key.strip()
     if not equals or not all(key.split(".")) or any(sign.isspace() for sign in key):
-        raise _bad_override(key, f"{override!r} is not an override; write key.path=value, such as mesh.tensor=2")
+        raise _bad_override(
+            key, f"{override!r} is not an override; write key.path=value, such as mesh.tensor=2"
+        )
     if key.split(".")[0] == "include":
-        raise _bad_override(key, f"{override!r}: include cannot be overridden; write a YAML file that includes others")
+        raise _bad_override(
+            key,
+            f"{override!r}: include cannot be overridden; write a YAML file that includes others",
+        )
     if not text.strip():
-        raise _bad_override(key, f"{override!r} has no value; write {key}=null, or {key}='' for an empty text")
+        raise _bad_override(
+            key, f"{override!r} has no value; write {key}=null, or {key}='' for an empty text"
+        )
     return key, read_value(text, f"{COMMAND_LINE} ({key})", key)
 
 
@@ -174,7 +217,9 @@ def _put(node: Node, steps: Sequence[str], new: Node, key: str, annotation: Any)
         text = f"{key}: {here} is {node.plain()!r} ({node.origin}) and has no keys; set {here}={{{steps[0]}: ...}}"
         raise _bad_override(key, text)
     if steps[0].isdecimal():
-        raise _bad_override(key, f"{key}: {here} is not in the file; set the whole list, {here}=[...]")
+        raise _bad_override(
+            key, f"{key}: {here} is not in the file; set the whole list, {here}=[...]"
+        )
     return _put(Node({}, COMMAND_LINE), steps, new, key, annotation)
 
 
@@ -182,7 +227,9 @@ def _put_in_list(node: Node, steps: Sequence[str], new: Node, key: str, annotati
     assert isinstance(node.value, list)
     here, count = key.removesuffix("." + ".".join(steps)), len(node.value)
     if not steps[0].isdecimal() or int(steps[0]) >= count:
-        options = f"use {here}.0 to {here}.{count - 1}" if count else f"set the whole list, {here}=[...]"
+        options = (
+            f"use {here}.0 to {here}.{count - 1}" if count else f"set the whole list, {here}=[...]"
+        )
         raise _bad_override(key, f"{key}: {here} is a list of {count} ({node.origin}); {options}")
     index = int(steps[0])
     items = list(node.value)

@@ -1,4 +1,6 @@
-"""Dotted paths such as `model.position.theta`: flatten a configuration, and find the type behind a path."""
+"""Dotted paths such as `model.position.theta`: flatten a configuration, and find the type behind a
+path.
+"""
 
 from __future__ import annotations
 
@@ -27,17 +29,25 @@ def flatten(value: Any, path: str = "") -> dict[str, Any]:
 
 
 def members(annotation: Any) -> tuple[Any, ...]:
-    """Return the types a value may have, without None: the members of a union, or the one type itself."""
+    """Return the types a value may have, without None: the members of a union, or the one type
+    itself.
+    """
     if get_origin(annotation) is Annotated:
         return members(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):
-        return tuple(kind for part in get_args(annotation) if part is not NoneType for kind in members(part))
+        return tuple(
+            kind for part in get_args(annotation) if part is not NoneType for kind in members(part)
+        )
     return (annotation,)
 
 
 def sections(annotation: Any) -> tuple[type[BaseModel], ...]:
     """Return the config sections among the types a value may have."""
-    return tuple(kind for kind in members(annotation) if isinstance(kind, type) and issubclass(kind, BaseModel))
+    return tuple(
+        kind
+        for kind in members(annotation)
+        if isinstance(kind, type) and issubclass(kind, BaseModel)
+    )
 
 
 def kinds(section: type[BaseModel]) -> tuple[str, ...]:
@@ -84,8 +94,16 @@ def read_location(location: Sequence[str | int]) -> tuple[str, Any, Any]:
         if len(choices) == 1 and sections(annotation) and step in kinds(choices[0]):
             continue  # the one member of a discriminated union
         if len(choices) > 1:
-            named = [part for part in sections(annotation) if step == part.__name__ or step in kinds(part)]
-            named += [part for part in choices if get_origin(part) is dict and str(step).startswith("dict[")]
+            named = [
+                part
+                for part in sections(annotation)
+                if step == part.__name__ or step in kinds(part)
+            ]
+            named += [
+                part
+                for part in choices
+                if get_origin(part) is dict and str(step).startswith("dict[")
+            ]
             if named:
                 annotation = named[0]
             continue
@@ -96,7 +114,9 @@ def read_location(location: Sequence[str | int]) -> tuple[str, Any, Any]:
 
 
 def all_paths(section: type[BaseModel] = RunConfig, path: str = "") -> Iterator[str]:
-    """Yield every dotted path of the schema that has a fixed name (not those in lists and in free mappings)."""
+    """Yield every dotted path of the schema that has a fixed name (not those in lists and in free
+    mappings).
+    """
     for name, field in section.model_fields.items():
         here = f"{path}.{name}" if path else name
         yield here

@@ -1,7 +1,9 @@
-"""Read YAML without surprises: YAML 1.2 scalars, no tags, no duplicate keys, small limits, the line of every key.
+"""Read YAML without surprises: YAML 1.2 scalars, no tags, no duplicate keys, small limits, the line
+of every key.
 
-PyYAML's own safe loader reads `3e-4` as text, `010` as 8, `off` as false, keeps the last of two equal keys and expands
-aliases without end. Here a plain scalar is null, true, false, a decimal number without leading zeros, or text.
+PyYAML's own safe loader reads `3e-4` as text, `010` as 8, `off` as false, keeps the last of two
+equal keys and expands aliases without end. Here a plain scalar is null, true, false, a decimal
+number without leading zeros, or text.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ FLOAT = re.compile(
     r"[-+]?(?:(?:0|[1-9][0-9]*)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]+)?"
     r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
 )
-INT = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,30})")  # longer ones are floats: no setting counts that far
+# Longer ones are floats: no setting counts that far.
+INT = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,30})")
 WORDS = {
     **dict.fromkeys(["", "~", "null", "Null", "NULL"]),
     **dict.fromkeys(["true", "True", "TRUE"], True),
@@ -70,7 +73,12 @@ def read_scalar(text: str) -> str | float | int | bool | None:
     if INT.fullmatch(text):
         return int(text)
     if FLOAT.fullmatch(text):
-        return float(text.replace(".inf", "inf").replace(".nan", "nan").replace(".Inf", "inf").replace(".NaN", "nan"))
+        return float(
+            text.replace(".inf", "inf")
+            .replace(".nan", "nan")
+            .replace(".Inf", "inf")
+            .replace(".NaN", "nan")
+        )
     return text
 
 
@@ -92,7 +100,9 @@ def read_yaml(path: Path, name: str) -> Node:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise _error(f"{name}:{line}", f"byte {data[error.start]:#04x} is not UTF-8; save the file as UTF-8") from error
+        raise _error(
+            f"{name}:{line}", f"byte {data[error.start]:#04x} is not UTF-8; save the file as UTF-8"
+        ) from error
     return _Converter(name).convert(text)
 
 
@@ -100,7 +110,8 @@ def read_value(text: str, origin: str, key: str) -> Node:
     """Read one line of YAML: a scalar, or a list or mapping in brackets, and nothing else.
 
     Raises:
-        ConfigError: it is none of these, or YAML would drop a part of it, such as a comment; names the cure for `key`.
+        ConfigError: it is none of these, or YAML would drop a part of it, such as a comment; names
+          the cure for `key`.
     """
     return _Converter(origin, key=key).convert(text.strip())
 
@@ -132,7 +143,9 @@ class _Converter:
     """Turn YAML text into nodes, collecting what is wrong with it."""
 
     def __init__(self, name: str, *, key: str | None = None):
-        """`key`: what the text is the value of, if it is one line of the command line and not a file."""
+        """`key`: what the text is the value of, if it is one line of the command line and not a
+        file.
+        """
         self.name, self.key = name, key
         self.count = 0
         self.problems: list[Problem] = []
@@ -160,21 +173,30 @@ class _Converter:
         return node
 
     def _refuse_more_than_a_value(self, root: yaml.Node, text: str) -> None:
-        """Refuse what YAML reads as a value and something else: comments, anchors, document marks, line breaks."""
+        """Refuse what YAML reads as a value and something else: comments, anchors, document marks,
+        line breaks.
+        """
         if isinstance(root, yaml.CollectionNode) and not root.flow_style:
-            raise _error(self.name, f"{text!r} is not a single value; put it in quotes, or use [..] or {{..}}")
+            raise _error(
+                self.name,
+                f"{text!r} is not a single value; put it in quotes, or use [..] or {{..}}",
+            )
         kept = text[root.start_mark.index : root.end_mark.index]
         if isinstance(root, yaml.ScalarNode) and root.style is None:
             kept = root.value
         if kept != text:
             raise self._dropped(text, kept)
         if "\n" in text:
-            raise _error(self.name, f"{text!r} is more than a line; write \\n in double quotes for a line break")
+            raise _error(
+                self.name,
+                f"{text!r} is more than a line; write \\n in double quotes for a line break",
+            )
 
     def _dropped(self, text: str, kept: str) -> ConfigError:
         quoted = f"{self.key}={json.dumps(text, ensure_ascii=False)}"
         return _error(
-            self.name, f"of {text!r} YAML would keep {kept!r} alone; to keep all of it: {shlex.quote(quoted)}"
+            self.name,
+            f"of {text!r} YAML would keep {kept!r} alone; to keep all of it: {shlex.quote(quoted)}",
         )
 
     def _node(self, node: yaml.Node, where: str, depth: int) -> Node:
@@ -185,7 +207,10 @@ class _Converter:
         if isinstance(node, yaml.MappingNode):
             return Node(self._mapping(node, depth), where)
         if isinstance(node, yaml.SequenceNode):
-            items = [self._node(item, self._where(item.start_mark.line), depth + 1) for item in node.value]
+            items = [
+                self._node(item, self._where(item.start_mark.line), depth + 1)
+                for item in node.value
+            ]
             return Node(items, where)
         plain = isinstance(node, yaml.ScalarNode) and node.style is None
         return Node(read_scalar(node.value) if plain else node.value, where)
@@ -196,9 +221,13 @@ class _Converter:
             where = self._where(key_node.start_mark.line)
             key = key_node.value
             if not isinstance(key_node, yaml.ScalarNode):
-                self.problems.append(Problem("", "a key must be plain text; remove the '?', [..] or {..}", where))
+                self.problems.append(
+                    Problem("", "a key must be plain text; remove the '?', [..] or {..}", where)
+                )
             elif key == "<<" and key_node.style is None:
-                self.problems.append(Problem(key, "merge keys (<<) are not supported; use `include:`", where))
+                self.problems.append(
+                    Problem(key, "merge keys (<<) are not supported; use `include:`", where)
+                )
             elif key in result:
                 text = f"the key {key!r} is here twice, first at {result[key].origin}; remove one"
                 self.problems.append(Problem(key, text, where))
@@ -221,10 +250,15 @@ class _Converter:
             elif "single document" in str(error.context):
                 cure = "remove the second '---': a file holds one document"
             context = f" {error.context}" if error.context else ""
-            return _error(self._where(error.problem_mark.line), f"not valid YAML{context}: {error.problem}; {cure}")
+            return _error(
+                self._where(error.problem_mark.line),
+                f"not valid YAML{context}: {error.problem}; {cure}",
+            )
         if isinstance(error, yaml.reader.ReaderError):
             where = self._where(text.count("\n", 0, error.position))
-            return _error(where, f"the character {error.character:#x} is not allowed in YAML; remove it")
+            return _error(
+                where, f"the character {error.character:#x} is not allowed in YAML; remove it"
+            )
         return _error(self.name, f"not valid YAML: {error}; check quotes, brackets and indentation")
 
 

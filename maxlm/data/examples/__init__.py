@@ -13,11 +13,12 @@ from maxlm.data.tokenizer import Tokenizer
 
 
 class Examples(Protocol):
-    """What an objective sees of the text; every field is (B, T), and a pure function of (seed, row).
+    """What an objective sees of the text; every field is (B, T), and a pure function of (seed,
+    row).
 
     Attributes:
-      fields: names and types of the fields; `tokens`, `segment_ids` (from 1 in each row, 0 for filling) and `positions`
-        are always among them.
+      fields: names and types of the fields; `tokens`, `segment_ids` (from 1 in each row, 0 for
+        filling) and `positions` are always among them.
       tokens_after: tokens that a window has besides those of the sequence.
     """
 

@@ -35,8 +35,9 @@ class NextTokenExamples:
           rows: the numbers of the windows in the training data.
 
         Returns:
-          `segment_ids` (0 where there is no token) and `positions` of the `tokens`; their `targets`, the UTF-8 bytes
-          that each target stands for, and `weights`: 1 where the target continues the token's document, else 0.
+          `segment_ids` (0 where there is no token) and `positions` of the `tokens`; their
+          `targets`, the UTF-8 bytes that each target stands for, and `weights`: 1 where the target
+          continues the token's document, else 0.
         """
         del rows
         bos_id, eos_id = self._tokenizer.bos_id, self._tokenizer.eos_id

@@ -1,6 +1,7 @@
 """Where documents lie in a window of tokens.
 
-Documents are stored back to back as BOS ... EOS, so a window needs no other index: a document starts where BOS is.
+Documents are stored back to back as BOS ... EOS, so a window needs no other index: a document
+starts where BOS is.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ NO_TOKEN = -1  # fills windows past the end of a validation stream
 def segments_and_positions(tokens: np.ndarray, bos_id: int) -> tuple[np.ndarray, np.ndarray]:
     """Return int32 (B, T): each token's document, from 1 in each row, and its place in it.
 
-    Places count from 0 at each document's start and at the row's start: the rest of an earlier document is a segment of
-    its own.
+    Places count from 0 at each document's start and at the row's start: the rest of an earlier
+    document is a segment of its own.
     """
     starts = tokens == bos_id
     starts[:, 0] = True

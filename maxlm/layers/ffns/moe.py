@@ -1,7 +1,8 @@
-"""Mixture of experts: every token goes through a few of many feed-forward layers (arXiv:1701.06538, arXiv:2101.03961).
+"""Mixture of experts: every token goes through a few of many feed-forward layers (arXiv:1701.06538,
+arXiv:2101.03961).
 
-The router works between `leave` and `enter`, where each token is on one `tensor` device only, so that nothing about it
-is computed or counted twice.
+The router works between `leave` and `enter`, where each token is on one `tensor` device only, so
+that nothing about it is computed or counted twice.
 """
 
 from __future__ import annotations
@@ -23,13 +24,24 @@ from maxlm.layers.ffns.mlp import GATED, Mlp, activate
 from maxlm.layers.layer import Layer
 from maxlm.layers.sequence import SequenceInfo
 from maxlm.ops.grouped_matmul import grouped_matmul
-from maxlm.sharding.experts import Plan, capacity_of, combine, dispatch, in_rounds, make_plan, most_rows, take
+from maxlm.sharding.experts import (
+    Plan,
+    capacity_of,
+    combine,
+    dispatch,
+    in_rounds,
+    make_plan,
+    most_rows,
+    take,
+)
 from maxlm.sharding.mesh import EXPERT_FSDP_AXES, FSDP_AXES, REPORT_AXES
 from maxlm.sharding.parameters import Constant, Normal, weight, with_value
 
 
 class RouterStats(NamedTuple):
-    """What a router did, fp32 sums over the tokens that this device routed. Sums of sums are those of more tokens.
+    """What a router did, fp32 sums over the tokens that this device routed.
+
+    Sums of sums are those of more tokens.
 
     Attributes:
       load_E: copies sent to each expert, dropped ones included.
@@ -51,22 +63,40 @@ class Moe(Layer):
 
     def __init__(self, model: ModelConfig, config: MoeConfig):
         experts, dim, hidden = config.num_experts, model.embed_dim, config.expert_dim
-        init, init_out = Normal(model.init_std), Normal(model.init_std / (2 * model.num_layers) ** 0.5)
-        in_spec, out_spec = P("expert", EXPERT_FSDP_AXES, "tensor"), P("expert", "tensor", EXPERT_FSDP_AXES)
+        init, init_out = (
+            Normal(model.init_std),
+            Normal(model.init_std / (2 * model.num_layers) ** 0.5),
+        )
+        in_spec, out_spec = (
+            P("expert", EXPERT_FSDP_AXES, "tensor"),
+            P("expert", "tensor", EXPERT_FSDP_AXES),
+        )
         used = config.experts_per_token / experts
-        self.router = weight((dim, experts), P(FSDP_AXES, None), init, role="router", inputs=(0,), fp32=True)
+        self.router = weight(
+            (dim, experts), P(FSDP_AXES, None), init, role="router", inputs=(0,), fp32=True
+        )
         if config.balance.bias_update:
             self.router_bias = weight((experts,), P(None), Constant(0.0), role="state", fp32=True)
-        self.up = weight((experts, dim, hidden), in_spec, init, role="matrix", inputs=(1,), used=used)
+        self.up = weight(
+            (experts, dim, hidden), in_spec, init, role="matrix", inputs=(1,), used=used
+        )
         if config.activation in GATED:
-            self.gate = weight((experts, dim, hidden), in_spec, init, role="matrix", inputs=(1,), used=used)
-        self.down = weight((experts, hidden, dim), out_spec, init_out, role="matrix", inputs=(1,), used=used)
+            self.gate = weight(
+                (experts, dim, hidden), in_spec, init, role="matrix", inputs=(1,), used=used
+            )
+        self.down = weight(
+            (experts, hidden, dim), out_spec, init_out, role="matrix", inputs=(1,), used=used
+        )
         if config.shared_dim:
-            self.shared = Mlp(model, MlpConfig(hidden_dim=config.shared_dim, activation=config.activation))
+            self.shared = Mlp(
+                model, MlpConfig(hidden_dim=config.shared_dim, activation=config.activation)
+            )
         self.config = config
 
     def __call__(self, x_BTD: jax.Array, info: SequenceInfo) -> tuple[jax.Array, RouterStats]:
-        """Map each token on its own; (B, T / tensor, D) -> (B, T / tensor, D), and what the router did."""
+        """Map each token on its own; (B, T / tensor, D) -> (B, T / tensor, D), and what the router
+        did.
+        """
         config = self.config
         weights_BTA, experts_BTA, stats = self.route(x_BTD, info.real_BT)
         x_BTD, weights_BTA, experts_BTA = map(info.enter, (x_BTD, weights_BTA, experts_BTA))
@@ -86,14 +116,25 @@ class Moe(Layer):
         dropped = (plan.place_NA == experts_BTA.size).sum() / lax.axis_size("tensor")
         return info.leave(y_BTD), stats._replace(dropped=dropped.astype(jnp.float32))
 
-    def route(self, x_BTD: jax.Array, real_BT: jax.Array) -> tuple[jax.Array, jax.Array, RouterStats]:
-        """Return weights (B, T, A) fp32, experts (B, T, A), and statistics of real tokens (no drops yet)."""
+    def route(
+        self, x_BTD: jax.Array, real_BT: jax.Array
+    ) -> tuple[jax.Array, jax.Array, RouterStats]:
+        """Return weights (B, T, A) fp32, experts (B, T, A), and statistics of real tokens (no drops
+        yet).
+        """
         logits_BTE = jnp.einsum(
-            "BTD,DE->BTE", x_BTD.astype(jnp.float32), self.router[...], precision=lax.Precision.HIGHEST
+            "BTD,DE->BTE",
+            x_BTD.astype(jnp.float32),
+            self.router[...],
+            precision=lax.Precision.HIGHEST,
         )
-        bias_E = lax.stop_gradient(self.router_bias[...]) if self.config.balance.bias_update else None
+        bias_E = (
+            lax.stop_gradient(self.router_bias[...]) if self.config.balance.bias_update else None
+        )
         scores_BTE = SCORES[self.config.router.kind](logits_BTE)
-        weights_BTA, experts_BTA = pick(scores_BTE, bias_E, self.config.experts_per_token, self.config.router)
+        weights_BTA, experts_BTA = pick(
+            scores_BTE, bias_E, self.config.experts_per_token, self.config.router
+        )
         return weights_BTA, experts_BTA, _statistics(logits_BTE, scores_BTE, experts_BTA, real_BT)
 
     def penalty(self, report: RouterStats) -> jax.Array:
@@ -103,7 +144,10 @@ class Moe(Layer):
     def metrics(self, report: RouterStats) -> dict[str, jax.Array]:
         """Return the `moe/<layer>/...` of the catalogue, a number for each row."""
         bias_LE = self.router_bias[...] if self.config.balance.bias_update else None
-        return {f"moe/{name}": value for name, value in router_metrics(report, bias_LE, self.config).items()}
+        return {
+            f"moe/{name}": value
+            for name, value in router_metrics(report, bias_LE, self.config).items()
+        }
 
     def after_step(self, before: Self, report: RouterStats) -> Self:
         """Move the router's bias against the loads of the step."""
@@ -127,9 +171,14 @@ class Matrices(NamedTuple):
 
 
 def _run_round(
-    config: MoeConfig, rows: int, inputs: tuple[jax.Array, jax.Array, Matrices], plan: Plan, number: jax.Array
+    config: MoeConfig,
+    rows: int,
+    inputs: tuple[jax.Array, jax.Array, Matrices],
+    plan: Plan,
+    number: jax.Array,
 ) -> jax.Array:
-    """Return what this device's hidden units of all experts add to its tokens in a round of `rows` rows, (N, D).
+    """Return what this device's hidden units of all experts add to its tokens in a round of `rows`
+    rows, (N, D).
 
     Args:
       config: the mixture.
@@ -149,13 +198,15 @@ def _run_round(
     gate_BF = None
     if matrices.gate_EDF is not None:
         gate_BF = checkpoint_name(grouped_matmul(rows_BD, matrices.gate_EDF, sizes_E), "mlp_gate")
-    rows_BD = grouped_matmul(activate(config.activation, hidden_BF, gate_BF), matrices.down_EFD, sizes_E)
+    rows_BD = grouped_matmul(
+        activate(config.activation, hidden_BF, gate_BF), matrices.down_EFD, sizes_E
+    )
     rows_MD = combine(rows_BD, blocks, plan.copy_M.shape[0])
     rows_MD = take(rows_MD, plan.place_NA.reshape(-1), plan.copy_M[:, None])
     return jnp.einsum("NAD,NA->ND", rows_MD.reshape(*weights_NA.shape, -1), weights_NA)
 
 
-# --- routers ---------------------------------------------------------------------------------------------------------
+# --- routers --------------------------------------------------------------------------------------
 
 SCORES = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
 
@@ -163,7 +214,8 @@ SCORES = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
 def pick(
     scores_BTE: jax.Array, bias_E: jax.Array | None, num_choices: int, config: RouterConfig
 ) -> tuple[jax.Array, jax.Array]:
-    """Pick the experts with the largest biased scores; their weights come from the scores without bias.
+    """Pick the experts with the largest biased scores; their weights come from the scores without
+    bias.
 
     Returns:
       weights: fp32 (B, T, A).
@@ -182,7 +234,9 @@ def pick(
 
 
 def _within_top_groups(scores_BTE: jax.Array, config: RouterConfig) -> jax.Array:
-    """Put -inf outside the groups with the largest sums of their two best scores (arXiv:2412.19437, section 2.1.2)."""
+    """Put -inf outside the groups with the largest sums of their two best scores (arXiv:2412.19437,
+    section 2.1.2).
+    """
     grouped_BTGE = scores_BTE.reshape(*scores_BTE.shape[:2], config.num_groups, -1)
     best_two = lax.top_k(grouped_BTGE, min(2, grouped_BTGE.shape[3]))[0].sum(axis=3)
     top = lax.top_k(best_two, config.top_groups)[1]
@@ -190,7 +244,7 @@ def _within_top_groups(scores_BTE: jax.Array, config: RouterConfig) -> jax.Array
     return jnp.where(allowed_BTG[..., None], grouped_BTGE, -jnp.inf).reshape(scores_BTE.shape)
 
 
-# --- balance ---------------------------------------------------------------------------------------------------------
+# --- balance --------------------------------------------------------------------------------------
 
 
 def _statistics(
@@ -198,7 +252,9 @@ def _statistics(
 ) -> RouterStats:
     real_BT1 = real_BT[..., None].astype(jnp.float32)
     share_BTE = real_BT1 * scores_BTE / scores_BTE.sum(axis=2, keepdims=True)
-    chosen_BTE = (experts_BTA[..., None] == jnp.arange(scores_BTE.shape[2])).sum(axis=2) * real_BT[..., None]
+    chosen_BTE = (experts_BTA[..., None] == jnp.arange(scores_BTE.shape[2])).sum(axis=2) * real_BT[
+        ..., None
+    ]
     log_z = real_BT * jax.nn.logsumexp(logits_BTE, axis=2)
     entropy = -lax.stop_gradient(jax.scipy.special.xlogy(share_BTE, share_BTE)).sum()
     return RouterStats(
@@ -211,28 +267,37 @@ def _statistics(
 
 
 def balance_loss(stats_L: RouterStats, config: MoeConfig) -> jax.Array:
-    """Return this device's part of the balance losses of L layers; the sum over `TOKEN_AXES` is the loss.
+    """Return this device's part of the balance losses of L layers; the sum over `TOKEN_AXES` is the
+    loss.
 
-    With load fractions f_e (sum 1) and mean scores p_e over the N tokens of all devices, summed over layers
+    With load fractions f_e (sum 1) and mean scores p_e over the N tokens of all devices, summed
+    over layers
 
       auxiliary_loss E sum_e f_e p_e + z_loss mean(log(Z)^2)
 
-    as in Switch (arXiv:2101.03961) and per layer in DeepSeek-V2 (arXiv:2405.04434, eq. 23). Others count differently:
-    docs/architecture.md says which coefficient here is worth one of theirs. Filling counts as no token.
+    as in Switch (arXiv:2101.03961) and per layer in DeepSeek-V2 (arXiv:2405.04434, eq. 23). Others
+    count differently: docs/architecture.md says which coefficient here is worth one of theirs.
+    Filling counts as no token.
 
-    f is a count and has no gradient, so with the global f the loss is linear in what devices add to p: no gradient
-    crosses devices. It is no linear function of the batch: microbatches (the same ones on every mesh) are balanced each
-    for itself and averaged.
+    f is a count and has no gradient, so with the global f the loss is linear in what devices add to
+    p: no gradient crosses devices. It is no linear function of the batch: microbatches (the same
+    ones on every mesh) are balanced each for itself and averaged.
     """
     load_LE = lax.psum(lax.stop_gradient(stats_L.load_E), REPORT_AXES)
     copies_L = jnp.maximum(load_LE.sum(axis=1), 1)  # a row of a pipeline's stage may hold no layer
     auxiliary_L = config.num_experts * (load_LE * stats_L.score_E).sum(axis=1) / copies_L
-    partial_L = config.balance.auxiliary_loss * auxiliary_L + config.balance.z_loss * stats_L.log_z_squared
+    partial_L = (
+        config.balance.auxiliary_loss * auxiliary_L + config.balance.z_loss * stats_L.log_z_squared
+    )
     return lax.psum((partial_L * config.experts_per_token / copies_L).sum(), "tensor")
 
 
-def router_metrics(stats_L: RouterStats, bias_LE: jax.Array | None, config: MoeConfig) -> dict[str, jax.Array]:
-    """Return what a step's statistics say of L layers, (L,) by name: the `moe/<layer>/...` of the catalogue."""
+def router_metrics(
+    stats_L: RouterStats, bias_LE: jax.Array | None, config: MoeConfig
+) -> dict[str, jax.Array]:
+    """Return what a step's statistics say of L layers, (L,) by name: the `moe/<layer>/...` of the
+    catalogue.
+    """
     copies_L = stats_L.load_E.sum(axis=1)
     tokens_L = copies_L / config.experts_per_token
     score_LE = stats_L.score_E / tokens_L[:, None]
@@ -242,10 +307,14 @@ def router_metrics(stats_L: RouterStats, bias_LE: jax.Array | None, config: MoeC
         "entropy": stats_L.entropy / tokens_L,
         "dropped": stats_L.dropped / copies_L,
     }
-    return metrics if bias_LE is None else {**metrics, "bias_norm": jnp.linalg.norm(bias_LE, axis=1)}
+    return (
+        metrics if bias_LE is None else {**metrics, "bias_norm": jnp.linalg.norm(bias_LE, axis=1)}
+    )
 
 
 def rebalanced_bias(bias_LE: jax.Array, load_LE: jax.Array, config: MoeConfig) -> jax.Array:
-    """Move the bias of experts with more than their share of the load down, of the others up (arXiv:2408.15664)."""
+    """Move the bias of experts with more than their share of the load down, of the others up
+    (arXiv:2408.15664).
+    """
     mean_L1 = load_LE.mean(axis=1, keepdims=True)
     return bias_LE + config.balance.bias_update * jnp.sign(mean_L1 - load_LE)

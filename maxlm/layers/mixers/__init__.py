@@ -1,4 +1,6 @@
-"""What moves information between tokens: a file for each kind, called like the one that has its settings."""
+"""What moves information between tokens: a file for each kind, called like the one that has its
+settings.
+"""
 
 from __future__ import annotations
 

@@ -38,8 +38,16 @@ class Attention(Mixer):
     """Heads are split over `tensor`; inside, the sequence is split over `context` alone."""
 
     def __init__(self, model: ModelConfig, config: AttentionConfig):
-        dim, heads, kv_heads, head_dim = model.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
-        init, init_out = Normal(model.init_std), Normal(model.init_std / (2 * model.num_layers) ** 0.5)
+        dim, heads, kv_heads, head_dim = (
+            model.embed_dim,
+            config.num_heads,
+            config.num_kv_heads,
+            config.head_dim,
+        )
+        init, init_out = (
+            Normal(model.init_std),
+            Normal(model.init_std / (2 * model.num_layers) ** 0.5),
+        )
         in_spec, zeros = P(FSDP_AXES, "tensor", None), Constant(0.0)
         self.query = weight((dim, heads, head_dim), in_spec, init, role="matrix", inputs=(0,))
         self.key = weight((dim, kv_heads, head_dim), in_spec, init, role="matrix", inputs=(0,))
@@ -60,29 +68,42 @@ class Attention(Mixer):
         self.config = config
 
     def prepare(self, info: SequenceInfo) -> Mapping[Hashable, Any]:
-        """Ask for the cosines and sines of the positions, the same for all layers with these frequencies."""
+        """Ask for the cosines and sines of the positions, the same for all layers with these
+        frequencies.
+        """
         position = self.config.position
         if not isinstance(position, RopePosition):
             return {}
         return {self._rotation_name: rotation(position, self.config.head_dim, info.positions_BT)}
 
     def __call__(self, x_BTD: jax.Array, info: SequenceInfo) -> tuple[jax.Array, None]:
-        """Attend within each document, across `context`; (B, T / tensor, D) -> (B, T / tensor, D), no report."""
+        """Attend within each document, across `context`; (B, T / tensor, D) -> (B, T / tensor, D),
+        no report.
+        """
         q_BTNH, k_BTKH, v_BTKH = self._project(info.enter(x_BTD), info)
         mask = info.mask if self.config.window is None else info.within(self.config.window)
         kernel, kind = self._kernel(info), info.context_kind
-        out = context_attention(q_BTNH, k_BTKH, v_BTKH, mask, self._sink_N(), kernel=kernel, kind=kind)
+        out = context_attention(
+            q_BTNH, k_BTKH, v_BTKH, mask, self._sink_N(), kernel=kernel, kind=kind
+        )
         return self._project_out(out, info), None
 
     def decoding_state(self, batch_size: int, length: int, dtype: Any) -> Cache:
         """Keep the keys and values of every token."""
         shape = (batch_size, length, self.config.num_kv_heads, self.config.head_dim)
-        return Cache(*(StateArray(shape, dtype, P(DECODING_AXES, None, "tensor", None)) for _ in range(2)))
+        return Cache(
+            *(StateArray(shape, dtype, P(DECODING_AXES, None, "tensor", None)) for _ in range(2))
+        )
 
-    def decode(self, x_BTD: jax.Array, info: SequenceInfo, state: Cache, start_B: jax.Array) -> tuple[jax.Array, Cache]:
+    def decode(
+        self, x_BTD: jax.Array, info: SequenceInfo, state: Cache, start_B: jax.Array
+    ) -> tuple[jax.Array, Cache]:
         """Attend from the newest tokens to all that are kept and to themselves."""
         q_BTNH, k_BTKH, v_BTKH = self._project(x_BTD, info)
-        keys, values = _written(state.keys, k_BTKH, start_B), _written(state.values, v_BTKH, start_B)
+        keys, values = (
+            _written(state.keys, k_BTKH, start_B),
+            _written(state.values, v_BTKH, start_B),
+        )
         # The causal mask hides the room for tokens to come: it lies behind every query.
         place = jnp.broadcast_to(jnp.arange(keys.shape[1], dtype=jnp.int32), keys.shape[:2])
         kept = {"kv_segments_BS": jnp.ones_like(place), "kv_place_BS": place}
@@ -122,7 +143,9 @@ class Attention(Mixer):
     def _sink_N(self) -> jax.Array | None:
         return self.sink_bias[...] if self.config.sinks else None
 
-    def _project(self, x_BTD: jax.Array, info: SequenceInfo) -> tuple[jax.Array, jax.Array, jax.Array]:
+    def _project(
+        self, x_BTD: jax.Array, info: SequenceInfo
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
         q_BTNH = linear(x_BTD, self.query[...])
         k_BTKH = linear(x_BTD, self.key[...])
         v_BTKH = linear(x_BTD, self.value[...])
@@ -134,7 +157,11 @@ class Attention(Mixer):
         if self._rotation_name in info.prepared:
             cosines, sines = info.prepared[self._rotation_name]
             q_BTNH, k_BTKH = rotate(q_BTNH, cosines, sines), rotate(k_BTKH, cosines, sines)
-        return checkpoint_name(q_BTNH, "query"), checkpoint_name(k_BTKH, "key"), checkpoint_name(v_BTKH, "value")
+        return (
+            checkpoint_name(q_BTNH, "query"),
+            checkpoint_name(k_BTKH, "key"),
+            checkpoint_name(v_BTKH, "value"),
+        )
 
     def _project_out(self, out_BTNH: jax.Array, info: SequenceInfo) -> jax.Array:
         y_BTD = info.leave(linear(out_BTNH, self.out[...], contract=2))

@@ -1,4 +1,6 @@
-"""Several mixers side by side on one norm, as in Hymba (arXiv:2411.13676) and Falcon-H1 (arXiv:2507.22448)."""
+"""Several mixers side by side on one norm, as in Hymba (arXiv:2411.13676) and Falcon-H1
+(arXiv:2507.22448).
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,13 @@ class Parallel(Mixer):
         """Ask for all that its mixers ask for."""
         return {name: value for mixer in self.mixers for name, value in mixer.prepare(info).items()}
 
-    def __call__(self, x_BTD: jax.Array, info: SequenceInfo, beside: Beside | None = None) -> tuple[Any, ...]:
-        """Add up the mixers; the report has one for each. What they share goes from one to the next."""
+    def __call__(
+        self, x_BTD: jax.Array, info: SequenceInfo, beside: Beside | None = None
+    ) -> tuple[Any, ...]:
+        """Add up the mixers; the report has one for each.
+
+        What they share goes from one to the next.
+        """
         shared, carried = beside or Beside()
         carried = carried or [()] * len(self.mixers)
         y_BTD, reports, to_next = jnp.zeros_like(x_BTD), [], []
@@ -79,7 +86,9 @@ class Parallel(Mixer):
         return sum((mixer.penalty(own) for _, mixer, own in self._reporting(report)), 0.0)
 
     def metrics(self, report: Report) -> dict[str, jax.Array]:
-        """Return the mixers' metrics, with the mixer's place behind the group: `ssm/decay` is `ssm/1/decay`."""
+        """Return the mixers' metrics, with the mixer's place behind the group: `ssm/decay` is
+        `ssm/1/decay`.
+        """
         values: dict[str, jax.Array] = {}
         for place, mixer, own in self._reporting(report):
             for name, value in mixer.metrics(own).items():

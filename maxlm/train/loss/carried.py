@@ -13,7 +13,9 @@ from maxlm.sharding.parameters import map_parameters, partition_spec, with_value
 
 
 def split_carried(carried: Carried, count: int) -> Carried:
-    """Give each microbatch its sequences, every M-th: parameters (L, B, ...) -> arrays (M, L, B / M, ...)."""
+    """Give each microbatch its sequences, every M-th: parameters (L, B, ...) -> arrays (M, L, B /
+    M, ...).
+    """
 
     def split(parameter: Any) -> jax.Array:
         rows = parameter.get_value()
@@ -29,7 +31,8 @@ def join_carried(pieces: Any, carried: Carried) -> Carried:
 
     def join(parameter: Any, piece: jax.Array) -> Any:
         rows = lax.stop_gradient(piece.swapaxes(1, 2).swapaxes(0, 2))
-        # Devices that hold the same sequences hold the same numbers, but a branch may have made the types forget it.
+        # Devices that hold the same sequences hold the same numbers, but a branch may have made the
+        # types forget it.
         entries = (axes for axes in partition_spec(parameter) if axes is not None)
         split = {name for axes in entries for name in ((axes,) if isinstance(axes, str) else axes)}
         copies = tuple(sorted(varying_axes(rows) - split))

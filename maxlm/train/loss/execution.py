@@ -46,7 +46,9 @@ class Execution(NamedTuple):
         """Say where the tokens of a microbatch stand."""
         mask = self.objective.mask(fields, fields["places"])
         mask = with_least(mask, gather_sequence(fields["segment_ids"]))
-        return SequenceInfo(fields["positions"], fields["segment_ids"], mask, self.kernels, self.context_kind)
+        return SequenceInfo(
+            fields["positions"], fields["segment_ids"], mask, self.kernels, self.context_kind
+        )
 
     @property
     def blocks(self) -> BlockExecution:
@@ -77,7 +79,9 @@ def build_execution(
     kernels: Mapping[str, Any],
     num_ids: int | None = None,
 ) -> Execution:
-    """Collect what decides how the loss is computed; `num_ids` is the number of ids that the tokenizer has."""
+    """Collect what decides how the loss is computed; `num_ids` is the number of ids that the
+    tokenizer has.
+    """
     train = config.train
     filled_up = num_ids is not None and num_ids < config.model.vocab_size
     return Execution(

@@ -33,7 +33,8 @@ class Sums(NamedTuple):
     """Sums over the whole batch, the same on every device.
 
     Attributes:
-      objective: what is differentiated: the objective's sum over its weight, and the layers' penalties.
+      objective: what is differentiated: the objective's sum over its weight, and the layers'
+        penalties.
       weight: what the batch counts, such as its target tokens.
       metrics: other sums of the objective.
       token_hash: uint32[2] of the tokens, independent of how they were split.
@@ -52,17 +53,20 @@ class Sums(NamedTuple):
 def make_gradients(
     declared: Decoder, mesh: Mesh, execution: Execution, carried: Carried | None = None
 ) -> Callable[..., tuple[Decoder, Sums]]:
-    """Return gradients(decoder, batch, carried) -> (fp32 gradients laid out as the parameters, sums).
+    """Return gradients(decoder, batch, carried) -> (fp32 gradients laid out as the parameters,
+    sums).
 
     Args:
       declared: the decoder without values.
       mesh: its devices.
       execution: how the loss is computed.
-      carried: the declared state of mixers that carry some over from step to step; the result is called without it
-        where none do.
+      carried: the declared state of mixers that carry some over from step to step; the result is
+        called without it where none do.
     """
     specs = partition_specs(declared)
-    compute = pipelined_decoder_gradients if execution.schedule.stages > 1 else _accumulated_gradients
+    compute = (
+        pipelined_decoder_gradients if execution.schedule.stages > 1 else _accumulated_gradients
+    )
     held_between = declared.carried_state(0) if carried is None else carried
     of_carried = partition_specs(held_between)
     sums_specs = Sums(P(), P(), P(), P(), reports=P("stage"), carried=of_carried)  # type: ignore[arg-type]
@@ -70,15 +74,27 @@ def make_gradients(
     def program(decoder: Decoder, batch: Batch, carried: Carried) -> tuple[Decoder, Sums]:
         weight, scale = _weight(batch, execution)
         kept = _whole_for_step(decoder, execution, execution.compute_dtype)
-        pieces, of_pieces = microbatches(batch, execution), split_carried(carried, execution.schedule.microbatches)
-        gradients, objective, metrics, (reports, new) = compute(kept, pieces, of_pieces, scale, execution)
-        # Back to the parameters' layout along the transpose of `_whole_for_step`, in fp32 throughout.
-        _, transpose = jax.vjp(lambda decoder: _whole_for_step(decoder, execution, jnp.float32), decoder)
+        pieces, of_pieces = (
+            microbatches(batch, execution),
+            split_carried(carried, execution.schedule.microbatches),
+        )
+        gradients, objective, metrics, (reports, new) = compute(
+            kept, pieces, of_pieces, scale, execution
+        )
+        # Back to the parameters' layout along the transpose of `_whole_for_step`, in fp32
+        # throughout.
+        _, transpose = jax.vjp(
+            lambda decoder: _whole_for_step(decoder, execution, jnp.float32), decoder
+        )
         reports = jax.tree.map(lambda x: lax.psum(x, REPORT_AXES), reports)
         sums = _sums(batch, objective, weight, metrics)
-        return transpose(gradients)[0], sums._replace(reports=reports, carried=join_carried(new, carried))
+        return transpose(gradients)[0], sums._replace(
+            reports=reports, carried=join_carried(new, carried)
+        )
 
-    mapped = jax.shard_map(program, mesh=mesh, in_specs=(specs, BATCH_SPEC, of_carried), out_specs=(specs, sums_specs))
+    mapped = jax.shard_map(
+        program, mesh=mesh, in_specs=(specs, BATCH_SPEC, of_carried), out_specs=(specs, sums_specs)
+    )
     return functools.partial(_with_nothing_carried, mapped, held_between)
 
 
@@ -92,7 +108,9 @@ def _with_nothing_carried(
     return mapped(decoder, batch, declared if carried is None else carried)
 
 
-def make_losses(declared: Decoder, mesh: Mesh, execution: Execution) -> Callable[[Decoder, Batch], Sums]:
+def make_losses(
+    declared: Decoder, mesh: Mesh, execution: Execution
+) -> Callable[[Decoder, Batch], Sums]:
     """Return losses(decoder, batch) -> sums: the forward pass alone."""
 
     def program(decoder: Decoder, batch: Batch) -> Sums:
@@ -104,22 +122,28 @@ def make_losses(declared: Decoder, mesh: Mesh, execution: Execution) -> Callable
             return _sums(batch, objective, weight, metrics)
 
         def microbatch(_: None, piece: Batch) -> tuple[None, tuple[jax.Array, MetricSums]]:
-            objective, (metrics, _told) = _loss(_tied(kept, piece, execution), piece, None, scale, execution)
+            objective, (metrics, _told) = _loss(
+                _tied(kept, piece, execution), piece, None, scale, execution
+            )
             return None, (objective, metrics)
 
         _, (objectives, metrics) = lax.scan(microbatch, None, pieces)
         return _sums(batch, objectives.sum(), weight, _summed(metrics))
 
-    return jax.shard_map(program, mesh=mesh, in_specs=(partition_specs(declared), BATCH_SPEC), out_specs=P())
+    return jax.shard_map(
+        program, mesh=mesh, in_specs=(partition_specs(declared), BATCH_SPEC), out_specs=P()
+    )
 
 
 def _loss(
     kept: Decoder, piece: Batch, carried: Carried | None, scale: jax.Array, execution: Execution
 ) -> tuple[jax.Array, tuple[MetricSums, tuple[StackReports, Carried]]]:
-    """From the tokens of a microbatch to this device's part of the objective, its sum times `scale`.
+    """From the tokens of a microbatch to this device's part of the objective, its sum times
+    `scale`.
 
     Returns:
-      its share of the step's objective; the objective's other sums, what layers report, and what mixers carry on.
+      its share of the step's objective; the objective's other sums, what layers report, and what
+      mixers carry on.
     """
     decoder = _whole_for_microbatch(kept, execution)
     info = execution.sequence_info(piece)
@@ -145,13 +169,18 @@ def _accumulated_gradients(
       execution: how the loss is computed.
 
     Returns:
-      fp32 gradients like `kept`, and this device's objective, other sums, reports and what is carried on.
+      fp32 gradients like `kept`, and this device's objective, other sums, reports and what is
+      carried on.
     """
 
-    def microbatch(gradients: Decoder, one: tuple[Batch, Carried]) -> tuple[Decoder, tuple[jax.Array, Any]]:
+    def microbatch(
+        gradients: Decoder, one: tuple[Batch, Carried]
+    ) -> tuple[Decoder, tuple[jax.Array, Any]]:
         piece, own = one
         tied = _tied(kept, piece, execution)
-        losses, piece_gradients = jax.value_and_grad(_loss, has_aux=True)(tied, piece, own, scale, execution)
+        losses, piece_gradients = jax.value_and_grad(_loss, has_aux=True)(
+            tied, piece, own, scale, execution
+        )
         return jax.tree.map(jnp.add, gradients, piece_gradients), losses
 
     gradients, (objectives, (metrics, (reports, to_next))) = lax.scan(
@@ -161,7 +190,9 @@ def _accumulated_gradients(
 
 
 def _whole_for_step(decoder: Decoder, execution: Execution, dtype: Any) -> Decoder:
-    """Make parameters whole once a step: all of them (ZeRO-1), or with a pipeline those outside the stack."""
+    """Make parameters whole once a step: all of them (ZeRO-1), or with a pipeline those outside the
+    stack.
+    """
     decoder = vary(decoder)
     if execution.gather == "step":
         return gather(cast(decoder, dtype))
@@ -169,7 +200,9 @@ def _whole_for_step(decoder: Decoder, execution: Execution, dtype: Any) -> Decod
 
 
 def _whole_for_microbatch(kept: Decoder, execution: Execution) -> Decoder:
-    """Make parameters whole once a microbatch: all of them (ZeRO-2), or those outside the stack (ZeRO-3)."""
+    """Make parameters whole once a microbatch: all of them (ZeRO-2), or those outside the stack
+    (ZeRO-3).
+    """
     if execution.gather == "step":
         return kept
     if execution.gather == "microbatch":
@@ -181,16 +214,18 @@ def _whole_for_microbatch(kept: Decoder, execution: Execution) -> Decoder:
 def _tied(kept: Decoder, piece: Batch, execution: Execution) -> Decoder:
     """Tie parameters to a turn of the loop over microbatches.
 
-    The compiler would otherwise gather them once, before the loop, and hold them whole until it ends.
+    The compiler would otherwise gather them once, before the loop, and hold them whole until it
+    ends.
     """
     return kept if execution.gather == "step" else tied_to_loop(kept, piece["tokens"])
 
 
 def microbatches(batch: Batch, execution: Execution) -> Batch:
-    """Split this device's sequences into microbatches, tokens as `context` wants them: (B, T) -> (M, B / M, T).
+    """Split this device's sequences into microbatches, tokens as `context` wants them: (B, T) ->
+    (M, B / M, T).
 
-    Every M-th sequence, so that the microbatches of all devices together are the same ones on every mesh. Beside the
-    fields of the batch there are the tokens' `places` in their rows.
+    Every M-th sequence, so that the microbatches of all devices together are the same ones on every
+    mesh. Beside the fields of the batch there are the tokens' `places` in their rows.
     """
     tokens = batch["tokens"]
     shape = (-1, execution.schedule.microbatches, tokens.shape[1])

@@ -33,7 +33,8 @@ def pipelined_decoder_gradients(
       execution: how the loss is computed.
 
     Returns:
-      fp32 gradients like `kept`, and this device's objective, other sums, reports and what is carried on.
+      fp32 gradients like `kept`, and this device's objective, other sums, reports and what is
+      carried on.
     """
     outer, stack = kept.with_stack(nnx.List([])), kept.stack
     d_outer, d_stack, objective, metrics, (reports, to_next) = pipelined_gradients(
@@ -52,30 +53,53 @@ def pipelined_decoder_gradients(
 def pipelined_decoder_losses(
     kept: Decoder, pieces: Fields, scale: jax.Array, execution: Execution
 ) -> tuple[jax.Array, MetricSums]:
-    """Run microbatches through the pipeline, forward only; return this device's objective and other sums."""
+    """Run microbatches through the pipeline, forward only; return this device's objective and other
+    sums.
+    """
     outer, stack = kept.with_stack(nnx.List([])), kept.stack
     activations = _activations(kept, pieces, execution)
-    return pipelined_losses(_parts(pieces, None, scale, execution), outer, stack, activations, execution.schedule)
+    return pipelined_losses(
+        _parts(pieces, None, scale, execution), outer, stack, activations, execution.schedule
+    )
 
 
-def _parts(pieces: Fields, carried: Carried | None, scale: jax.Array, execution: Execution) -> Parts:
+def _parts(
+    pieces: Fields, carried: Carried | None, scale: jax.Array, execution: Execution
+) -> Parts:
     def run_chunk(
-        outer: Decoder, chunk: Stack, streams: Streams, place: tuple[jax.Array, jax.Array, jax.Array]
+        outer: Decoder,
+        chunk: Stack,
+        streams: Streams,
+        place: tuple[jax.Array, jax.Array, jax.Array],
     ) -> tuple[Streams, jax.Array, tuple[StackReports, Carried]]:
         microbatch, number, first = place
-        fields = {name: lax.dynamic_index_in_dim(array, microbatch, keepdims=False) for name, array in pieces.items()}
-        decoder = outer.with_stack(execution.whole(chunk) if execution.gather == "microbatch" else chunk)
+        fields = {
+            name: lax.dynamic_index_in_dim(array, microbatch, keepdims=False)
+            for name, array in pieces.items()
+        }
+        decoder = outer.with_stack(
+            execution.whole(chunk) if execution.gather == "microbatch" else chunk
+        )
         info = decoder.prepared(execution.sequence_info(fields))
-        # Every stage looks tokens up and all but the first drop them: a lookup costs no multiplication.
+        # Every stage looks tokens up and all but the first drop them: a lookup costs no
+        # multiplication.
         embedded = decoder.embed(fields["tokens"], info)
         streams = jax.tree.map(lambda new, x: jnp.where(first, new, x), embedded, streams)
         held = execution.held_rows(lax.axis_index("stage"), number)
         own = _of_chunk(carried, microbatch, number, execution.schedule.repeats)
-        streams, reports, to_next = decoder.run_blocks(streams, info, execution.blocks, held=held, carried=own)
+        streams, reports, to_next = decoder.run_blocks(
+            streams, info, execution.blocks, held=held, carried=own
+        )
         penalty = jnp.asarray(decoder.penalty(reports) / execution.schedule.microbatches)
-        return streams, penalty, (reports, _among_microbatches(to_next, microbatch, execution.schedule.microbatches))
+        return (
+            streams,
+            penalty,
+            (reports, _among_microbatches(to_next, microbatch, execution.schedule.microbatches)),
+        )
 
-    def losses(outer: Decoder, streams: Streams, microbatch: jax.Array) -> tuple[jax.Array, MetricSums]:
+    def losses(
+        outer: Decoder, streams: Streams, microbatch: jax.Array
+    ) -> tuple[jax.Array, MetricSums]:
         with jax.named_scope("loss"):
             y_BTD = streams.x_BTD
             own_TD = spread_over_stages(y_BTD.reshape(-1, y_BTD.shape[-1]))
@@ -87,8 +111,12 @@ def _parts(pieces: Fields, carried: Carried | None, scale: jax.Array, execution:
     return Parts(run_chunk, losses)
 
 
-def _of_chunk(carried: Carried | None, microbatch: jax.Array, number: jax.Array, repeats: int) -> Carried | None:
-    """Cut out what a chunk's mixers carried over for a microbatch; the whole stage's in an abstract evaluation."""
+def _of_chunk(
+    carried: Carried | None, microbatch: jax.Array, number: jax.Array, repeats: int
+) -> Carried | None:
+    """Cut out what a chunk's mixers carried over for a microbatch; the whole stage's in an abstract
+    evaluation.
+    """
 
     def cut(pieces: jax.Array) -> jax.Array:
         rows = lax.dynamic_index_in_dim(pieces, microbatch, keepdims=False)
@@ -99,20 +127,28 @@ def _of_chunk(carried: Carried | None, microbatch: jax.Array, number: jax.Array,
 
 
 def _among_microbatches(to_next: Carried, microbatch: jax.Array, count: int) -> Carried:
-    """Put a microbatch's rows among zeros for the others: what stages report is summed over microbatches."""
+    """Put a microbatch's rows among zeros for the others: what stages report is summed over
+    microbatches.
+    """
 
     def put(rows: jax.Array) -> jax.Array:
-        zeros = vary_over(jnp.zeros((rows.shape[0], count, *rows.shape[1:]), rows.dtype), varying_axes(rows))
+        zeros = vary_over(
+            jnp.zeros((rows.shape[0], count, *rows.shape[1:]), rows.dtype), varying_axes(rows)
+        )
         return lax.dynamic_update_index_in_dim(zeros, rows, microbatch, axis=1)
 
     return jax.tree.map(put, to_next)  # type: ignore[no-any-return]
 
 
 def _stage_share(x_BT: jax.Array) -> jax.Array:
-    """Pick the tokens whose loss this stage computes, in the order in which `losses` has their hidden states."""
+    """Pick the tokens whose loss this stage computes, in the order in which `losses` has their
+    hidden states.
+    """
     parts, stages = lax.axis_size("tensor"), lax.axis_size("stage")
     by_part = x_BT.reshape(x_BT.shape[0], parts, -1).swapaxes(0, 1).reshape(parts, stages, -1)
-    return lax.dynamic_index_in_dim(by_part, lax.axis_index("stage"), axis=1, keepdims=False).reshape(-1)
+    return lax.dynamic_index_in_dim(
+        by_part, lax.axis_index("stage"), axis=1, keepdims=False
+    ).reshape(-1)
 
 
 def _activations(kept: Decoder, pieces: Fields, execution: Execution) -> Streams:

@@ -1,4 +1,6 @@
-"""What a model is trained for: a file for each objective, called like those with its settings and its examples."""
+"""What a model is trained for: a file for each objective, called like those with its settings and
+its examples.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from maxlm.train.objectives.next_token import NextToken
 
 
 class Objective(Protocol):
-    """From last hidden states to a number to make smaller; the same for a plain, a pipelined and a validation pass."""
+    """From last hidden states to a number to make smaller; the same for a plain, a pipelined and a
+    validation pass.
+    """
 
     def mask(self, fields: Mapping[str, jax.Array], places_BT: jax.Array) -> Mask:
         """Return which tokens each token may look at.
@@ -38,7 +42,9 @@ class Objective(Protocol):
         """
 
     def metrics(self, weight: float, sums: Mapping[str, float]) -> dict[str, float]:
-        """Return metrics by their names behind `train/` and `val/<source>/`, from sums over all devices and batches."""
+        """Return metrics by their names behind `train/` and `val/<source>/`, from sums over all
+        devices and batches.
+        """
 
 
 OBJECTIVES: dict[str, Any] = {
@@ -51,7 +57,8 @@ def build_objective(config: ObjectiveConfig, *, num_ids: int | None = None) -> O
 
     Args:
       config: its section.
-      num_ids: ids that the tokenizer has, where the model's vocabulary is larger; None: all are ids.
+      num_ids: ids that the tokenizer has, where the model's vocabulary is larger; None: all are
+        ids.
     """
     built: Objective = OBJECTIVES[config.kind](config, num_ids=num_ids)
     return built

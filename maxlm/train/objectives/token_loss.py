@@ -32,9 +32,13 @@ class TokenLoss:
     def loss(
         self, hidden_TD: jax.Array, output_DV: jax.Array, fields: Fields
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Sum cross entropy with z-loss and smoothing, and without both: `nats`; and the targets' bytes of text."""
+        """Sum cross entropy with z-loss and smoothing, and without both: `nats`; and the targets'
+        bytes of text.
+        """
         weights_T = fields["weights"]
-        objective, nats = cross_entropy(hidden_TD, output_DV, fields["targets"], weights_T, self._options)
+        objective, nats = cross_entropy(
+            hidden_TD, output_DV, fields["targets"], weights_T, self._options
+        )
         target_bytes = jnp.where(weights_T > 0, fields["target_bytes"], 0).sum()
         return objective, {"nats": nats, "target_bytes": target_bytes}
 
@@ -43,7 +47,8 @@ class TokenLoss:
         loss = sums["nats"] / max(weight, 1.0)
         return {
             "loss": loss,
-            # Finite for any loss that a float can hold; a diverged run must still be able to report.
+            # Finite for any loss that a float can hold; a diverged run must still be able to
+            # report.
             "perplexity": math.exp(min(loss, 700.0)) if math.isfinite(loss) else loss,
             "bits_per_byte": sums["nats"] / math.log(2) / max(sums["target_bytes"], 1),
         }

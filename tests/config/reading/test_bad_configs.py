@@ -22,7 +22,9 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
         {"num_steps: 100": "num_steps: 100\n  learning_rate: 0.1"},
         "",
         [],
-        ["run.yaml:15: train.learning_rate is not a known key; did you mean optimizer.learning_rate?"],
+        [
+            "run.yaml:15: train.learning_rate is not a known key; did you mean optimizer.learning_rate?"
+        ],
     ),
     "section key at the top": (
         {},
@@ -30,13 +32,27 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
         [],
         ["run.yaml:16: num_heads", "did you mean model.block.mixer.num_heads?"],
     ),
-    "nonsense key": ({}, "zzz: 3\n", [], ["run.yaml:16: zzz is not a known key", "use one of run_dir, model, mesh"]),
-    "misspelt section": ({"train:": "trian:"}, "", [], ["trian is not a known key; did you mean train?"]),
+    "nonsense key": (
+        {},
+        "zzz: 3\n",
+        [],
+        ["run.yaml:16: zzz is not a known key", "use one of run_dir, model, mesh"],
+    ),
+    "misspelt section": (
+        {"train:": "trian:"},
+        "",
+        [],
+        ["trian is not a known key; did you mean train?"],
+    ),
     "missing setting": (
         {"  num_layers: 2\n": ""},
         "",
         [],
-        ["run.yaml:2: model.num_layers is missing", "blocks in all segments together", "`num_layers: 1`"],
+        [
+            "run.yaml:2: model.num_layers is missing",
+            "blocks in all segments together",
+            "`num_layers: 1`",
+        ],
     ),
     "missing section": (
         {"run_dir: runs/test\n": ""},
@@ -69,38 +85,94 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
         [],
         ['model.block.mixer.num_heads="010" must be a whole number; write 10'],
     ),
-    "underscores": ({"num_steps: 100": "num_steps: 1_000"}, "", [], ['train.num_steps="1_000"', "write 1000"]),
-    "float for a count": ({"num_steps: 100": "num_steps: 1e3"}, "", [], ["train.num_steps=1000.0", "write 1000"]),
-    "fraction for a count": ({"num_steps: 100": "num_steps: 99.6"}, "", [], ["train.num_steps=99.6", "write 100"]),
+    "underscores": (
+        {"num_steps: 100": "num_steps: 1_000"},
+        "",
+        [],
+        ['train.num_steps="1_000"', "write 1000"],
+    ),
+    "float for a count": (
+        {"num_steps: 100": "num_steps: 1e3"},
+        "",
+        [],
+        ["train.num_steps=1000.0", "write 1000"],
+    ),
+    "fraction for a count": (
+        {"num_steps: 100": "num_steps: 99.6"},
+        "",
+        [],
+        ["train.num_steps=99.6", "write 100"],
+    ),
     "empty value": (
         {"num_heads: 4": "num_heads:"},
         "",
         [],
         ["model.block.mixer.num_heads=null must be a whole number; give it one"],
     ),
-    "empty section": ({}, "optimizer:\n", [], ["run.yaml:16: optimizer=null", "remove the line for its default"]),
-    "section is a list": ({}, "mesh: [2, 4]\n", [], ["run.yaml:16: mesh=[2, 4] must be a mapping with data, stage"]),
+    "empty section": (
+        {},
+        "optimizer:\n",
+        [],
+        ["run.yaml:16: optimizer=null", "remove the line for its default"],
+    ),
+    "section is a list": (
+        {},
+        "mesh: [2, 4]\n",
+        [],
+        ["run.yaml:16: mesh=[2, 4] must be a mapping with data, stage"],
+    ),
     "yes for true": (
         {},
         "metrics: {tensorboard: yes}\n",
         [],
         ['run.yaml:16: metrics.tensorboard="yes" must be true or false; write true'],
     ),
-    "off for false": ({}, "metrics: {tensorboard: off}\n", [], ['tensorboard="off"', "write false"]),
-    "number for text": ({"runs/test": "12"}, "", [], ['run.yaml:1: run_dir=12 must be text; write "12"']),
-    "zero": ({"num_layers: 2": "num_layers: 0"}, "", [], ["run.yaml:4: model.num_layers=0 must be at least 1; use 1"]),
-    "negative": ({}, "optimizer: {weight_decay: -1}\n", [], ["optimizer.weight_decay=-1 must be at least 0; use 0"]),
-    "too large": ({}, "optimizer: {beta2: 1.0}\n", [], ["optimizer.beta2=1.0 must be less than 1; for example 0.95"]),
+    "off for false": (
+        {},
+        "metrics: {tensorboard: off}\n",
+        [],
+        ['tensorboard="off"', "write false"],
+    ),
+    "number for text": (
+        {"runs/test": "12"},
+        "",
+        [],
+        ['run.yaml:1: run_dir=12 must be text; write "12"'],
+    ),
+    "zero": (
+        {"num_layers: 2": "num_layers: 0"},
+        "",
+        [],
+        ["run.yaml:4: model.num_layers=0 must be at least 1; use 1"],
+    ),
+    "negative": (
+        {},
+        "optimizer: {weight_decay: -1}\n",
+        [],
+        ["optimizer.weight_decay=-1 must be at least 0; use 0"],
+    ),
+    "too large": (
+        {},
+        "optimizer: {beta2: 1.0}\n",
+        [],
+        ["optimizer.beta2=1.0 must be less than 1; for example 0.95"],
+    ),
     "more than int32": (
         {"num_steps: 100": "num_steps: 3000000000"},
         "",
         [],
-        ["train.num_steps=3000000000 must be at most 2147483647, the largest int32; use 2147483647 or less"],
+        [
+            "train.num_steps=3000000000 must be at most 2147483647, the largest int32; use 2147483647 or less"
+        ],
     ),
     "every count has a bound": (
         {"vocab_size: 512": "vocab_size: 1000000000000"},
         "optimizer: {learning_rate: 1e300}\nmesh: {data: 10000000000}\n",
-        ["train.batch_size=1000000000000", "data.sequence_length=2147483648", "data.prefetch_batches=100000"],
+        [
+            "train.batch_size=1000000000000",
+            "data.sequence_length=2147483648",
+            "data.prefetch_batches=100000",
+        ],
         [
             "model.vocab_size=1000000000000 must be at most 2147483647, the largest int32",
             "optimizer.learning_rate=1e+300 must be at most 3e+38; use 3e+38 or less",
@@ -144,7 +216,10 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
         {"run_dir: runs/test": 'run_dir: "runs/a\\0b"'},
         'runtime: {compile_cache: "\\0"}\n',
         [],
-        ["run_dir='runs/a\\x00b' has a zero byte, which no file name can have; remove it", "runtime.compile_cache='"],
+        [
+            "run_dir='runs/a\\x00b' has a zero byte, which no file name can have; remove it",
+            "runtime.compile_cache='",
+        ],
     ),
     "regular expression that no memory holds": (
         {},
@@ -152,13 +227,25 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
         [],
         ["optimizer.overrides.0.match='a{99999999999}' is not a regular expression"],
     ),
-    "nan": ({}, "optimizer: {learning_rate: .nan}\n", [], ["learning_rate=NaN must be a finite number; for example"]),
-    "infinite": ({}, "optimizer: {learning_rate: 1e999}\n", [], ["learning_rate=Infinity must be a finite number"]),
+    "nan": (
+        {},
+        "optimizer: {learning_rate: .nan}\n",
+        [],
+        ["learning_rate=NaN must be a finite number; for example"],
+    ),
+    "infinite": (
+        {},
+        "optimizer: {learning_rate: 1e999}\n",
+        [],
+        ["learning_rate=Infinity must be a finite number"],
+    ),
     "misspelt choice": (
         {},
         "schedule: {kind: cosin}\n",
         [],
-        ['schedule.kind="cosin" is not one of cosine, linear, wsd, constant, inverse_sqrt; did you mean cosine?'],
+        [
+            'schedule.kind="cosin" is not one of cosine, linear, wsd, constant, inverse_sqrt; did you mean cosine?'
+        ],
     ),
     "unknown choice": (
         {},
@@ -166,7 +253,12 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
         [],
         ['schedule.kind="step" is not one of', "for example cosine"],
     ),
-    "only choice": ({}, "optimizer: {kind: sgd}\n", [], ['optimizer.kind="sgd" is not known here; use adamw']),
+    "only choice": (
+        {},
+        "optimizer: {kind: sgd}\n",
+        [],
+        ['optimizer.kind="sgd" is not known here; use adamw'],
+    ),
     "union kind": (
         {"head_dim: 16": "head_dim: 16, position: {kind: alibi}"},
         "",
@@ -203,19 +295,26 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
         {},
         "",
         ["train.remat={query: offlod}"],
-        ['train.remat.query="offlod" is not one of recompute, save, offload; did you mean offload?'],
+        [
+            'train.remat.query="offlod" is not one of recompute, save, offload; did you mean offload?'
+        ],
     ),
     "offload without remat": (
         {},
         "",
         ["train.offload=[activations]"],
-        ["train.offload=[activations] moves the inputs of blocks, but train.remat=none", "use train.remat=full"],
+        [
+            "train.offload=[activations] moves the inputs of blocks, but train.remat=none",
+            "use train.remat=full",
+        ],
     ),
     "offload word": (
         {},
         "",
         ["train.offload=[optimiser]"],
-        ['train.offload.0="optimiser" is not one of optimizer, activations; did you mean optimizer?'],
+        [
+            'train.offload.0="optimiser" is not one of optimizer, activations; did you mean optimizer?'
+        ],
     ),
     "remat list": (
         {},
@@ -266,13 +365,17 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
         {"vocab_size: 512": "vocab_size: 50257"},
         "mesh: {tensor: 4}\n",
         [],
-        ["model.vocab_size=50257 must be divisible by mesh.tensor=4; use model.vocab_size=50256 or 50260"],
+        [
+            "model.vocab_size=50257 must be divisible by mesh.tensor=4; use model.vocab_size=50256 or 50260"
+        ],
     ),
     "width on fsdp": (
         {"embed_dim: 64": "embed_dim: 60"},
         "mesh: {fsdp: 8}\n",
         [],
-        ["model.embed_dim=60 must be divisible by mesh.fsdp=8; use model.embed_dim=56 or 64, or mesh.fsdp=6 or 10"],
+        [
+            "model.embed_dim=60 must be divisible by mesh.fsdp=8; use model.embed_dim=56 or 64, or mesh.fsdp=6 or 10"
+        ],
     ),
     "batch on the mesh": (
         {"batch_size: 8": "batch_size: 12\n  microbatches: 2"},
@@ -287,7 +390,9 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
         {"sequence_length: 32": "sequence_length: 30"},
         "mesh: {tensor: 4}\n",
         [],
-        ["data.sequence_length=30 must be divisible by mesh.tensor=4; use data.sequence_length=28 or 32"],
+        [
+            "data.sequence_length=30 must be divisible by mesh.tensor=4; use data.sequence_length=28 or 32"
+        ],
     ),
     "fewer layers than stages": (
         {"num_layers: 2": "num_layers: 6"},
@@ -302,7 +407,9 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
         {"num_layers: 2": "num_layers: 6\n  segments: [{pattern: [{repeat: 2}, {}]}]"},
         "mesh: {stage: 4}\n",
         [],
-        ["mesh.stage=4 is more than the 2 repetitions of the patterns in model.segments, of which each stage needs"],
+        [
+            "mesh.stage=4 is more than the 2 repetitions of the patterns in model.segments, of which each stage needs"
+        ],
     ),
     "microbatches that interleaved stages do not divide": (
         {"num_layers: 2": "num_layers: 4"},
@@ -310,7 +417,12 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
         ["train.microbatches=1"],
         ["train.microbatches=1 must be divisible by mesh.stage=2"],
     ),
-    "repeats without stages": ({}, "mesh: {stage_repeats: 2}\n", [], ["mesh.stage_repeats=2 needs mesh.stage"]),
+    "repeats without stages": (
+        {},
+        "mesh: {stage_repeats: 2}\n",
+        [],
+        ["mesh.stage_repeats=2 needs mesh.stage"],
+    ),
     "sequence in two chunks per device": (
         {"sequence_length: 32": "sequence_length: 36"},
         "mesh: {context: 4}\n",
@@ -324,7 +436,9 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
         {"sequence_length: 32": "sequence_length: 36"},
         "mesh: {context: 4, tensor: 2}\n",
         [],
-        ["must be divisible by mesh.context=4 * mesh.tensor=2 = 8; use data.sequence_length=32 or 40"],
+        [
+            "must be divisible by mesh.context=4 * mesh.tensor=2 = 8; use data.sequence_length=32 or 40"
+        ],
     ),
     "heads exchanged for sequence": (
         {"num_heads: 4": "num_heads: 8, num_kv_heads: 2"},
@@ -338,7 +452,10 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
     "experts on mesh": (
         {},
         "mesh: {expert: 4}\n",
-        [MOE % "num_experts: 6, experts_per_token: 2, expert_dim: 30, shared_dim: 30", "mesh.tensor=4"],
+        [
+            MOE % "num_experts: 6, experts_per_token: 2, expert_dim: 30, shared_dim: 30",
+            "mesh.tensor=4",
+        ],
         [
             "model.block.ffn.num_experts=6 must be divisible by mesh.expert=4; use "
             "model.block.ffn.num_experts=4 or 8, or mesh.expert=3 or 6",
@@ -364,7 +481,10 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
     "uneven groups": (
         {},
         "",
-        [MOE % "num_experts: 8, experts_per_token: 2, expert_dim: 32, router: {num_groups: 3, top_groups: 4}"],
+        [
+            MOE
+            % "num_experts: 8, experts_per_token: 2, expert_dim: 32, router: {num_groups: 3, top_groups: 4}"
+        ],
         [
             "ffn.num_experts=8 must be divisible by model.block.ffn.router.num_groups=3",
             "top_groups=4 is more than",
@@ -373,8 +493,13 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
     "too few groups": (
         {},
         "",
-        [MOE % "num_experts: 8, experts_per_token: 3, expert_dim: 32, router: {num_groups: 4, top_groups: 1}"],
-        ["router.top_groups=1 groups of 2 experts are fewer than model.block.ffn.experts_per_token=3; use "],
+        [
+            MOE
+            % "num_experts: 8, experts_per_token: 3, expert_dim: 32, router: {num_groups: 4, top_groups: 1}"
+        ],
+        [
+            "router.top_groups=1 groups of 2 experts are fewer than model.block.ffn.experts_per_token=3; use "
+        ],
     ),
     "two open segments": (
         {},
@@ -389,7 +514,9 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
         {},
         "",
         ["model.segments=[{repeat: 1}]"],
-        ["model.num_layers=2, but model.segments make 1 blocks; use model.num_layers=1, or other repeats"],
+        [
+            "model.num_layers=2, but model.segments make 1 blocks; use model.num_layers=1, or other repeats"
+        ],
     ),
     "nothing left for a segment": (
         {},
@@ -400,7 +527,12 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
             "model.segments.1.pattern, 1; use model.num_layers=3 or 4"
         ],
     ),
-    "no segments": ({}, "", ["model.segments=[]"], ["model.segments=[] must not be empty; use [{pattern: [{}]}]"]),
+    "no segments": (
+        {},
+        "",
+        ["model.segments=[]"],
+        ["model.segments=[] must not be empty; use [{pattern: [{}]}]"],
+    ),
     "empty pattern": (
         {},
         "",
@@ -410,14 +542,20 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
     "one mixer in parallel": (
         {},
         "",
-        ["model.block.mixer={kind: parallel, mixers: [{kind: attention, num_heads: 4, head_dim: 15}]}"],
+        [
+            "model.block.mixer={kind: parallel, mixers: [{kind: attention, num_heads: 4, head_dim: 15}]}"
+        ],
         ["model.block.mixer.mixers"],
     ),
     "a mixer in parallel": (
         {},
         "",
-        ["model.block.mixer={kind: parallel, mixers: [{kind: none}, {kind: attention, num_heads: 4, head_dim: 15}]}"],
-        ["model.block.mixer.mixers.1.head_dim=15 must be even for model.block.mixer.mixers.1.position.kind=rope"],
+        [
+            "model.block.mixer={kind: parallel, mixers: [{kind: none}, {kind: attention, num_heads: 4, head_dim: 15}]}"
+        ],
+        [
+            "model.block.mixer.mixers.1.head_dim=15 must be even for model.block.mixer.mixers.1.position.kind=rope"
+        ],
     ),
     "axis of zero": (
         {},
@@ -425,18 +563,28 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
         [],
         ["mesh.tensor=0 must be at least 1, or -1 for the devices left over"],
     ),
-    "two fills": ({}, "mesh: {data: -1}\n", [], ["mesh.data=-1 and mesh.fsdp=-1: only one axis", "use mesh.fsdp=1"]),
+    "two fills": (
+        {},
+        "mesh: {data: -1}\n",
+        [],
+        ["mesh.data=-1 and mesh.fsdp=-1: only one axis", "use mesh.fsdp=1"],
+    ),
     "mesh on fake devices": (
         {},
         "mesh: {data: 2, fsdp: 1, tensor: 3}\nruntime: {device_count: 8}\n",
         [],
-        ["mesh: mesh.data=2 * mesh.tensor=3 = 6 must equal the device count, 8", "runtime.device_count=6"],
+        [
+            "mesh: mesh.data=2 * mesh.tensor=3 = 6 must equal the device count, 8",
+            "runtime.device_count=6",
+        ],
     ),
     "fake devices on a tpu": (
         {},
         "runtime: {device_count: 8, platform: tpu}\n",
         [],
-        ["runtime.device_count=8 makes fake CPU devices, but runtime.platform=tpu; use runtime.device_count=null"],
+        [
+            "runtime.device_count=8 makes fake CPU devices, but runtime.platform=tpu; use runtime.device_count=null"
+        ],
     ),
     "pattern": (
         {"num_layers: 2": "num_layers: 3\n  segments: [{pattern: [{}, {}]}]"},
@@ -460,7 +608,9 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
         {"head_dim: 16": "head_dim: 15"},
         "",
         [],
-        ["model.block.mixer.head_dim=15 must be even for model.block.mixer.position.kind=rope; use 14 or 16"],
+        [
+            "model.block.mixer.head_dim=15 must be even for model.block.mixer.position.kind=rope; use 14 or 16"
+        ],
     ),
     "learned positions": (
         {"hidden_dim: 128}}": "hidden_dim: 128}}\n  position: {kind: learned, max_length: 16}"},
@@ -472,61 +622,97 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
         ],
     ),
     "rope scaling": (
-        {"head_dim: 16": "head_dim: 16, position: {kind: rope, scaling: {low_frequency_factor: 4.0}}"},
+        {
+            "head_dim: 16": "head_dim: 16, position: {kind: rope, scaling: {low_frequency_factor: 4.0}}"
+        },
         "",
         [],
-        ["low_frequency_factor=4.0 must be less than", "high_frequency_factor=4.0; use 1.0 and 4.0"],
+        [
+            "low_frequency_factor=4.0 must be less than",
+            "high_frequency_factor=4.0; use 1.0 and 4.0",
+        ],
     ),
     "warm-up": (
         {},
         "schedule: {warmup_steps: 100}\n",
         [],
-        ["schedule.warmup_steps=100 must be less than train.num_steps=100; use schedule.warmup_steps=10"],
+        [
+            "schedule.warmup_steps=100 must be less than train.num_steps=100; use schedule.warmup_steps=10"
+        ],
     ),
     "cooldown": (
         {},
         "schedule: {kind: wsd, warmup_steps: 60, cooldown_steps: 50, total_steps: 90}\n",
         [],
-        ["schedule.cooldown_steps=50 is more than schedule.total_steps=90; use schedule.cooldown_steps=30 or less"],
+        [
+            "schedule.cooldown_steps=50 is more than schedule.total_steps=90; use schedule.cooldown_steps=30 or less"
+        ],
     ),
-    "wsd without cooldown": ({}, "schedule: {kind: wsd}\n", [], ["use schedule.cooldown_steps=20, or kind: constant"]),
+    "wsd without cooldown": (
+        {},
+        "schedule: {kind: wsd}\n",
+        [],
+        ["use schedule.cooldown_steps=20, or kind: constant"],
+    ),
     "cooldown without wsd": (
         {},
         "schedule: {cooldown_steps: 5}\n",
         [],
-        ["schedule.cooldown_steps=5 is for schedule.kind=wsd, not cosine; use schedule.kind=wsd, or remove it"],
+        [
+            "schedule.cooldown_steps=5 is for schedule.kind=wsd, not cosine; use schedule.kind=wsd, or remove it"
+        ],
     ),
-    "inverse root": ({}, "schedule: {kind: inverse_sqrt}\n", [], ["schedule.kind=inverse_sqrt", "warmup_steps=10"]),
+    "inverse root": (
+        {},
+        "schedule: {kind: inverse_sqrt}\n",
+        [],
+        ["schedule.kind=inverse_sqrt", "warmup_steps=10"],
+    ),
     "override pattern": (
         {},
         "optimizer: {overrides: [{match: norm}, {match: '*['}]}\n",
         [],
-        ["optimizer.overrides.1.match='*[' is not a regular expression: nothing to repeat at position 0"],
+        [
+            "optimizer.overrides.1.match='*[' is not a regular expression: nothing to repeat at position 0"
+        ],
     ),
     "keep every": (
         {},
         "checkpoint: {every: 100, keep_every: 250}\n",
         [],
-        ["checkpoint.keep_every=250 must be divisible by checkpoint.every=100; use checkpoint.keep_every=200 or 300"],
+        [
+            "checkpoint.keep_every=250 must be divisible by checkpoint.every=100; use checkpoint.keep_every=200 or 300"
+        ],
     ),
-    "keep nothing": ({}, "checkpoint: {every: 0, keep_every: 250}\n", [], ["use checkpoint.every=250, or remove it"]),
+    "keep nothing": (
+        {},
+        "checkpoint: {every: 0, keep_every: 250}\n",
+        [],
+        ["use checkpoint.every=250, or remove it"],
+    ),
     "late profile": (
         {},
         "runtime: {profile: {start_step: 99}}\n",
         [],
-        ["start_step=99 + num_steps=3 is after the last step, train.num_steps=100; use runtime.profile.start_step=97"],
+        [
+            "start_step=99 + num_steps=3 is after the last step, train.num_steps=100; use runtime.profile.start_step=97"
+        ],
     ),
     "files without paths": (
         {"{path: data/text}": "{path: data/text, raw: {kind: files}}"},
         "",
         [],
-        ["data.sources.text.raw.kind=files needs data.sources.text.raw.paths; give a list such as [data/raw]"],
+        [
+            "data.sources.text.raw.kind=files needs data.sources.text.raw.paths; give a list such as [data/raw]"
+        ],
     ),
     "paths without files": (
         {"{path: data/text}": "{path: data/text, raw: {kind: python_stdlib, paths: [x]}}"},
         "",
         [],
-        ["data.sources.text.raw.paths is not used by data.sources.text.raw.kind=python_stdlib; remove it"],
+        [
+            "data.sources.text.raw.paths is not used by data.sources.text.raw.kind=python_stdlib; remove it"
+        ],
     ),
     "one folder twice": (
         {"text: {path: data/text}": "text: {path: data/text}\n    more: {path: data/text}"},
@@ -538,25 +724,51 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
         {"text: {path: data/text}": "text: {path: data/text}\n    more: {path: ./data/x/../text/}"},
         "",
         [],
-        ["run.yaml:11: data.sources.more.path='./data/x/../text/' is the folder of data.sources.text too"],
+        [
+            "run.yaml:11: data.sources.more.path='./data/x/../text/' is the folder of data.sources.text too"
+        ],
     ),
     "a tokenizer in the run's own place": (
         {},
         "",
         ["data.tokenizer=runs/x/../test/tokenizer.model"],
-        ["data.tokenizer='runs/x/../test/tokenizer.model' is where the run keeps its own copy of the tokenizer; use"],
+        [
+            "data.tokenizer='runs/x/../test/tokenizer.model' is where the run keeps its own copy of the tokenizer; use"
+        ],
     ),
-    "empty path": ({"runs/test": "''"}, "", [], ['run.yaml:1: run_dir="" is empty; give a path such as runs/name']),
+    "empty path": (
+        {"runs/test": "''"},
+        "",
+        [],
+        ['run.yaml:1: run_dir="" is empty; give a path such as runs/name'],
+    ),
     # overrides
-    "override without value": ({}, "", ["mesh.tensor"], ["'mesh.tensor' is not an override; write key.path=value"]),
-    "override with nothing": ({}, "", ["mesh.tensor="], ["'mesh.tensor=' has no value; write mesh.tensor=null"]),
+    "override without value": (
+        {},
+        "",
+        ["mesh.tensor"],
+        ["'mesh.tensor' is not an override; write key.path=value"],
+    ),
+    "override with nothing": (
+        {},
+        "",
+        ["mesh.tensor="],
+        ["'mesh.tensor=' has no value; write mesh.tensor=null"],
+    ),
     "override of include": ({}, "", ["include=x.yaml"], ["include cannot be overridden"]),
-    "override of a misspelt key": ({}, "", ["mesh.tenor=2"], ["command line: mesh.tenor", "did you mean mesh.tensor?"]),
+    "override of a misspelt key": (
+        {},
+        "",
+        ["mesh.tenor=2"],
+        ["command line: mesh.tenor", "did you mean mesh.tensor?"],
+    ),
     "override below a value": (
         {},
         "",
         ["train.num_steps.x=2"],
-        ["train.num_steps.x: train.num_steps is 100 (run.yaml:14) and has no keys; set train.num_steps={x: ...}"],
+        [
+            "train.num_steps.x: train.num_steps is 100 (run.yaml:14) and has no keys; set train.num_steps={x: ...}"
+        ],
     ),
     "override beyond a list": (
         {"hidden_dim: 128}}": "hidden_dim: 128}}\n  segments: [{}]"},
@@ -573,8 +785,18 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
         ["optimizer.overrides.0.match=x"],
         ["optimizer.overrides is not in the file; set the whole list, optimizer.overrides=[...]"],
     ),
-    "override that is no YAML": ({}, "", ["run_dir=[x"], ["command line (run_dir): not valid YAML", "check quotes"]),
-    "override of two lines": ({}, "", ["run_dir=a: b"], ["command line (run_dir): 'a: b' is not a single value"]),
+    "override that is no YAML": (
+        {},
+        "",
+        ["run_dir=[x"],
+        ["command line (run_dir): not valid YAML", "check quotes"],
+    ),
+    "override of two lines": (
+        {},
+        "",
+        ["run_dir=a: b"],
+        ["command line (run_dir): 'a: b' is not a single value"],
+    ),
 }
 
 
@@ -611,5 +833,12 @@ def test_no_message_shows_the_machinery(write_run: Callable[..., str]) -> None:
     for replace, append, overrides, _ in CASES.values():
         with pytest.raises(ConfigError) as caught:
             load_run(write_run(replace, append), overrides)
-        for word in ("pydantic", "Input should", "literal[", "RematConfig", "RopePosition", "default_factory"):
+        for word in (
+            "pydantic",
+            "Input should",
+            "literal[",
+            "RematConfig",
+            "RopePosition",
+            "default_factory",
+        ):
             assert word not in str(caught.value)

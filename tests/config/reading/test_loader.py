@@ -13,7 +13,9 @@ from maxlm.config.model import LearnedPosition
 from maxlm.config.rope import RopePosition
 
 
-def test_later_files_win_and_the_including_file_wins_over_all(write_run: Callable[..., str], tmp_path: Path) -> None:
+def test_later_files_win_and_the_including_file_wins_over_all(
+    write_run: Callable[..., str], tmp_path: Path
+) -> None:
     (tmp_path / "presets").mkdir()
     (tmp_path / "presets/a.yaml").write_text(
         "optimizer: {learning_rate: 1e-3, beta1: 0.8}\nmodel: {block: {mixer: {num_heads: 2}}}\n"
@@ -28,7 +30,9 @@ def test_later_files_win_and_the_including_file_wins_over_all(write_run: Callabl
     assert loaded.origins["optimizer.beta2"] == "default"
 
 
-def test_include_is_relative_to_the_including_file(write_run: Callable[..., str], tmp_path: Path) -> None:
+def test_include_is_relative_to_the_including_file(
+    write_run: Callable[..., str], tmp_path: Path
+) -> None:
     write_run(append="include: ../preset.yaml\n")
     (tmp_path / "run").mkdir()
     (tmp_path / "run.yaml").rename(tmp_path / "run/run.yaml")
@@ -40,36 +44,63 @@ def test_include_is_relative_to_the_including_file(write_run: Callable[..., str]
 
 def test_lists_are_replaced(write_run: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "preset.yaml").write_text("optimizer: {no_decay: [norm, bias]}\n")
-    loaded = load_run(write_run(append="include: preset.yaml\noptimizer: {no_decay: [embedding]}\n"))
+    loaded = load_run(
+        write_run(append="include: preset.yaml\noptimizer: {no_decay: [embedding]}\n")
+    )
     assert loaded.config.optimizer.no_decay == ("embedding",)
 
 
-def test_another_kind_drops_the_settings_of_the_old_kind(write_run: Callable[..., str], tmp_path: Path) -> None:
-    (tmp_path / "preset.yaml").write_text("model: {block: {mixer: {position: {kind: rope, theta: 5e5}}}}\n")
+def test_another_kind_drops_the_settings_of_the_old_kind(
+    write_run: Callable[..., str], tmp_path: Path
+) -> None:
+    (tmp_path / "preset.yaml").write_text(
+        "model: {block: {mixer: {position: {kind: rope, theta: 5e5}}}}\n"
+    )
     append, position = "include: preset.yaml\n", "model.block.mixer.position"
     replaced = {"head_dim: 16": "head_dim: 16, position: {kind: none}"}
     assert load_run(write_run(replaced, append)).config.model.block.mixer.position == NoPosition()
     path = write_run({}, append)
-    assert load_run(path, [f"{position}.kind=none"]).config.model.block.mixer.position == NoPosition()
-    assert load_run(path, [f"{position}.kind=rope"]).config.model.block.mixer.position == RopePosition(theta=5e5)
+    assert (
+        load_run(path, [f"{position}.kind=none"]).config.model.block.mixer.position == NoPosition()
+    )
+    assert load_run(
+        path, [f"{position}.kind=rope"]
+    ).config.model.block.mixer.position == RopePosition(theta=5e5)
     learned = "model.position={kind: learned, max_length: 64}"
     assert load_run(path, [learned]).config.model.position == LearnedPosition(max_length=64)
-    schedule = load_run(write_run({}, "schedule: {warmup_steps: 7}\n"), ["schedule.kind=linear"]).config.schedule
-    assert (schedule.kind, schedule.warmup_steps) == ("linear", 7)  # one section with many kinds keeps its settings
+    schedule = load_run(
+        write_run({}, "schedule: {warmup_steps: 7}\n"), ["schedule.kind=linear"]
+    ).config.schedule
+    # One section with many kinds keeps its settings.
+    assert (schedule.kind, schedule.warmup_steps) == ("linear", 7)
 
 
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
-        ({}, "run.yaml:16: include: tiny.yaml is not a file; give a path relative to the including file"),
-        ({"tini.yaml": ""}, "run.yaml:16: include: tiny.yaml is not a file; did you mean tini.yaml?"),
-        ({"tiny.yaml": "a: 1\ninclude: x.yaml\n"}, "tiny.yaml:2: include: tiny.yaml is itself included"),
+        (
+            {},
+            "run.yaml:16: include: tiny.yaml is not a file; give a path relative to the including file",
+        ),
+        (
+            {"tini.yaml": ""},
+            "run.yaml:16: include: tiny.yaml is not a file; did you mean tini.yaml?",
+        ),
+        (
+            {"tiny.yaml": "a: 1\ninclude: x.yaml\n"},
+            "tiny.yaml:2: include: tiny.yaml is itself included",
+        ),
         ({"tiny.yaml": "- 1\n"}, "tiny.yaml: the file must hold `key: value` lines"),
         ({"tiny.yaml": "a: [\n"}, "tiny.yaml:2: not valid YAML"),
-        ({"tiny.yaml": "model:\n  num_layer: 3\n"}, "tiny.yaml:2: model.num_layer is not a known key"),
+        (
+            {"tiny.yaml": "model:\n  num_layer: 3\n"},
+            "tiny.yaml:2: model.num_layer is not a known key",
+        ),
     ],
 )
-def test_bad_includes(write_run: Callable[..., str], tmp_path: Path, files: dict[str, str], expected: str) -> None:
+def test_bad_includes(
+    write_run: Callable[..., str], tmp_path: Path, files: dict[str, str], expected: str
+) -> None:
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(ConfigError) as caught:
@@ -92,7 +123,9 @@ def test_all_bad_includes_are_told(write_run: Callable[..., str]) -> None:
 def test_empty_file(write_run: Callable[..., str], tmp_path: Path) -> None:
     write_run()
     (tmp_path / "run.yaml").write_text("")
-    with pytest.raises(ConfigError, match="4 problems in run.yaml:\n  run.yaml: run_dir is missing"):
+    with pytest.raises(
+        ConfigError, match="4 problems in run.yaml:\n  run.yaml: run_dir is missing"
+    ):
         load_run("run.yaml")
 
 
@@ -117,7 +150,10 @@ def test_overrides(write_run: Callable[..., str]) -> None:
     config = loaded.config
     assert config.optimizer.learning_rate == 3e-4
     assert [item.learning_rate_scale for item in config.optimizer.overrides] == [None, 0.5]
-    assert {name: source.weight for name, source in config.data.sources.items()} == {"my.text": 2.0, "more": 3.0}
+    assert {name: source.weight for name, source in config.data.sources.items()} == {
+        "my.text": 2.0,
+        "more": 3.0,
+    }
     assert config.train.remat == {"query": "save", "key": "offload"}
     assert config.runtime.profile is not None
     assert config.runtime.profile.start_step == 5

@@ -40,10 +40,39 @@ def refuse(folder: Path, text: str | bytes) -> str:
             ("0o7", "0o7"),
             ("1_000", "1_000"),
         ],
-        *[("3e-4", 3e-4), ("3E4", 3e4), ("1.", 1.0), (".5", 0.5), ("-1.5e+3", -1500.0), ("01.5", "01.5"), ("e5", "e5")],
-        *[("true", True), ("False", False), ("yes", "yes"), ("no", "no"), ("on", "on"), ("off", "off"), ("y", "y")],
-        *[("null", None), ("~", None), ("", None), (".inf", float("inf")), ("-.inf", -float("inf")), ("none", "none")],
-        *[("2026-01-01", "2026-01-01"), ("1:30", "1:30"), ("1.2.3", "1.2.3"), ("1e5x", "1e5x"), ("٣", "٣")],
+        *[
+            ("3e-4", 3e-4),
+            ("3E4", 3e4),
+            ("1.", 1.0),
+            (".5", 0.5),
+            ("-1.5e+3", -1500.0),
+            ("01.5", "01.5"),
+            ("e5", "e5"),
+        ],
+        *[
+            ("true", True),
+            ("False", False),
+            ("yes", "yes"),
+            ("no", "no"),
+            ("on", "on"),
+            ("off", "off"),
+            ("y", "y"),
+        ],
+        *[
+            ("null", None),
+            ("~", None),
+            ("", None),
+            (".inf", float("inf")),
+            ("-.inf", -float("inf")),
+            ("none", "none"),
+        ],
+        *[
+            ("2026-01-01", "2026-01-01"),
+            ("1:30", "1:30"),
+            ("1.2.3", "1.2.3"),
+            ("1e5x", "1e5x"),
+            ("٣", "٣"),
+        ],
     ],
 )
 def test_plain_scalars(text: str, value: Any) -> None:
@@ -53,7 +82,11 @@ def test_plain_scalars(text: str, value: Any) -> None:
 
 
 def test_quoted_scalars_are_text(tmp_path: Path) -> None:
-    assert read(tmp_path, "a: '3'\nb: \"true\"\nc: |\n  4\n").plain() == {"a": "3", "b": "true", "c": "4\n"}
+    assert read(tmp_path, "a: '3'\nb: \"true\"\nc: |\n  4\n").plain() == {
+        "a": "3",
+        "b": "true",
+        "c": "4\n",
+    }
 
 
 def test_every_value_knows_its_line(tmp_path: Path) -> None:
@@ -80,18 +113,30 @@ def test_byte_order_mark_and_crlf(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("a: !!python/object/apply:os.system [ls]\n", "x.yaml:1: tags such as 'tag:yaml.org,2002:python"),
+        (
+            "a: !!python/object/apply:os.system [ls]\n",
+            "x.yaml:1: tags such as 'tag:yaml.org,2002:python",
+        ),
         ("a: 1\nb: !!str 3\n", "x.yaml:2: tags such as"),
         ("a: ! 3\n", "x.yaml:1: tags such as '!'"),
         ("a: 1\nb: 2\na: 3\n", "x.yaml:3: the key 'a' is here twice, first at x.yaml:1"),
         ("a: {b: 1, b: 2}\n", "x.yaml:1: the key 'b' is here twice"),
-        ("a: &x {b: 1}\nc:\n  <<: *x\n", "x.yaml:3: merge keys (<<) are not supported; use `include:`"),
+        (
+            "a: &x {b: 1}\nc:\n  <<: *x\n",
+            "x.yaml:3: merge keys (<<) are not supported; use `include:`",
+        ),
         ("? [1, 2]\n: 3\n", "x.yaml:1: a key must be plain text"),
         ("a: &x [*x]\n", "contain themselves"),
         ("a: *x\n", "x.yaml:1: not valid YAML: found undefined alias 'x'"),
-        ("a:\n\tb: 1\n", "x.yaml:2: not valid YAML while scanning for the next token: found character '\\t'"),
+        (
+            "a:\n\tb: 1\n",
+            "x.yaml:2: not valid YAML while scanning for the next token: found character '\\t'",
+        ),
         ("a:\n\tb: 1\n", "indent with spaces, not tabs"),
-        ("a: b: c\n", "x.yaml:1: not valid YAML: mapping values are not allowed here; put text that contains ': '"),
+        (
+            "a: b: c\n",
+            "x.yaml:1: not valid YAML: mapping values are not allowed here; put text that contains ': '",
+        ),
         ("a: [1, 2\nb: 3\n", "x.yaml:2: not valid YAML"),
         ("a: 1\n---\nb: 2\n", "remove the second '---'"),
         ("a: 1\nb: \x00\n", "x.yaml:2: the character 0x0 is not allowed in YAML"),
@@ -120,7 +165,10 @@ def test_alias_bomb_is_refused_at_once(tmp_path: Path) -> None:
 
 
 def test_unreadable_files(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="y.yaml: No such file or directory; give the path of a readable YAML file"):
+    with pytest.raises(
+        ConfigError,
+        match="y.yaml: No such file or directory; give the path of a readable YAML file",
+    ):
         read_yaml(tmp_path / "none.yaml", "y.yaml")
     with pytest.raises(ConfigError, match="y.yaml: Is a directory"):
         read_yaml(tmp_path, "y.yaml")

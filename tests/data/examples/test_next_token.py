@@ -39,7 +39,9 @@ def test_window_that_starts_with_a_document_and_one_past_the_end():
 @settings(max_examples=200, deadline=None)
 @given(
     rows=st.integers(1, 20).flatmap(
-        lambda n: st.lists(st.lists(st.integers(1, 7), min_size=n + 1, max_size=n + 1), min_size=1, max_size=3)
+        lambda n: st.lists(
+            st.lists(st.integers(1, 7), min_size=n + 1, max_size=n + 1), min_size=1, max_size=3
+        )
     )
 )
 def test_fields_equal_a_plain_loop(rows):
@@ -60,4 +62,6 @@ def test_fields_equal_a_plain_loop(rows):
             assert {name: values[number, column] for name, values in batch.items()} == expected
             position += 1
     assert {name: values.dtype for name, values in batch.items()} == NextTokenExamples.fields
-    assert {name for name, dtype in NextTokenExamples.fields.items() if dtype == np.float32} == {"weights"}
+    assert {name for name, dtype in NextTokenExamples.fields.items() if dtype == np.float32} == {
+        "weights"
+    }

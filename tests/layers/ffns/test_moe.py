@@ -11,14 +11,23 @@ from jax.sharding import PartitionSpec as P
 from maxlm.config.layers.moe import MoeConfig
 from maxlm.config.model import ModelConfig
 from maxlm.config.schema import MeshConfig
-from maxlm.layers.ffns.moe import Moe, RouterStats, balance_loss, pick, rebalanced_bias, router_metrics
+from maxlm.layers.ffns.moe import (
+    Moe,
+    RouterStats,
+    balance_loss,
+    pick,
+    rebalanced_bias,
+    router_metrics,
+)
 from maxlm.layers.sequence import SequenceInfo
 from maxlm.sharding.fsdp import gather, vary
 from maxlm.sharding.mesh import AXES, BATCH_AXES, TOKEN_AXES, build_mesh
 from maxlm.sharding.parameters import initialise, partition_specs
 from tests.small_models import model_settings
 
-MODEL = ModelConfig.model_validate(model_settings(vocab_size=8, num_layers=1, embed_dim=16, init_std=0.5))
+MODEL = ModelConfig.model_validate(
+    model_settings(vocab_size=8, num_layers=1, embed_dim=16, init_std=0.5)
+)
 ROWS, LENGTH = 8, 8
 KINDS = {
     "softmax": {"shared_dim": 8, "balance": {"z_loss": 0.1}},
@@ -36,7 +45,9 @@ KINDS = {
 
 
 def make_config(**changes):
-    return MoeConfig.model_validate({"num_experts": 8, "experts_per_token": 2, "expert_dim": 8, **changes})
+    return MoeConfig.model_validate(
+        {"num_experts": 8, "experts_per_token": 2, "expert_dim": 8, **changes}
+    )
 
 
 def build(config, **sizes):
@@ -48,8 +59,11 @@ def build(config, **sizes):
 
     def program(moe, x):
         real = jax.lax.pcast(jnp.ones((x.shape[0], LENGTH), jnp.int32), AXES, to="varying")
-        info = SequenceInfo(None, real, None, {})  # a router asks for nothing but what is real, and the way in and out
-        y, stats = gather(vary(moe))(jax.lax.pcast(x, ("stage", "context", "data")[:2], to="varying"), info)
+        # A router asks for nothing but what is real, and the way in and out.
+        info = SequenceInfo(None, real, None, {})
+        y, stats = gather(vary(moe))(
+            jax.lax.pcast(x, ("stage", "context", "data")[:2], to="varying"), info
+        )
         stacked = jax.tree.map(lambda value: value[None], stats)
         loss = jax.lax.psum(balance_loss(stacked, config), TOKEN_AXES)
         sums = jax.tree.map(lambda value: jax.lax.psum(value, AXES), stacked)
@@ -62,7 +76,9 @@ def build(config, **sizes):
 
 def scores_of(weights, x, config):
     logits = jnp.matmul(x, weights["router"], precision="highest")
-    return logits, jax.nn.softmax(logits) if config.router.kind == "softmax" else jax.nn.sigmoid(logits)
+    return logits, jax.nn.softmax(logits) if config.router.kind == "softmax" else jax.nn.sigmoid(
+        logits
+    )
 
 
 def reference(weights, x, config, chosen, keep=None):
@@ -83,7 +99,9 @@ def reference(weights, x, config, chosen, keep=None):
             hidden = jax.nn.relu(hidden)
         y += hidden @ weights["down"][expert] * (1 if on_input else scale)
     if config.shared_dim:
-        y += (jax.nn.silu(x @ weights["shared_gate"]) * (x @ weights["shared_up"])) @ weights["shared_down"]
+        y += (jax.nn.silu(x @ weights["shared_gate"]) * (x @ weights["shared_up"])) @ weights[
+            "shared_down"
+        ]
     share = (scores / scores.sum(-1, keepdims=True)).mean((0, 1))
     load = chosen.mean((0, 1)) / config.experts_per_token
     z = (jax.nn.logsumexp(logits, axis=-1) ** 2).mean()
@@ -108,23 +126,32 @@ def chosen_experts(weights, x, config):
 
 def named(module):
     leaves = jax.tree_util.tree_leaves_with_path(module)
-    names = (jax.tree_util.keystr(path, simple=True, separator="_").removesuffix("_value") for path, _ in leaves)
+    names = (
+        jax.tree_util.keystr(path, simple=True, separator="_").removesuffix("_value")
+        for path, _ in leaves
+    )
     return dict(zip(names, (np.asarray(leaf) for _, leaf in leaves), strict=True))
 
 
 def inputs():
-    return jnp.asarray(np.random.default_rng(0).normal(size=(ROWS, LENGTH, MODEL.embed_dim)), jnp.float32)
+    return jnp.asarray(
+        np.random.default_rng(0).normal(size=(ROWS, LENGTH, MODEL.embed_dim)), jnp.float32
+    )
 
 
 def has_room(chosen, config):
     """Return which (token, expert) pairs have room: the first ones of each sequence."""
-    capacity = int(np.ceil(config.capacity_factor * LENGTH * config.experts_per_token / config.num_experts))
+    capacity = int(
+        np.ceil(config.capacity_factor * LENGTH * config.experts_per_token / config.num_experts)
+    )
     return np.cumsum(chosen, axis=1) <= capacity
 
 
 def close(array, reference, name=""):
     """Compare to fp32 rounding, relative to the largest element."""
-    np.testing.assert_allclose(array, reference, rtol=0, atol=1e-5 * np.abs(reference).max(), err_msg=name)
+    np.testing.assert_allclose(
+        array, reference, rtol=0, atol=1e-5 * np.abs(reference).max(), err_msg=name
+    )
 
 
 ONE, EIGHT = {}, {"expert": 2, "fsdp": 2, "tensor": 2}
@@ -132,14 +159,22 @@ ONE, EIGHT = {}, {"expert": 2, "fsdp": 2, "tensor": 2}
 
 @pytest.mark.parametrize(
     ("kind", "mesh"),
-    [("softmax", ONE), ("one on the input", ONE), ("softmax", EIGHT), ("groups", EIGHT), ("capacity", EIGHT)],
+    [
+        ("softmax", ONE),
+        ("one on the input", ONE),
+        ("softmax", EIGHT),
+        ("groups", EIGHT),
+        ("capacity", EIGHT),
+    ],
 )
 def test_values_gradients_and_losses(kind, mesh):
     config = make_config(**KINDS[kind])
     module, run = build(config, **mesh)
     if config.balance.bias_update:
         bias = 0.1 * jnp.arange(config.num_experts, dtype=jnp.float32)
-        module.router_bias = module.router_bias.replace(jax.device_put(bias, module.router_bias[...].sharding))
+        module.router_bias = module.router_bias.replace(
+            jax.device_put(bias, module.router_bias[...].sharding)
+        )
     x, weights = inputs(), named(module)
     chosen = chosen_experts(weights, x, config)
     keep = has_room(chosen, config) if config.capacity_factor else None
@@ -152,9 +187,13 @@ def test_values_gradients_and_losses(kind, mesh):
         y, loss = reference(weights, x, config, chosen, keep)
         return (y * jnp.cos(y)).sum() + loss, (y, loss)
 
-    (_, (y, loss, stats)), got = jax.jit(jax.value_and_grad(ours, argnums=(0, 1), has_aux=True))(module, x)
+    (_, (y, loss, stats)), got = jax.jit(jax.value_and_grad(ours, argnums=(0, 1), has_aux=True))(
+        module, x
+    )
     with jax.default_matmul_precision("highest"):
-        (_, (want_y, want_loss)), want = jax.jit(jax.value_and_grad(plain, argnums=(0, 1), has_aux=True))(weights, x)
+        (_, (want_y, want_loss)), want = jax.jit(
+            jax.value_and_grad(plain, argnums=(0, 1), has_aux=True)
+        )(weights, x)
     close(y, want_y)
     np.testing.assert_allclose(loss, want_loss, rtol=1e-5)
     close(got[1], want[1])
@@ -176,7 +215,9 @@ def test_dropless_when_all_tokens_want_the_same_experts():
     module.router = module.router.replace(jax.device_put(rigged, module.router[...].sharding))
     y, _, stats = run(module, x)
     weights = named(module)
-    np.testing.assert_allclose(y, reference(weights, x, config, chosen_experts(weights, x, config))[0], atol=2e-5)
+    np.testing.assert_allclose(
+        y, reference(weights, x, config, chosen_experts(weights, x, config))[0], atol=2e-5
+    )
     assert stats.dropped == 0
     assert stats.load_E.tolist() == [[0, 0, 0, 0, 64, 64, 0, 0]]
 
@@ -207,13 +248,20 @@ def test_metrics_of_an_even_and_of_a_one_sided_router():
         dropped=jnp.asarray([0.0, 4.0]),
     )
     metrics = router_metrics(stats, jnp.asarray([[0.0] * 8, [3.0, 4.0] + [0.0] * 6]), config)
-    want = {"load_max": [1, 4], "balance": [1, 4], "entropy": [np.log(8), np.log(2)], "dropped": [0, 0.25]}
+    want = {
+        "load_max": [1, 4],
+        "balance": [1, 4],
+        "entropy": [np.log(8), np.log(2)],
+        "dropped": [0, 0.25],
+    }
     for name, values in {**want, "bias_norm": [0, 5]}.items():
         np.testing.assert_allclose(metrics[name], values, rtol=1e-6, err_msg=name)
 
 
 def test_what_a_coefficient_of_another_library_is_worth():
-    """In transformers f sums to k: its coefficient c is c k here, for one layer (of several it pools the tokens)."""
+    """In transformers f sums to k: its coefficient c is c k here, for one layer (of several it
+    pools the tokens).
+    """
     rng = np.random.default_rng(0)
     tokens, experts, k, c = 50, 8, 3, 0.02
     logits = rng.normal(size=(tokens, experts))
@@ -221,9 +269,13 @@ def test_what_a_coefficient_of_another_library_is_worth():
     chosen = np.argsort(-scores, axis=-1)[:, :k]
     one_hot = (chosen[..., None] == np.arange(experts)).astype(float)  # (tokens, k, experts)
     theirs = c * experts * (one_hot.mean(axis=0) * scores.mean(axis=0)).sum()
-    config = make_config(num_experts=experts, experts_per_token=k, balance={"auxiliary_loss": c * k})
+    config = make_config(
+        num_experts=experts, experts_per_token=k, balance={"auxiliary_loss": c * k}
+    )
     zero = jnp.zeros((1,))
-    stats = RouterStats(jnp.asarray(one_hot.sum((0, 1)))[None], jnp.asarray(scores.sum(0))[None], zero, zero, zero)
+    stats = RouterStats(
+        jnp.asarray(one_hot.sum((0, 1)))[None], jnp.asarray(scores.sum(0))[None], zero, zero, zero
+    )
     mesh = build_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
     spread = lambda stats: jax.tree.map(lambda x: jax.lax.pcast(x, AXES, to="varying"), stats)  # noqa: E731
     run = jax.shard_map(

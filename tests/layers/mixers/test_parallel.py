@@ -15,7 +15,14 @@ from maxlm.train.setup import build_program
 from tests.train.program import BATCH, LENGTH, MODEL, make_batch, make_config
 
 WIDE = {"kind": "attention", "num_heads": 8, "head_dim": 4}
-NARROW = {"kind": "attention", "num_heads": 4, "num_kv_heads": 2, "head_dim": 6, "window": 3, "sinks": True}
+NARROW = {
+    "kind": "attention",
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "head_dim": 6,
+    "window": 3,
+    "sinks": True,
+}
 SIDE_BY_SIDE = {"kind": "parallel", "mixers": [WIDE, NARROW]}
 NESTED = {"kind": "parallel", "mixers": [NARROW, SIDE_BY_SIDE]}
 ROWS = (*BATCH_AXES, "stage")  # of one stage
@@ -23,7 +30,9 @@ TOKENS = P(ROWS, ("context", "tensor"), None)
 
 
 class Telling(Attention):
-    """Attention with a report: the sum of what it adds, of which it keeps as much in its first query weight."""
+    """Attention with a report: the sum of what it adds, of which it keeps as much in its first
+    query weight.
+    """
 
     def __call__(self, x_BTD, info):
         y_BTD, _ = super().__call__(x_BTD, info)

@@ -17,9 +17,16 @@ def unsupported(shape: AttentionShape) -> str | None:
 
 
 def forward(
-    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask, *, softcap: float | None = None
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    mask: Mask,
+    *,
+    softcap: float | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Return softmax(q k^T / sqrt(H)) v (B, T, N, H_v), and the log-sum-exp of each row's scores, fp32 (B, N, T)."""
+    """Return softmax(q k^T / sqrt(H)) v (B, T, N, H_v), and the log-sum-exp of each row's scores,
+    fp32 (B, N, T).
+    """
     scores = _scores(q_BTNH, k_BSKH, mask, softcap)
     lse_BNT = jnp.maximum(jax.nn.logsumexp(scores, axis=-1), NOTHING_SEEN)
     out = jnp.einsum("BNTS,BSNH->BTNH", _weights(scores, lse_BNT), _for_queries(v_BSKH, q_BTNH))
@@ -40,9 +47,13 @@ def backward(
     """Return dq, dk and dv, with ds = p (do v^T - rowsum(do * out))."""
     scores, transpose = jax.vjp(lambda q, k: _scores(q, k, mask, softcap), q_BTNH, k_BSKH)
     p = _weights(scores, lse_BNT)
-    delta_BNT = jnp.einsum("BTNH,BTNH->BNT", d_out_BTNH, out_BTNH, preferred_element_type=jnp.float32)
+    delta_BNT = jnp.einsum(
+        "BTNH,BTNH->BNT", d_out_BTNH, out_BTNH, preferred_element_type=jnp.float32
+    )
     d_p, transpose_v = jax.vjp(
-        lambda p, v: jnp.einsum("BNTS,BSNH->BTNH", p, _for_queries(v, q_BTNH)).astype(jnp.float32), p, v_BSKH
+        lambda p, v: jnp.einsum("BNTS,BSNH->BTNH", p, _for_queries(v, q_BTNH)).astype(jnp.float32),
+        p,
+        v_BSKH,
     )
     del d_p
     from_p, d_v = transpose_v(d_out_BTNH.astype(jnp.float32))
@@ -55,8 +66,14 @@ def _scores(q_BTNH: jax.Array, k_BSKH: jax.Array, mask: Mask, softcap: float | N
     keys = _for_queries(k_BSKH, q_BTNH)
     scores = scale * jnp.einsum("BTNH,BSNH->BNTS", q_BTNH, keys, preferred_element_type=jnp.float32)
     scores = scores if softcap is None else softcap * jnp.tanh(scores / softcap)
-    rank, start, until = mask.q_rank_BT[:, :, None], mask.kv_from_BS[:, None], mask.kv_until_BS[:, None]
-    same = (mask.q_segments_BT[:, :, None] == mask.kv_segments_BS[:, None]) & (mask.kv_segments_BS[:, None] > 0)
+    rank, start, until = (
+        mask.q_rank_BT[:, :, None],
+        mask.kv_from_BS[:, None],
+        mask.kv_until_BS[:, None],
+    )
+    same = (mask.q_segments_BT[:, :, None] == mask.kv_segments_BS[:, None]) & (
+        mask.kv_segments_BS[:, None] > 0
+    )
     return jnp.where((same & (start <= rank) & (rank < until))[:, None], scores, -jnp.inf)
 
 

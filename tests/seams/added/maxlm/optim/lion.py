@@ -18,7 +18,9 @@ class LionState(NamedTuple):
 
 
 def lion(config: LionConfig, model: Any) -> optax.GradientTransformation:
-    """Build Lion's directions, sign(beta1 m + (1 - beta1) g); then m becomes beta2 m + (1 - beta2) g."""
+    """Build Lion's directions, sign(beta1 m + (1 - beta1) g); then m becomes beta2 m + (1 - beta2)
+    g.
+    """
     del model
 
     def mixed(beta: float, momentum: Any, gradients: Any) -> Any:
@@ -29,4 +31,6 @@ def lion(config: LionConfig, model: Any) -> optax.GradientTransformation:
         directions = jax.tree.map(jnp.sign, mixed(config.beta1, state.momentum, gradients))
         return directions, LionState(mixed(config.beta2, state.momentum, gradients))
 
-    return optax.GradientTransformation(lambda params: LionState(jax.tree.map(jnp.zeros_like, params)), update)
+    return optax.GradientTransformation(
+        lambda params: LionState(jax.tree.map(jnp.zeros_like, params)), update
+    )

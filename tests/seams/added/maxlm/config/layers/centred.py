@@ -19,13 +19,21 @@ class CentredConfig(LayerSection):
     """A plain feed-forward layer whose inputs are counted from a centre that follows their mean."""
 
     ACTIVATIONS: ClassVar = {"centred_hidden": "hidden units before the nonlinearity"}
-    METRICS: ClassVar = {"centred/<layer>/distance": ("", "squared distance from the centre, mean over tokens")}
+    METRICS: ClassVar = {
+        "centred/<layer>/distance": ("", "squared distance from the centre, mean over tokens")
+    }
 
     kind: Literal["centred"] = "centred"
     hidden_dim: PositiveInt = Field(description="hidden units")
-    rate: Fraction = Field(0.1, description="share of the way to the mean that the centre goes after a step")
-    penalty: NonNegativeFloat = Field(0.0, description="weight of the squared distance from the centre")
+    rate: Fraction = Field(
+        0.1, description="share of the way to the mean that the centre goes after a step"
+    )
+    penalty: NonNegativeFloat = Field(
+        0.0, description="weight of the squared distance from the centre"
+    )
 
     def problems(self, path: str, run: RunConfig) -> Iterator[Problem]:
         """Yield hidden units that do not divide by the mesh."""
-        yield from divisible(f"{path}.hidden_dim", self.hidden_dim, {"mesh.tensor": run.mesh.tensor})
+        yield from divisible(
+            f"{path}.hidden_dim", self.hidden_dim, {"mesh.tensor": run.mesh.tensor}
+        )

@@ -20,15 +20,21 @@ class MovingAverageConfig(LayerSection):
     """An exponential moving average over each document, a learned decay a channel."""
 
     ACTIVATIONS: ClassVar = {"averages": "the averages of all channels, fp32"}
-    METRICS: ClassVar = {"average/<layer>/square": ("", "squared output of the layer, mean over tokens and channels")}
+    METRICS: ClassVar = {
+        "average/<layer>/square": ("", "squared output of the layer, mean over tokens and channels")
+    }
 
     kind: Literal["moving_average"] = "moving_average"
     hidden_dim: PositiveInt = Field(description="channels")
-    first_decay: Annotated[float, Field(gt=0, lt=1)] = Field(0.9, description="decays at the start of training")
+    first_decay: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.9, description="decays at the start of training"
+    )
 
     def problems(self, path: str, run: RunConfig) -> Iterator[Problem]:
         """Yield channels that do not divide by the mesh."""
-        yield from divisible(f"{path}.hidden_dim", self.hidden_dim, {"mesh.tensor": run.mesh.tensor})
+        yield from divisible(
+            f"{path}.hidden_dim", self.hidden_dim, {"mesh.tensor": run.mesh.tensor}
+        )
 
     def mixing_flops(self, model: ModelConfig, length: int) -> float:
         """Count a multiply-add a channel, once forward and twice backward."""

@@ -32,14 +32,21 @@ class Centred(Layer):
 
     def __init__(self, model: ModelConfig, config: CentredConfig):
         dim, hidden = model.embed_dim, config.hidden_dim
-        init, init_out = Normal(model.init_std), Normal(model.init_std / (2 * model.num_layers) ** 0.5)
+        init, init_out = (
+            Normal(model.init_std),
+            Normal(model.init_std / (2 * model.num_layers) ** 0.5),
+        )
         self.centre = weight((dim,), P(None), Constant(0.0), role="state", fp32=True)
         self.up = weight((dim, hidden), P(FSDP_AXES, "tensor"), init, role="matrix", inputs=(0,))
-        self.down = weight((hidden, dim), P("tensor", FSDP_AXES), init_out, role="matrix", inputs=(0,))
+        self.down = weight(
+            (hidden, dim), P("tensor", FSDP_AXES), init_out, role="matrix", inputs=(0,)
+        )
         self.config = config
 
     def __call__(self, x_BTD: jax.Array, info: SequenceInfo) -> tuple[jax.Array, InputSums]:
-        """Map each token on its own; (B, T / tensor, D) -> (B, T / tensor, D), and sums over the inputs."""
+        """Map each token on its own; (B, T / tensor, D) -> (B, T / tensor, D), and sums over the
+        inputs.
+        """
         wide = x_BTD.astype(jnp.float32)
         from_centre = wide - lax.stop_gradient(self.centre[...])
         distances_BT = (from_centre * from_centre).sum(axis=2)

@@ -1,4 +1,6 @@
-"""Exponential moving averages over the sequence: h_t = a h_(t-1) + (1 - a) u_t, anew in each document."""
+"""Exponential moving averages over the sequence: h_t = a h_(t-1) + (1 - a) u_t, anew in each
+document.
+"""
 
 from __future__ import annotations
 
@@ -33,23 +35,34 @@ class MovingAverage(Mixer):
 
     def __init__(self, model: ModelConfig, config: MovingAverageConfig):
         dim, hidden = model.embed_dim, config.hidden_dim
-        init, init_out = Normal(model.init_std), Normal(model.init_std / (2 * model.num_layers) ** 0.5)
+        init, init_out = (
+            Normal(model.init_std),
+            Normal(model.init_std / (2 * model.num_layers) ** 0.5),
+        )
         decay = Constant(math.log(config.first_decay / (1 - config.first_decay)))
         self.into = weight((dim, hidden), P(FSDP_AXES, "tensor"), init, role="matrix", inputs=(0,))
         self.decay = weight((hidden,), P("tensor"), decay, role="bias", fp32=True)
-        self.out = weight((hidden, dim), P("tensor", FSDP_AXES), init_out, role="matrix", inputs=(0,))
+        self.out = weight(
+            (hidden, dim), P("tensor", FSDP_AXES), init_out, role="matrix", inputs=(0,)
+        )
 
     def __call__(self, x_BTD: jax.Array, info: SequenceInfo) -> tuple[jax.Array, OutputSums]:
-        """Average within each document; (B, T / tensor, D) -> (B, T / tensor, D), and sums over the result."""
+        """Average within each document; (B, T / tensor, D) -> (B, T / tensor, D), and sums over the
+        result.
+        """
         u_BTF = linear(info.enter(x_BTD), self.into[...]).astype(jnp.float32)
         kept_BTF, added_BTF = self._recurrence(u_BTF, info.positions_BT > 0)
         kept, h = _averages(own_chunks(kept_BTF), own_chunks(added_BTF))
         last = kept[:, :, -1], h[:, :, -1]
-        entering = carry(last, lambda chunk, state: chunk[0] * state + chunk[1], jnp.zeros_like(last[1][0]))
+        entering = carry(
+            last, lambda chunk, state: chunk[0] * state + chunk[1], jnp.zeros_like(last[1][0])
+        )
         h_BTF = checkpoint_name(join_chunks(h + kept * entering[:, :, None]), "averages")
         y_BTD = info.leave(linear(h_BTF.astype(x_BTD.dtype), self.out[...]))
         wide = y_BTD.astype(jnp.float32)
-        return y_BTD, OutputSums((wide * wide).mean(axis=2).sum(), jnp.ones_like(wide[..., 0]).sum())
+        return y_BTD, OutputSums(
+            (wide * wide).mean(axis=2).sum(), jnp.ones_like(wide[..., 0]).sum()
+        )
 
     def metrics(self, report: OutputSums) -> dict[str, jax.Array]:
         """Return the mean square of the output."""
@@ -58,7 +71,9 @@ class MovingAverage(Mixer):
     def decoding_state(self, batch_size: int, length: int, dtype: Any) -> StateArray:
         """Keep the averages."""
         del length, dtype
-        return StateArray((batch_size, self.decay.get_value().shape[-1]), jnp.float32, P(DECODING_AXES, "tensor"))
+        return StateArray(
+            (batch_size, self.decay.get_value().shape[-1]), jnp.float32, P(DECODING_AXES, "tensor")
+        )
 
     def decode(
         self, x_BTD: jax.Array, info: SequenceInfo, state: jax.Array, start_B: jax.Array
@@ -80,7 +95,9 @@ class MovingAverage(Mixer):
 
 
 def _averages(kept: jax.Array, added: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return, for chunks (n, B, T, F) that nothing enters, products of what is kept, and the averages."""
+    """Return, for chunks (n, B, T, F) that nothing enters, products of what is kept, and the
+    averages.
+    """
 
     def both(one: Any, other: Any) -> Any:
         return one[0] * other[0], one[1] * other[0] + other[1]
