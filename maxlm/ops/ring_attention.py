@@ -215,7 +215,3 @@ def _send(tree: Any, hops: int) -> Any:
     devices = lax.axis_size("context")
     ring = [(device, (device + hops) % devices) for device in range(devices)]
     return jax.tree.map(functools.partial(lax.ppermute, axis_name="context", perm=ring), tree)
-
-
-def _unchanged(state: Any, _: Any) -> Any:
-    return state
