@@ -1,0 +1,175 @@
+"""Fit a law to runs: Huber's loss on the logarithm of the loss, many starts, bootstrap intervals."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from maxlm.scaling.laws import Law, Runs, Units
+
+DELTA = 1e-3
+"""Where Huber's loss turns from squares to absolute values, in log loss (arXiv:2203.15556)."""
+MOST_STEPS = 400
+"""A search that has not settled by then is taken as it is: steps are only ever taken downhill."""
+
+
+class Fit(NamedTuple):
+    """A law with its numbers.
+
+    Attributes:
+      law: the form.
+      numbers: in the order of the law's names, for N and D in `units`.
+      units: what N and D are divided by.
+      residuals: log(predicted) - log(measured) of each run.
+    """
+
+    law: Law
+    numbers: np.ndarray
+    units: Units
+    residuals: np.ndarray
+
+    def predict(self, parameters: object, tokens: object, unique: object = None) -> np.ndarray:
+        """Return the loss at sizes N and tokens D (and different tokens U, if some repeat)."""
+        asked = (parameters, tokens, tokens if unique is None else unique)
+        sizes, data, different = np.broadcast_arrays(*map(np.float64, asked))
+        runs = Runs.of(sizes.ravel(), data.ravel(), np.ones(sizes.size), different.ravel())
+        return self.law.predict(self.numbers, runs.over(self.units)).reshape(sizes.shape)
+
+    @property
+    def raw(self) -> dict[str, float]:
+        """The law's numbers by name, for N and D as they are."""
+        return self.law.raw(self.numbers, self.units)
+
+
+class Search(NamedTuple):
+    """How a law is fitted.
+
+    Attributes:
+      num_starts: how many of the law's starts are followed to the end.
+      delta: where Huber's loss turns from squares to absolute values, in log loss.
+      over_estimate_penalty: factor on errors where the prediction is above the measured loss; more
+        than 1 takes high losses for badly tuned runs rather than for the law's.
+    """
+
+    num_starts: int = 6
+    delta: float = DELTA
+    over_estimate_penalty: float = 1.0
+
+
+def fit_law(law: Law, runs: Runs, search: Search = Search()) -> Fit:  # noqa: B008 (immutable)
+    """Return the law that fits the runs best.
+
+    Raises:
+      ValueError: there are fewer runs than the law has numbers.
+    """
+    if runs.count < len(law.names):
+        needed = f"the {law.name} law has {len(law.names)} numbers"
+        raise ValueError(f"{needed} and cannot be fitted to {runs.count} runs; add runs")
+    units = Units.of(runs)
+    within = runs.over(units)
+    starts = np.stack(list(itertools.islice(law.starts(within), search.num_starts)))
+    found, losses = _solve(law, within, np.ones((len(starts), runs.count)), starts, search)
+    numbers = found[losses.argmin()]
+    residuals = np.log(law.predict(numbers, within) / runs.losses)
+    return Fit(law, numbers, units, residuals)
+
+
+def bootstrap(
+    fit: Fit,
+    runs: Runs,
+    *,
+    count: int = 200,
+    seed: int = 0,
+    search: Search = Search(),  # noqa: B008 (immutable)
+) -> list[Fit]:
+    """Fit the law to `count` weightings of the runs, each searched from the fit's own numbers.
+
+    Weights are drawn from a flat Dirichlet distribution (Rubin 1981): unlike draws with
+    replacement, no weighting leaves a size or a budget out, and with it the law undetermined.
+    """
+    within = runs.over(fit.units)
+    rng = np.random.default_rng(seed)
+    # Residuals of p free numbers fitted to n runs are too small by sqrt(1 - p / n) (leverage), and
+    # so would the spread of the fits be.
+    spare = max(runs.count - len(fit.law.names), 1)
+    stretch = (runs.count / spare) ** 0.5
+    central = fit.law.predict(fit.numbers, within)
+    noisy = within._replace(losses=central * np.exp(-fit.residuals * stretch))
+    weights = rng.dirichlet(np.ones(runs.count), count) * runs.count
+    found, _ = _solve(fit.law, noisy, weights, np.tile(fit.numbers, (count, 1)), search)
+    residuals = np.log(fit.law.predict(found, within) / runs.losses)
+    return [
+        Fit(fit.law, numbers, fit.units, own) for numbers, own in zip(found, residuals, strict=True)
+    ]
+
+
+def interval(values: Sequence[float] | np.ndarray, coverage: float = 0.9) -> tuple[float, float]:
+    """Return the quantiles between which the middle `coverage` of bootstrap values lies."""
+    tail = (1 - coverage) / 2
+    low, high = np.quantile(np.asarray(values, np.float64), [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def _solve(
+    law: Law, runs: Runs, weights_KR: np.ndarray, starts_KP: np.ndarray, search: Search
+) -> tuple[np.ndarray, np.ndarray]:
+    """Follow K starts at a time to where Huber's loss, with weights on R runs, is least.
+
+    Levenberg-Marquardt on squares that touch Huber's loss from above (weights min(1, delta /
+    |error|), anew at each step), a damping of its own for each of the K. A number at its bound
+    stays there while the loss falls beyond it.
+
+    Returns:
+      the P numbers of each, (K, P), and their losses, (K,).
+    """
+    numbers, lower = np.maximum(starts_KP, law.lower), np.asarray(law.lower)
+    errors_KR = _errors(law, numbers, runs, search)
+    losses, damping = _huber(errors_KR, weights_KR, search), np.full(len(numbers), 1e-3)
+    for _ in range(MOST_STEPS):
+        jacobian_KRP = _jacobian(law, numbers, runs, search)
+        touching_KR = weights_KR / np.maximum(np.abs(errors_KR) / search.delta, 1.0)
+        slope_KP = np.einsum("krp,kr->kp", jacobian_KRP, touching_KR * errors_KR)
+        jacobian_KRP *= ~((numbers <= lower) & (slope_KP > 0))[:, None]
+        slope_KP = np.einsum("krp,kr->kp", jacobian_KRP, touching_KR * errors_KR)
+        curved_KPP = np.einsum("krp,kr,krq->kpq", jacobian_KRP, touching_KR, jacobian_KRP)
+        diagonal_KP = np.einsum("kpp->kp", curved_KPP)
+        ridge = damping[:, None] * diagonal_KP + 1e-30 + (diagonal_KP == 0)
+        step = np.linalg.solve(curved_KPP + ridge[:, None] * np.eye(len(lower)), slope_KP[..., None])
+        tried = np.maximum(numbers - step[..., 0], lower)
+        tried_errors = _errors(law, tried, runs, search)
+        tried_losses = _huber(tried_errors, weights_KR, search)
+        better = tried_losses < losses
+        settled = np.abs(tried - numbers).max(axis=1) < 1e-13
+        numbers = np.where(better[:, None], tried, numbers)
+        errors_KR = np.where(better[:, None], tried_errors, errors_KR)
+        losses = np.where(better, tried_losses, losses)
+        damping = np.clip(np.where(better, damping / 4, damping * 6), 1e-12, 1e12)
+        if np.all(settled | (damping >= 1e12) | (losses == 0)):
+            break
+    return numbers, losses
+
+
+def _errors(law: Law, numbers_KP: np.ndarray, runs: Runs, search: Search) -> np.ndarray:
+    """Return log(predicted) - log(measured), (..., R), over-estimates times their penalty."""
+    with np.errstate(all="ignore"):  # a step may lead where powers overflow; it is not taken then
+        errors = np.log(law.predict(numbers_KP, runs)) - np.log(runs.losses)
+    errors = np.nan_to_num(errors, nan=1e3, posinf=1e3, neginf=-1e3)
+    return np.where(errors > 0, search.over_estimate_penalty * errors, errors)
+
+
+def _jacobian(law: Law, numbers_KP: np.ndarray, runs: Runs, search: Search) -> np.ndarray:
+    """Differentiate the errors by central differences, (K, R, P)."""
+    width_KP = 1e-6 * np.maximum(np.abs(numbers_KP), 1e-3)
+    moved = width_KP[:, None] * np.eye(numbers_KP.shape[1])
+    above, below = (
+        _errors(law, numbers_KP[:, None] + sign * moved, runs, search) for sign in (1, -1)
+    )
+    return np.asarray(((above - below) / (2 * width_KP[..., None])).swapaxes(1, 2))
+
+
+def _huber(errors_KR: np.ndarray, weights_KR: np.ndarray, search: Search) -> np.ndarray:
+    scaled = np.abs(errors_KR) / search.delta
+    return (weights_KR * np.where(scaled <= 1, scaled**2, 2 * scaled - 1)).sum(axis=1)

@@ -1,0 +1,83 @@
+"""The model size and the number of tokens that make the most of a compute budget."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+
+from maxlm.scaling.fit import Fit
+from maxlm.scaling.laws import Runs
+
+
+class Cost(NamedTuple):
+    """FLOPs that training needs per token, factor x N^power.
+
+    6 N for matrices alone; attention and the projection to the vocabulary weigh more in small
+    models, so runs that know their FLOPs have a power below 1.
+    """
+
+    factor: float = 6.0
+    power: float = 1.0
+
+    @classmethod
+    def of(cls, runs: Runs, flops: np.ndarray) -> Cost:
+        """Fit the power law to runs whose FLOPs are known."""
+        sizes = np.log(runs.parameters)
+        per_token = np.log(np.asarray(flops, np.float64) / runs.tokens)
+        if np.ptp(sizes) == 0:
+            return cls(float(np.exp(np.mean(per_token - sizes))), 1.0)
+        power, factor = np.polyfit(sizes, per_token, 1)
+        return cls(float(np.exp(factor)), float(power))
+
+    def tokens(self, flops: float, parameters: np.ndarray | float) -> np.ndarray:
+        """Return the tokens that the budget pays for, at each size."""
+        return np.asarray(flops / (self.factor * np.power(parameters, self.power)))
+
+
+class Optimum(NamedTuple):
+    """The best use of a budget: N, D, and the loss there."""
+
+    parameters: float
+    tokens: float
+    loss: float
+
+    @property
+    def tokens_per_parameter(self) -> float:
+        """D / N; about 20 by Hoffmann et al. (arXiv:2203.15556)."""
+        return self.tokens / self.parameters
+
+
+def best_size(fit: Fit, flops: float, cost: Cost = Cost()) -> Optimum:  # noqa: B008 (immutable)
+    """Return where the loss is least along all sizes that spend the budget.
+
+    Raises:
+      ValueError: the law has its least loss at an end of the sizes from 1e3 to 1e15, so it names
+        no best size.
+    """
+
+    def loss(log_size: float) -> float:
+        size = np.exp(log_size)
+        return float(fit.predict(size, cost.tokens(flops, size)))
+
+    grid = np.log(np.geomspace(1e3, 1e15, 241))
+    coarse = int(np.argmin([loss(one) for one in grid]))
+    if coarse in (0, len(grid) - 1):
+        raise ValueError(
+            f"the {fit.law.name} law falls all the way to N={np.exp(grid[coarse]):.0e} at {flops:g} FLOPs: "
+            "it names no best size; fit it to budgets with sizes on both sides of their best"
+        )
+    span = float(grid[coarse - 1]), float(grid[coarse + 1])
+    found = minimize_scalar(loss, bounds=span, method="bounded", options={"xatol": 1e-12})
+    size = float(np.exp(found.x))
+    return Optimum(size, float(cost.tokens(flops, size)), float(found.fun))
+
+
+def optimum_exponents(fit: Fit) -> tuple[float, float]:
+    """Return the powers of C with which the best N and D of a surface grow (arXiv:2203.15556,
+    eq. 4), b / (a + b) and a / (a + b).
+    """
+    raw = fit.raw
+    total = raw["a"] + raw["b"]
+    return raw["b"] / total, raw["a"] / total
