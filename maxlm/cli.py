@@ -1,4 +1,4 @@
-"""The command line: `maxlm config | prepare | train | plan | generate`.
+"""The command line: `maxlm config | prepare | train | plan | generate | ladder | optimal`.
 
 Exit codes: 0 done or stopped cleanly, 2 the user's mistake, 1 anything else. Only the command that
 was asked for is imported, so `maxlm config` answers without loading jax.
@@ -26,6 +26,8 @@ COMMANDS = {
     "train": "maxlm.train.command",
     "plan": "maxlm.plan.command",
     "generate": "maxlm.decoding.command",
+    "ladder": "maxlm.scaling.ladder.command",
+    "optimal": "maxlm.scaling.optimal_command",
 }
 
 
@@ -135,6 +137,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     plan.add_argument("--json", metavar="FILE", help="write every figure here too")
 
+    _add_ladder(commands)
+
     generate = commands.add_parser("generate", help="continue texts with a trained model")
     generate.add_argument("run_dir", metavar="RUN_DIR", help="the folder of a run")
     prompt = "the text to continue; given several times, texts are continued together"
@@ -165,6 +169,48 @@ def _parser() -> argparse.ArgumentParser:
     )
     generate.add_argument("--step", type=int, help="checkpoint to load (default: the newest)")
     return parser
+
+
+def _add_ladder(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    ladder = commands.add_parser(
+        "ladder", help="train small runs, fit a law to them, predict a large one"
+    )
+    actions = ladder.add_subparsers(dest="action", required=True, metavar="ACTION")
+    abouts = {
+        "plan": "show every run: size, tokens, steps, FLOPs",
+        "run": "train what is not done yet, cheapest first",
+        "status": "show how far each run is",
+        "fit": "fit a law, say how well it foretells, write curves",
+        "report": "write one HTML page",
+    }
+    parsers = {name: actions.add_parser(name, help=about) for name, about in abouts.items()}
+    for parser in parsers.values():
+        parser.add_argument("ladder", metavar="LADDER.yaml", help="the ladder's YAML file")
+    for name in ("plan", "status"):
+        about = "speed of the machine in TFLOP/s, as training reaches it: hours are shown too"
+        parsers[name].add_argument("--tflops", type=float, help=about)
+    parsers["run"].add_argument(
+        "--jobs", type=int, default=1, help="runs at a time (default: %(default)s)"
+    )
+    fit = parsers["fit"]
+    fit.add_argument("--predict", metavar="RUN.yaml", help="predict this run's loss")
+    fit.add_argument("--output", metavar="FILE", help="where the prediction is written")
+    fit.add_argument("overrides", metavar="key=value", nargs="*", default=[], help="of that run")
+
+    optimal = commands.add_parser("optimal", help="the best size and tokens for a budget")
+    optimal.add_argument("--flops", type=float, required=True, help="the budget")
+    source = optimal.add_mutually_exclusive_group()
+    source.add_argument("--ladder", metavar="FIT.json", help="a fit of maxlm ladder")
+    source.add_argument(
+        "--law",
+        choices=["chinchilla", "replication"],
+        default="replication",
+        help="a published law (default: %(default)s)",
+    )
+    optimal.add_argument("--batch-tokens", type=int, default=2**20, help="tokens of a step")
+    optimal.add_argument("--device", metavar="NAME", help="such as H100 or v5p, for hours")
+    optimal.add_argument("--devices", type=int, default=1, help="how many of them")
+    optimal.add_argument("--mfu", type=float, default=0.4, help="share of their peak reached")
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:

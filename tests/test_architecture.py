@@ -31,7 +31,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("layers",),
     ("models",),
     ("train",),
-    ("decoding", "plan"),
+    ("decoding", "plan", "scaling"),
     ("cli",),
     ("__main__",),
 )

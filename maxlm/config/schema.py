@@ -204,6 +204,10 @@ class MetricsConfig(Section):
     """Where curves go (RUN_DIR/metrics.jsonl is always written)."""
 
     tensorboard: bool = True
+    prediction: str | None = Field(
+        None,
+        description="file of `maxlm ladder fit --predict`: the expected loss is drawn beside the measured one",
+    )
     peak_tflops: PositiveFloat | None = Field(
         None,
         description="peak TFLOP/s of one device in the compute dtype, for MFU (default: a table by device kind)",

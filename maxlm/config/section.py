@@ -34,6 +34,16 @@ class OnResume(Enum):
     FIXED = "makes another run, within a section that is free"
 
 
+class Width(Enum):
+    """What a ladder of sizes does with a setting of a layer: a mark in a field's `Annotated`.
+
+    A setting without a mark is the same at all widths.
+    """
+
+    SCALES = "is multiplied by embed_dim / embed_dim of the base"
+    DIVIDES = "likewise, then moved to the nearest divisor of the scaled setting before it"
+
+
 Metrics = dict[str, tuple[str, str]]
 """Names of metrics, with the unit and the meaning of each."""
 

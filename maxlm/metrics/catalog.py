@@ -49,6 +49,13 @@ METRICS = (
     *_of_objectives("train/", "on the step's batch"),
     Metric("train/flops", "FLOP", "spent since step 0, by the formula in `maxlm/models/cost.py`"),
     *_of_objectives("val/<source>/", "on held-out text of the source"),
+    Metric(
+        "predicted/<source>/loss",
+        "nats/token",
+        "what `metrics.prediction` expects of val/<source>/loss at this step",
+    ),
+    Metric("predicted/<source>/low", "nats/token", "lower end of its 90 % interval"),
+    Metric("predicted/<source>/high", "nats/token", "upper end of its 90 % interval"),
     Metric("optim/learning_rate", "", "of this step, before scales of `optimizer.overrides`"),
     Metric("optim/gradient_norm", "", "global norm of the gradient before clipping"),
     Metric("optim/parameter_norm", "", "global norm of the parameters after the step"),

@@ -93,6 +93,16 @@ class MetricsWriter:
             with _writing(self._run_dir):
                 self._curves.hparams(config, metrics)
 
+    def charts(self, charts: Mapping[str, Sequence[str]]) -> None:
+        """Draw several curves in one chart of TensorBoard's CUSTOM SCALARS tab.
+
+        Args:
+          charts: names of the curves by the title of their chart.
+        """
+        if self._curves is not None:
+            with _writing(self._run_dir):
+                self._curves.charts(charts)
+
     def close(self) -> None:
         """Close the files; everything written is on disk then."""
         with _writing(self._run_dir):
@@ -180,7 +190,7 @@ class _Curves:
     """Event files for TensorBoard: everything over steps, and losses over FLOPs."""
 
     def __init__(self, folder: Path, resume_step: int, flops: float):
-        self._by_step = _EventFile(folder, resume_step + 1 if resume_step else 0)
+        self._by_step = EventFile(folder, resume_step + 1 if resume_step else 0)
         spent = flops if resume_step else None
         self._by_flops = [
             _FlopsCurves(folder / group, group, spent) for group in catalog.FLOPS_CURVES
@@ -188,7 +198,7 @@ class _Curves:
         self._session_end: list[Summary] = []
 
     def write(self, step: int, values: Mapping[str, float | str], flops: float | None) -> None:
-        self._by_step.write(step, [_value(name, value) for name, value in values.items()])
+        self._by_step.write(step, [scalar_or_text(name, value) for name, value in values.items()])
         losses = {name: float(value) for name, value in values.items() if catalog.is_loss(name)}
         if losses and flops is not None:
             next(curves for curves in self._by_flops if curves.place(flops) < 2**63).write(
@@ -196,7 +206,11 @@ class _Curves:
             )
 
     def text(self, tag: str, text: str, step: int) -> None:
-        self._by_step.write(step, [_value(tag, text)])
+        self._by_step.write(step, [scalar_or_text(tag, text)])
+
+    def charts(self, charts: Mapping[str, Sequence[str]]) -> None:
+        lines = {title: ["Multiline", list(tags)] for title, tags in charts.items()}
+        self._by_step.write(0, [summary.custom_scalars({"maxlm": lines})])
 
     def hparams(self, config: Mapping[str, Any], metrics: Iterable[str]) -> None:
         settings = {
@@ -227,7 +241,7 @@ class _FlopsCurves:
         self._folder, self._group = folder, group
         self._first = 0 if spent is None else self.place(spent) + 1
         self._last: dict[str, int] = {}
-        self._file: _EventFile | None = None
+        self._file: EventFile | None = None
 
     def place(self, flops: float) -> int:
         """Return where a point lies on the horizontal axis."""
@@ -238,11 +252,14 @@ class _FlopsCurves:
         place = self.place(flops)
         new = [name for name in losses if place > self._last.get(name, self._first - 1)]
         if new and self._file is None:
-            self._file = _EventFile(self._folder, self._first)
+            self._file = EventFile(self._folder, self._first)
         if new and self._file is not None:
             self._file.write(
                 place,
-                [_value(catalog.flops_curve(name, self._group), losses[name]) for name in new],
+                [
+                    scalar_or_text(catalog.flops_curve(name, self._group), losses[name])
+                    for name in new
+                ],
             )
             self._last |= dict.fromkeys(new, place)
 
@@ -251,7 +268,7 @@ class _FlopsCurves:
             self._file.close()
 
 
-class _EventFile:
+class EventFile:
     """One event file, written at once and in order."""
 
     def __init__(self, folder: Path, first_hidden_step: int):
@@ -264,11 +281,13 @@ class _EventFile:
         self._write(Event(step=first_hidden_step, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, step: int, summaries: Sequence[Summary]) -> None:
+        """Write what belongs to a step."""
         values = [value for item in summaries for value in item.value]
         if values:
             self._write(Event(step=step, summary=Summary(value=values)))
 
     def close(self) -> None:
+        """Close the file."""
         self._writer.close()
 
     def _write(self, event: Event) -> None:
@@ -277,7 +296,8 @@ class _EventFile:
         self._writer.flush()  # to the disk: a killed run must not lack curves up to its checkpoint
 
 
-def _value(tag: str, value: float | str) -> Summary:
+def scalar_or_text(tag: str, value: float | str) -> Summary:
+    """Return a point of a curve, or a text that is shown exactly as it is."""
     if isinstance(value, str):
         return summary.text(tag, _verbatim(value))
     # Not through summary.scalar, which logs a line of its own for every nan; TensorBoard marks such

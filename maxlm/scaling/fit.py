@@ -34,7 +34,9 @@ class Fit(NamedTuple):
     def predict(self, parameters: object, tokens: object, unique: object = None) -> np.ndarray:
         """Return the loss at sizes N and tokens D (and different tokens U, if some repeat)."""
         asked = (parameters, tokens, tokens if unique is None else unique)
-        sizes, data, different = np.broadcast_arrays(*map(np.float64, asked))
+        sizes, data, different = np.broadcast_arrays(
+            *(np.asarray(one, np.float64) for one in asked)
+        )
         runs = Runs.of(sizes.ravel(), data.ravel(), np.ones(sizes.size), different.ravel())
         return self.law.predict(self.numbers, runs.over(self.units)).reshape(sizes.shape)
 
@@ -65,13 +67,13 @@ def fit_law(law: Law, runs: Runs, search: Search = Search()) -> Fit:  # noqa: B0
     Raises:
       ValueError: there are fewer runs than the law has numbers.
     """
-    if runs.count < len(law.names):
+    if runs.number < len(law.names):
         needed = f"the {law.name} law has {len(law.names)} numbers"
-        raise ValueError(f"{needed} and cannot be fitted to {runs.count} runs; add runs")
+        raise ValueError(f"{needed} and cannot be fitted to {runs.number} runs; add runs")
     units = Units.of(runs)
     within = runs.over(units)
     starts = np.stack(list(itertools.islice(law.starts(within), search.num_starts)))
-    found, losses = _solve(law, within, np.ones((len(starts), runs.count)), starts, search)
+    found, losses = _solve(law, within, np.ones((len(starts), runs.number)), starts, search)
     numbers = found[losses.argmin()]
     residuals = np.log(law.predict(numbers, within) / runs.losses)
     return Fit(law, numbers, units, residuals)
@@ -94,11 +96,11 @@ def bootstrap(
     rng = np.random.default_rng(seed)
     # Residuals of p free numbers fitted to n runs are too small by sqrt(1 - p / n) (leverage), and
     # so would the spread of the fits be.
-    spare = max(runs.count - len(fit.law.names), 1)
-    stretch = (runs.count / spare) ** 0.5
+    spare = max(runs.number - len(fit.law.names), 1)
+    stretch = (runs.number / spare) ** 0.5
     central = fit.law.predict(fit.numbers, within)
     noisy = within._replace(losses=central * np.exp(-fit.residuals * stretch))
-    weights = rng.dirichlet(np.ones(runs.count), count) * runs.count
+    weights = rng.dirichlet(np.ones(runs.number), count) * runs.number
     found, _ = _solve(fit.law, noisy, weights, np.tile(fit.numbers, (count, 1)), search)
     residuals = np.log(fit.law.predict(found, within) / runs.losses)
     return [
@@ -137,7 +139,9 @@ def _solve(
         curved_KPP = np.einsum("krp,kr,krq->kpq", jacobian_KRP, touching_KR, jacobian_KRP)
         diagonal_KP = np.einsum("kpp->kp", curved_KPP)
         ridge = damping[:, None] * diagonal_KP + 1e-30 + (diagonal_KP == 0)
-        step = np.linalg.solve(curved_KPP + ridge[:, None] * np.eye(len(lower)), slope_KP[..., None])
+        step = np.linalg.solve(
+            curved_KPP + ridge[:, None] * np.eye(len(lower)), slope_KP[..., None]
+        )
         tried = np.maximum(numbers - step[..., 0], lower)
         tried_errors = _errors(law, tried, runs, search)
         tried_losses = _huber(tried_errors, weights_KR, search)

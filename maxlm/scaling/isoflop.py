@@ -66,7 +66,7 @@ def fit_isoflop(runs: Runs, flops: np.ndarray) -> IsoFlop:
     """
     found = parabolas(runs, flops)
     usable = [one for one in found if np.isfinite(one.best)]
-    if len(usable) < 2:  # noqa: PLR2004 (a line needs two points)
+    if len(usable) < 2:
         raise ValueError(
             f"{len(usable)} budgets have {LEAST_SIZES} sizes around a lowest loss; isoFLOP parabolas need two"
         )

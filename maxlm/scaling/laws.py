@@ -44,7 +44,7 @@ class Runs(NamedTuple):
         return Runs(sizes, tokens, self.losses, self.unique_tokens / units.tokens)
 
     @property
-    def count(self) -> int:
+    def number(self) -> int:
         """How many runs there are."""
         return len(self.losses)
 
@@ -115,9 +115,9 @@ class Surface:
             yield numbers
 
     def _projected(self, runs: Runs, a: float, b: float) -> tuple[float, np.ndarray]:
-        terms = np.stack([np.ones(runs.count), runs.parameters**-a, runs.tokens**-b], axis=1)
+        terms = np.stack([np.ones(runs.number), runs.parameters**-a, runs.tokens**-b], axis=1)
         # (predicted - measured) / measured is the difference of logarithms, to first order.
-        coefficients, error = nnls(terms / runs.losses[:, None], np.ones(runs.count))
+        coefficients, error = nnls(terms / runs.losses[:, None], np.ones(runs.number))
         return float(error), np.array([*coefficients, a, b])
 
     def raw(self, numbers: np.ndarray, units: Units) -> dict[str, float]:
@@ -187,7 +187,7 @@ class Kaplan:
     def _projected(self, runs: Runs, a: float, b: float) -> tuple[float, np.ndarray]:
         target = runs.losses ** (1 / b)
         terms = np.stack([runs.parameters ** (-a / b), 1 / runs.tokens], axis=1)
-        (of_size, of_tokens), _ = nnls(terms / target[:, None], np.ones(runs.count))
+        (of_size, of_tokens), _ = nnls(terms / target[:, None], np.ones(runs.number))
         numbers = np.array([max(of_size, 1e-9) ** (b / a), max(of_tokens, 1e-9), a, b])
         return float(np.abs(np.log(self.predict(numbers, runs) / runs.losses)).sum()), numbers
 
@@ -273,7 +273,7 @@ def _columns(numbers: np.ndarray) -> tuple[np.ndarray, ...]:
     return tuple(numbers[..., place, None] for place in range(numbers.shape[-1]))
 
 
-def _worth(amount: np.ndarray, unique: np.ndarray, half_life: float) -> np.ndarray:
+def _worth(amount: np.ndarray, unique: np.ndarray, half_life: np.ndarray) -> np.ndarray:
     """Return what `amount` is worth of which `unique` is new and the rest repeats it."""
     repeats = np.maximum(amount / unique - 1, 0)
     return unique * (1 + half_life * -np.expm1(-repeats / half_life))

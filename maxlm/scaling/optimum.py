@@ -5,10 +5,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 
 from maxlm.scaling.fit import Fit
 from maxlm.scaling.laws import Runs
+
+SIZES = 1e3, 1e15
+"""Between which the best size is looked for."""
+REFINEMENTS = 3
+"""Grids, each between the neighbours of the lowest point of the one before."""
 
 
 class Cost(NamedTuple):
@@ -53,25 +57,29 @@ def best_size(fit: Fit, flops: float, cost: Cost = Cost()) -> Optimum:  # noqa: 
     """Return where the loss is least along all sizes that spend the budget.
 
     Raises:
-      ValueError: the law has its least loss at an end of the sizes from 1e3 to 1e15, so it names
+      ValueError: the law has its least loss at an end of `SIZES`, so it names
         no best size.
     """
 
-    def loss(log_size: float) -> float:
-        size = np.exp(log_size)
-        return float(fit.predict(size, cost.tokens(flops, size)))
-
-    grid = np.log(np.geomspace(1e3, 1e15, 241))
-    coarse = int(np.argmin([loss(one) for one in grid]))
-    if coarse in (0, len(grid) - 1):
-        raise ValueError(
-            f"the {fit.law.name} law falls all the way to N={np.exp(grid[coarse]):.0e} at {flops:g} FLOPs: "
-            "it names no best size; fit it to budgets with sizes on both sides of their best"
-        )
-    span = float(grid[coarse - 1]), float(grid[coarse + 1])
-    found = minimize_scalar(loss, bounds=span, method="bounded", options={"xatol": 1e-12})
-    size = float(np.exp(found.x))
-    return Optimum(size, float(cost.tokens(flops, size)), float(found.fun))
+    low, high, points = *np.log(SIZES), 241
+    for _ in range(REFINEMENTS):
+        grid = np.linspace(low, high, points)
+        sizes = np.exp(grid)
+        losses = fit.predict(sizes, cost.tokens(flops, sizes))
+        lowest = int(np.argmin(losses))
+        if lowest in (0, points - 1):
+            raise ValueError(
+                f"the {fit.law.name} law falls all the way to N={sizes[lowest]:.0e} at {flops:g} FLOPs: "
+                "it names no best size; fit it to budgets with sizes on both sides of their best"
+            )
+        low, high, points = grid[lowest - 1], grid[lowest + 1], 41
+    # The lowest point of the parabola through the three last ones.
+    left, middle, right = losses[lowest - 1 : lowest + 2]
+    bend = left - 2 * middle + right
+    move = 0.5 * (left - right) / bend if bend > 0 else 0.0
+    size = float(np.exp(grid[lowest] + move * (grid[1] - grid[0])))
+    tokens = float(cost.tokens(flops, size))
+    return Optimum(size, tokens, float(fit.predict(size, tokens)))
 
 
 def optimum_exponents(fit: Fit) -> tuple[float, float]:

@@ -82,9 +82,9 @@ def choose_law(
     Raises:
       ValueError: there are too few runs for every law.
     """
-    listed = [law for law in laws if runs.count >= len(law.names)]
+    listed = [law for law in laws if runs.number >= len(law.names)]
     if not listed:
-        raise ValueError(f"{runs.count} runs are too few for any law; add runs")
+        raise ValueError(f"{runs.number} runs are too few for any law; add runs")
     found = {law.name: list(rollouts(law, runs, budgets, search)) for law in listed}
     scores = {name: _score(own) for name, own in found.items()}
     best = min(listed, key=lambda law: scores[law.name])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,6 +17,7 @@ from maxlm.config.schema import RunConfig
 from maxlm.data.baselines import Baselines, measure_baselines
 from maxlm.data.token_hash import hexdigest
 from maxlm.devices import peak_flops
+from maxlm.metrics.prediction import Prediction, check_prediction, read_prediction
 from maxlm.metrics.terminal import Outcome, RunTerminal, Summary
 from maxlm.metrics.throughput import LapTimer, rates
 from maxlm.metrics.writers import MetricsWriter
@@ -24,6 +26,61 @@ from maxlm.train.evaluate import loss_metrics
 from maxlm.train.setup import CompiledStep, Datasets, Program
 from maxlm.train.state import Consumption
 from maxlm.train.step import StepMetrics
+
+log = logging.getLogger(__name__)
+
+
+class _Expectation:
+    """What a ladder foretold of the run's loss (`metrics.prediction`)."""
+
+    def __init__(self, prediction: Prediction, num_steps: int):
+        self._prediction, self._num_steps, self._warned = prediction, num_steps, False
+        self._source = prediction.loss.removeprefix("val/").removesuffix("/loss")
+
+    @classmethod
+    def of(cls, config: RunConfig, sources: Sequence[str]) -> _Expectation | None:
+        """Read the prediction, if the run has one.
+
+        Raises:
+          UserError: it cannot be read, or is of another run.
+        """
+        path = config.metrics.prediction
+        if path is None:
+            return None
+        prediction = read_prediction(path)
+        check_prediction(
+            prediction,
+            path,
+            parameters=cost.parameter_count(config.model),
+            tokens=config.train.num_steps * config.tokens_per_step,
+            losses=[f"val/{name}/loss" for name in sources],
+        )
+        return cls(prediction, config.train.num_steps)
+
+    @property
+    def charts(self) -> dict[str, list[str]]:
+        """The measured and the expected loss in one chart."""
+        names = [f"predicted/{self._source}/{name}" for name in ("loss", "low", "high")]
+        return {f"{self._prediction.loss} and its prediction": [self._prediction.loss, *names]}
+
+    def beside(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
+        """Return what was expected; warn, once, of a loss outside its interval."""
+        expected = self._prediction.at(step / self._num_steps)
+        if expected is None:
+            return {}
+        measured = values[self._prediction.loss]
+        if not self._warned and not expected.low <= measured <= expected.high:
+            self._warned = True
+            log.warning(
+                "step %d: %s is %.4f, outside the predicted %.4f to %.4f",
+                step,
+                self._prediction.loss,
+                measured,
+                expected.low,
+                expected.high,
+            )
+        names = zip(("loss", "low", "high"), expected, strict=True)
+        return {f"predicted/{self._source}/{name}": value for name, value in names}
 
 
 class Reporter:
@@ -51,6 +108,7 @@ class Reporter:
         self._logged_step, self._logged_wait = resume_step, 0.0
         self._evaluation_seconds = 0.0
         self._last: dict[str, float | str] = {}
+        self._expectation = _Expectation.of(config, tuple(datasets.validation))
         self._terminal: RunTerminal | None = None
         self._writer: MetricsWriter | None = None
         if jax.process_index() == 0:
@@ -64,6 +122,8 @@ class Reporter:
             self._writer.hparams(
                 settings, ["train/loss", *(f"val/{name}/loss" for name in datasets.validation)]
             )
+            if self._expectation is not None:
+                self._writer.charts(self._expectation.charts)
 
     def __enter__(self) -> Reporter:
         return self
@@ -140,7 +200,8 @@ class Reporter:
             "train/flops": float(self._consumption.at(step).flops),
             "time/evaluation_seconds": self._evaluation_seconds,
         }
-        self._values(step, {**values, **spent})
+        expected = self._expectation.beside(step, values) if self._expectation else {}
+        self._values(step, {**values, **expected, **spent})
 
     def _values(self, step: int, values: Mapping[str, float | str]) -> None:
         self._last |= values

@@ -7,7 +7,7 @@ import pytest
 
 from maxlm.scaling.fit import Search, bootstrap, fit_law, interval
 from maxlm.scaling.isoflop import fit_isoflop
-from maxlm.scaling.laws import LAWS, Runs
+from maxlm.scaling.laws import LAWS, Runs, Units
 from maxlm.scaling.optimum import Cost, best_size, optimum_exponents
 from maxlm.scaling.select import choose_law, rollouts
 
@@ -54,16 +54,10 @@ def test_other_laws_recover_what_they_made(name: str):
         "repeated": (1.5, 0.7, 0.9, 0.35, 0.37, 15.0, 5.0),
     }[name]
     plain = Runs.of(sizes, tokens, np.ones(len(sizes)), np.minimum(tokens, 3e9))
-    units = plain.over(_units(plain))
+    units = plain.over(Units.of(plain))
     losses = law.predict(np.array(numbers), units)
     fit = fit_law(law, plain._replace(losses=losses), Search(num_starts=12))
     assert np.abs(fit.residuals).max() < (1e-6 if name != "farseer" else 1e-3)
-
-
-def _units(runs: Runs):
-    from maxlm.scaling.laws import Units  # noqa: PLC0415
-
-    return Units.of(runs)
 
 
 def test_a_loss_that_falls_to_nothing_has_no_constant():
@@ -100,12 +94,14 @@ def test_intervals_cover_the_truth_as_often_as_they_say():
 
 
 def test_intervals_cover_the_truth():
-    assert coverage(20, 40)["loss"] >= 0.7  # three standard deviations below 0.9; the slow test is strict
+    assert (
+        coverage(20, 40)["loss"] >= 0.7
+    )  # three standard deviations below 0.9; the slow test is strict
 
 
 def test_parabolas_are_biased_by_skewed_sizes_and_the_surface_is_not():
     budgets = np.geomspace(1e18, 1e21, 5)
-    constant, of_size, of_tokens, a, b = BESIROGLU
+    _, of_size, of_tokens, a, b = BESIROGLU
     factor = (a * of_size / (b * of_tokens)) ** (1 / (a + b))
     best = factor * (budgets / 6) ** (b / (a + b))
     # Sizes from 1/2 of the best to 16 times the best, and the skew grows with the budget.
@@ -128,7 +124,7 @@ def test_parabolas_are_biased_by_skewed_sizes_and_the_surface_is_not():
 def test_best_size_is_that_of_the_closed_form():
     sizes, tokens = grid()
     fit = fit_law(LAWS["surface"], Runs.of(sizes, tokens, surface(HOFFMANN, sizes, tokens)))
-    constant, of_size, of_tokens, a, b = HOFFMANN
+    _, of_size, of_tokens, a, b = HOFFMANN
     found = best_size(fit, 5.76e23)
     factor = (a * of_size / (b * of_tokens)) ** (1 / (a + b))
     assert found.parameters == pytest.approx(factor * (5.76e23 / 6) ** (b / (a + b)), rel=1e-4)

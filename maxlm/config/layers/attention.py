@@ -11,7 +11,7 @@ from pydantic import Field
 from maxlm.config.divisible import divisible
 from maxlm.config.errors import Problem
 from maxlm.config.rope import RopePosition
-from maxlm.config.section import LayerSection, PositiveFloat, PositiveInt, Section
+from maxlm.config.section import LayerSection, PositiveFloat, PositiveInt, Section, Width
 
 if TYPE_CHECKING:
     from maxlm.config.model import ModelConfig
@@ -36,8 +36,8 @@ class AttentionConfig(LayerSection):
     }
 
     kind: Literal["attention"] = "attention"
-    num_heads: PositiveInt = Field(description="query heads")
-    num_kv_heads: PositiveInt = Field(
+    num_heads: Annotated[PositiveInt, Width.SCALES] = Field(description="query heads")
+    num_kv_heads: Annotated[PositiveInt, Width.DIVIDES] = Field(
         default_factory=lambda values: values["num_heads"],
         description="key/value heads (default: num_heads)",
     )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from maxlm.config.divisible import divisible
 from maxlm.config.errors import Problem
-from maxlm.config.section import LayerSection, PositiveInt
+from maxlm.config.section import LayerSection, PositiveInt, Width
 
 if TYPE_CHECKING:
     from maxlm.config.schema import RunConfig
@@ -26,7 +26,7 @@ class MlpConfig(LayerSection):
     }
 
     kind: Literal["mlp"] = "mlp"
-    hidden_dim: PositiveInt = Field(description="hidden units")
+    hidden_dim: Annotated[PositiveInt, Width.SCALES] = Field(description="hidden units")
     activation: Activation = "swiglu"
     bias: Literal["none", "all"] = "none"
 

@@ -18,6 +18,7 @@ from maxlm.config.section import (
     PositiveFloat,
     PositiveInt,
     Section,
+    Width,
 )
 
 if TYPE_CHECKING:
@@ -100,8 +101,10 @@ class MoeConfig(LayerSection):
     kind: Literal["moe"] = "moe"
     num_experts: PositiveInt
     experts_per_token: PositiveInt
-    expert_dim: PositiveInt = Field(description="hidden units of one expert")
-    shared_dim: Count = Field(
+    expert_dim: Annotated[PositiveInt, Width.SCALES] = Field(
+        description="hidden units of one expert"
+    )
+    shared_dim: Annotated[Count, Width.SCALES] = Field(
         0, description="hidden units of the experts that see every token, summed (0: none)"
     )
     activation: Activation = "swiglu"

@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 from maxlm.config.errors import Problem
 from maxlm.config.reading.paths import all_paths, kinds, members, read_location, sections
+from maxlm.config.schema import RunConfig
 from maxlm.config.section import INT32_MAX
 
 _BOUNDS = {
@@ -33,15 +34,23 @@ _SWITCHES = {
 }
 
 
-def explain(error: ValidationError, origins: Mapping[str, str]) -> list[Problem]:
-    """Return one problem for each mistake; `origins` maps dotted paths to file and line."""
+def explain(
+    error: ValidationError, origins: Mapping[str, str], root: type[BaseModel] = RunConfig
+) -> list[Problem]:
+    """Return one problem for each mistake; `origins` maps dotted paths to file and line.
+
+    Args:
+      error: of a validation of `root`.
+      origins: where each setting comes from.
+      root: what the file describes.
+    """
     problems: dict[str, Problem] = {}
     for detail in error.errors(include_url=False):
         if detail["type"] in ("default_factory_not_called", "block_is_wrong") or _is_other_branch(
-            detail
+            detail, root
         ):
             continue  # the cause has its own entry
-        path, text = _explain_one(detail)
+        path, text = _explain_one(detail, root)
         problems.setdefault(path, Problem(path, text, _nearest(path, origins)))
     return list(problems.values())
 
@@ -59,11 +68,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     return close[0] if close else None
 
 
-def _explain_one(detail: ErrorDetails) -> tuple[str, str]:
+def _explain_one(detail: ErrorDetails, root: type[BaseModel]) -> tuple[str, str]:
     kind, value = detail["type"], detail["input"]
-    path, parent, annotation = read_location(detail["loc"])
+    path, parent, annotation = read_location(detail["loc"], root)
     if kind == "extra_forbidden":
-        return path, _unknown_key(path, parent)
+        return path, _unknown_key(path, parent, root)
     if kind == "missing":
         return path, f"{path} is missing; add it: {_meaning(path, parent, annotation)}"
     if detail["loc"][-1] == "[key]":
@@ -88,14 +97,14 @@ def _explain_one(detail: ErrorDetails) -> tuple[str, str]:
     )
 
 
-def _unknown_key(path: str, parent: Any) -> str:
+def _unknown_key(path: str, parent: Any, root: type[BaseModel]) -> str:
     """Suggest a key of the same section, else one of the same or a similar name anywhere."""
     where, _, name = path.rpartition(".")
     known = [key for part in sections(parent) for key in part.model_fields]
     close = did_you_mean(name, known)
     if close:
         return f"{path} is not a known key; did you mean {f'{where}.' if where else ''}{close}?"
-    elsewhere = [other for other in all_paths() if other.rpartition(".")[2] == name]
+    elsewhere = [other for other in all_paths(root) if other.rpartition(".")[2] == name]
     if elsewhere:
         return f"{path} is not a known key; did you mean {' or '.join(elsewhere)}?"
     return f"{path} is not a known key; remove it, or use one of {', '.join(known)}"
@@ -221,9 +230,9 @@ def _choices(annotation: Any) -> list[str]:
     return words
 
 
-def _is_other_branch(detail: ErrorDetails) -> bool:
+def _is_other_branch(detail: ErrorDetails, root: type[BaseModel]) -> bool:
     """Tell whether pydantic tried a member of a union that the value was plainly not meant to be."""
-    _, _, annotation = read_location(detail["loc"])
+    _, _, annotation = read_location(detail["loc"], root)
     if len(members(annotation)) == 1:
         return False
     if isinstance(detail["input"], dict):

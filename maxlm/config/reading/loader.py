@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from maxlm.config.checks import find_problems
 from maxlm.config.errors import ConfigError, Problem
+from maxlm.config.ladder import LadderConfig
 from maxlm.config.model import shared_path
 from maxlm.config.reading.explain import did_you_mean, explain
 from maxlm.config.reading.paths import child, flatten, sections
@@ -54,6 +55,29 @@ def load_run(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Loa
         config,
         {key: origins.get(key) or origins.get(shared_path(key), "default") for key in leaves},
     )
+
+
+def load_ladder(path: str | os.PathLike[str]) -> LadderConfig:
+    """Load a ladder from a YAML file; its `base` is relative to the file.
+
+    Raises:
+      ConfigError: with every problem found.
+    """
+    name = _display(Path(path))
+    settings = _mapping(read_yaml(Path(path), name), name)
+    origins = dict(settings.origins())
+    try:
+        ladder = LadderConfig.model_validate(settings.plain())
+    except ValidationError as error:
+        raise ConfigError(explain(error, origins, LadderConfig), name) from None
+    problems = [replace(problem, where=origins.get(problem.path)) for problem in ladder.problems()]
+    base = Path(path).parent / ladder.base
+    if not base.is_file():
+        text = f"base: {_display(base)} is not a file; give the path of a run's YAML, relative to this file"
+        problems.append(Problem("base", text, origins.get("base")))
+    if problems:
+        raise ConfigError(problems, name)
+    return ladder.model_copy(update={"base": str(base)})
 
 
 def _validate(

@@ -81,14 +81,16 @@ def child(annotation: Any, key: str | int, value: Any = None) -> Any:
     return None
 
 
-def read_location(location: Sequence[str | int]) -> tuple[str, Any, Any]:
+def read_location(
+    location: Sequence[str | int], root: type[BaseModel] = RunConfig
+) -> tuple[str, Any, Any]:
     """Return (dotted path, type of its parent, its type) of a location in a pydantic error.
 
     Pydantic adds a step for the member of a union that it tried; no such step is in the YAML.
     """
     path: list[str] = []
     parent: Any = None
-    annotation: Any = RunConfig
+    annotation: Any = root
     for step in location:
         choices = members(annotation)
         if len(choices) == 1 and sections(annotation) and step in kinds(choices[0]):

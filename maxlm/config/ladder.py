@@ -1,0 +1,180 @@
+"""A ladder of runs: small ones, of which a law is made, and how their settings follow their size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from maxlm.config.errors import Problem
+from maxlm.config.section import (
+    Name,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    Section,
+    as_tuple,
+)
+
+Many = BeforeValidator(as_tuple)
+
+
+class WidthSizes(Section):
+    """Sizes by a rule: heads of the base's width, more or fewer of them, and layers in proportion."""
+
+    kind: Literal["width"] = "width"
+    embed_dims: Annotated[tuple[PositiveInt, ...], Many, Field(min_length=1)] = Field(
+        description="widths of the residual stream, one size each"
+    )
+    aspect_ratio: PositiveFloat | None = Field(
+        None, description="embed_dim per layer (null: as many layers as the base, at all widths)"
+    )
+    multiple_of: PositiveInt = Field(
+        1, description="hidden units are rounded to multiples of it, such as mesh.tensor x 8"
+    )
+
+
+class NamedSize(Section):
+    """One size: settings of the run that differ from the base's."""
+
+    name: Name
+    settings: dict[str, Any] = Field(description="key.path: value, as on the command line")
+
+
+class ListedSizes(Section):
+    """Sizes as a list of what differs from the base."""
+
+    kind: Literal["list"] = "list"
+    sizes: Annotated[tuple[NamedSize, ...], Many, Field(min_length=1)]
+
+
+class RatioBudgets(Section):
+    """Each size is trained on so many tokens per parameter."""
+
+    kind: Literal["tokens_per_parameter"] = "tokens_per_parameter"
+    ratios: Annotated[tuple[PositiveFloat, ...], Many, Field(min_length=1)]
+
+
+class FlopBudgets(Section):
+    """Each size spends so many FLOPs: larger models read fewer tokens (isoFLOP)."""
+
+    kind: Literal["flops"] = "flops"
+    flops: Annotated[tuple[PositiveFloat, ...], Many, Field(min_length=1)]
+
+
+class TokenBudgets(Section):
+    """Each size is trained on so many tokens."""
+
+    kind: Literal["tokens"] = "tokens"
+    tokens: Annotated[tuple[PositiveFloat, ...], Many, Field(min_length=1)]
+
+
+class Fixed(Section):
+    """As in the base, at all sizes and budgets."""
+
+    kind: Literal["fixed"] = "fixed"
+
+
+class PowerLaw(Section):
+    """The base's value x (N / N of the base)^parameters x (D / D of the base)^tokens."""
+
+    kind: Literal["power_law"] = "power_law"
+    parameters: float = Field(0.0, description="exponent of the model's size")
+    tokens: float = Field(0.0, description="exponent of the training tokens")
+
+
+Rule = Annotated[Fixed | PowerLaw, Field(discriminator="kind")]
+
+
+class Transfer(Section):
+    """How the base's settings follow size and budget."""
+
+    learning_rate: Rule = Fixed()
+    batch_size: Rule = Field(
+        Fixed(), description="rounded to what the mesh and train.microbatches divide"
+    )
+    weight_decay: Rule = Fixed()
+    init_std: Rule = Fixed()
+    warmup_fraction: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None, description="share of a run's steps that warm up (null: the base's warmup_steps)"
+    )
+
+
+class FitConfig(Section):
+    """How the law is made of the runs' losses."""
+
+    loss: str | None = Field(
+        None,
+        description="metric that is predicted, such as val/books/loss (null: the one source's)",
+    )
+    laws: Annotated[
+        tuple[Literal["surface", "coupled", "kaplan", "farseer", "repeated"], ...],
+        Many,
+        Field(min_length=1),
+    ] = Field(
+        ("surface",), description="forms to choose from, by how well each predicts larger budgets"
+    )
+    count: Literal["all", "non_embedding"] = Field(
+        "all", description="what N counts (arXiv:2406.12907): all parameters, or none of embeddings"
+    )
+    bootstraps: Annotated[int, Field(ge=20, le=10_000)] = Field(
+        200, description="fits to reweighted runs, for the intervals"
+    )
+    over_estimate_penalty: Annotated[float, Field(ge=1, le=1000)] = Field(
+        1.0,
+        description="weight of errors where the law is above a run; more than 1 takes high losses for bad tuning",
+    )
+    most_epochs: NonNegativeFloat = Field(
+        1.0, description="runs that read a source more often are left out, but of `repeated`"
+    )
+
+
+class LadderConfig(Section):
+    """A ladder: a base run, its sizes and budgets, and what is fitted to them."""
+
+    base: str = Field(description="YAML of the run that all others are made from")
+    run_dir: str = Field(description="folder of the ladder: a run's folder for each rung, and fits")
+    overrides: dict[str, Any] = Field(
+        default_factory=dict, description="settings of all rungs: key.path: value"
+    )
+    sizes: Annotated[WidthSizes | ListedSizes, Field(discriminator="kind")]
+    budgets: Annotated[RatioBudgets | FlopBudgets | TokenBudgets, Field(discriminator="kind")]
+    transfer: Transfer = Transfer()
+    seeds: Annotated[
+        tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Many, Field(min_length=1)
+    ] = (0,)
+    fit: FitConfig = FitConfig()
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield budgets that cannot tell size from data, and names that are used twice."""
+        budgets = self.budgets
+        count = len(set(self.budget_values))
+        if budgets.kind == "tokens_per_parameter" and count == 1:
+            yield Problem(
+                "budgets.ratios",
+                f"budgets.ratios={list(budgets.ratios)}: all runs at one ratio of tokens to parameters, so that what "
+                "N does and what D does cannot be told apart; give three ratios or more, such as [5, 20, 80]",
+            )
+        for path, values in (("seeds", self.seeds), (self.budget_path, self.budget_values)):
+            if len(set(values)) < len(values):
+                yield Problem(path, f"{path}={list(values)} has a value twice; give each once")
+        names = (
+            self.sizes.embed_dims
+            if self.sizes.kind == "width"
+            else [s.name for s in self.sizes.sizes]
+        )
+        if len(set(names)) < len(names):
+            yield Problem("sizes", f"sizes={list(names)} has one twice; give each once")
+
+    @property
+    def budget_path(self) -> str:
+        """Where the budgets stand."""
+        names = {"tokens_per_parameter": "ratios", "flops": "flops", "tokens": "tokens"}
+        return f"budgets.{names[self.budgets.kind]}"
+
+    @property
+    def budget_values(self) -> tuple[float, ...]:
+        """The budgets, in the unit of their kind."""
+        values: tuple[float, ...] = getattr(self.budgets, self.budget_path.split(".")[1])
+        return values

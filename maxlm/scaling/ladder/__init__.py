@@ -1,0 +1,1 @@
+"""Ladders of runs: planned, run, looked at, and fitted."""

@@ -1,0 +1,154 @@
+"""`maxlm ladder plan | run | status | fit | report LADDER.yaml`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from maxlm.config import load_run
+from maxlm.config.errors import UserError
+from maxlm.config.ladder import LadderConfig
+from maxlm.config.reading.loader import load_ladder
+from maxlm.data.shards import TokenShards
+from maxlm.files import write_whole
+from maxlm.metrics.prediction import to_json as prediction_to_json
+from maxlm.scaling.ladder.fitted import (
+    FittedLadder,
+    fit_ladder,
+    hold_out_largest,
+    read_fitted,
+    to_json,
+)
+from maxlm.scaling.ladder.foretell import foretell
+from maxlm.scaling.ladder.results import Gathered, gather, loss_name, read_results
+from maxlm.scaling.ladder.run import run_ladder
+from maxlm.scaling.ladder.rungs import Rung, build_rungs
+from maxlm.scaling.ladder.show import tables
+from maxlm.scaling.ladder.show.charts import draw_all
+from maxlm.scaling.ladder.show.curves import write_curves
+from maxlm.scaling.ladder.show.page import render
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do what was asked with the ladder; return the exit code."""
+    ladder = load_ladder(arguments.ladder)
+    rungs = build_rungs(ladder)
+    actions = {"plan": _plan, "run": _run, "status": _plan, "fit": _fit, "report": _report}
+    return actions[arguments.action](arguments, ladder, rungs)
+
+
+def _plan(arguments: argparse.Namespace, ladder: LadderConfig, rungs: list[Rung]) -> int:
+    results = read_results(ladder, rungs)
+    speed = arguments.tflops * 1e12 if arguments.tflops else None
+    _show(tables.plan_rows(results, _unique_tokens(rungs[0]), speed))
+    return 0
+
+
+def _unique_tokens(rung: Rung) -> float | None:
+    """Return the training tokens of the source that lasts shortest, None if it is not prepared."""
+    sources = rung.config.data.sources.values()
+    total = sum(source.weight for source in sources)
+    lengths = []
+    for source in sources:
+        folder = Path(source.path) / "train"
+        if not folder.is_dir():
+            return None
+        lengths.append(TokenShards(folder).num_tokens * total / source.weight)
+    return min(lengths)
+
+
+def _run(arguments: argparse.Namespace, ladder: LadderConfig, rungs: list[Rung]) -> int:
+    failed = run_ladder(ladder, rungs, jobs=arguments.jobs, say=_say)
+    if failed:
+        _say(f"{len(failed)} rungs are not done: {', '.join(rung.name for rung in failed)}")
+        _say("the same command tries them again")
+        return 1
+    _say(f"all rungs are done; next: maxlm ladder fit {arguments.ladder}")
+    return 0
+
+
+def _fit(arguments: argparse.Namespace, ladder: LadderConfig, rungs: list[Rung]) -> int:
+    gathered = gather(ladder, read_results(ladder, rungs))
+    fitted = fit_ladder(ladder, gathered, loss_name(ladder, rungs[0].config))
+    _say_held_out(ladder, gathered)
+    shown = _tables(fitted, gathered)
+    for one in shown:
+        _show(one)
+    path = Path(ladder.run_dir) / "fit.json"
+    write_whole(path, json.dumps(to_json(fitted), indent=1).encode() + b"\n")
+    charts = draw_all(fitted, gathered)
+    write_curves(
+        Path(ladder.run_dir) / "tensorboard", fitted, gathered, charts=charts, tables=shown
+    )
+    _say(f"fit: {path}; curves: tensorboard --logdir {ladder.run_dir}/tensorboard")
+    if arguments.predict:
+        _predict(arguments, ladder, fitted, gathered)
+    return 0
+
+
+def _say_held_out(ladder: LadderConfig, gathered: Gathered) -> None:
+    """Say first what counts: how well the largest budget is predicted by a fit without it."""
+    held_out = hold_out_largest(ladder, gathered)
+    if held_out is None:
+        _say("hold-out error: none; the budgets below the largest are too few for a fit")
+        return
+    _say(
+        f"hold-out error: the largest budget, predicted from the {held_out.fitted} smaller runs alone, is off by "
+        f"{100 * held_out.errors.mean():+.2f} % on average and {100 * held_out.worst:.2f} % at most"
+    )
+
+
+def _predict(
+    arguments: argparse.Namespace, ladder: LadderConfig, fitted: FittedLadder, gathered: Gathered
+) -> None:
+    config = load_run(arguments.predict, arguments.overrides).config
+    prediction = foretell(fitted, gathered.results, config)
+    path = Path(arguments.output or Path(ladder.run_dir) / "prediction.json")
+    if path.exists() and not arguments.output:
+        raise UserError(f"{path} exists; name another file: --output FILE, or move it away")
+    write_whole(path, json.dumps(prediction_to_json(prediction), indent=1).encode() + b"\n")
+    final = prediction.final
+    _say(
+        f"{arguments.predict}: N={prediction.parameters:,}, D={prediction.tokens:,}: {prediction.loss} will be "
+        f"{final.value:.4f} (90 %: {final.low:.4f} to {final.high:.4f})"
+    )
+    _say(f"shown beside the run with: maxlm train {arguments.predict} metrics.prediction={path}")
+
+
+def _report(arguments: argparse.Namespace, ladder: LadderConfig, rungs: list[Rung]) -> int:
+    fitted = read_fitted(Path(ladder.run_dir) / "fit.json")
+    gathered = gather(ladder, read_results(ladder, rungs))
+    if gathered.runs.number != fitted.runs:
+        raise UserError(
+            f"{ladder.run_dir}/fit.json is a fit to {fitted.runs} runs and {gathered.runs.number} can be used now; "
+            f"fit again: maxlm ladder fit {arguments.ladder}"
+        )
+    folder = Path(ladder.run_dir)
+    shown = _tables(fitted, gathered)
+    page = render(arguments.ladder, draw_all(fitted, gathered), shown, gathered, folder)
+    write_whole(folder / "report.html", page.encode())
+    _say(f"{folder / 'report.html'}")
+    return 0
+
+
+def _tables(fitted: FittedLadder, gathered: Gathered) -> list[tables.Rows]:
+    budgets = [fitted.largest_flops * factor for factor in (1, 10, 100)]
+    return [
+        tables.held_out_rows(fitted),
+        tables.number_rows(fitted),
+        tables.optimum_rows(fitted, budgets),
+        tables.residual_rows(fitted, gathered),
+    ]
+
+
+def _show(rows: tables.Rows) -> None:
+    console = Console(width=160, highlight=False, markup=False)
+    console.print(f"\n{rows.title}")
+    console.print(rows.rich())
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)

@@ -1,0 +1,149 @@
+"""What has become of a ladder's rungs: read from their run directories, never written."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from maxlm.config.errors import UserError
+from maxlm.config.ladder import LadderConfig
+from maxlm.config.schema import RunConfig
+from maxlm.scaling.ladder.rungs import Rung
+from maxlm.scaling.laws import Runs
+
+
+class Result(NamedTuple):
+    """A rung and how far it is.
+
+    Attributes:
+      rung: the run.
+      step: the last one that it logged; 0 if it has not begun.
+      curve: (step, loss) of its evaluations.
+      epochs: how often it has read the source that it reads most often.
+      failure: the last line of its log, if the last try failed.
+    """
+
+    rung: Rung
+    step: int
+    curve: tuple[tuple[int, float], ...]
+    epochs: float
+    failure: str | None
+
+    @property
+    def state(self) -> str:
+        """done, diverged, failed, begun or to do."""
+        if self.loss is not None:
+            return "done" if math.isfinite(self.loss) else "diverged"
+        if self.failure:
+            return "failed"
+        return "begun" if self.step else "to do"
+
+    @property
+    def loss(self) -> float | None:
+        """The loss after the last step, None before that."""
+        steps = self.rung.config.train.num_steps
+        return next((loss for step, loss in self.curve if step == steps), None)
+
+
+def loss_name(ladder: LadderConfig, config: RunConfig) -> str:
+    """Return the metric that is predicted.
+
+    Raises:
+      UserError: there are several sources and the ladder names none.
+    """
+    names = [f"val/{source}/loss" for source in config.data.sources]
+    if ladder.fit.loss is None and len(names) == 1:
+        return names[0]
+    if ladder.fit.loss not in names:
+        raise UserError(
+            f"fit.loss={ladder.fit.loss} is not a validation loss of {ladder.base}; use one of {', '.join(names)}"
+        )
+    return ladder.fit.loss
+
+
+def read_results(ladder: LadderConfig, rungs: list[Rung]) -> list[Result]:
+    """Read how far each rung is.
+
+    Raises:
+      UserError: a metrics file is not one.
+    """
+    name = loss_name(ladder, rungs[0].config)
+    return [_read(rung, name, Path(ladder.run_dir)) for rung in rungs]
+
+
+def _read(rung: Rung, name: str, folder: Path) -> Result:
+    path = Path(rung.config.run_dir) / "metrics.jsonl"
+    curve, step, epochs = list[tuple[int, float]](), 0, 0.0
+    for number, line in enumerate(_lines(path), 1):
+        try:
+            record = json.loads(line)
+            step = int(record["step"])
+        except (ValueError, KeyError, TypeError):
+            raise UserError(
+                f"{path}:{number} is not a line of metrics; move the folder away and run the rung again"
+            ) from None
+        if name in record:
+            value = record[name]
+            curve.append((step, math.nan if value is None else float(value)))
+        passes = [v for key, v in record.items() if key.startswith("data/epoch/")]
+        epochs = max([epochs, *map(float, passes)])
+    failed = folder / "logs" / f"{rung.name}.failed"
+    failure = failed.read_text(encoding="utf-8").strip() if failed.is_file() else None
+    return Result(rung, step, tuple(curve), epochs, failure)
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+
+
+class Gathered(NamedTuple):
+    """What a law is fitted to, and what is not.
+
+    Attributes:
+      results: those that are used, in the order of `runs`.
+      runs: their sizes, tokens and losses.
+      flops: what each has spent.
+      budgets: of each, the budget's number, so that equal ones are one budget.
+      left_out: the others, each with the reason.
+    """
+
+    results: tuple[Result, ...]
+    runs: Runs
+    flops: np.ndarray
+    budgets: np.ndarray
+    left_out: tuple[tuple[Result, str], ...]
+
+
+def gather(ladder: LadderConfig, results: list[Result]) -> Gathered:
+    """Take the rungs that say something about the law; name the others."""
+    used, left_out = list[Result](), list[tuple[Result, str]]()
+    for result in results:
+        reason = _reason(ladder, result)
+        if reason is None:
+            used.append(result)
+        else:
+            left_out.append((result, reason))
+    rungs = [result.rung for result in used]
+    tokens = np.array([rung.tokens for rung in rungs], np.float64)
+    runs = Runs.of(
+        [rung.counted(ladder.fit.count) for rung in rungs],
+        tokens,
+        [result.loss for result in used],
+        tokens / np.maximum([result.epochs for result in used], 1),
+    )
+    flops = np.array([rung.flops for rung in rungs])
+    budgets = np.array([rung.budget for rung in rungs])
+    return Gathered(tuple(used), runs, flops, budgets, tuple(left_out))
+
+
+def _reason(ladder: LadderConfig, result: Result) -> str | None:
+    if result.state != "done":
+        return result.state if result.state != "begun" else f"not finished (step {result.step})"
+    most = ladder.fit.most_epochs
+    if result.epochs > most and "repeated" not in ladder.fit.laws:
+        return f"repeats data ({result.epochs:.1f} epochs, fit.most_epochs={most:g})"
+    return None

@@ -1,0 +1,92 @@
+"""Train the rungs of a ladder, cheapest first; one that fails does not stop the others."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from maxlm.config.ladder import LadderConfig
+from maxlm.config.reading.loader import LoadedRun
+from maxlm.config.show import to_yaml
+from maxlm.files import write_whole
+from maxlm.scaling.ladder.results import read_results
+from maxlm.scaling.ladder.rungs import Rung
+
+STOPPED = 75
+
+
+def run_ladder(
+    ladder: LadderConfig, rungs: list[Rung], *, jobs: int, say: Callable[[str], None]
+) -> list[Rung]:
+    """Train what is not done yet, `jobs` rungs at a time; return those that failed.
+
+    Each rung is `maxlm train` in a process of its own, which resumes what an earlier call began.
+    A rung's YAML and its output stand in the ladder's folders `rungs` and `logs`.
+    """
+    states = {result.rung.name: result.state for result in read_results(ladder, rungs)}
+    waiting = [rung for rung in rungs if states[rung.name] not in ("done", "diverged")]
+    say(f"{len(rungs) - len(waiting)} of {len(rungs)} rungs are done")
+    running: dict[str, tuple[Rung, subprocess.Popen[bytes]]] = {}
+    failed: list[Rung] = []
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                rung = waiting.pop(0)
+                say(f"{rung.name}: {rung.config.train.num_steps} steps, {rung.flops:.2e} FLOPs")
+                running[rung.name] = rung, _start(ladder, rung)
+            rung, process = _first_to_end(running)
+            del running[rung.name]
+            failed += [] if _ended(ladder, rung, process.returncode, say) else [rung]
+    finally:
+        for _, process in running.values():  # an interrupted ladder's rungs save and stop
+            process.terminate()
+        for _, process in running.values():
+            process.wait()
+    return failed
+
+
+def _start(ladder: LadderConfig, rung: Rung) -> subprocess.Popen[bytes]:
+    folder = Path(ladder.run_dir)
+    for name in ("rungs", "logs"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    path = folder / "rungs" / f"{rung.name}.yaml"
+    write_whole(path, to_yaml(LoadedRun(rung.config, {})).encode())
+    _failure_of(ladder, rung).unlink(missing_ok=True)
+    with (folder / "logs" / f"{rung.name}.log").open("ab") as log:
+        command = [sys.executable, "-m", "maxlm", "train", str(path)]
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+
+
+def _first_to_end(
+    running: dict[str, tuple[Rung, subprocess.Popen[bytes]]],
+) -> tuple[Rung, subprocess.Popen[bytes]]:
+    while True:
+        for rung, process in running.values():
+            try:
+                process.wait(timeout=0.2)
+            except subprocess.TimeoutExpired:
+                continue
+            return rung, process
+
+
+def _ended(ladder: LadderConfig, rung: Rung, code: int, say: Callable[[str], None]) -> bool:
+    """Tell how a rung ended; return whether all is well with it."""
+    (result,) = read_results(ladder, [rung])
+    if code == 0 and result.loss is not None:
+        say(f"{rung.name}: loss {result.loss:.4f}")
+        return True
+    log = Path(ladder.run_dir) / "logs" / f"{rung.name}.log"
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    last = lines[-1] if lines else "it wrote nothing"
+    if code in (0, STOPPED):
+        say(f"{rung.name}: stopped at step {result.step}; the same command goes on with it")
+        return False
+    write_whole(_failure_of(ladder, rung), f"exit code {code}: {last}\n".encode())
+    say(f"{rung.name}: failed with exit code {code}: {last} (all of it: {log})")
+    return False
+
+
+def _failure_of(ladder: LadderConfig, rung: Rung) -> Path:
+    return Path(ladder.run_dir) / "logs" / f"{rung.name}.failed"

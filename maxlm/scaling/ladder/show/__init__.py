@@ -1,0 +1,1 @@
+"""What a ladder shows: tables, charts, TensorBoard, one HTML page."""
