@@ -63,7 +63,14 @@ VAGUE_NAMES = {"utils", "util", "common", "misc", "helpers", "helper", "base", "
 MODEL_NAMES = re.compile(
     r"llama|qwen|gemma|mistral|mixtral|deepseek|gpt|olmo|falcon|bloom|phi-?\d", re.IGNORECASE
 )
-MODEL_NAMES_ALLOWED = {("maxlm/config/rope.py", "llama3"), ("maxlm/ops/rope.py", "_llama3_scaled")}
+MODEL_NAMES_ALLOWED = {
+    *(("maxlm/config/positions/scaling.py", name) for name in ("llama3", "Llama3Scaling")),
+    ("maxlm/config/positions/rope.py", "Llama3Scaling"),
+    *(
+        ("maxlm/ops/positions/frequencies.py", name)
+        for name in ("llama3", "_llama3", "Llama3Scaling")
+    ),
+}
 
 MOST_ARGUMENTS = 8
 """More of them are a record without a name. `self` and `cls` do not count."""

@@ -14,7 +14,8 @@ from typing import Any
 
 from maxlm.config.divisible import divisible, near_divisors
 from maxlm.config.errors import ConfigError, Problem
-from maxlm.config.model import BLOCK_ACTIVATIONS, LearnedPosition
+from maxlm.config.model import BLOCK_ACTIVATIONS
+from maxlm.config.positions.embedded import LearnedPosition, SinusoidalPosition
 from maxlm.config.schema import MeshConfig, RunConfig
 from maxlm.files import place_of
 
@@ -231,6 +232,10 @@ def _positions(config: RunConfig) -> Iterator[Problem]:
             f"use model.position.max_length={length}, or data.sequence_length={position.max_length}"
         )
         yield Problem("model.position.max_length", f"{text}; {cure}")
+    dim = config.model.embed_dim
+    if isinstance(position, SinusoidalPosition) and dim % 2:
+        text = f"model.embed_dim={dim} must be even for model.position.kind=sinusoidal"
+        yield Problem("model.embed_dim", f"{text}; use {dim + 1}")
 
 
 # --- train ----------------------------------------------------------------------------------------

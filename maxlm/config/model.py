@@ -12,6 +12,8 @@ from pydantic_core import PydanticCustomError
 from maxlm.config.divisible import divisible
 from maxlm.config.errors import Problem
 from maxlm.config.layers import Ffn, Mixer
+from maxlm.config.positions.embedded import LearnedPosition, SinusoidalPosition
+from maxlm.config.positions.none import NoPosition
 from maxlm.config.section import (
     LayerSection,
     OnResume,
@@ -33,19 +35,6 @@ class NormConfig(Section):
 
     kind: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     epsilon: PositiveFloat = 1e-5
-
-
-class LearnedPosition(Section):
-    """A learned vector per position, added to the embeddings."""
-
-    kind: Literal["learned"] = "learned"
-    max_length: PositiveInt = 1024
-
-
-class NoPosition(Section):
-    """Nothing is added to the embeddings: mixers know positions, or the mask is enough."""
-
-    kind: Literal["none"] = "none"
 
 
 class BlockConfig(Section):
@@ -99,7 +88,9 @@ class ModelConfig(Section):
         description="patterns of blocks that follow each other; a block says what differs from model.block",
     )
     norm: NormConfig = NormConfig()
-    position: Annotated[LearnedPosition | NoPosition, Field(discriminator="kind")] = NoPosition()
+    position: Annotated[
+        LearnedPosition | SinusoidalPosition | NoPosition, Field(discriminator="kind")
+    ] = Field(NoPosition(), description="what is added to the embeddings")
     tie_embeddings: bool = Field(
         False, description="use the embedding table as the output projection too"
     )

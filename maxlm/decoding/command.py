@@ -18,7 +18,7 @@ from maxlm.checkpoint import CheckpointReader, tokenizer_of_checkpoint
 from maxlm.checkpoint.rearrange import rearrange_layers
 from maxlm.config.checks import resolve_mesh
 from maxlm.config.errors import UserError
-from maxlm.config.model import LearnedPosition
+from maxlm.config.positions.embedded import LearnedPosition
 from maxlm.config.reading.explain import explain
 from maxlm.config.schema import MeshConfig, RunConfig, RuntimeConfig
 from maxlm.data.tokenizer import Tokenizer

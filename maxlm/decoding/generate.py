@@ -56,8 +56,9 @@ def generate(
       num_ids: how many ids the tokenizer has; the model's vocabulary may be larger.
       compute_dtype: of weights, activations and what is kept.
     """
-    advance = make_advance(decoder, mesh, compute_dtype)
     lengths_B = np.asarray([len(prompt) for prompt in prompts], np.int32)
+    longest = int(lengths_B.max()) + max_tokens
+    advance = make_advance(decoder, mesh, compute_dtype, longest)
     padded = _whole_blocks(int(lengths_B.max()))
     states = empty_states(
         decoder, mesh, len(prompts), _whole_blocks(padded + max_tokens), compute_dtype
@@ -86,13 +87,13 @@ def generate(
 
 
 def make_advance(
-    declared: Decoder, mesh: Mesh, compute_dtype: Any
+    declared: Decoder, mesh: Mesh, compute_dtype: Any, length: int
 ) -> Callable[..., tuple[jax.Array, Any]]:
     """Return advance(decoder, tokens_BT, states, start_B, lengths_B) -> (fp32 logits (B, V),
     states).
 
     `start_B` tokens of each sequence came before, `lengths_B` of the T are real, and the logits are
-    those that follow the last real one.
+    those that follow the last real one. The longest sequence will have `length` tokens in the end.
     """
 
     # One query against many keys is a product with a vector: nothing for a kernel of matrix
@@ -116,6 +117,7 @@ def make_advance(
             positions_BT,
             segments_BT,
             causal(segments_BT, positions_BT),
+            length,
             kernels=kernels,
             split=False,
         )

@@ -21,6 +21,9 @@ class SequenceInfo(NamedTuple):
       positions_BT: int32, counted from 0 in every document.
       segment_ids_BT: int32, the document's number in its row, from 1; 0 for filling.
       mask: which tokens of the sequence each token may look at.
+      length: tokens of a whole sequence: of all devices, and where tokens are decoded of the ones
+        to come too. Positions that are scaled for long sequences depend on it, not on how long the
+        documents in it are.
       kernels: the implementation that each operation's table chose, by operation.
       context_kind: how attention spans the devices of `context`, `mesh.context_kind`.
       split: whether `tensor` splits the sequence between blocks; not where a few tokens are
@@ -31,6 +34,7 @@ class SequenceInfo(NamedTuple):
     positions_BT: jax.Array
     segment_ids_BT: jax.Array
     mask: Mask
+    length: int
     kernels: Mapping[str, Any]
     context_kind: str = "ring"
     split: bool = True

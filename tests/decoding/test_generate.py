@@ -50,7 +50,7 @@ MODELS = {
 def test_one_by_one_as_all_at_once(model):
     program = build_program(make_config(model=model), jax.devices()[:1])
     decoder = initialise(program.declared, 0, program.mesh)
-    advance = make_advance(program.declared, program.mesh, jnp.float32)
+    advance = make_advance(program.declared, program.mesh, jnp.float32, 8)
     tokens = np.random.default_rng(0).integers(0, 64, (1, 6)).astype(np.int32)
     states = lambda: empty_states(decoder, program.mesh, 1, 8, jnp.float32)  # noqa: E731
     one = np.ones(1, np.int32)

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from maxlm.config.layers.attention import AttentionConfig
 from maxlm.config.model import ModelConfig
-from maxlm.config.rope import RopePosition
+from maxlm.config.positions.rope import RopePosition
 from maxlm.kernels.mask import causal
 from maxlm.kernels.shape import AttentionShape
 from maxlm.layers.layer import Local, Mixer, StateArray
@@ -22,7 +22,7 @@ from maxlm.layers.sequence import SequenceInfo
 from maxlm.ops.attention import Kernel, attention
 from maxlm.ops.context_attention import context_attention
 from maxlm.ops.linear import linear
-from maxlm.ops.rope import rotate, rotation
+from maxlm.ops.positions.rope import rotate, rotation
 from maxlm.sharding.mesh import DECODING_AXES, FSDP_AXES
 from maxlm.sharding.parameters import Constant, Normal, weight
 
@@ -74,7 +74,8 @@ class Attention(Mixer):
         position = self.config.position
         if not isinstance(position, RopePosition):
             return {}
-        return {self._rotation_name: rotation(position, self.config.head_dim, info.positions_BT)}
+        turned = rotation(position, self.config.head_dim, info.positions_BT, info.length)
+        return {self._rotation_name: turned}
 
     def __call__(self, x_BTD: jax.Array, info: SequenceInfo) -> tuple[jax.Array, None]:
         """Attend within each document, across `context`; (B, T / tensor, D) -> (B, T / tensor, D),
@@ -154,9 +155,10 @@ class Attention(Mixer):
             v_BTKH = v_BTKH + self.value_bias[...]
         if self.config.qk_norm == "rmsnorm":
             q_BTNH, k_BTKH = self.query_norm(q_BTNH), self.key_norm(k_BTKH)
-        if self._rotation_name in info.prepared:
-            cosines, sines = info.prepared[self._rotation_name]
-            q_BTNH, k_BTKH = rotate(q_BTNH, cosines, sines), rotate(k_BTKH, cosines, sines)
+        position = self.config.position
+        if isinstance(position, RopePosition):
+            turn = *info.prepared[self._rotation_name], position.layout
+            q_BTNH, k_BTKH = rotate(q_BTNH, *turn), rotate(k_BTKH, *turn)
         return (
             checkpoint_name(q_BTNH, "query"),
             checkpoint_name(k_BTKH, "key"),

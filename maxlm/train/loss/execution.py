@@ -45,9 +45,14 @@ class Execution(NamedTuple):
     def sequence_info(self, fields: Mapping[str, jax.Array]) -> SequenceInfo:
         """Say where the tokens of a microbatch stand."""
         mask = self.objective.mask(fields, fields["places"])
-        mask = with_least(mask, gather_sequence(fields["segment_ids"]))
+        whole_BT = gather_sequence(fields["segment_ids"])
         return SequenceInfo(
-            fields["positions"], fields["segment_ids"], mask, self.kernels, self.context_kind
+            fields["positions"],
+            fields["segment_ids"],
+            with_least(mask, whole_BT),
+            whole_BT.shape[1],
+            self.kernels,
+            self.context_kind,
         )
 
     @property

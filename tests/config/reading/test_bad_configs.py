@@ -260,16 +260,20 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
         ['optimizer.kind="sgd" is not known here; use adamw'],
     ),
     "union kind": (
-        {"head_dim: 16": "head_dim: 16, position: {kind: alibi}"},
+        {"head_dim: 16": "head_dim: 16, position: {kind: spiral}"},
         "",
         [],
-        ['run.yaml:6: model.block.mixer.position.kind="alibi" is not one of rope, none'],
+        [
+            'run.yaml:6: model.block.mixer.position.kind="spiral" is not one of rope, alibi, relative, none'
+        ],
     ),
     "union without kind": (
         {"head_dim: 16": "head_dim: 16, position: {theta: 1.0}"},
         "",
         [],
-        ["run.yaml:6: model.block.mixer.position.kind is missing; add one of rope, none"],
+        [
+            "run.yaml:6: model.block.mixer.position.kind is missing; add one of rope, alibi, relative, none"
+        ],
     ),
     "key of another kind": (
         {"head_dim: 16": "head_dim: 16, position: {kind: none, theta: 1.0}"},
@@ -623,7 +627,7 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
     ),
     "rope scaling": (
         {
-            "head_dim: 16": "head_dim: 16, position: {kind: rope, scaling: {low_frequency_factor: 4.0}}"
+            "head_dim: 16": "head_dim: 16, position: {kind: rope, scaling: {kind: llama3, low_frequency_factor: 4.0}}"
         },
         "",
         [],

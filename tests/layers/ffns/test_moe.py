@@ -60,7 +60,7 @@ def build(config, **sizes):
     def program(moe, x):
         real = jax.lax.pcast(jnp.ones((x.shape[0], LENGTH), jnp.int32), AXES, to="varying")
         # A router asks for nothing but what is real, and the way in and out.
-        info = SequenceInfo(None, real, None, {})
+        info = SequenceInfo(None, real, None, 0, {})
         y, stats = gather(vary(moe))(
             jax.lax.pcast(x, ("stage", "context", "data")[:2], to="varying"), info
         )
