@@ -9,7 +9,7 @@ import jax
 from jax import lax
 
 from maxlm.jax_versions import vary_over
-from maxlm.kernels.mask import Mask, windowed
+from maxlm.kernels.mask import Mask, in_chunks, windowed
 from maxlm.sharding import tensor
 
 
@@ -40,9 +40,14 @@ class SequenceInfo(NamedTuple):
     split: bool = True
     prepared: Mapping[Hashable, Any] = {}
 
-    def within(self, window: int) -> Mask:
-        """Return the mask without what lies `window` or more ranks before a token."""
-        return windowed(self.mask, self.mask.q_rank_BT, window)
+    def within(self, window: int | None = None, chunk: int | None = None) -> Mask:
+        """Return the mask without what lies `window` or more ranks before a token, or in another
+        chunk of `chunk` tokens of its document.
+        """
+        mask = self.mask
+        if window is not None:
+            mask = windowed(mask, mask.q_rank_BT, window)
+        return mask if chunk is None else in_chunks(mask, self.positions_BT, chunk)
 
     @property
     def real_BT(self) -> jax.Array:

@@ -23,7 +23,7 @@ class RelativePosition(Section):
     """
 
     kind: Literal["relative"] = "relative"
-    num_buckets: Annotated[int, Field(ge=2, le=1024)] = Field(
+    num_buckets: Annotated[int, Field(ge=2, le=256)] = Field(
         32, description="half of them for one distance each, half for ranges that grow with it"
     )
     max_distance: PositiveInt = Field(128, description="from here on all is in the last bucket")
