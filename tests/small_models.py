@@ -28,8 +28,9 @@ def model_settings(
         mixer["num_kv_heads"] = num_kv_heads
     position = model.pop("position", None)
     if position is not None:
-        mixer["position"] = position if position["kind"] != "learned" else {"kind": "none"}
-        model |= {"position": position} if position["kind"] == "learned" else {}
+        embedded = position["kind"] in ("learned", "sinusoidal")
+        mixer["position"] = {"kind": "none"} if embedded else position
+        model |= {"position": position} if embedded else {}
     block = {"mixer": mixer, "ffn": {"kind": "mlp", "hidden_dim": mlp_dim}}
     segments = [{"pattern": list(pattern)}]
     return {

@@ -35,11 +35,40 @@ NARROW = {
     "window": 5,
     "sinks": True,
 }
+CHUNKED = {
+    "kind": "attention",
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "head_dim": 8,
+    "chunk": 5,
+    "qk_norm": "l2",
+    "position": {"kind": "rope", "rotary_dim": 4, "layout": "interleaved"},
+}
+BY_DISTANCE = {
+    "kind": "attention",
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "head_dim": 8,
+    "qk_norm": "rmsnorm_all",
+    "scale": 0.6,
+    "temperature": {"floor": 4},
+}
+POSITIONS = [
+    CHUNKED,
+    {**BY_DISTANCE, "position": {"kind": "alibi"}},
+    {**BY_DISTANCE, "position": {"kind": "relative", "num_buckets": 8, "max_distance": 40}},
+]
 MODELS = {
     "experts": {"num_layers": 3, "prefix": [{}], "pattern": [{"ffn": MOE}], "init_std": 0.3},
     "parallel": {
         "num_layers": 3,
         "pattern": [{"mixer": NONE}, {"mixer": BOTH}, {"ffn": NONE}],
+        "init_std": 0.3,
+    },
+    "positions": {
+        "num_layers": 3,
+        "position": {"kind": "sinusoidal"},
+        "pattern": [{"mixer": mixer} for mixer in POSITIONS],
         "init_std": 0.3,
     },
     "window": {"num_layers": 2, "pattern": [{"mixer": NARROW}, {}], "init_std": 0.3},

@@ -249,7 +249,8 @@ def test_parts_of_a_larger_softmax_add_up():
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_compiles_to_triton_in_a_shard_map_with_varying_types():
+@pytest.mark.parametrize("by_distance", [None, "slopes"])
+def test_compiles_to_triton_in_a_shard_map_with_varying_types(by_distance):
     # Interpreted kernels know no varying types; so only lowered, for a GPU that need not be there.
     case = Case(lengths=(80, 80), sizes=(96, 64), window=40, softcap=2.0, dtype="bfloat16")
     q, k, v, d_out, mask = case.arrays()
@@ -258,17 +259,26 @@ def test_compiles_to_triton_in_a_shard_map_with_varying_types():
     mesh = jax.sharding.AbstractMesh((2, 2), ("data", "tensor"), auto, abstract_device=gpu)
     heads, rows = P("data", None, "tensor", None), P("data", None)
 
-    def program(q, k, v, d_out, mask):
-        out, lse = triton_attention.forward(q, k, v, mask)
-        return out, lse, *triton_attention.backward(q, k, v, out, lse, d_out, mask)
+    scoring = make_scoring(4, by_distance=by_distance)
+
+    def program(q, k, v, d_out, mask, scoring):
+        out, lse = triton_attention.forward(q, k, v, mask, scoring=scoring)
+        gradients = triton_attention.backward(q, k, v, out, lse, d_out, mask, scoring=scoring)
+        return out, lse, *gradients
 
     specs = (heads, P("data", "tensor", None), heads, heads, heads)
     mask_spec = Mask(*(rows,) * 5)
     sharded = jax.jit(
-        jax.shard_map(program, mesh=mesh, in_specs=(heads,) * 4 + (mask_spec,), out_specs=specs)
+        jax.shard_map(
+            program, mesh=mesh, in_specs=(heads,) * 4 + (mask_spec, P("tensor")), out_specs=specs
+        )
     )
     with jax.sharding.use_abstract_mesh(mesh):
-        text = sharded.trace(q, k, v, d_out, mask).lower(lowering_platforms=("cuda",)).as_text()
+        text = (
+            sharded.trace(q, k, v, d_out, mask, scoring)
+            .lower(lowering_platforms=("cuda",))
+            .as_text()
+        )
     assert text.count("@__gpu$xla.gpu.triton(") == 3 or text.count("@triton_kernel_call") == 3
 
 

@@ -3,15 +3,16 @@ simplest.
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
 from maxlm.sharding.parameters import named_parameters
 
 
-def logits(decoder, tokens, segments, positions):
-    """Return fp64 (B, T, V) of a batch."""
-    model = decoder.model
+def logits(decoder, tokens, segments, positions, length=None):
+    """Return fp64 (B, T, V) of a batch; `length` is that of whole sequences, T if not given."""
+    model, places = decoder.model, Places(segments, positions, length or tokens.shape[1])
     weights = {
         path: np.asarray(parameter[...], np.float64)
         for path, parameter in named_parameters(decoder)
@@ -19,6 +20,8 @@ def logits(decoder, tokens, segments, positions):
     x = weights["embedding/tokens"][tokens]
     if model.position.kind == "learned":
         x = x + weights["embedding/positions"][positions]
+    if model.position.kind == "sinusoidal":
+        x = x + _sinusoids(positions, x.shape[-1], model.position.theta)
     for number, (segment, repeats) in enumerate(zip(model.segments, model.repeats, strict=True)):
         for repeat in range(repeats):
             for place, config in enumerate(segment.blocks):
@@ -28,15 +31,23 @@ def logits(decoder, tokens, segments, positions):
                     for path, w in weights.items()
                     if path.startswith(prefix)
                 }
-                x = _block(x, block, model, config, segments, positions)
+                x = _block(x, block, model, config, places)
     x = _norm(x, weights, "norm/", model)
     return x @ (weights["embedding/tokens"].T if model.tie_embeddings else weights["head/output"])
 
 
-def _block(x, block, model, config, segments, positions):
+class Places(NamedTuple):
+    """Where tokens are: documents and positions in them (B, T), and how long whole sequences are."""
+
+    segments: np.ndarray
+    positions: np.ndarray
+    length: int
+
+
+def _block(x, block, model, config, places):
     if config.mixer.kind != "none":
         x = x + _attention(
-            _norm(x, block, "mixer_norm/", model), block, model, config.mixer, segments, positions
+            _norm(x, block, "mixer_norm/", model), block, model, config.mixer, places
         )
     if config.ffn.kind != "none":
         x = x + _mlp(_norm(x, block, "ffn_norm/", model), block, config.ffn)
@@ -59,37 +70,116 @@ def _norm(x, weights, prefix, model):
     )
 
 
-def _attention(x, weights, model, config, segments, positions):
+def _attention(x, weights, model, config, places):
     heads = {}
     for name in ("query", "key", "value"):
         heads[name] = np.einsum("btd,dnh->btnh", x, weights[f"mixer/{name}"])
         if config.bias != "none":
             heads[name] = heads[name] + weights[f"mixer/{name}_bias"]
-        if config.qk_norm == "rmsnorm" and name != "value":
-            heads[name] = _norm(heads[name], weights, f"mixer/{name}_norm/", model)
-        if config.position.kind == "rope" and name != "value":
-            heads[name] = _rope(heads[name], positions, config.position.theta)
-    out = np.zeros_like(heads["query"])
-    batch, length, num_heads, head_dim = out.shape
-    for b in range(batch):
-        for t in range(length):
-            first = 0 if config.window is None else max(0, t - config.window + 1)
-            seen = [s for s in range(first, t + 1) if segments[b, s] == segments[b, t]]
-            for n in range(num_heads):
-                k = n // (num_heads // config.num_kv_heads)
-                scores = heads["key"][b, seen, k] @ heads["query"][b, t, n] / math.sqrt(head_dim)
-                p = np.exp(scores - scores.max())
-                out[b, t, n] = p @ heads["value"][b, seen, k] / p.sum()
+        if name != "value":
+            heads[name] = _normalised(heads[name], weights, f"mixer/{name}_norm/", model, config)
+            heads[name] = _turned(heads[name], config.position, places)
+            if config.qk_norm == "l2":
+                heads[name] = heads[name] / _rms(heads[name], -1, model)
+    if config.temperature is not None:
+        stretches = np.floor((places.positions + 1) / config.temperature.floor)
+        grown = np.log(stretches + 1) * config.temperature.scale + 1
+        heads["query"] = heads["query"] * grown[:, :, None, None]
+    out = np.zeros((*x.shape[:2], config.num_heads, config.head_dim))
+    for b, t, n in np.ndindex(out.shape[:3]):
+        seen = [s for s in range(t + 1) if _sees(config, places, b, t, s)]
+        k = n // (config.num_heads // config.num_kv_heads)
+        scores = heads["key"][b, seen, k] @ heads["query"][b, t, n]
+        scores = scores * (config.scale or 1 / math.sqrt(config.head_dim))
+        scores = scores + [_added(config, weights, n, t - s) for s in seen]
+        p = np.exp(scores - scores.max())
+        out[b, t, n] = p @ heads["value"][b, seen, k] / p.sum()
     y = np.einsum("btnh,nhd->btd", out, weights["mixer/out"])
     return y + weights["mixer/out_bias"] if config.bias == "all" else y
 
 
-def _rope(x, positions, theta):
+def _sees(config, places, b, t, s):
+    """Whether token t sees token s, which is not after it."""
+    chunk = config.chunk or places.length
+    same_chunk = places.positions[b, s] // chunk == places.positions[b, t] // chunk
+    in_window = config.window is None or t - s < config.window
+    return places.segments[b, s] == places.segments[b, t] and same_chunk and in_window
+
+
+def _added(config, weights, n, distance):
+    """Return what is added to a head's score."""
+    position = config.position
+    if position.kind == "alibi":
+        return -_slope(n, config.num_heads) * distance
+    if position.kind == "relative":
+        return weights["mixer/relative_bias"][n, _bucket(position, distance)]
+    return 0.0
+
+
+def _slope(n, num_heads):
+    """Return the slope of a head, of as many as a power of two."""
+    assert num_heads & (num_heads - 1) == 0
+    return (2 ** (-8 / num_heads)) ** (n + 1)
+
+
+def _bucket(position, distance):
+    """Return the bucket of a distance, arXiv:1910.10683's, in logarithms."""
+    exact = position.num_buckets // 2
+    if distance < exact:
+        return distance
+    share = math.log(distance / exact) / math.log(position.max_distance / exact)
+    return min(exact + int(share * (position.num_buckets - exact)), position.num_buckets - 1)
+
+
+def _rms(x, axes, model):
+    return np.sqrt((x * x).mean(axes, keepdims=True) + model.norm.epsilon)
+
+
+def _normalised(x, weights, prefix, model, config):
+    if config.qk_norm == "rmsnorm":
+        return _norm(x, weights, prefix, model)
+    if config.qk_norm == "rmsnorm_all":
+        return x / _rms(x, (2, 3), model) * weights[prefix + "scale"]
+    return x
+
+
+def _turned(x, position, places):
+    """Turn queries or keys, with the scalings that depend on the length of sequences."""
+    if position.kind != "rope":
+        return x
+    scaling, turned, more = position.scaling, position.rotary_dim or x.shape[-1], {}
+    theta, factor = position.theta, 1.0
+    if scaling is not None and scaling.kind == "dynamic":
+        longer = max(places.length, scaling.original_length) / scaling.original_length
+        stretch = scaling.factor * longer - scaling.factor + 1
+        theta = theta * stretch ** (turned / (turned - 2))
+    elif scaling is not None:
+        assert scaling.kind == "longrope"
+        long = places.length > scaling.original_length
+        more = {"divisors": np.asarray(scaling.long_factor if long else scaling.short_factor)}
+        factor = math.sqrt(1 + math.log(scaling.factor, scaling.original_length))
+    first = _rope(x[..., :turned], places.positions, theta, position.layout, **more)
+    return np.concatenate([factor * first, x[..., turned:]], axis=-1)
+
+
+def _rope(x, positions, theta, layout="half", divisors=1.0):
     half = x.shape[-1] // 2
-    angles = positions[..., None, None] * theta ** (-np.arange(half) / half)
+    angles = positions[..., None, None] * theta ** (-np.arange(half) / half) / divisors
+    if layout == "interleaved":
+        z = (x[..., 0::2] + 1j * x[..., 1::2]) * np.exp(1j * angles)
+        return np.stack([z.real, z.imag], axis=-1).reshape(x.shape)
     first, second = x[..., :half], x[..., half:]
     cos, sin = np.cos(angles), np.sin(angles)
     return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def _sinusoids(positions, dim, theta):
+    """Return arXiv:1706.03762's, a number at a time."""
+    of_position = np.zeros((positions.max() + 1, dim))
+    for p, number in np.ndindex(of_position.shape):
+        angle = p / theta ** (number // 2 * 2 / dim)
+        of_position[p, number] = math.cos(angle) if number % 2 else math.sin(angle)
+    return of_position[positions]
 
 
 def _mlp(x, weights, config):

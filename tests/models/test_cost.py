@@ -223,11 +223,16 @@ def test_flops_by_part():
     assert cost.flops_per_token(TINY, 3) == sum(cost.flops_parts(TINY, 3).values())
 
 
-@given(st.integers(1, 40), st.one_of(st.none(), st.integers(1, 60)))
-def test_attention_counts_each_visible_pair_once(length, window):
-    model = with_block(mixer={"window": window})
-    distances = (q - k for q, k in itertools.product(range(length), repeat=2))
-    pairs = sum(0 <= distance < (window or length) for distance in distances)
+SIZE = st.one_of(st.none(), st.integers(1, 60))
+
+
+@given(st.integers(1, 40), SIZE, SIZE)
+def test_attention_counts_each_visible_pair_once(length, window, chunk):
+    model = with_block(mixer={"window": window, "chunk": chunk})
+    pairs = sum(
+        0 <= q - k < (window or length) and q // (chunk or length) == k // (chunk or length)
+        for q, k in itertools.product(range(length), repeat=2)
+    )
     scores = cost.flops_parts(model, length)["mixing"]
     assert scores * length == pytest.approx(2 * 12 * 2 * 3 * pairs)
 

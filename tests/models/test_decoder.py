@@ -63,6 +63,50 @@ MODELS = {
         "num_layers": 3,
         "pattern": [{"ffn": {"kind": "none"}}, {"mixer": {"kind": "none"}}, {}],
     },
+    "positions": {
+        "num_layers": 4,
+        "num_kv_heads": 2,
+        "position": {"kind": "sinusoidal"},
+        "pattern": [
+            {
+                "mixer": {
+                    "position": {
+                        "kind": "rope",
+                        "layout": "interleaved",
+                        "scaling": {"kind": "dynamic", "factor": 2.0, "original_length": 8},
+                    },
+                    "qk_norm": "l2",
+                    "scale": 0.3,
+                    "chunk": 5,
+                }
+            },
+            {
+                "mixer": {
+                    "position": {"kind": "relative", "num_buckets": 6, "max_distance": 9},
+                    "qk_norm": "rmsnorm_all",
+                    "window": 12,
+                }
+            },
+            {"mixer": {"position": {"kind": "alibi"}, "scale": 0.7}},
+            {
+                "mixer": {
+                    "position": {
+                        "kind": "rope",
+                        "rotary_dim": 2,
+                        # Training is longer than this, the generated text is not.
+                        "scaling": {
+                            "kind": "longrope",
+                            "short_factor": [1.5],
+                            "long_factor": [3.0],
+                            "original_length": 12,
+                            "factor": 4.0,
+                        },
+                    },
+                    "temperature": {"scale": 0.5, "floor": 3},
+                }
+            },
+        ],
+    },
     "mixed": {
         "num_kv_heads": 1,
         "pattern": [
@@ -130,7 +174,7 @@ def test_greedy_text_is_what_whole_sequences_give(model, mesh, decoder):
     for (token,) in tokens:
         whole = np.asarray([sequence])
         logits = reference.logits(
-            decoder, whole, np.ones_like(whole), np.arange(len(sequence))[None]
+            decoder, whole, np.ones_like(whole), np.arange(len(sequence))[None], length=11
         )
         assert token == logits[0, -1].argmax()
         sequence.append(token)

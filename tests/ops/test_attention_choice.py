@@ -71,6 +71,39 @@ def test_pinned_one_that_cannot(table, platform, model, text):
     assert str(caught.value).startswith(text)
 
 
+DEVICES = {"tpu": "TPU v5", "gpu": "NVIDIA H100 80GB HBM3", "cpu": "cpu"}
+OURS = {"flash_tpu", "flash_hopper", "flash_triton"}
+LIBRARIES = {"splash", "cudnn"}
+REFUSED = {
+    "scale": ({"scale": 0.1}, {}),
+    "temperature": ({"temperature": {}}, {}),
+    "norms": ({"qk_norm": "rmsnorm_all"}, {}),
+    "chunk": ({"chunk": 8}, {"splash": "compiles the mask in"}),
+    "alibi": (
+        {"position": {"kind": "alibi"}},
+        dict.fromkeys(LIBRARIES | {"flash_hopper"}, "by distance, position.kind=alibi"),
+    ),
+    "relative": (
+        {"position": {"kind": "relative"}},
+        dict.fromkeys(LIBRARIES | OURS, "by distance, position.kind=relative"),
+    ),
+}
+
+
+@pytest.mark.parametrize("feature", REFUSED)
+def test_kernels_take_a_feature_or_say_why_not(feature):
+    mixer, refused = REFUSED[feature]
+    size = {"num_heads": 8, "num_kv_heads": 4, "head_dim": 64}
+    (shape,) = shapes_of(pattern=[{"mixer": mixer}], **size)
+    for name in OURS | LIBRARIES | {"chunked"}:
+        row = ATTENTION.table[name]
+        why = row.unsupported(shape._replace(device_kind=DEVICES[row.platforms[0]]))
+        if name == "chunked" or name not in refused:
+            assert why is None, (name, why)
+        else:
+            assert refused[name] in why, (name, why)
+
+
 def test_a_device_has_its_part():
     model = {"num_heads": 8, "num_kv_heads": 4}
     whole = shapes_of(**model)[0]

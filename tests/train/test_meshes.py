@@ -102,6 +102,38 @@ def test_same_on_a_split_sequence(mesh):
     check_context(mesh, microbatches=2)
 
 
+DISTANT_MODEL = {
+    "pattern": [
+        {
+            "mixer": {
+                "position": {"kind": "relative", "num_buckets": 8, "max_distance": 12},
+                "qk_norm": "rmsnorm_all",
+                "chunk": 10,
+            }
+        },
+        {
+            "mixer": {
+                "position": {"kind": "alibi"},
+                "qk_norm": "l2",
+                "scale": 0.5,
+                "temperature": {"scale": 0.3, "floor": 4},
+            }
+        },
+    ],
+    "position": {"kind": "sinusoidal"},
+    "num_layers": 4,
+    "num_kv_heads": 4,
+}
+
+
+def test_same_with_positions_as_distances():
+    """Scores by distance, norms over heads, chunks and fixed positions, where all of them are split."""
+    mesh = {"stage": 2, "context": 2, "tensor": 2}
+    got, want = (run(make_config(model=DISTANT_MODEL, mesh=mesh, length=32)) for mesh in (mesh, {}))
+    assert_same(got, want)
+    assert np.abs(got.gradients["stack/0/0/mixer/relative_bias"]).max() > 1e-5
+
+
 def test_same_with_the_kernel_of_the_tpu_interpreted():
     model = {"pattern": [{}, {"mixer": {"window": 6, "softcap": 3.0, "sinks": True}}]}
     mesh = {"context": 2, "fsdp": 2, "tensor": 2}
@@ -153,7 +185,9 @@ MIXERS = st.fixed_dictionaries(
         "window": st.sampled_from([None, 5]),
         "softcap": st.sampled_from([None, 2.0]),
         "sinks": st.booleans(),
-        "qk_norm": st.sampled_from(["none", "rmsnorm"]),
+        "chunk": st.sampled_from([None, 6]),
+        "scale": st.sampled_from([None, 0.4]),
+        "qk_norm": st.sampled_from(["none", "rmsnorm", "rmsnorm_all", "l2"]),
         "bias": st.sampled_from(["none", "qkv", "all"]),
     }
 )

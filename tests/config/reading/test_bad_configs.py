@@ -636,6 +636,91 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
             "high_frequency_factor=4.0; use 1.0 and 4.0",
         ],
     ),
+    "half of a rotation": (
+        {"head_dim: 16": "head_dim: 16, position: {kind: rope, rotary_dim: 5}"},
+        "",
+        [],
+        [
+            "model.block.mixer.position.rotary_dim=5 must be even and at most model.block.mixer.head_dim=16; use 4"
+        ],
+    ),
+    "more than a head is rotated": (
+        {"head_dim: 16": "head_dim: 16, position: {kind: rope, rotary_dim: 40}"},
+        "",
+        [],
+        ["position.rotary_dim=40 must be even and at most model.block.mixer.head_dim=16; use 16"],
+    ),
+    "factors for each pair": (
+        {
+            "head_dim: 16": "head_dim: 16, position: {kind: rope, scaling: {kind: longrope, factor: 2.0, "
+            "original_length: 16, short_factor: [1.0], long_factor: [1, 1, 1, 1, 1, 1, 1, 1]}}"
+        },
+        "",
+        [],
+        ["position.scaling.short_factor has 1 numbers and must have 8, one for each pair"],
+    ),
+    "half of a ratio": (
+        {
+            "head_dim: 16": "head_dim: 16, position: {kind: rope, scaling: {kind: yarn, factor: 2.0, "
+            "original_length: 16, mscale: 0.7, beta_slow: 40.0}}"
+        },
+        "",
+        [],
+        [
+            "scaling.beta_slow=40.0 must be less than model.block.mixer.position.scaling.beta_fast=32.0",
+            "scaling.mscale=0.7 means nothing without model.block.mixer.position.scaling.mscale_all_dim",
+        ],
+    ),
+    "theta without turns": (
+        {
+            "head_dim: 16": "head_dim: 16, position: {kind: rope, theta: 1.0, scaling: {kind: yarn, factor: 2.0, "
+            "original_length: 16}}"
+        },
+        "",
+        [],
+        ["position.theta=1.0 must be above 1 for model.block.mixer.position.scaling.kind=yarn"],
+    ),
+    "one frequency": (
+        {
+            "head_dim: 16": "head_dim: 16, position: {kind: rope, rotary_dim: 2, scaling: {kind: ntk, factor: 2.0}}"
+        },
+        "",
+        [],
+        ["position.scaling.kind=ntk needs more than the one frequency of 2 turned numbers"],
+    ),
+    "a factor that shrinks": (
+        {
+            "head_dim: 16": "head_dim: 16, position: {kind: rope, scaling: {kind: linear, factor: 0.5}}"
+        },
+        "",
+        [],
+        ["position.scaling.factor=0.5"],
+    ),
+    "distances": (
+        {"head_dim: 16": "head_dim: 16, position: {kind: relative, max_distance: 16}"},
+        "",
+        [],
+        ["position.max_distance=16 must be above the 16 distances that have a bucket of their own"],
+    ),
+    "capped distances": (
+        {"head_dim: 16": "head_dim: 16, softcap: 5.0, position: {kind: alibi}"},
+        "",
+        [],
+        [
+            "mixer.softcap=5.0 would squash what model.block.mixer.position.kind=alibi adds to scores"
+        ],
+    ),
+    "odd sinusoids": (
+        {
+            "hidden_dim: 128}}": "hidden_dim: 128}}\n  position: {kind: sinusoidal}",
+            "embed_dim: 64": "embed_dim: 63",
+        },
+        "",
+        [],
+        [
+            "model.embed_dim=63 must be even for model.position.kind=sinusoidal; use 64",
+        ],
+    ),
     "warm-up": (
         {},
         "schedule: {warmup_steps: 100}\n",
