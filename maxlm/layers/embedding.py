@@ -16,7 +16,7 @@ from maxlm.sharding.tensor import sequence_part
 
 
 class Embedding(nnx.Module):
-    """A vector per token, plus one per position where the model learns positions."""
+    """A vector per token times a factor, plus one per position where the model learns positions."""
 
     def __init__(self, model: ModelConfig):
         table, init = (model.vocab_size, model.embed_dim), Normal(model.init_std)
@@ -24,6 +24,7 @@ class Embedding(nnx.Module):
         # meets.
         used = float(model.tie_embeddings)
         self.tokens = weight(table, P("tensor", FSDP_AXES), init, role="embedding", used=used)
+        self.scale = model.embed_scale
         self.learned_positions = model.position.kind == "learned"
         if model.position.kind == "learned":
             shape = (model.position.max_length, model.embed_dim)
@@ -37,6 +38,7 @@ class Embedding(nnx.Module):
         row = tokens_BT - lax.axis_index("tensor") * table_VD.shape[0]
         own = (row >= 0) & (row < table_VD.shape[0])
         x_BTD = info.leave(jnp.where(own[..., None], table_VD[jnp.where(own, row, 0)], 0))
+        x_BTD *= self.scale
         if self.learned_positions:
             positions_BT = sequence_part(info.positions_BT) if info.split else info.positions_BT
             x_BTD += self.positions[...][positions_BT]

@@ -61,8 +61,8 @@ class Attention(Mixer):
         if config.bias == "all":
             self.out_bias = weight((dim,), P(FSDP_AXES), zeros, role="bias")
         if config.qk_norm == "rmsnorm":
-            self.query_norm = RMSNorm(head_dim, model.norm.epsilon, P(None))
-            self.key_norm = RMSNorm(head_dim, model.norm.epsilon, P(None))
+            self.query_norm = RMSNorm(head_dim, model.norm, P(None))
+            self.key_norm = RMSNorm(head_dim, model.norm, P(None))
         if config.sinks:
             self.sink_bias = weight((heads,), P("tensor"), zeros, role="bias")
         self.config = config
