@@ -72,6 +72,7 @@ def start(runtime: RuntimeConfig) -> None:
             )
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", runtime.device_count)
+        _give_threads(runtime.device_count)
     elif runtime.platform == "cpu":
         jax.config.update("jax_platforms", "cpu")
     if runtime.compile_cache is not None:
@@ -85,6 +86,17 @@ def start(runtime: RuntimeConfig) -> None:
     _find_devices(runtime.platform)
     if jax.process_index() > 0:
         logging.getLogger().setLevel(logging.ERROR)
+
+
+def _give_threads(device_count: int) -> None:
+    """Let the CPU's backend have a thread for every fake device that waits in a collective.
+
+    It takes as many as there are cores. Where a program leaves collectives without an order, such
+    as those of layers side by side, two devices that wait for the others could have them all, and
+    the others would wait for a thread for ever.
+    """
+    threads = max(2 * device_count, os.cpu_count() or 1)
+    os.environ.setdefault("PJRT_NPROC", str(threads))
 
 
 def _make_folder(path: Path) -> str:

@@ -23,7 +23,10 @@ from maxlm.config.section import (
     as_tuple,
 )
 
-BLOCK_ACTIVATIONS = {"mixer_out": "what the mixer adds to its block's input"}
+BLOCK_ACTIVATIONS = {
+    "mixer_out": "what the mixer returns, before the norm behind it if there is one",
+    "ffn_out": "what the ffn returns, likewise: the backward pass needs it for a norm behind it alone",
+}
 """What `train.remat` can name in any block."""
 
 
@@ -31,17 +34,42 @@ MAX_LAYERS = 10_000
 
 
 class NormConfig(Section):
-    """Normalisation before every mixer and ffn, and before the head."""
+    """Normalisation around every mixer and ffn (`norms` of their block), and before the head."""
 
     kind: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     epsilon: PositiveFloat = 1e-5
+    scale: Literal["plain", "one_plus"] = Field(
+        "plain",
+        description="what the normalised vector is multiplied with: a weight that starts at 1, or 1 + a weight that "
+        "starts at 0",
+    )
 
 
 class BlockConfig(Section):
-    """One block: x + mixer(norm(x)), then x + ffn(norm(x))."""
+    """One block: what mixer and ffn add to the residual stream x."""
 
     mixer: Mixer
     ffn: Ffn
+    norms: Literal["pre", "post", "sandwich"] = Field(
+        "pre",
+        description="where a layer f has norms: x + f(norm(x)), x + norm(f(x)) (arXiv:2501.00656), or both, "
+        "x + norm(f(norm(x))) (arXiv:2408.00118)",
+    )
+    residual: Literal["sequential", "parallel", "parallel_one_norm"] = Field(
+        "sequential",
+        description="the ffn sees what the mixer has added, or the block's input as the mixer does, on a norm of its "
+        "own (arXiv:2204.06745) or on the mixer's",
+    )
+
+    def problems(self, path: str) -> Iterator[Problem]:
+        """Yield a norm that is to be shared and is not there."""
+        if self.residual == "parallel_one_norm" and self.norms == "post":
+            text = f"{path}.residual=parallel_one_norm shares the norm before mixer and ffn"
+            text += f", but {path}.norms=post has none"
+            yield Problem(
+                f"{path}.residual",
+                f"{text}; use {path}.residual=parallel, or {path}.norms=sandwich",
+            )
 
 
 class PatternBlock(BlockConfig):
@@ -93,6 +121,17 @@ class ModelConfig(Section):
     ] = Field(NoPosition(), description="what is added to the embeddings")
     tie_embeddings: bool = Field(
         False, description="use the embedding table as the output projection too"
+    )
+    embed_scale: PositiveFloat = Field(1.0, description="factor on the vectors of tokens")
+    residual_scale: PositiveFloat = Field(
+        1.0, description="factor on what mixers and ffns add to the residual stream"
+    )
+    logit_scale: PositiveFloat = Field(
+        1.0, description="factor on products with the output projection"
+    )
+    logit_softcap: PositiveFloat | None = Field(
+        None,
+        description="squash logits z to logit_softcap * tanh(z / logit_softcap) (arXiv:2408.00118; null: leave them)",
     )
     init_std: PositiveFloat = Field(
         0.02,
@@ -149,6 +188,7 @@ class ModelConfig(Section):
 
     def problems(self) -> Iterator[Problem]:
         """Yield segments that do not make `num_layers` blocks."""
+        yield from self._block_problems()
         empty = [
             f"model.segments.{number}.pattern"
             for number, one in enumerate(self.segments)
@@ -162,6 +202,14 @@ class ModelConfig(Section):
             )
         if not empty:
             yield from self._count_problems()
+
+    def _block_problems(self) -> Iterator[Problem]:
+        """Yield what is wrong with a block, once for all that are like `block` in it."""
+        yield from self.block.problems("model.block")
+        for number, segment in enumerate(self.segments):
+            for place, block in enumerate(segment.pattern):
+                if (block.norms, block.residual) != (self.block.norms, self.block.residual):
+                    yield from block.problems(f"model.segments.{number}.pattern.{place}")
 
     def _count_problems(self) -> Iterator[Problem]:
         open_ended = [

@@ -20,7 +20,6 @@ from maxlm.layers.layer import StateArray
 from maxlm.layers.sequence import SequenceInfo
 from maxlm.models.decoder import Decoder
 from maxlm.ops import OPERATIONS
-from maxlm.products import einsum_fp32
 from maxlm.sharding.fsdp import cast, gather, vary
 from maxlm.sharding.mesh import DECODING_AXES
 from maxlm.sharding.parameters import partition_specs
@@ -123,8 +122,7 @@ def make_advance(
         )
         x_BTD, states = decoder.decode(tokens_BT, info, states, start_B)
         x_BD = jnp.take_along_axis(x_BTD, lengths_B[:, None, None] - 1, axis=1)[:, 0]
-        logits_BV = einsum_fp32("BD,DV->BV", x_BD, decoder.output_DV())
-        return logits_BV, states
+        return decoder.logits(x_BD), states
 
     rows, of_states = P(DECODING_AXES), state_specs(declared)
     in_specs = (partition_specs(declared), rows, of_states, rows, rows)

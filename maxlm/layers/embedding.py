@@ -18,7 +18,9 @@ from maxlm.sharding.tensor import sequence_part
 
 
 class Embedding(nnx.Module):
-    """A vector per token, plus one per position, learned or fixed, where the model has them."""
+    """A vector per token times a factor, plus one per position, learned or fixed, where the model
+    has them.
+    """
 
     def __init__(self, model: ModelConfig):
         table, init = (model.vocab_size, model.embed_dim), Normal(model.init_std)
@@ -26,7 +28,7 @@ class Embedding(nnx.Module):
         # meets.
         used = float(model.tie_embeddings)
         self.tokens = weight(table, P("tensor", FSDP_AXES), init, role="embedding", used=used)
-        self.position = model.position
+        self.scale, self.position = model.embed_scale, model.position
         if isinstance(model.position, LearnedPosition):
             shape = (model.position.max_length, model.embed_dim)
             self.positions = weight(shape, P(None, FSDP_AXES), init, role="embedding")
@@ -39,6 +41,7 @@ class Embedding(nnx.Module):
         row = tokens_BT - lax.axis_index("tensor") * table_VD.shape[0]
         own = (row >= 0) & (row < table_VD.shape[0])
         x_BTD = info.leave(jnp.where(own[..., None], table_VD[jnp.where(own, row, 0)], 0))
+        x_BTD *= self.scale
         positions_BT = sequence_part(info.positions_BT) if info.split else info.positions_BT
         if isinstance(self.position, LearnedPosition):
             x_BTD += self.positions[...][positions_BT]

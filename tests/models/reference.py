@@ -10,18 +10,45 @@ import numpy as np
 from maxlm.sharding.parameters import named_parameters
 
 
-def logits(decoder, tokens, segments, positions, length=None):
-    """Return fp64 (B, T, V) of a batch; `length` is that of whole sequences, T if not given."""
-    model, places = decoder.model, Places(segments, positions, length or tokens.shape[1])
-    weights = {
+def weights_of(decoder):
+    """Return every parameter in fp64, by its path."""
+    return {
         path: np.asarray(parameter[...], np.float64)
         for path, parameter in named_parameters(decoder)
     }
-    x = weights["embedding/tokens"][tokens]
+
+
+def logits(decoder, tokens, segments, positions, length=None):
+    """Return fp64 (B, T, V) of a batch; `length` is that of whole sequences, T if not given."""
+    places = Places(segments, positions, length or tokens.shape[1])
+    return logits_of(decoder.model, weights_of(decoder), tokens, places)
+
+
+def objective(model, weights, batch, loss):
+    """Return (what is differentiated, nats): the mean loss of a batch with what `loss` adds, and
+    the balance losses of its mixtures; the sum of plain cross entropy.
+    """
+    penalties = []
+    tokens = batch["tokens"]
+    places = Places(batch["segment_ids"], batch["positions"], tokens.shape[1])
+    z = logits_of(model, weights, tokens, places, penalties)
+    log_z = np.log(np.exp(z - z.max(-1, keepdims=True)).sum(-1)) + z.max(-1)
+    target = np.take_along_axis(z, batch["targets"][..., None], axis=-1)[..., 0]
+    each = log_z - (1 - loss.label_smoothing) * target - loss.label_smoothing * z.mean(-1)
+    each += loss.z_loss * log_z**2
+    counted = batch["weights"].astype(np.float64)
+    nats = (counted * (log_z - target)).sum()
+    return (counted * each).sum() / counted.sum() + sum(penalties), nats
+
+
+def logits_of(model, weights, tokens, places, penalties=None):
+    x = model.embed_scale * weights["embedding/tokens"][tokens]
+    positions = places.positions
     if model.position.kind == "learned":
         x = x + weights["embedding/positions"][positions]
     if model.position.kind == "sinusoidal":
         x = x + _sinusoids(positions, x.shape[-1], model.position.theta)
+    penalties = [] if penalties is None else penalties
     for number, (segment, repeats) in enumerate(zip(model.segments, model.repeats, strict=True)):
         for repeat in range(repeats):
             for place, config in enumerate(segment.blocks):
@@ -31,9 +58,13 @@ def logits(decoder, tokens, segments, positions, length=None):
                     for path, w in weights.items()
                     if path.startswith(prefix)
                 }
-                x = _block(x, block, model, config, places)
+                x = _block(x, block, model, config, places, penalties)
     x = _norm(x, weights, "norm/", model)
-    return x @ (weights["embedding/tokens"].T if model.tie_embeddings else weights["head/output"])
+    output = weights["embedding/tokens"].T if model.tie_embeddings else weights["head/output"]
+    z = model.logit_scale * (x @ output)
+    return (
+        z if model.logit_softcap is None else model.logit_softcap * np.tanh(z / model.logit_softcap)
+    )
 
 
 class Places(NamedTuple):
@@ -44,30 +75,41 @@ class Places(NamedTuple):
     length: int
 
 
-def _block(x, block, model, config, places):
-    if config.mixer.kind != "none":
-        x = x + _attention(
-            _norm(x, block, "mixer_norm/", model), block, model, config.mixer, places
-        )
-    if config.ffn.kind != "none":
-        x = x + _mlp(_norm(x, block, "ffn_norm/", model), block, config.ffn)
-    return x
+def _block(x, block, model, config, places, penalties):
+    def mixer(h):
+        return _attention(h, block, model, config.mixer, places)
+
+    def ffn(h):
+        if config.ffn.kind == "moe":
+            return _moe(h, block, config.ffn, penalties)
+        return _mlp(h, block, config.ffn)
+
+    def added(x, name, layer, before):
+        h = x if config.norms == "post" else _norm(x, block, f"{before}_norm/", model)
+        y = layer(h)
+        y = y if config.norms == "pre" else _norm(y, block, f"{name}_post_norm/", model)
+        return model.residual_scale * y
+
+    if config.mixer.kind == "none":
+        return x + added(x, "ffn", ffn, "ffn")
+    if config.ffn.kind == "none":
+        return x + added(x, "mixer", mixer, "mixer")
+    if config.residual == "sequential":
+        x = x + added(x, "mixer", mixer, "mixer")
+        return x + added(x, "ffn", ffn, "ffn")
+    before = "mixer" if config.residual == "parallel_one_norm" else "ffn"
+    return x + added(x, "mixer", mixer, "mixer") + added(x, "ffn", ffn, before)
 
 
 def _norm(x, weights, prefix, model):
-    if model.norm.kind == "layernorm":
+    scale = weights[prefix + "scale"] + (model.norm.scale == "one_plus")
+    if model.norm.kind == "layernorm" and prefix + "bias" in weights:
         x = x - x.mean(-1, keepdims=True)
         return (
-            x
-            / np.sqrt((x * x).mean(-1, keepdims=True) + model.norm.epsilon)
-            * weights[prefix + "scale"]
+            x / np.sqrt((x * x).mean(-1, keepdims=True) + model.norm.epsilon) * scale
             + weights[prefix + "bias"]
         )
-    return (
-        x
-        / np.sqrt((x * x).mean(-1, keepdims=True) + model.norm.epsilon)
-        * weights[prefix + "scale"]
-    )
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + model.norm.epsilon) * scale
 
 
 def _attention(x, weights, model, config, places):
@@ -92,8 +134,10 @@ def _attention(x, weights, model, config, places):
         scores = heads["key"][b, seen, k] @ heads["query"][b, t, n]
         scores = scores * (config.scale or 1 / math.sqrt(config.head_dim))
         scores = scores + [_added(config, weights, n, t - s) for s in seen]
-        p = np.exp(scores - scores.max())
-        out[b, t, n] = p @ heads["value"][b, seen, k] / p.sum()
+        sink = weights["mixer/sink_bias"][n] if config.sinks else -np.inf
+        peak = max(scores.max(), sink)
+        p = np.exp(scores - peak)
+        out[b, t, n] = p @ heads["value"][b, seen, k] / (p.sum() + np.exp(sink - peak))
     y = np.einsum("btnh,nhd->btd", out, weights["mixer/out"])
     return y + weights["mixer/out_bias"] if config.bias == "all" else y
 
@@ -139,7 +183,8 @@ def _normalised(x, weights, prefix, model, config):
     if config.qk_norm == "rmsnorm":
         return _norm(x, weights, prefix, model)
     if config.qk_norm == "rmsnorm_all":
-        return x / _rms(x, (2, 3), model) * weights[prefix + "scale"]
+        scale = weights[prefix + "scale"] + (model.norm.scale == "one_plus")
+        return x / _rms(x, (2, 3), model) * scale
     return x
 
 
@@ -182,18 +227,72 @@ def _sinusoids(positions, dim, theta):
     return of_position[positions]
 
 
-def _mlp(x, weights, config):
+def _mlp(x, weights, config, prefix="ffn/"):
     bias = (
-        (lambda name: weights[f"ffn/{name}_bias"]) if config.bias == "all" else (lambda name: 0.0)
+        (lambda name: weights[f"{prefix}{name}_bias"])
+        if config.bias == "all"
+        else (lambda name: 0.0)
     )
-    up = x @ weights["ffn/up"] + bias("up")
-    gate = x @ weights["ffn/gate"] + bias("gate") if "ffn/gate" in weights else up
-    gelu = lambda z: 0.5 * z * (1 + np.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))  # noqa: E731
-    activate = {
-        "swiglu": lambda z: z / (1 + np.exp(-z)),
-        "geglu": gelu,
-        "gelu": gelu,
-        "relu": lambda z: np.maximum(z, 0),
-    }[config.activation]
-    hidden = activate(gate) * up if "ffn/gate" in weights else activate(gate)
-    return hidden @ weights["ffn/down"] + bias("down")
+    up = x @ weights[prefix + "up"] + bias("up")
+    gate = x @ weights[prefix + "gate"] + bias("gate") if prefix + "gate" in weights else None
+    return _activated(config.activation, gate, up) @ weights[prefix + "down"] + bias("down")
+
+
+def _activated(name, gate, up):
+    sigmoid = lambda z: 1 / (1 + np.exp(-z))  # noqa: E731
+    erf = np.vectorize(math.erf)
+    gelu = {
+        "tanh": lambda z: 0.5 * z * (1 + np.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))),
+        "exact": lambda z: 0.5 * z * (1 + erf(z / math.sqrt(2))),
+    }
+    if name == "swiglu_clamped":
+        gate, up = np.minimum(gate, 7), np.clip(up, -7, 7)
+        return (up + 1) * gate * sigmoid(1.702 * gate)
+    if name == "swiglu":
+        return gate * sigmoid(gate) * up
+    kind, _, form = name.partition("_")
+    if kind == "geglu":
+        return gelu[form](gate) * up
+    return gelu[form](up) if kind == "gelu" else np.maximum(up, 0) ** (2 if kind == "relu2" else 1)
+
+
+def _moe(x, weights, config, penalties):
+    """One token after the other, each through its experts."""
+    rows = x.reshape(-1, x.shape[-1])
+    router, balance = config.router, config.balance
+    out, loads, shares, squares = np.zeros_like(rows), 0.0, 0.0, 0.0
+    for token, row in enumerate(rows):
+        logit = row @ weights["ffn/router"]
+        if router.bias:
+            logit = logit + weights["ffn/router_linear_bias"]
+        z = np.exp(logit - logit.max())
+        scores = z / z.sum() if router.kind == "softmax" else 1 / (1 + np.exp(-logit))
+        judged = (scores + weights.get("ffn/router_bias", 0.0)).reshape(router.num_groups, -1)
+        best = np.sort(judged, axis=1)[:, -(2 if router.group_score == "top2" else 1) :].sum(axis=1)
+        judged[np.argsort(best)[: router.num_groups - router.top_groups]] = -np.inf
+        picked = np.argsort(judged.reshape(-1))[-config.experts_per_token :]
+        total = scores[picked].sum() if router.weights == "normalised" else 1.0
+        for expert in picked:
+            own = {f"ffn/{name}": weights[f"ffn/{name}"][expert] for name in _of_experts(config)}
+            factor = router.scale * scores[expert] / total
+            if router.apply_to == "input":
+                out[token] += _mlp(factor * row, own, config)
+            else:
+                out[token] += factor * _mlp(row, own, config)
+        if config.shared_dim:
+            shared = _mlp(row, weights, config.model_copy(update={"bias": "none"}), "ffn/shared/")
+            gate = (
+                1 / (1 + np.exp(-row @ weights["ffn/shared_gate"])) if config.shared_gate else 1.0
+            )
+            out[token] += gate * shared
+        loads = loads + np.isin(np.arange(config.num_experts), picked)
+        shares = shares + scores / scores.sum()
+        squares += (np.log(z.sum()) + logit.max()) ** 2
+    auxiliary = config.num_experts * (loads / loads.sum()) @ (shares / len(rows))
+    penalties.append(balance.auxiliary_loss * auxiliary + balance.z_loss * squares / len(rows))
+    return out.reshape(x.shape)
+
+
+def _of_experts(config):
+    names = ["up", "down"] + ["gate"] * config.activation.startswith(("swiglu", "geglu"))
+    return names + [f"{name}_bias" for name in names if config.bias == "all"]

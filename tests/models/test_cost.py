@@ -52,7 +52,7 @@ GPT2_124M = build(
     embed_dim=768,
     num_heads=12,
     mlp_dim=3072,
-    pattern=[{"mixer": {"bias": "all"}, "ffn": {"activation": "gelu", "bias": "all"}}],
+    pattern=[{"mixer": {"bias": "all"}, "ffn": {"activation": "gelu_tanh", "bias": "all"}}],
     norm={"kind": "layernorm"},
     position={"kind": "learned", "max_length": 1024},
     tie_embeddings=True,
@@ -146,6 +146,20 @@ def test_mixture_by_part():
     assert parameter_count(Decoder(MIXED)) == cost.parameter_count(MIXED)
 
 
+def test_what_a_mixture_with_every_bias_has_more():
+    biased = {"bias": "all", "shared_gate": True, "router": {"bias": True}}
+    more = with_block(ffn={**MOE, **biased})
+    plain = with_block(ffn=MOE)
+    # a layer: 4 experts with up and gate biases of 7 and a down bias of 4, of which a token meets
+    # two; the router's 4; the gate's 4
+    added = 4 * (7 + 7 + 4) + 4 + 4
+    assert cost.parameter_count(more) == cost.parameter_count(plain) + 2 * added
+    active = cost.active_parameter_count(more) - cost.active_parameter_count(plain)
+    assert active == 2 * (added - 2 * (7 + 7 + 4))
+    # additions are no products; the gate's are
+    assert cost.flops_per_token(more, 3) == cost.flops_per_token(plain, 3) + 2 * 6 * 4
+
+
 def test_parameters_by_part():
     # per layer: q 4*6, k and v 4*3 each, out 6*4; gate, up, down 3*4*5; two norms of 4
     assert cost.parameter_parts(TINY) == {
@@ -166,8 +180,14 @@ def test_parameters_by_part():
         ({"mixer": {"sinks": True, "softcap": 30.0}}, 2),
         ({"mixer": {"window": 4}}, 0),
         ({"ffn": {"bias": "all"}}, 5 + 5 + 4),
-        ({"ffn": {"activation": "geglu", "bias": "all"}}, 5 + 5 + 4),
-        ({"ffn": {"activation": "gelu"}}, -20),
+        ({"ffn": {"activation": "geglu_tanh", "bias": "all"}}, 5 + 5 + 4),
+        ({"ffn": {"activation": "swiglu_clamped"}}, 0),
+        ({"norms": "post"}, 0),
+        ({"norms": "sandwich"}, 2 * 4),
+        ({"residual": "parallel"}, 0),
+        ({"residual": "parallel_one_norm"}, -4),
+        ({"residual": "parallel_one_norm", "ffn": {"kind": "none"}}, -60 - 4),
+        ({"ffn": {"activation": "gelu_tanh"}}, -20),
         ({"ffn": {"activation": "relu", "bias": "all"}}, -20 + 5 + 4),
         ({"ffn": {"kind": "none"}}, -60 - 4),
         ({"mixer": {"kind": "none"}}, -72 - 4),
@@ -191,7 +211,7 @@ def test_what_each_option_adds(block, extra_per_layer):
 
 def test_pattern_is_repeated():
     four = {**SIZES, "num_layers": 4}
-    mixed, gated = build(**four, pattern=[{}, {"ffn": {"activation": "gelu"}}]), build(**four)
+    mixed, gated = build(**four, pattern=[{}, {"ffn": {"activation": "gelu_tanh"}}]), build(**four)
     assert cost.parameter_count(mixed) == cost.parameter_count(gated) - 2 * 20
 
 

@@ -194,7 +194,7 @@ MIXERS = st.fixed_dictionaries(
 FFNS = st.fixed_dictionaries(
     {
         "kind": st.just("mlp"),
-        "activation": st.sampled_from(["swiglu", "geglu", "relu", "gelu"]),
+        "activation": st.sampled_from(["swiglu", "geglu_exact", "relu2", "gelu_tanh"]),
         "bias": st.sampled_from(["none", "all"]),
     }
 )

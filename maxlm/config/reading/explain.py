@@ -102,7 +102,9 @@ def _unknown_key(path: str, parent: Any) -> str:
 
 
 def _not_one_of(path: str, value: Any, names: list[str]) -> str:
-    close = did_you_mean(str(value), names)
+    # What a longer name begins with is that name cut short, whatever else looks like it.
+    longer = [name for name in names if name.startswith(f"{value}_")]
+    close = " or ".join(longer) or did_you_mean(str(value), names)
     if len(names) == 1:
         return f"{path}={show_value(value)} is not known here; use {names[0]}"
     return f"{path}={show_value(value)} is not one of {', '.join(names)}; " + (

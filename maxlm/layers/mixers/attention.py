@@ -64,9 +64,8 @@ class Attention(Mixer):
         if config.bias == "all":
             self.out_bias = weight((dim,), P(FSDP_AXES), zeros, role="bias")
         if config.qk_norm in ("rmsnorm", "rmsnorm_all"):
-            epsilon = model.norm.epsilon
-            self.query_norm = build_head_norm(config.qk_norm, heads, head_dim, epsilon)
-            self.key_norm = build_head_norm(config.qk_norm, kv_heads, head_dim, epsilon)
+            self.query_norm = build_head_norm(config.qk_norm, heads, head_dim, model.norm)
+            self.key_norm = build_head_norm(config.qk_norm, kv_heads, head_dim, model.norm)
         if isinstance(config.position, RelativePosition):
             shape, spec = (heads, config.position.num_buckets), P("tensor", None)
             self.relative_bias = weight(shape, spec, init, role="bias", fp32=True)

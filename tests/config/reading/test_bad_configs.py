@@ -453,6 +453,58 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
             "use model.block.mixer.num_kv_heads=8, or mesh.context=1, or mesh.context_kind=ring, which does not",
         ],
     ),
+    "an activation of two forms": (
+        {"hidden_dim: 128": "hidden_dim: 128, activation: gelu"},
+        "",
+        [],
+        [
+            'model.block.ffn.activation="gelu" is not one of',
+            "did you mean gelu_tanh or gelu_exact?",
+        ],
+    ),
+    "a gated activation of two forms": (
+        {},
+        "",
+        ["model.block.ffn.activation=geglu"],
+        ["did you mean geglu_tanh or geglu_exact?"],
+    ),
+    "one norm where there is none": (
+        {},
+        "",
+        ["model.block.norms=post", "model.block.residual=parallel_one_norm"],
+        [
+            "model.block.residual=parallel_one_norm shares the norm before mixer and ffn, but model.block.norms=post "
+            "has none; use model.block.residual=parallel, or model.block.norms=sandwich",
+            "1 problem",
+        ],
+    ),
+    "one norm where there is none, in a pattern": (
+        {},
+        "",
+        [
+            "model.block.norms=post",
+            "model.segments=[{pattern: [{}, {residual: parallel_one_norm}]}]",
+        ],
+        ["model.segments.0.pattern.1.residual=parallel_one_norm shares", "1 problem"],
+    ),
+    "a cap below nothing": (
+        {},
+        "",
+        ["model.logit_softcap=0.0", "model.residual_scale=-1.0"],
+        [
+            "model.logit_softcap=0.0 must be more than 0",
+            "model.residual_scale=-1.0 must be more than 0",
+        ],
+    ),
+    "gate of no shared expert": (
+        {},
+        "",
+        [MOE % "num_experts: 4, experts_per_token: 2, expert_dim: 32, shared_gate: true"],
+        [
+            "model.block.ffn.shared_gate=true has no shared experts to multiply: model.block.ffn.shared_dim=0; "
+            "use model.block.ffn.shared_gate=false, or model.block.ffn.shared_dim=32"
+        ],
+    ),
     "experts on mesh": (
         {},
         "mesh: {expert: 4}\n",
