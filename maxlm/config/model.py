@@ -18,6 +18,7 @@ from maxlm.config.section import (
     PositiveFloat,
     PositiveInt,
     Section,
+    Use,
     as_tuple,
 )
 
@@ -103,7 +104,7 @@ class ModelConfig(Section):
     tie_embeddings: bool = Field(
         False, description="use the embedding table as the output projection too"
     )
-    init_std: PositiveFloat = Field(
+    init_std: Annotated[PositiveFloat, Use.TRAINING] = Field(
         0.02,
         description="standard deviation of initial weights; outputs of mixer and ffn get / sqrt(2 num_layers)",
     )
