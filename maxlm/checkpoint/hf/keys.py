@@ -121,7 +121,7 @@ class Key:
         if self.values is not None:
             spelt = [theirs for theirs, ours in self.values.items() if ours == value]
             if not spelt:
-                known = " or ".join(map(repr, self.values.values()))
+                known = " or ".join(map(repr, dict.fromkeys(self.values.values())))
                 raise CannotExpressError(f"{self.ours}={value!r}: its {self.theirs} knows {known}")
             value = spelt[0]
         return {self.theirs: value}

@@ -20,12 +20,21 @@ from maxlm.checkpoint.hf.tensor_files import Tensor
 from maxlm.sharding.parameters import map_parameters, named_parameters, partition_spec, with_value
 
 Module = TypeVar("Module")
+
+ON_HOST_BYTES = 2**28
+"""Smaller parameters are put together in the host's memory; larger ones in place on their devices,
+which takes a compilation for each shape and device.
+"""
+
 Box = tuple[range, ...]
 """Which indices of each dimension of a parameter a device holds, or a tensor gives."""
 
 
 def load(
-    published: Published, declared: Module, mesh: Mesh, advance: Callable[[int], None]
+    published: Published,
+    declared: Module,
+    mesh: Mesh,
+    advance: Callable[[int], None] | None = None,
 ) -> Module:
     """Return the decoder with the published values, each parameter laid out as it is declared.
 
@@ -45,6 +54,7 @@ def load(
     for part in published.parts(declared):
         parts.setdefault(part.parameter, []).append(part)
     names = iter(named_parameters(declared))
+    advance = advance or _tell_nobody
 
     def loaded(parameter: Any) -> Any:
         path, _ = next(names)
@@ -54,6 +64,10 @@ def load(
         return with_value(parameter, value)
 
     return map_parameters(loaded, declared)
+
+
+def _tell_nobody(elements: int) -> None:
+    del elements
 
 
 def _load_parameter(
@@ -69,8 +83,10 @@ def _load_parameter(
         for device, index in sharding.addressable_devices_indices_map(shape).items()
         if index is not None
     }
+    held = sum(math.prod(map(len, box)) for box in boxes.values()) * dtype.itemsize
+    on_host = held <= ON_HOST_BYTES
     shards = {
-        device: jax.device_put(jnp.zeros([len(side) for side in box], dtype, device=device), device)
+        device: _zeros([len(side) for side in box], dtype, None if on_host else device)
         for device, box in boxes.items()
     }
     for part in parts:
@@ -81,11 +97,32 @@ def _load_parameter(
             values, around = _read(part, list(wanted.values()), tensors)
             for device, box in wanted.items():
                 piece = values[tuple(_relative(box, around))]
-                starts = [side.start - own.start for side, own in zip(box, boxes[device], strict=True)]
-                shards[device] = _written(shards[device], jax.device_put(piece, device), starts)
+                shards[device] = _with_piece(shards[device], piece, box, boxes[device])
             jax.block_until_ready([shards[device] for device in wanted])
         advance(math.prod(map(len, given)))
-    return jax.make_array_from_single_device_arrays(shape, sharding, list(shards.values()))
+    arrays = [jax.device_put(shard, device) for device, shard in shards.items()]
+    return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
+
+
+def _zeros(shape: Sequence[int], dtype: Any, device: Any) -> Any:
+    """Return zeros on a device, or on the host where that is None."""
+    return np.zeros(shape, dtype) if device is None else jnp.zeros(shape, dtype, device=device)
+
+
+def _with_piece(shard: Any, piece: np.ndarray, box: Box, own: Box) -> Any:
+    """Return a shard, which is given away, with a piece of it in its place.
+
+    Args:
+      shard: of a device.
+      piece: values.
+      box: where they are in the parameter.
+      own: where the shard is.
+    """
+    if isinstance(shard, np.ndarray):
+        shard[tuple(_relative(box, own))] = piece
+        return shard
+    starts = [side.start - whole.start for side, whole in zip(box, own, strict=True)]
+    return _written(shard, jax.device_put(piece, shard.sharding), starts)
 
 
 @functools.partial(jax.jit, donate_argnums=0)

@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from maxlm.checkpoint.hf.families import FAMILIES
-from maxlm.checkpoint.hf.family import Family, Part, parts_of, read_config
+from maxlm.checkpoint.hf.family import Family, Part, Understood, parts_of, read_config
 from maxlm.checkpoint.hf.quantised import as_numbers
 from maxlm.checkpoint.hf.tensor_files import Tensor, open_tensors, read_json
 from maxlm.config.checks import find_problems
@@ -22,6 +22,12 @@ from maxlm.config.model import ModelConfig
 from maxlm.config.schema import MeshConfig
 
 CONFIG = "config.json"
+# No *.py: code that comes with weights is never run, nor handed on.
+_OTHER_FILES = (
+    *("tokenizer*.json", "tokenizer.model*", "*.tiktoken", "spiece.model", "tekken.json"),
+    *("special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"),
+    *("generation_config.json", "chat_template*", "LICENSE*", "NOTICE*", "USE_POLICY*"),
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,8 @@ class Published:
       folder: where it is.
       config: its config.json.
       family: its family.
-      model: its settings; the vocabulary may have been filled up.
+      model: what it says; the vocabulary may have been filled up.
+      settings: likewise, as a user would write it.
       vocab_size: rows of the published vocabulary.
       tensors: by the names that rows of families give them.
       notes: what config.json says that does not matter here.
@@ -42,6 +49,7 @@ class Published:
     config: Mapping[str, Any]
     family: Family
     model: ModelConfig
+    settings: Mapping[str, Any]
     vocab_size: int
     tensors: Mapping[str, Tensor]
     notes: tuple[str, ...]
@@ -50,6 +58,16 @@ class Published:
         """Return what a checkpoint keeps of it, so that an export is like what was imported."""
         config = {key: value for key, value in self.config.items() if key != "quantization_config"}
         return {"family": self.family.name, "vocab_size": self.vocab_size, "config": config}
+
+    def for_vocabulary(self, vocab_size: int) -> Published:
+        """Return it as the start of a model with at least as many rows in its vocabulary."""
+        rows = max(vocab_size, self.vocab_size)
+        return replace(self, model=self.model.model_copy(update={"vocab_size": rows}))
+
+    def other_files(self) -> list[Path]:
+        """Return the files that go with the weights: tokenizer, generation settings, licence."""
+        found = {path for pattern in _OTHER_FILES for path in self.folder.glob(pattern)}
+        return sorted(path for path in found if path.is_file())
 
     def parts(self, declared: Any) -> list[Part]:
         """Return where the parameters of its model are in its tensors.
@@ -85,37 +103,38 @@ def open_published(folder: Path | str, *, vocab_multiple: int = 1) -> Published:
         raise UserError(f"{folder} has no {CONFIG}; give a folder of published weights")
     config, where = read_json(folder / CONFIG), str(folder / CONFIG)
     family = _family(config, where)
-    model, notes = model_of(family, config, where)
-    vocab_size = model.vocab_size
-    padded = -(-vocab_size // vocab_multiple) * vocab_multiple
+    model, understood = model_of(family, config, where)
+    padded = -(-model.vocab_size // vocab_multiple) * vocab_multiple
     tensors = as_numbers(open_tensors(folder), config.get("quantization_config"), where)
     return Published(
         folder,
         config,
         family,
-        model.model_copy(update={"vocab_size": padded}),
-        vocab_size,
+        model,
+        understood.settings,
+        model.vocab_size,
         _named(tensors, family),
-        tuple(notes),
-    )
+        tuple(understood.notes),
+    ).for_vocabulary(padded)
 
 
 def model_of(
     family: Family, config: Mapping[str, Any], where: str
-) -> tuple[ModelConfig, list[str]]:
-    """Return the model that a config.json says, and notes.
+) -> tuple[ModelConfig, Understood]:
+    """Return the model that a config.json says, and how it was understood.
 
     Raises:
       UserError: what it says cannot be honoured: everything is named.
     """
-    settings, problems, notes = read_config(family, config)
+    understood = read_config(family, config)
+    problems = understood.problems
     if not problems:
         try:
-            model = ModelConfig.model_validate(settings)
+            model = ModelConfig.model_validate(understood.settings)
             wrong = find_problems({"model": model, "mesh": MeshConfig(fsdp=1)})
             problems = [problem.text for problem in wrong]
             if not problems:
-                return model, notes
+                return model, understood
         except ValidationError as error:
             problems = [
                 f"model.{'.'.join(map(str, detail['loc']))}: {detail['msg']}, not {detail['input']!r}"

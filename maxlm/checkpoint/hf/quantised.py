@@ -87,7 +87,7 @@ class PackedFours:
         exponents = self.exponents.read([experts, rows, groups]).astype(np.int32) - _EXPONENT_BIAS
         numbers = np.stack([_E2M1[packed & 15], _E2M1[packed >> 4]], axis=-1)
         scaled = np.ldexp(numbers.reshape(*packed.shape[:3], _GROUP), exponents[..., None])
-        wide = scaled.reshape(*packed.shape[:2], -1)
+        wide = scaled.reshape(*packed.shape[:2], packed.shape[2] * _GROUP)
         wanted = wide[..., columns.start - first * _GROUP : columns.stop - first * _GROUP]
         return wanted.swapaxes(1, 2)
 

@@ -34,6 +34,7 @@ Fetch = Callable[[Sequence[str]], Mapping[str, np.ndarray]]
 
 GENERATION_CONFIG = "generation_config.json"
 _SHOWN = 6
+_WRITTEN_ANEW = {"architectures", "model_type", "dtype", "torch_dtype", "transformers_version"}
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def _as_family(
     ignored = {
         key for row in (GENERAL, *family.keys) if isinstance(row, Ignored) for key in row.theirs
     }
-    kept = {key: value for key, value in about.items() if key in ignored}
+    kept = {key: value for key, value in about.items() if key in ignored - _WRITTEN_ANEW}
     config = {**kept, **write_config(family, model)}
     try:
         again, _ = model_of(family, config, family.name)

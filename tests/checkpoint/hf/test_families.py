@@ -30,7 +30,7 @@ def published(folder):
 
 @pytest.fixture(scope="module")
 def decoder(published):
-    return load(published, Decoder(published.model), one_device(), lambda elements: None)
+    return load(published, Decoder(published.model), one_device())
 
 
 def test_logits_are_those_of_transformers(folder, decoder):
