@@ -187,7 +187,7 @@ def _add_conversions(commands: Any) -> None:
         help="add rows to the vocabulary up to a multiple, such as of mesh.tensor (default: none)",
     )
     exporting = commands.add_parser(
-        "export", help="write a checkpoint as weights that transformers, vLLM and llama.cpp load"
+        "export", help="write a checkpoint as weights that other libraries load"
     )
     exporting.add_argument(
         "run_dir", metavar="RUN_DIR", help="the folder of a run, or what import made"

@@ -17,7 +17,7 @@ from maxlm import runtime
 from maxlm.checkpoint import Checkpointer, RunDirectory
 from maxlm.checkpoint.hf.load import load
 from maxlm.checkpoint.hf.published import Published, open_published
-from maxlm.checkpoint.hf.write_files import whole_folder
+from maxlm.checkpoint.hf.tensors.write_files import whole_folder
 from maxlm.checkpoint.run_directory import refuse_unsafe
 from maxlm.config.errors import UserError
 from maxlm.config.schema import CheckpointConfig, MeshConfig, RuntimeConfig

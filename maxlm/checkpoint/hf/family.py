@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from maxlm.checkpoint.hf.axes import Axes, Dim
 from maxlm.checkpoint.hf.keys import GENERAL, CannotExpressError, KeyRow, Reading
 from maxlm.checkpoint.hf.patterns import segments_of
+from maxlm.checkpoint.hf.tensors.axes import Axes, Dim
 from maxlm.config.model import ModelConfig, PatternBlock
 from maxlm.sharding.parameters import layers_of, named_parameters, path_in_block
 from maxlm.sharding.stages import EMPTY
@@ -25,7 +25,7 @@ class Row(NamedTuple):
     Attributes:
       ours: its path, within its layer for a layer's.
       theirs: the tensor's name; {layer} is the layer's number, other letters are the pattern's.
-      axes: the pattern (`maxlm.checkpoint.hf.axes`).
+      axes: the pattern (`maxlm.checkpoint.hf.tensors.axes`).
     """
 
     ours: str

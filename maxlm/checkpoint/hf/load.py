@@ -13,10 +13,10 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
 
-from maxlm.checkpoint.hf.axes import region, take
 from maxlm.checkpoint.hf.family import Part
 from maxlm.checkpoint.hf.published import Published
-from maxlm.checkpoint.hf.tensor_files import Tensor
+from maxlm.checkpoint.hf.tensors.axes import region, take
+from maxlm.checkpoint.hf.tensors.read_files import Tensor
 from maxlm.sharding.parameters import map_parameters, named_parameters, partition_spec, with_value
 
 Module = TypeVar("Module")
@@ -50,20 +50,34 @@ def load(
     Raises:
       UserError: tensors are missing, not known, or of another shape; nothing has been read then.
     """
-    parts: dict[str, list[Part]] = {}
-    for part in published.parts(declared):
-        parts.setdefault(part.parameter, []).append(part)
     names = iter(named_parameters(declared))
-    advance = advance or _tell_nobody
+    values = load_each(published, declared, mesh, advance)
 
     def loaded(parameter: Any) -> Any:
-        path, _ = next(names)
-        sharding = NamedSharding(mesh, partition_spec(parameter))
-        shape = parameter.get_value()
-        value = _load_parameter(shape, sharding, parts[path], published.tensors, advance)
+        (path, _), (found, value) = next(names), next(values)
+        assert path == found, "both follow the decoder's order"
         return with_value(parameter, value)
 
     return map_parameters(loaded, declared)
+
+
+def load_each(
+    published: Published,
+    declared: Any,
+    mesh: Mesh,
+    advance: Callable[[int], None] | None = None,
+) -> Iterator[tuple[str, jax.Array]]:
+    """Yield the parameters of a decoder one after the other, by path; see `load`."""
+    parts: dict[str, list[Part]] = {}
+    for part in published.parts(declared):
+        parts.setdefault(part.parameter, []).append(part)
+    for path, parameter in named_parameters(declared):
+        sharding = NamedSharding(mesh, partition_spec(parameter))
+        shape, own = parameter.get_value(), parts.pop(path)
+        yield (
+            path,
+            _load_parameter(shape, sharding, own, published.tensors, advance or _tell_nobody),
+        )
 
 
 def _tell_nobody(elements: int) -> None:

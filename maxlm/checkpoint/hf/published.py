@@ -14,8 +14,8 @@ from pydantic import ValidationError
 
 from maxlm.checkpoint.hf.families import FAMILIES
 from maxlm.checkpoint.hf.family import Family, Part, Understood, parts_of, read_config
-from maxlm.checkpoint.hf.quantised import as_numbers
-from maxlm.checkpoint.hf.tensor_files import Tensor, open_tensors, read_json
+from maxlm.checkpoint.hf.tensors.quantised import as_numbers
+from maxlm.checkpoint.hf.tensors.read_files import Tensor, open_tensors, read_json
 from maxlm.config.checks import find_problems
 from maxlm.config.errors import UserError
 from maxlm.config.model import ModelConfig

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from maxlm.checkpoint.hf.axes import put
 from maxlm.checkpoint.hf.families import FAMILIES
 from maxlm.checkpoint.hf.family import Family, Part, parts_of, write_config
 from maxlm.checkpoint.hf.keys import GENERAL, CannotExpressError, Ignored
 from maxlm.checkpoint.hf.published import CONFIG, model_of
-from maxlm.checkpoint.hf.write_files import (
+from maxlm.checkpoint.hf.tensors.axes import put
+from maxlm.checkpoint.hf.tensors.write_files import (
     SHARD_BYTES,
     Slot,
     TensorWriter,

@@ -1,19 +1,22 @@
 """Published tensors on any mesh are the same parameters; memory stays below two files of tensors."""
 
+import json
 import math
+import tracemalloc
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from maxlm.checkpoint.hf.load import load
+from maxlm.checkpoint.hf.load import load, load_each
 from maxlm.checkpoint.hf.published import open_published
 from maxlm.config.schema import MeshConfig
 from maxlm.models.decoder import Decoder
 from maxlm.sharding.mesh import build_mesh
 from maxlm.sharding.parameters import layers_of, named_parameters, partition_spec
 from maxlm.sharding.stages import EMPTY, lay_out
+from scripts.bench_import import write_sparse
 
 FIXTURES = Path(__file__).parent / "fixtures"
 ONE = MeshConfig(fsdp=1)
@@ -74,3 +77,23 @@ def test_progress_counts_every_element_once():
     mesh = build_mesh(ONE, jax.devices()[:1])
     decoder = load(published, Decoder(published.model), mesh, done.append)
     assert sum(done) == sum(parameter[...].size for _, parameter in named_parameters(decoder))
+
+
+def test_memory_is_that_of_less_than_two_files(tmp_path, monkeypatch):
+    """Of the host: what lies on devices is theirs (numpy tells the tracer what it allocates)."""
+    config = json.loads((FIXTURES / "llama2/config.json").read_text())
+    config |= {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 6}
+    config |= {"head_dim": 128, "vocab_size": 64}
+    shard = 8_000_000
+    assert write_sparse(tmp_path, config, shard) > 5
+    monkeypatch.setattr("maxlm.checkpoint.hf.load.ON_HOST_BYTES", 0)
+    published = open_published(tmp_path)
+    mesh = build_mesh(MeshConfig(fsdp=2), jax.devices()[:2])
+    tracemalloc.start()
+    try:
+        for path, value in load_each(published, Decoder(published.model), mesh):
+            assert value.is_fully_addressable, path
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 2_000_000 < peak < 2 * shard

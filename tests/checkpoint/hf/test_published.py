@@ -126,7 +126,9 @@ def test_a_tied_head_that_is_in_the_file_all_the_same(tmp_path):
     folder = Path(shutil.copytree(FIXTURES / "llama3", tmp_path / "llama"))
     change_tensors(
         folder,
-        lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"] + 0}),
+        lambda tensors: tensors.update(
+            {"lm_head.weight": tensors["model.embed_tokens.weight"] + 0}
+        ),
     )
     published = open_published(folder)
     assert published.parts(Decoder(published.model))

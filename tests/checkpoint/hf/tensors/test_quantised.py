@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from maxlm.checkpoint.hf.quantised import as_numbers
-from maxlm.checkpoint.hf.tensor_files import SINGLE, StoredTensor, open_tensors
+from maxlm.checkpoint.hf.tensors.quantised import as_numbers
+from maxlm.checkpoint.hf.tensors.read_files import SINGLE, StoredTensor, open_tensors
 from maxlm.config.errors import UserError
 
 RNG = np.random.default_rng(0)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from maxlm.checkpoint.hf.tensor_files import INDEX, SINGLE, open_tensors, read_json
+from maxlm.checkpoint.hf.tensors.read_files import INDEX, SINGLE, open_tensors, read_json
 from maxlm.config.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -44,7 +44,9 @@ def test_values_are_those_that_were_saved(folder):
 
 
 def test_boxes_of_a_tensor(folder, monkeypatch):
-    monkeypatch.setattr("maxlm.checkpoint.hf.tensor_files._BLOCK_BYTES", 200)  # two rows and a half
+    monkeypatch.setattr(
+        "maxlm.checkpoint.hf.tensors.read_files._BLOCK_BYTES", 200
+    )  # two rows and a half
     tensor, values = open_tensors(folder)["a.weight"], TENSORS["a.weight"]
     for box in ((slice(1, 6), slice(0, 5), slice(0, 4)), (slice(0, 6), slice(2, 3), slice(1, 4))):
         np.testing.assert_array_equal(tensor.read(box), values[box])

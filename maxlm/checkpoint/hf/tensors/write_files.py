@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from maxlm.checkpoint.hf.tensor_files import DTYPES, INDEX, SINGLE
+from maxlm.checkpoint.hf.tensors.read_files import DTYPES, INDEX, SINGLE
 from maxlm.config.errors import UserError, make_possible
 
 SHARD_BYTES = 5 * 10**9
@@ -91,7 +91,8 @@ class TensorWriter:
         if self._open is None or self._open[0] != file:
             self._close()
             self._open = file, self._begin(file)
-        cast = values.astype(self._dtype)
+        with np.errstate(over="ignore"):  # told below, with the tensor's name
+            cast = values.astype(self._dtype)
         lost = np.isfinite(values) & ~np.isfinite(cast) if cast.dtype != values.dtype else None
         if lost is not None and lost.any():
             worst = float(np.abs(values[lost]).max())

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from maxlm.checkpoint.hf.tensor_files import DTYPES, StoredTensor, Tensor
+from maxlm.checkpoint.hf.tensors.read_files import DTYPES, StoredTensor, Tensor
 from maxlm.config.errors import UserError
 
 _SCALE = "_scale_inv"

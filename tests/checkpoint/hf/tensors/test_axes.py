@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from maxlm.checkpoint.hf.axes import Axes, put, region, take
+from maxlm.checkpoint.hf.tensors.axes import Axes, put, region, take
 
 SIZES = {"n": 4, "h": 6, "d": 5, "f": 8, "e": 3, "k": 2, "r": 7}
 
