@@ -29,7 +29,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from maxlm.config.errors import RunFailedError, UserError, make_possible
-from maxlm.config.schema import ProfileConfig, RuntimeConfig, TrainConfig
+from maxlm.config.schema import ProfileConfig, RuntimeConfig
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -44,9 +44,8 @@ SHUTDOWN_SECONDS = 60
 ECHO_SECONDS = 1.0
 
 
-def compute_dtype_of(train: TrainConfig, platform: str) -> jnp.dtype:
+def compute_dtype_of(chosen: str, platform: str) -> jnp.dtype:
     """Resolve `train.compute_dtype`: auto is bfloat16 on accelerators, float32 on the CPU."""
-    chosen = train.compute_dtype
     return jnp.dtype({"auto": "float32" if platform == "cpu" else "bfloat16"}.get(chosen, chosen))
 
 

@@ -51,6 +51,11 @@ class RunDirectory:
         """
         return self.path / "tokenizer.model"
 
+    @property
+    def published(self) -> Path:
+        """What an imported model came with besides its weights: tokenizer, generation settings."""
+        return self.path / "published"
+
     def keep_tokenizer(self, model: bytes) -> None:
         """Copy the tokenizer's model file into the folder, if it is not there yet.
 
@@ -70,12 +75,7 @@ class RunDirectory:
               job owns it.
         """
         run = cls(Path(path).absolute())
-        unsafe = [sign for sign in UNSAFE if sign in str(run.path)]
-        if unsafe:
-            raise UserError(
-                f"run_dir={run.path}: checkpoints in a folder with {' or '.join(unsafe)} in its path could not be read "
-                "back; choose another run_dir"
-            )
+        refuse_unsafe("run_dir", run.path)
         locks: list[IO[str]] = []
         try:
             on_first_process(lambda: run._take(locks))
@@ -140,6 +140,20 @@ class RunDirectory:
         file.truncate(0)
         json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
         file.flush()
+
+
+def refuse_unsafe(name: str, path: Path) -> None:
+    """Refuse a folder whose checkpoints could not be read back; `name` is the setting of it.
+
+    Raises:
+        UserError: there are signs in its path that the storage library takes for patterns.
+    """
+    unsafe = [sign for sign in UNSAFE if sign in str(path)]
+    if unsafe:
+        raise UserError(
+            f"{name}={path}: checkpoints in a folder with {' or '.join(unsafe)} in its path could not be read "
+            f"back; choose another {name}"
+        )
 
 
 def tokenizer_to_open(run_dir: Path | str, named: str) -> str:

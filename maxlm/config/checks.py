@@ -311,6 +311,8 @@ def _own_tokenizer(config: RunConfig) -> Iterator[Problem]:
 
 def _paths(config: RunConfig) -> Iterator[Problem]:
     yield from _path("run_dir", config.run_dir, "runs/name")
+    if config.train.init_from is not None:
+        yield from _path("train.init_from.path", config.train.init_from.path, "runs/name")
     yield from _path("data.tokenizer", config.data.tokenizer, "data/name/tokenizer.model")
     for name, source in config.data.sources.items():
         yield from _path(f"data.sources.{name}.path", source.path, "data/name")

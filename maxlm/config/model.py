@@ -20,6 +20,7 @@ from maxlm.config.section import (
     PositiveFloat,
     PositiveInt,
     Section,
+    Use,
     as_tuple,
 )
 
@@ -133,7 +134,7 @@ class ModelConfig(Section):
         None,
         description="squash logits z to logit_softcap * tanh(z / logit_softcap) (arXiv:2408.00118; null: leave them)",
     )
-    init_std: PositiveFloat = Field(
+    init_std: Annotated[PositiveFloat, Use.TRAINING] = Field(
         0.02,
         description="standard deviation of initial weights; outputs of mixer and ffn get / sqrt(2 num_layers)",
     )

@@ -34,6 +34,12 @@ class OnResume(Enum):
     FIXED = "makes another run, within a section that is free"
 
 
+class Use(Enum):
+    """What a setting is for: a mark in a field's `Annotated`, for all in it if it is a section."""
+
+    TRAINING = "how a model is trained; what a trained one computes is the same without it"
+
+
 Metrics = dict[str, tuple[str, str]]
 """Names of metrics, with the unit and the meaning of each."""
 

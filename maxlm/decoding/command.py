@@ -6,28 +6,24 @@ import argparse
 import logging
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-from pydantic import ValidationError
 
 from maxlm import runtime
 from maxlm.checkpoint import CheckpointReader, tokenizer_of_checkpoint
-from maxlm.checkpoint.rearrange import rearrange_layers
-from maxlm.config.checks import resolve_mesh
-from maxlm.config.errors import UserError
+from maxlm.config.checks import find_problems
+from maxlm.config.errors import ConfigError, UserError
+from maxlm.config.model import ModelConfig
 from maxlm.config.positions.embedded import LearnedPosition
-from maxlm.config.reading.explain import explain
-from maxlm.config.schema import MeshConfig, RunConfig, RuntimeConfig
+from maxlm.config.schema import MeshConfig, RuntimeConfig
 from maxlm.data.tokenizer import Tokenizer
 from maxlm.decoding.generate import generate
 from maxlm.decoding.sampling import Sampling
-from maxlm.models.decoder import Decoder
+from maxlm.models.saved import restore_decoder, saved_model
 from maxlm.sharding.mesh import build_mesh
-from maxlm.sharding.parameters import map_parameters, shardings, with_value
-from maxlm.sharding.stages import Layout, SegmentRows
 
 MAX_TOKENS = 1_000_000
 """What is kept of earlier tokens has room for all from the start."""
@@ -48,45 +44,28 @@ def run(arguments: argparse.Namespace) -> int:
     record = reader.latest_record()
     if record is None:
         raise UserError(f"{arguments.run_dir} has no checkpoint; train first: maxlm train RUN.yaml")
-    config = _on_devices(_saved_config(record, arguments.run_dir), arguments.tensor)
+    model = saved_model(record, arguments.run_dir)
+    mesh_config = _mesh_config(model, arguments.tensor)
     tokenizer = Tokenizer(tokenizer_of_checkpoint(arguments.run_dir, record))
     prompts = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in arguments.prompt]
-    _check_length(config, max(map(len, prompts)), arguments.max_tokens)
-    mesh = build_mesh(config.mesh, jax.local_devices()[: arguments.tensor])
+    _check_length(model, max(map(len, prompts)), arguments.max_tokens)
+    mesh = build_mesh(mesh_config, jax.local_devices()[: arguments.tensor])
     tokens = generate(
-        _restore(reader, config, mesh, arguments.step),
+        restore_decoder(reader, model, mesh, arguments.step),
         mesh,
         prompts,
         max_tokens=arguments.max_tokens,
         sampling=sampling,
         stop_id=tokenizer.eos_id,
         num_ids=tokenizer.vocab_size,
-        compute_dtype=runtime.compute_dtype_of(config.train, jax.local_devices()[0].platform),
+        compute_dtype=_compute_dtype(record),
     )
     _show(tokenizer, prompts, tokens)
     return 0
 
 
-def _saved_config(record: dict[str, Any], run_dir: str) -> RunConfig:
-    """Read the settings that were saved with a checkpoint.
-
-    Raises:
-      UserError: this version does not know them.
-    """
-    try:
-        return RunConfig.model_validate(record["config"])
-    except ValidationError as error:
-        version, problems = (
-            record.get("versions", {}).get("maxlm", "another version"),
-            explain(error, {}),
-        )
-        listed = "\n  ".join(str(problem) for problem in problems)
-        text = f"{run_dir}: the settings of its checkpoint are those of maxlm {version}, which this one cannot read"
-        raise UserError(f"{text}; generate with that version:\n  {listed}") from None
-
-
-def _on_devices(saved: RunConfig, tensor: int) -> RunConfig:
-    """Return the run as it is on this machine, whatever it was trained on: only `tensor` splits it.
+def _mesh_config(model: ModelConfig, tensor: int) -> MeshConfig:
+    """Return the mesh on this machine, whatever the model was trained on: only `tensor` splits it.
 
     Raises:
       UserError: there are too few devices, or the model does not divide by as many.
@@ -96,31 +75,11 @@ def _on_devices(saved: RunConfig, tensor: int) -> RunConfig:
         raise UserError(
             f"--tensor={tensor} must be at least 1 and at most {available}, the devices of this machine"
         )
-    train = saved.train.model_copy(update={"microbatches": 1, "batch_size": 1})
-    # Fake devices of the training are not those here.
-    own = saved.runtime.model_copy(update={"device_count": None})
-    here = saved.model_copy(
-        update={"mesh": MeshConfig(tensor=tensor, fsdp=1), "train": train, "runtime": own}
-    )
-    return here.model_copy(update={"mesh": resolve_mesh(here, tensor)})
-
-
-def _restore(reader: CheckpointReader, config: RunConfig, mesh: Any, step: int | None) -> Decoder:
-    """Read the decoder of a checkpoint, its layers in their order."""
-
-    def placed(declared: Decoder) -> Decoder:
-        def place(parameter: Any, sharding: Any) -> Any:
-            return with_value(parameter, parameter.get_value().update(sharding=sharding))
-
-        return map_parameters(place, declared, shardings(declared, mesh))
-
-    def saved_as(record: dict[str, Any]) -> dict[str, Decoder]:
-        segments = tuple(SegmentRows(tuple(rows), len(rows)) for rows in record["layout"])
-        return {"decoder": placed(Decoder(config.model, Layout(segments)))}
-
-    restored = reader.restore(None, step=step, partial=True, saved_as=saved_as)
-    assert restored is not None, "latest_record found one"
-    return rearrange_layers(restored.state["decoder"], placed(Decoder(config.model)))
+    mesh = MeshConfig(tensor=tensor, fsdp=1)
+    problems = find_problems({"model": model, "mesh": mesh})
+    if problems:
+        raise ConfigError(problems, f"the model on {tensor} device{'s' * (tensor > 1)}")
+    return mesh
 
 
 def _show(
@@ -168,8 +127,15 @@ def _sampling(arguments: argparse.Namespace) -> Sampling:
     return Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
 
 
-def _check_length(config: RunConfig, prompt_tokens: int, max_tokens: int) -> None:
-    position = config.model.position
+def _compute_dtype(record: Mapping[str, Any]) -> Any:
+    """Return what the model was trained in, or what is best here for one that was imported."""
+    train = record["config"].get("train", {})
+    asked = train.get("compute_dtype", "auto")
+    return runtime.compute_dtype_of(asked, jax.local_devices()[0].platform)
+
+
+def _check_length(model: ModelConfig, prompt_tokens: int, max_tokens: int) -> None:
+    position = model.position
     if isinstance(position, LearnedPosition) and prompt_tokens + max_tokens > position.max_length:
         raise UserError(
             f"the prompt has {prompt_tokens} tokens and --max-tokens={max_tokens}, together more than "

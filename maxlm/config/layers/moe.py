@@ -18,6 +18,7 @@ from maxlm.config.section import (
     PositiveFloat,
     PositiveInt,
     Section,
+    Use,
 )
 
 if TYPE_CHECKING:
@@ -119,12 +120,12 @@ class MoeConfig(LayerSection):
         "none", description="projections of the routed experts with a bias; weights multiply it too"
     )
     router: RouterConfig = RouterConfig()
-    balance: BalanceConfig = BalanceConfig()
+    balance: Annotated[BalanceConfig, Use.TRAINING] = BalanceConfig()
     capacity_factor: PositiveFloat | None = Field(
         None,
         description="an expert takes this times its fair share of a sequence's tokens, no more (null: dropless)",
     )
-    buffer_factor: Annotated[PositiveFloat, OnResume.FREE] = Field(
+    buffer_factor: Annotated[PositiveFloat, OnResume.FREE, Use.TRAINING] = Field(
         2.0,
         description="rows that experts make room for on a device of mesh.expert, times an even load; more come in "
         "further rounds, and none is dropped",
