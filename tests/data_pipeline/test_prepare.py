@@ -18,7 +18,7 @@ from maxlm.config.errors import UserError
 from maxlm.config.schema import RunConfig
 from maxlm.data.dataset import build_dataset
 from maxlm.data.shards import TokenShards
-from maxlm.data.tokenizer import Tokenizer
+from maxlm.data.tokenizers import open_tokenizer
 
 
 def test_what_is_prepared_can_be_read_and_says_what_was_put_in(run_config, do, raw, tmp_path):
@@ -26,7 +26,7 @@ def test_what_is_prepared_can_be_read_and_says_what_was_put_in(run_config, do, r
     (raw / "empty.txt").write_text("")
     config = run_config()
     out = do(config)
-    tokenizer = Tokenizer(config.data.tokenizer)
+    tokenizer = open_tokenizer(config.data.tokenizer)
     texts = []
     for split in ("train", "validation"):
         shards = TokenShards(tmp_path / "out/text" / split)
@@ -104,7 +104,7 @@ def test_other_settings_are_refused_unless_forced(run_config, do, hashes, tmp_pa
     assert "400 pieces, fewer than model.vocab_size=500" in do(run_config(vocab_size=500))
     assert hashes(tmp_path / "out") == before
     do(run_config(validation_fraction=0.5, vocab_size=300), force=True)
-    assert Tokenizer(tmp_path / "out/tokenizer.model").vocab_size == 300
+    assert open_tokenizer(tmp_path / "out/tokenizer.model").vocab_size == 300
     do(run_config(), force=True)
     assert hashes(tmp_path / "out") == before
 
@@ -168,7 +168,7 @@ def with_more(settings, more_raw, path, **raw_settings):
 
 def documents_of(config):
     """Return {(source, split): the documents' texts, white space collapsed}."""
-    tokenizer, documents = Tokenizer(config.data.tokenizer), {}
+    tokenizer, documents = open_tokenizer(config.data.tokenizer), {}
     for name, source in config.data.sources.items():
         for split in ("train", "validation"):
             shards = TokenShards(Path(source.path) / split)
@@ -384,7 +384,7 @@ def test_the_command(tmp_path, raw, capsys, monkeypatch):
         config="run.yaml", overrides=["model.vocab_size=310"], force=False
     )
     assert prepare_module.run(arguments) == 0
-    assert Tokenizer("data/tokenizer.model").vocab_size == 310
+    assert open_tokenizer("data/tokenizer.model").vocab_size == 310
     assert "train tokens" in capsys.readouterr().out
     arguments.overrides += ["data.sources.text.raw.paths=[nothing]"]
     arguments.force = True
