@@ -60,7 +60,7 @@ def read_files(named: Path | str) -> TokenizerFiles:
     main = _read(path)
     if main is None:
         raise UserError(f"{path}: there is no such tokenizer; run: maxlm prepare RUN.yaml")
-    if main.lstrip()[:1] == b"{":
+    if path.suffix == ".json" or main.lstrip()[:1] == b"{":
         names = (CONFIG_NAME, SPECIALS_NAME, CHAT_NAME)
         found = {name: _read(path.with_name(name)) for name in names}
         kind: Kind = "hf_json"
