@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from maxlm.checkpoint import layout
 from maxlm.config.errors import UserError, make_possible
@@ -96,10 +96,10 @@ class RunDirectory:
                 f"{self.tokenizer}: {error.strerror or error}; choose another run_dir, or {make_possible(error)}"
             ) from error
         if kept != files:
-            names = sorted(name for name in kept | files if kept.get(name) != files.get(name))
+            names = sorted(name for name in {*kept, *files} if kept.get(name) != files.get(name))
             raise UserError(
-                f"{self.tokenizer} is another tokenizer than data.tokenizer ({', '.join(names)}); choose another run_dir, "
-                "or move that folder away if no run needs it"
+                f"{self.tokenizer} is another tokenizer than data.tokenizer ({', '.join(names)}); choose another "
+                "run_dir, or move that folder away if no run needs it"
             )
 
     def _write_tokenizer(self, files: Mapping[str, bytes]) -> None:

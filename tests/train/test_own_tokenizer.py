@@ -31,7 +31,7 @@ def test_resuming_reads_the_run_s_own_tokenizer(write_run, data, refuse, tmp_pat
     train(
         path, *overrides, "train.num_steps=2", "schedule.total_steps=4", "schedule.warmup_steps=1"
     )
-    kept = (tmp_path / "run/tokenizer.model").read_bytes()
+    kept = (tmp_path / "run/tokenizer/tokenizer.model").read_bytes()
     assert kept == (folder / "tokenizer.model").read_bytes()
     another_tokenizer(folder / "tokenizer.model")
     settings = [
@@ -43,18 +43,19 @@ def test_resuming_reads_the_run_s_own_tokenizer(write_run, data, refuse, tmp_pat
     train(path, *settings)
     assert [step for step, *_ in curve(tmp_path / "run")] == [1, 2, 3, 4]
     assert read_metrics(tmp_path / "run")[4]["val/text/loss"] > 0
-    assert (tmp_path / "run/tokenizer.model").read_bytes() == kept
+    assert (tmp_path / "run/tokenizer/tokenizer.model").read_bytes() == kept
     # Without its copy the run takes what is named, and that is not what its tokens were made with.
-    (tmp_path / "run/tokenizer.model").unlink()
+    shutil.rmtree(tmp_path / "run/tokenizer")
     assert f"{folder}/tokenizer.model" in refuse("train", path, *settings)
     # The copy in its place again, but another one.
-    another_tokenizer(tmp_path / "run/tokenizer.model")
-    assert f"{tmp_path}/run/tokenizer.model" in refuse("train", path, *settings)
+    (tmp_path / "run/tokenizer").mkdir()
+    another_tokenizer(tmp_path / "run/tokenizer/tokenizer.model")
+    assert f"{tmp_path}/run/tokenizer/tokenizer.model" in refuse("train", path, *settings)
 
 
 def test_a_run_directory_with_another_tokenizer_is_refused(write_run, refuse, tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/tokenizer.model").write_bytes(b"left over")
+    (tmp_path / "run/tokenizer").mkdir(parents=True)
+    (tmp_path / "run/tokenizer/tokenizer.model").write_bytes(b"left over")
     message = refuse("train", write_run(), "train.batch_size=8")
-    assert f"{tmp_path}/run/tokenizer.model is another tokenizer" in message
-    assert "choose another run_dir, or move that file away" in message
+    assert f"{tmp_path}/run/tokenizer is another tokenizer" in message
+    assert "choose another run_dir, or move that folder away" in message

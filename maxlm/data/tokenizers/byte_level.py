@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -88,10 +89,8 @@ def same_by_ranks(
     place = {first + second: index for index, (first, second) in enumerate(merges)}
     made = list(place)
     characters = alphabet()
-    in_order = all(vocab[a] < vocab[b] for a, b in zip(made, made[1:], strict=False))
-    earlier = all(
-        place.get(part, -1) < index for index, pair in enumerate(merges) for part in pair
-    )
+    in_order = all(vocab[a] < vocab[b] for a, b in itertools.pairwise(made))
+    earlier = all(place.get(part, -1) < index for index, pair in enumerate(merges) for part in pair)
     if len(place) != len(merges) or not in_order or not earlier:
         return None
     by_list = models.BPE(vocab=dict(vocab), merges=list(merges))
@@ -111,6 +110,4 @@ def build_encoding(pattern: str, ranks: dict[bytes, int]) -> tiktoken.Encoding:
     Raises:
       ValueError: the pattern is no regular expression.
     """
-    return tiktoken.Encoding(
-        "maxlm", pat_str=pattern, mergeable_ranks=ranks, special_tokens={}
-    )
+    return tiktoken.Encoding("maxlm", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})

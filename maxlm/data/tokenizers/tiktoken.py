@@ -87,7 +87,9 @@ def _read_ranks(files: TokenizerFiles) -> dict[bytes, int]:
             ) from None
     one_each = len(ranks) == len(lines) == len(set(ranks.values()))
     if not one_each or not 0 <= min(ranks.values()) <= max(ranks.values()) < LARGEST_ID:
-        raise UserError(f"{files.path}: damaged: a token or a rank is there twice; restore the file")
+        raise UserError(
+            f"{files.path}: damaged: a token or a rank is there twice; restore the file"
+        )
     missing = sum(bytes([byte]) not in ranks for byte in range(256))
     if missing:
         raise UserError(

@@ -13,7 +13,9 @@ BYTES = np.array([0, 0, 0, 1, 2, 3, 4, 5], np.int32)
 
 
 def packed(*rows):
-    tokenizer = SimpleNamespace(bos_id=BOS, eos_id=EOS, token_bytes=BYTES)
+    tokenizer = SimpleNamespace(
+        bos_id=BOS, eos_id=EOS, bytes_of=lambda tokens, before: BYTES[tokens]
+    )
     return NextTokenExamples(None, tokenizer, seed=0)(np.array(rows, np.int32), range(len(rows)))
 
 

@@ -101,9 +101,7 @@ def marked(prefix=None):
             "split": False,
         }
     if prefix:
-        tree["decoder"]["decoders"].append(
-            {"type": "Strip", "content": " ", "start": 1, "stop": 0}
-        )
+        tree["decoder"]["decoders"].append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
     return tree
 
 
@@ -182,7 +180,15 @@ def all_kinds(folder):
     }
 
 
-KINDS = tuple(
-    "sentencepiece|sentencepiece, prefix|byte-level|byte-level, NFC|one token ends and starts"
-    "|marked|marked, prepend|marked, first|marked, always|tiktoken".split("|")
+KINDS = (
+    "sentencepiece",
+    "sentencepiece, prefix",
+    "byte-level",
+    "byte-level, NFC",
+    "one token ends and starts",
+    "marked",
+    "marked, prepend",
+    "marked, first",
+    "marked, always",
+    "tiktoken",
 )

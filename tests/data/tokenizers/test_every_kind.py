@@ -14,7 +14,9 @@ from tests.data.tokenizers.kinds import BOS, EOS, HARD_TEXTS, KINDS
 TEXTS = st.one_of(
     st.text(st.characters(exclude_categories=["Cs"])),
     st.lists(
-        st.sampled_from([" ", "\n", "a", "\u2581", "\u0301", "e", BOS, EOS, "<0x41>", "\0", "\U0001f600"])
+        st.sampled_from(
+            [" ", "\n", "a", "\u2581", "\u0301", "e", BOS, EOS, "<0x41>", "\0", "\U0001f600"]
+        )
     ).map("".join),
 )
 ALL_TEXTS = settings(
@@ -66,7 +68,7 @@ def test_special_tokens_are_asked_for(any_kind):
     bos, eos = any_kind.bos_id, any_kind.eos_id
     ids = any_kind.encode(f"a{BOS}b{EOS}{EOS}", allow_special=True)
     specials = [token for token in ids if token in any_kind.specials.values()]
-    assert specials == [any_kind.specials[BOS] if BOS in any_kind.specials else bos, eos, eos]
+    assert specials == [any_kind.specials.get(BOS, bos), eos, eos]
     assert any_kind.decode(ids).replace(" ", "") == "ab"
     start = ids[: ids.index(specials[0])]
     assert start == any_kind.encode("a")

@@ -27,13 +27,24 @@ from tests.data.tokenizers.kinds import (
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 TEXTS = st.one_of(
     st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\u2581")),
-    st.lists(st.sampled_from(["  ", "\n", "\t", "if", "'s", "12345", "\u0301", "e", "(", "\u3000", " zqzqz"])).map("".join),
+    st.lists(
+        st.sampled_from(
+            ["  ", "\n", "\t", "if", "'s", "12345", "\u0301", "e", "(", "\u3000", " zqzqz"]
+        )
+    ).map("".join),
     st.integers(0, 50_000).map(lambda start: corpus()[start : start + 300]),
 )
 MANY = settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-OF_THE_LIBRARY = ["byte-level", "byte-level, NFC", "marked", "marked, prepend", "marked, first", "marked, always"]
+OF_THE_LIBRARY = [
+    "byte-level",
+    "byte-level, NFC",
+    "marked",
+    "marked, prepend",
+    "marked, first",
+    "marked, always",
+]
 
 
 def library(path):
@@ -62,7 +73,13 @@ def added(tree, content, **flags):
     """Add a token that is not special, as in published files, and return the tree."""
     last = max(tree["model"]["vocab"].values(), default=0)
     last = max([last, *(token["id"] for token in tree["added_tokens"])])
-    defaults = {"special": False, "lstrip": False, "rstrip": False, "single_word": False, "normalized": False}
+    defaults = {
+        "special": False,
+        "lstrip": False,
+        "rstrip": False,
+        "single_word": False,
+        "normalized": False,
+    }
     tree["added_tokens"].append({"id": last + 1, "content": content, **defaults, **flags})
     return tree
 
@@ -128,16 +145,23 @@ def test_much_text_is_encoded_by_tiktoken_with_the_same_ids(fast, name, monkeypa
 @pytest.mark.parametrize(
     ("name", "tree"),
     {
-        "several patterns": lambda: byte_level()
-        | {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [
-            {"type": "Digits", "individual_digits": True},
-            BYTES,
-        ]}},
-        "found in normalised text": lambda: added(byte_level(), "if", normalized=True)
-        | {"normalizer": {"type": "NFC"}},
+        "several patterns": lambda: (
+            byte_level()
+            | {
+                "pre_tokenizer": {
+                    "type": "Sequence",
+                    "pretokenizers": [
+                        {"type": "Digits", "individual_digits": True},
+                        BYTES,
+                    ],
+                }
+            }
+        ),
+        "found in normalised text": lambda: (
+            added(byte_level(), "if", normalized=True) | {"normalizer": {"type": "NFC"}}
+        ),
         "whole words alone": lambda: added(byte_level(), "if", single_word=True),
-        "no words": lambda: byte_level()
-        | {"pre_tokenizer": {**BYTES, "use_regex": False}},
+        "no words": lambda: byte_level() | {"pre_tokenizer": {**BYTES, "use_regex": False}},
     }.items(),
 )
 def test_what_tiktoken_would_not_do_alike_is_left_to_the_library(name, tree, tmp_path, monkeypatch):
@@ -162,7 +186,11 @@ def test_ranks_that_merge_otherwise_than_the_list_are_not_used():
     assert same_by_ranks(vocab, merges, ignore_merges=False) is None
     good = same_by_ranks(vocab, merges[:2], ignore_merges=False)
     assert good is not None
-    assert (good[b"bc"], good[b"\xff"], b"abc" in good) == (256, alphabet()["\u00ff"] and vocab["\u00ff"], False)
+    assert (good[b"bc"], good[b"\xff"], b"abc" in good) == (
+        256,
+        alphabet()["\u00ff"] and vocab["\u00ff"],
+        False,
+    )
     # Out of order; and a whole word that tiktoken would also make of two tokens.
     assert same_by_ranks(vocab, merges[1::-1], ignore_merges=False) is None
     assert same_by_ranks(vocab, merges[:2], ignore_merges=True) is None
@@ -200,12 +228,19 @@ def test_nothing_is_cut_off_filled_up_or_put_in_front(tmp_path):
     tree = byte_level()
     cut = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
     fill = {
-        "strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None,
-        "pad_id": 0, "pad_type_id": 0, "pad_token": "<unk>",
+        "strategy": {"Fixed": 64},
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": "<unk>",
     }
     front = {
         "type": "TemplateProcessing",
-        "single": [{"SpecialToken": {"id": BOS, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "single": [
+            {"SpecialToken": {"id": BOS, "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+        ],
         "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
         "special_tokens": {BOS: {"id": BOS, "ids": [1], "tokens": [BOS]}},
     }
@@ -264,11 +299,17 @@ def edited(make, **changes):
 
 REFUSED = {
     "unigram": (edited(marked, model__type="Unigram"), "its model is Unigram, and only BPE"),
-    "no model": (lambda: {}, "its model is missing"),
+    "no model": (dict, "its model is missing"),
     "a list": (list, "not a tokenizer.json"),
-    "lower case": (edited(byte_level, normalizer={"type": "Lowercase"}), "normalizer Lowercase loses text"),
+    "lower case": (
+        edited(byte_level, normalizer={"type": "Lowercase"}),
+        "normalizer Lowercase loses text",
+    ),
     "NFKC": (
-        edited(byte_level, normalizer={"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "NFKC"}]}),
+        edited(
+            byte_level,
+            normalizer={"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "NFKC"}]},
+        ),
         "normalizer NFKC loses text",
     ),
     "another replacement": (
@@ -280,17 +321,35 @@ REFUSED = {
         "ByteLevel with add_prefix_space loses text",
     ),
     "white space": (
-        edited(byte_level, pre_tokenizer={"type": "Sequence", "pretokenizers": [{"type": "Whitespace"}, BYTES]}),
+        edited(
+            byte_level,
+            pre_tokenizer={"type": "Sequence", "pretokenizers": [{"type": "Whitespace"}, BYTES]},
+        ),
         "pre_tokenizer Whitespace loses text",
     ),
     "removed": (
-        edited(byte_level, pre_tokenizer={"type": "Sequence", "pretokenizers": [
-            {"type": "Split", "pattern": {"String": " "}, "behavior": "Removed", "invert": False}, BYTES,
-        ]}),
+        edited(
+            byte_level,
+            pre_tokenizer={
+                "type": "Sequence",
+                "pretokenizers": [
+                    {
+                        "type": "Split",
+                        "pattern": {"String": " "},
+                        "behavior": "Removed",
+                        "invert": False,
+                    },
+                    BYTES,
+                ],
+            },
+        ),
         "pre_tokenizer Split loses text",
     ),
     "no type": (edited(byte_level, pre_tokenizer={}), "has no type"),
-    "no bytes": (edited(marked, model__byte_fallback=False), "neither byte-level nor has byte fallback"),
+    "no bytes": (
+        edited(marked, model__byte_fallback=False),
+        "neither byte-level nor has byte fallback",
+    ),
     "a byte less": (edited(byte_level, model__vocab__A=None), "damaged"),
     "word ends": (edited(byte_level, model__end_of_word_suffix="</w>"), "the end of words"),
     "a merge of three": (edited(byte_level, model__merges=["a b c"]), "merge 'a b c' is no pair"),
@@ -316,7 +375,10 @@ def test_what_would_lose_text_or_is_damaged_is_refused(name, tmp_path):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({}, r"nothing says which token ends a document; put a tokenizer_config\.json beside it, such as"),
+        (
+            {},
+            r"nothing says which token ends a document; put a tokenizer_config\.json beside it, such as",
+        ),
         ({"eos_token": "<none>"}, "it has no token '<none>'"),
         ({"eos_token": "A"}, "1 of the 256 bytes have no token of their own"),
         ([], "nothing says which token ends a document"),

@@ -4,9 +4,9 @@ import json
 
 import pytest
 import tiktoken
-from tiktoken.load import load_tiktoken_bpe
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiktoken.load import load_tiktoken_bpe
 
 from maxlm.config.errors import UserError
 from maxlm.data.tokenizers import open_tokenizer
@@ -20,7 +20,9 @@ def library(paths):
         "own",
         pat_str=PATTERNS["cl100k"],
         mergeable_ranks=load_tiktoken_bpe(str(paths["tiktoken"])),
-        special_tokens=json.loads(paths["tiktoken"].with_name("own.tiktoken.json").read_text())["special_tokens"],
+        special_tokens=json.loads(paths["tiktoken"].with_name("own.tiktoken.json").read_text())[
+            "special_tokens"
+        ],
     )
 
 
@@ -60,7 +62,11 @@ def test_a_tokenizer_without_a_token_for_beginnings(tmp_path):
 
 def test_the_pattern_and_the_special_tokens_are_in_the_fingerprint(tmp_path, opened):
     prints = {opened["tiktoken"].fingerprint}
-    for changed in ({"pattern": "o200k"}, {"bos_token": EOS}, {"special_tokens": {BOS: 2000, EOS: 2001}}):
+    for changed in (
+        {"pattern": "o200k"},
+        {"bos_token": EOS},
+        {"special_tokens": {BOS: 2000, EOS: 2001}},
+    ):
         prints.add(open_tokenizer(write_tiktoken(tmp_path, **changed)).fingerprint)
     assert len(prints) == 4
 
@@ -68,11 +74,23 @@ def test_the_pattern_and_the_special_tokens_are_in_the_fingerprint(tmp_path, ope
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"pattern": "(("}, r"pattern='\(\(' is no regular expression .*; use one of r50k, cl100k, o200k"),
+        (
+            {"pattern": "(("},
+            r"pattern='\(\(' is no regular expression .*; use one of r50k, cl100k, o200k",
+        ),
         ({"eos_token": "<end>"}, "eos_token='<end>' is none of its special_tokens"),
-        ({"special_tokens": {BOS: 3, EOS: 3000}}, "ids must be others than all: 3 is a token of own.tiktoken"),
-        ({"special_tokens": {BOS: 3000, EOS: 3000}}, "ids must be others than all: two are the same"),
-        ({"special_tokens": {BOS: "3", EOS: 3000}}, r"special_tokens\.<s>: Input should be a valid integer"),
+        (
+            {"special_tokens": {BOS: 3, EOS: 3000}},
+            "ids must be others than all: 3 is a token of own.tiktoken",
+        ),
+        (
+            {"special_tokens": {BOS: 3000, EOS: 3000}},
+            "ids must be others than all: two are the same",
+        ),
+        (
+            {"special_tokens": {BOS: "3", EOS: 3000}},
+            r"special_tokens\.<s>: Input should be a valid integer",
+        ),
         ({"more": 1}, "more: Extra inputs"),
     ],
 )

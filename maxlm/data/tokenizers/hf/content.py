@@ -86,7 +86,9 @@ def parse(data: bytes) -> HfJson:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
-        raise UnsupportedError(f"not a tokenizer.json (or damaged): {where}: {first['msg']}") from None
+        raise UnsupportedError(
+            f"not a tokenizer.json (or damaged): {where}: {first['msg']}"
+        ) from None
     except (ValueError, RecursionError, AttributeError) as error:
         raise UnsupportedError(f"not a tokenizer.json (or damaged): {error}") from None
     if content.model.continuing_subword_prefix or content.model.end_of_word_suffix:
@@ -114,7 +116,9 @@ def read_ids(content: HfJson, named: set[str], *, byte_level: bool) -> Ids:
     if not one_each or not 0 <= min(numbers) <= max(numbers) < LARGEST_ID:
         raise UnsupportedError("it is damaged: its ids are not one for each token")
     if missing := sorted(named - everything.keys()):
-        raise UnsupportedError(f"it has no token {missing[0]!r}, which is said to start or end documents")
+        raise UnsupportedError(
+            f"it has no token {missing[0]!r}, which is said to start or end documents"
+        )
     names = named | {token.content for token in content.added_tokens if token.special}
     single = frozenset(alphabet() if byte_level else map(byte_piece, range(256)))
     if lost := (single - everything.keys()) | (single & names):

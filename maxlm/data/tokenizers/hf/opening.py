@@ -23,7 +23,7 @@ from maxlm.data.tokenizers.hf.content import (
 from maxlm.data.tokenizers.hf.encoder import HfEncoder
 from maxlm.data.tokenizers.hf.preparation import Preparation, read_preparation, sequence
 from maxlm.data.tokenizers.marked import MARK, byte_piece, encode_marks, piece_bytes
-from maxlm.data.tokenizers.tokenizer import Tokenizer
+from maxlm.data.tokenizers.tokenizer import Encoder, Tokenizer
 from maxlm.data.tokenizers.vocabulary import Vocabulary
 
 CURE = "use its SentencePiece model (tokenizer.model), if it has one, or another tokenizer"
@@ -56,7 +56,7 @@ def open_hf_json(files: TokenizerFiles) -> Tokenizer:
         prefix=preparation.prefix,
         normal=preparation.normal,
     )
-    encode = HfEncoder(loaded, preparation, content, ids, merges).encode_all
+    encode: Encoder = HfEncoder(loaded, preparation, content, ids, merges).encode_all
     if preparation.marks:
         encode = encode_marks(encode, [ids.all[byte_piece(byte)] for byte in MARK.encode()])
     ends = json.dumps({"bos_id": vocabulary.bos_id, "eos_id": vocabulary.eos_id})
@@ -85,7 +85,7 @@ def _names_in(files: TokenizerFiles, name: str) -> dict[str, str]:
         settings = json.loads(files.beside.get(name, b"{}"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{files.path.with_name(name)}: no JSON: {error}; restore it") from None
-    found = {}
+    found: dict[str, str] = {}
     for key in ("bos_token", "eos_token"):
         value = settings.get(key) if isinstance(settings, dict) else None
         value = value.get("content") if isinstance(value, dict) else value
@@ -129,7 +129,9 @@ def _load(
         raise UnsupportedError(f"not a tokenizer.json (or damaged): {error}") from None
     for token in ordinary:
         if loaded.token_to_id(token["content"]) != token["id"]:
-            raise UnsupportedError(f"it is damaged: {token['content']!r} has another id than it says")
+            raise UnsupportedError(
+                f"it is damaged: {token['content']!r} has another id than it says"
+            )
     return loaded
 
 
