@@ -88,8 +88,9 @@ def find(named: Path | str, step: int | None) -> Source:
     inside = path / "checkpoints"
     checkpoints = inside if inside.is_dir() else path
     beside = checkpoints.absolute().parent / "tokenizer"
-    own = path / "tokenizer"
-    return Source(Path(named), CheckpointReader(checkpoints), step, own if own.is_dir() else beside)
+    places = [folder / "tokenizer" for folder in (Path(named), path)]
+    tokenizer = next((place for place in places if place.is_dir()), beside)
+    return Source(Path(named), CheckpointReader(checkpoints), step, tokenizer)
 
 
 def load(

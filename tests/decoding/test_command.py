@@ -10,24 +10,6 @@ from tests.data.tokenizers.kinds import write_sentencepiece
 from tests.train.conftest import make_run, train
 
 
-@pytest.fixture(scope="module")
-def trained(tiny_data, tmp_path_factory):
-    """A run directory with checkpoints of steps 2 and 3, of a model with learned positions, trained
-    on two devices.
-    """
-    folder = tmp_path_factory.mktemp("trained")
-    config = make_run(tiny_data, folder / "run")
-    config["model"]["position"] = {"kind": "learned", "max_length": 32}
-    config["train"] |= {"num_steps": 3, "eval_every": 0}
-    config["schedule"] = {}
-    config["checkpoint"] = {"every": 2}
-    config["train"]["microbatches"] = 2
-    config["runtime"]["device_count"] = 2
-    (folder / "run.yaml").write_text(yaml.safe_dump(config))
-    train(folder / "run.yaml")
-    return folder / "run"
-
-
 @pytest.fixture
 def say(trained, monkeypatch, capsys):
     """say(arguments...) -> what is printed after the prompt `ember `, in this process."""
@@ -97,8 +79,8 @@ def test_several_prompts_on_two_devices_get_the_texts_they_get_alone(trained, mo
         ),
         (["--seed", "-1"], "--seed=-1 must be at least 0"),
         (
-            ["--max-tokens", "31"],
-            "2 tokens and max_tokens=31, together more than model.position.max_length=32",
+            ["--max-tokens", "127"],
+            "2 tokens and max_tokens=127, together more than model.position.max_length=128",
         ),
     ],
 )

@@ -4,8 +4,11 @@ import shutil
 
 import pytest
 
+import maxlm
 from data_pipeline.documents import Document
 from data_pipeline.train_tokenizer import train_tokenizer
+from maxlm.cli import main
+from tests.data.tokenizers.kinds import EOS, byte_level, write_hf
 from tests.train.conftest import curve, read_metrics, train
 
 
@@ -59,3 +62,27 @@ def test_a_run_directory_with_another_tokenizer_is_refused(write_run, refuse, tm
     message = refuse("train", write_run(), "train.batch_size=8")
     assert f"{tmp_path}/run/tokenizer is another tokenizer" in message
     assert "choose another run_dir, or move that folder away" in message
+
+
+def test_a_run_keeps_a_tokenizer_of_several_files(write_run, tmp_path):
+    """From a published vocabulary with one token for beginnings and ends to a model that speaks."""
+    published = write_hf(tmp_path / "published", byte_level(), {"eos_token": EOS, "more": 1})
+    settings = [
+        f"data.tokenizer={published}",
+        f"data.sources.text.path={tmp_path}/other",
+        "model.vocab_size=1024",
+    ]
+    path = write_run(train={"eval_every": 0, "num_steps": 2}, schedule={"warmup_steps": 0})
+    assert main(["prepare", str(path), *settings]) == 0
+    train(path, *settings)
+    kept = {file.name: file.read_bytes() for file in (tmp_path / "run/tokenizer").iterdir()}
+    assert kept == {file.name: file.read_bytes() for file in published.iterdir()}
+    shutil.rmtree(published)
+    values = read_metrics(tmp_path / "run")[2]
+    assert 0 < values["val/text/bits_per_byte"] < 16
+    model = maxlm.load(tmp_path / "run")
+    assert model.tokenizer.bos_id == model.tokenizer.eos_id
+    assert model.num_ids == 900
+    answer = model.generate("ember ", max_tokens=4, temperature=0)
+    assert answer
+    assert answer == "".join(model.stream("ember ", max_tokens=4, temperature=0))
