@@ -33,7 +33,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("train",),
     ("decoding", "plan", "convert"),
     ("cli",),
-    ("__main__",),
+    ("__main__", "__init__"),
 )
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
 # What the folders beside maxlm may import from it.

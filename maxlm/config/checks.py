@@ -303,8 +303,8 @@ def _own_tokenizer(config: RunConfig) -> Iterator[Problem]:
     """`maxlm prepare --force` may train the tokenizer again, but never the copy that a run goes on
     with.
     """
-    own = f"{config.run_dir}/tokenizer.model"
-    if config.run_dir.strip() and place_of(config.data.tokenizer) == place_of(own):
+    own, named = place_of(f"{config.run_dir}/tokenizer"), place_of(config.data.tokenizer)
+    if config.run_dir.strip() and (named == own or named.startswith(own + os.sep)):
         text = f"data.tokenizer={config.data.tokenizer!r} is where the run keeps its own copy of the tokenizer"
         yield Problem("data.tokenizer", f"{text}; use another, such as data/name/tokenizer.model")
 

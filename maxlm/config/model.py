@@ -187,6 +187,13 @@ class ModelConfig(Section):
                         yield path, layer
                     seen.add((name, layer))
 
+    def told_length(self, length: int) -> int:
+        """Return a length of whole sequences that no layer tells from `length`: programs of both
+        are the same. 0 if no layer knows any.
+        """
+        told = {section.told_length(length) for _, section in self.sections()} - {0}
+        return length if len(told) > 1 else next(iter(told), 0)
+
     def problems(self) -> Iterator[Problem]:
         """Yield segments that do not make `num_layers` blocks."""
         yield from self._block_problems()

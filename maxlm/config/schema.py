@@ -114,7 +114,8 @@ class DataConfig(Section):
 
     sources: Annotated[dict[Name, SourceConfig], Field(min_length=1)]
     tokenizer: Annotated[str, OnResume.FREE] = Field(
-        description="SentencePiece model file; `maxlm prepare` trains it when it is absent"
+        description="file or folder: SentencePiece model, tokenizer.json, tiktoken file; a SentencePiece model that is "
+        "absent is trained by `maxlm prepare`"
     )
     sequence_length: PositiveInt = Field(description="tokens per sequence")
     shuffle: Literal["global", "none"] = "global"

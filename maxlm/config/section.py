@@ -87,6 +87,13 @@ class LayerSection(Section):
         """Copies of each token that are sent to where others are worked on, 0 for none."""
         return 0
 
+    def told_length(self, length: int) -> int:
+        """Return a length of whole sequences that the layer does not tell from `length`, 0 if it
+        knows none.
+        """
+        del length
+        return 0
+
     def mixing_flops(self, model: ModelConfig, length: int) -> float:
         """Return the FLOPs per token of a forward and backward pass that are no products with
         weights.

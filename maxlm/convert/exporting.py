@@ -15,13 +15,13 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from maxlm import runtime
-from maxlm.checkpoint import CheckpointReader, RunDirectory, tokenizer_of_checkpoint
+from maxlm.checkpoint import CheckpointReader, RunDirectory
 from maxlm.checkpoint.hf.save import Export, plan_export, write_export
 from maxlm.config.errors import UserError
 from maxlm.config.model import ModelConfig
 from maxlm.config.schema import RuntimeConfig
 from maxlm.convert.progress import progress_bar
-from maxlm.data.tokenizer import Tokenizer
+from maxlm.data.tokenizers import open_tokenizer
 from maxlm.models.decoder import Decoder
 from maxlm.models.saved import saved_layout, saved_model
 from maxlm.sharding.parameters import named_parameters, parameter_count, with_value
@@ -105,8 +105,13 @@ def _besides_weights(
     published = record.get("published")
     if published is not None and run_dir.published.is_dir():
         return sorted(run_dir.published.iterdir()), published["config"], published["vocab_size"]
-    path = tokenizer_of_checkpoint(run_dir.path, record)
-    tokenizer = Tokenizer(path)
+    path = run_dir.tokenizer
+    tokenizer = open_tokenizer(path)
+    if tokenizer.fingerprint != record["tokenizer"]:
+        raise UserError(
+            f"{path} is not the tokenizer that the run was trained with (fingerprint {record['tokenizer']}); "
+            "put that one back"
+        )
     about = {
         "bos_token_id": tokenizer.bos_id,
         "eos_token_id": tokenizer.eos_id,
@@ -116,7 +121,7 @@ def _besides_weights(
     size = tokenizer.vocab_size
     if published is not None:
         about, size = {**published["config"], **about}, max(size, published["vocab_size"])
-    return [path], about, min(size, model.vocab_size)
+    return sorted(path.iterdir()), about, min(size, model.vocab_size)
 
 
 def _say(export: Export, target: Path, step: int, dtype: str) -> None:

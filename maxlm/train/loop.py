@@ -68,7 +68,7 @@ def train(config: RunConfig, *, command: str) -> None:
         run_dir = stack.enter_context(RunDirectory.open(config.run_dir))
         checkpointer = stack.enter_context(Checkpointer(run_dir.checkpoints, config.checkpoint))
         _refuse_changes(checkpointer.latest_record(), config, datasets)
-        run_dir.keep_tokenizer(datasets.train.tokenizer.proto)
+        run_dir.keep_tokenizer(datasets.train.tokenizer.files)
         restored = checkpointer.restore(
             program.state, saved_as=lambda record: state_as_saved(record, config, program)
         )

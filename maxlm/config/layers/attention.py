@@ -107,6 +107,11 @@ class AttentionConfig(LayerSection):
             text = f"{path}.softcap={self.softcap} would squash what {here}.kind={position.kind} adds to scores"
             yield Problem(f"{path}.softcap", f"{text}; use {path}.softcap=null or another position")
 
+    def told_length(self, length: int) -> int:
+        """Return that of its positions."""
+        position = self.position
+        return position.told_length(length) if isinstance(position, RopePosition) else 0
+
     def mixing_flops(self, model: ModelConfig, length: int) -> float:
         """Count products of queries with keys and of scores with values.
 

@@ -39,6 +39,17 @@ class RopePosition(Section):
         """Return how many of `dim` numbers are turned."""
         return self.rotary_dim or dim
 
+    def told_length(self, length: int) -> int:
+        """Return a length of sequences whose tokens are turned as those of `length` are, 0 if all
+        lengths are.
+        """
+        scaling = self.scaling
+        if isinstance(scaling, DynamicScaling):
+            return max(length, scaling.original_length)
+        if isinstance(scaling, LongropeScaling):
+            return scaling.original_length + (length > scaling.original_length)
+        return 0
+
     def problems(self, path: str, dim_path: str, dim: int) -> Iterator[Problem]:
         """Yield what cannot be turned in pairs, and a scaling that does not fit.
 

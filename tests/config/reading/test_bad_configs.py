@@ -872,9 +872,9 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
     "a tokenizer in the run's own place": (
         {},
         "",
-        ["data.tokenizer=runs/x/../test/tokenizer.model"],
+        ["data.tokenizer=runs/x/../test/tokenizer/t"],
         [
-            "data.tokenizer='runs/x/../test/tokenizer.model' is where the run keeps its own copy of the tokenizer; use"
+            "data.tokenizer='runs/x/../test/tokenizer/t' is where the run keeps its own copy of the tokenizer; use"
         ],
     ),
     "empty path": (
