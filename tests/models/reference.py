@@ -12,11 +12,21 @@ from maxlm.sharding.parameters import named_parameters
 
 def logits(decoder, tokens, segments, positions, length=None):
     """Return fp64 (B, T, V) of a batch; `length` is that of whole sequences, T if not given."""
-    model, places = decoder.model, Places(segments, positions, length or tokens.shape[1])
-    weights = {
+    places = Places(segments, positions, length or tokens.shape[1])
+    return logits_of(weights_of(decoder), decoder.model, tokens, places)
+
+
+def weights_of(decoder):
+    """Return the parameters in fp64, by path."""
+    return {
         path: np.asarray(parameter[...], np.float64)
         for path, parameter in named_parameters(decoder)
     }
+
+
+def logits_of(weights, model, tokens, places):
+    """Return fp64 (B, T, V) of a batch, given parameters by path."""
+    positions = places.positions
     x = weights["embedding/tokens"][tokens]
     if model.position.kind == "learned":
         x = x + weights["embedding/positions"][positions]

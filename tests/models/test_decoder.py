@@ -34,7 +34,7 @@ from maxlm.sharding.stages import lay_out
 from maxlm.train.loss.execution import build_execution
 from maxlm.train.loss.gradients import make_losses
 from tests.models import reference
-from tests.small_models import model_settings, run_settings
+from tests.small_models import POSITIONS, model_settings, run_settings
 from tests.train.program import make_batch
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -67,45 +67,7 @@ MODELS = {
         "num_layers": 4,
         "num_kv_heads": 2,
         "position": {"kind": "sinusoidal"},
-        "pattern": [
-            {
-                "mixer": {
-                    "position": {
-                        "kind": "rope",
-                        "layout": "interleaved",
-                        "scaling": {"kind": "dynamic", "factor": 2.0, "original_length": 8},
-                    },
-                    "qk_norm": "l2",
-                    "scale": 0.3,
-                    "chunk": 5,
-                }
-            },
-            {
-                "mixer": {
-                    "position": {"kind": "relative", "num_buckets": 6, "max_distance": 9},
-                    "qk_norm": "rmsnorm_all",
-                    "window": 12,
-                }
-            },
-            {"mixer": {"position": {"kind": "alibi"}, "scale": 0.7}},
-            {
-                "mixer": {
-                    "position": {
-                        "kind": "rope",
-                        "rotary_dim": 2,
-                        # Training is longer than this, the generated text is not.
-                        "scaling": {
-                            "kind": "longrope",
-                            "short_factor": [1.5],
-                            "long_factor": [3.0],
-                            "original_length": 12,
-                            "factor": 4.0,
-                        },
-                    },
-                    "temperature": {"scale": 0.5, "floor": 3},
-                }
-            },
-        ],
+        "pattern": POSITIONS,
     },
     "mixed": {
         "num_kv_heads": 1,
