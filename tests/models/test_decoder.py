@@ -46,6 +46,15 @@ SHAPE = {
     "head_dim": 4,
     "mlp_dim": 24,
 }
+LATENT = {
+    "kind": "mla",
+    "num_heads": 4,
+    "kv_rank": 8,
+    "nope_dim": 6,
+    "rope_dim": 4,
+    "value_dim": 5,
+    "position": {"layout": "interleaved"},
+}
 MODELS = {
     "llama": {"num_kv_heads": 2},
     "gpt2": {
@@ -68,6 +77,9 @@ MODELS = {
         "num_kv_heads": 2,
         "position": {"kind": "sinusoidal"},
         "pattern": POSITIONS,
+    },
+    "latent": {
+        "pattern": [{"mixer": LATENT | {"query_rank": 12}}, {"mixer": LATENT | {"scale": 0.7}}],
     },
     "mixed": {
         "num_kv_heads": 1,

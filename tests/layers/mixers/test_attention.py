@@ -2,52 +2,12 @@
 positions.
 """
 
-import jax
-import numpy as np
-
-from maxlm.sharding.parameters import initialise, map_parameters, with_value
-from maxlm.train.loss.gradients import make_gradients
-from maxlm.train.setup import build_program
-from tests.models import reference
+from tests.models.differences import check_gradients
 from tests.small_models import POSITIONS
-from tests.train.program import make_batch, make_config
-
-
-def mean_nats(weights, model, batch):
-    """Return the loss of a batch in fp64."""
-    places = reference.Places(batch["segment_ids"], batch["positions"], batch["tokens"].shape[1])
-    logits = reference.logits_of(weights, model, batch["tokens"], places)
-    log_z = np.log(np.exp(logits).sum(-1))
-    nats = log_z - np.take_along_axis(logits, batch["targets"][..., None], axis=-1)[..., 0]
-    return (nats * batch["weights"]).sum() / batch["weights"].sum()
 
 
 def test_gradients_equal_differences_of_the_plain_implementation():
-    """Along a random direction of each parameter that scores are made of, in fp64."""
+    """Of each parameter that scores are made of."""
     sizes = {"num_layers": 4, "pattern": POSITIONS, "num_heads": 4, "num_kv_heads": 2}
-    config = make_config(model=sizes, train={"batch_size": 2})
-    program = build_program(config, jax.devices()[:1])
-    key = jax.random.key(1)
-    decoder = map_parameters(
-        lambda p: with_value(p, p[...] + 0.2 * jax.random.normal(key, p[...].shape)),
-        initialise(program.declared, 0, program.mesh),
-    )
-    batch = make_batch(config, 0)
-    compute = make_gradients(program.declared, program.mesh, program.execution)
-    gradients = reference.weights_of(jax.jit(compute)(decoder, batch)[0])
-    weights = reference.weights_of(decoder)
-    scoring = [
-        path for path in weights if "/mixer/" in path and not path.endswith(("value", "out"))
-    ]
-    assert len(scoring) == 4 * 2 + 3
-    rng, step = np.random.default_rng(0), 1e-5
-    for path in scoring:
-        direction = rng.normal(size=weights[path].shape)
-        ahead, behind = (
-            mean_nats({**weights, path: weights[path] + by * direction}, config.model, batch)
-            for by in (step, -step)
-        )
-        want = (ahead - behind) / (2 * step)
-        scale = np.linalg.norm(gradients[path]) * np.linalg.norm(direction)
-        assert abs((gradients[path] * direction).sum() - want) < 1e-5 * scale, path
-        assert np.abs(gradients[path]).max() > 1e-4, path
+    of = lambda path: "/mixer/" in path and not path.endswith(("value", "out"))  # noqa: E731
+    assert check_gradients(sizes, of) == 4 * 2 + 3
