@@ -60,6 +60,15 @@ POSITIONS = [
     {**BY_DISTANCE, "position": {"kind": "alibi"}},
     {**BY_DISTANCE, "position": {"kind": "relative", "num_buckets": 8, "max_distance": 40}},
 ]
+LATENT = {
+    "kind": "mla",
+    "num_heads": 4,
+    "kv_rank": 8,
+    "nope_dim": 6,
+    "rope_dim": 4,
+    "value_dim": 5,
+    "position": {"layout": "interleaved"},
+}
 MODELS = {
     "experts": {"num_layers": 3, "prefix": [{}], "pattern": [{"ffn": MOE}], "init_std": 0.3},
     "parallel": {
@@ -72,6 +81,11 @@ MODELS = {
         "position": {"kind": "sinusoidal"},
         "pattern": [{"mixer": mixer} for mixer in POSITIONS],
         "init_std": 0.3,
+    },
+    "latent": {
+        "num_layers": 2,
+        "pattern": [{"mixer": {**LATENT, "query_rank": 12}}, {"mixer": {**LATENT, "scale": 0.6}}],
+        "init_std": 0.4,
     },
     "window": {"num_layers": 2, "pattern": [{"mixer": NARROW}, {}], "init_std": 0.3},
 }

@@ -43,11 +43,10 @@ def objective(model, weights, batch, loss):
 
 def logits_of(model, weights, tokens, places, penalties=None):
     x = model.embed_scale * weights["embedding/tokens"][tokens]
-    positions = places.positions
     if model.position.kind == "learned":
-        x = x + weights["embedding/positions"][positions]
+        x = x + weights["embedding/positions"][places.positions]
     if model.position.kind == "sinusoidal":
-        x = x + _sinusoids(positions, x.shape[-1], model.position.theta)
+        x = x + _sinusoids(places.positions, x.shape[-1], model.position.theta)
     penalties = [] if penalties is None else penalties
     for number, (segment, repeats) in enumerate(zip(model.segments, model.repeats, strict=True)):
         for repeat in range(repeats):
@@ -77,7 +76,8 @@ class Places(NamedTuple):
 
 def _block(x, block, model, config, places, penalties):
     def mixer(h):
-        return _attention(h, block, model, config.mixer, places)
+        mix = _latent_attention if config.mixer.kind == "mla" else _attention
+        return mix(h, block, model, config.mixer, places)
 
     def ffn(h):
         if config.ffn.kind == "moe":
@@ -140,6 +140,31 @@ def _attention(x, weights, model, config, places):
         out[b, t, n] = p @ heads["value"][b, seen, k] / (p.sum() + np.exp(sink - peak))
     y = np.einsum("btnh,nhd->btd", out, weights["mixer/out"])
     return y + weights["mixer/out_bias"] if config.bias == "all" else y
+
+
+def _latent_attention(x, weights, model, config, places):
+    """arXiv:2405.04434, eq. 9-19, a head and a token at a time."""
+    w = {path.removeprefix("mixer/"): weight for path, weight in weights.items()}
+    queries = w.get("query")
+    c_q = x
+    if config.query_rank is not None:
+        c_q, queries = _norm(x @ w["query_down"], w, "query_norm/", model), w["query_up"]
+    c_kv = _norm(x @ w["kv_down"], w, "kv_norm/", model)
+    rope = lambda x: _turned(x[:, :, None], config.position, places)[:, :, 0]  # noqa: E731
+    shared = rope(x @ w["key_rope"])
+    scale = config.scale or 1 / math.sqrt(config.nope_dim + config.rope_dim)
+    y = np.zeros_like(x)
+    for n in range(config.num_heads):
+        q = c_q @ queries[:, n]
+        q_c, q_r = q[..., : config.nope_dim], rope(q[..., config.nope_dim :])
+        k_c, v_c = c_kv @ w["key_up"][:, n], c_kv @ w["value_up"][:, n]
+        for b in range(len(x)):
+            for t in range(x.shape[1]):
+                seen = [s for s in range(t + 1) if places.segments[b, s] == places.segments[b, t]]
+                scores = scale * (k_c[b, seen] @ q_c[b, t] + shared[b, seen] @ q_r[b, t])
+                p = np.exp(scores - scores.max())
+                y[b, t] += (p / p.sum()) @ v_c[b, seen] @ w["out"][n]
+    return y
 
 
 def _sees(config, places, b, t, s):

@@ -35,7 +35,7 @@ from maxlm.sharding.stages import lay_out
 from maxlm.train.loss.execution import build_execution
 from maxlm.train.loss.gradients import make_gradients
 from tests.models import reference
-from tests.small_models import model_settings, run_settings
+from tests.small_models import POSITIONS, model_settings, run_settings
 from tests.train.program import make_batch
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -48,6 +48,15 @@ SHAPE = {
     "mlp_dim": 24,
 }
 MOE = {"kind": "moe", "num_experts": 6, "experts_per_token": 2, "expert_dim": 8}
+LATENT = {
+    "kind": "mla",
+    "num_heads": 4,
+    "kv_rank": 8,
+    "nope_dim": 6,
+    "rope_dim": 4,
+    "value_dim": 5,
+    "position": {"layout": "interleaved"},
+}
 MODELS = {
     "llama": {"num_kv_heads": 2},
     "gpt2": {
@@ -69,45 +78,10 @@ MODELS = {
         "num_layers": 4,
         "num_kv_heads": 2,
         "position": {"kind": "sinusoidal"},
-        "pattern": [
-            {
-                "mixer": {
-                    "position": {
-                        "kind": "rope",
-                        "layout": "interleaved",
-                        "scaling": {"kind": "dynamic", "factor": 2.0, "original_length": 8},
-                    },
-                    "qk_norm": "l2",
-                    "scale": 0.3,
-                    "chunk": 5,
-                }
-            },
-            {
-                "mixer": {
-                    "position": {"kind": "relative", "num_buckets": 6, "max_distance": 9},
-                    "qk_norm": "rmsnorm_all",
-                    "window": 12,
-                }
-            },
-            {"mixer": {"position": {"kind": "alibi"}, "scale": 0.7}},
-            {
-                "mixer": {
-                    "position": {
-                        "kind": "rope",
-                        "rotary_dim": 2,
-                        # Training is longer than this, the generated text is not.
-                        "scaling": {
-                            "kind": "longrope",
-                            "short_factor": [1.5],
-                            "long_factor": [3.0],
-                            "original_length": 12,
-                            "factor": 4.0,
-                        },
-                    },
-                    "temperature": {"scale": 0.5, "floor": 3},
-                }
-            },
-        ],
+        "pattern": POSITIONS,
+    },
+    "latent": {
+        "pattern": [{"mixer": LATENT | {"query_rank": 12}}, {"mixer": LATENT | {"scale": 0.7}}],
     },
     # every way of adding to the residual stream, every factor, and a cap on logits that matters
     "residuals": {

@@ -128,3 +128,34 @@ def test_a_device_has_its_part():
     )
     heads = shapes_of({"context": 2, "context_kind": "ulysses"}, **model)[0]
     assert (heads.num_heads, heads.query_length, heads.spread) == (4, whole.query_length, False)
+
+
+LATENT = {
+    "kind": "mla",
+    "num_heads": 16,
+    "query_rank": 32,
+    "kv_rank": 32,
+    "nope_dim": 128,
+    "rope_dim": 64,
+    "value_dim": 128,
+}
+
+
+@pytest.mark.parametrize(
+    ("kernel", "device", "reason"),
+    [
+        ("flash_tpu", "TPU v5", None),
+        ("splash", "TPU v5", None),
+        ("flash_hopper", "NVIDIA H100 80GB HBM3", None),
+        ("flash_triton", "NVIDIA H100 80GB HBM3", None),
+        ("cudnn", "NVIDIA H100 80GB HBM3", "keys and values of one head size, not 192 and 128"),
+        ("chunked", "Made-up 1", None),
+    ],
+)
+def test_kernels_take_values_shorter_than_keys_or_say_why_not(kernel, device, reason):
+    mesh = {"tensor": 2, "context": 2, "context_kind": "ulysses"}
+    (shape,) = shapes_of(mesh, pattern=[{"mixer": LATENT}])
+    assert (shape.num_heads, shape.num_kv_heads) == (4, 4)
+    assert (shape.key_size, shape.value_size) == (192, 128)
+    found = ATTENTION.table[kernel].unsupported(shape._replace(device_kind=device))
+    assert found is None if reason is None else reason in found

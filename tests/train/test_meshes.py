@@ -123,6 +123,7 @@ DISTANT_MODEL = {
     "position": {"kind": "sinusoidal"},
     "num_layers": 4,
     "num_kv_heads": 4,
+    "init_std": 0.2,
 }
 
 
@@ -131,7 +132,7 @@ def test_same_with_positions_as_distances():
     mesh = {"stage": 2, "context": 2, "tensor": 2}
     got, want = (run(make_config(model=DISTANT_MODEL, mesh=mesh, length=32)) for mesh in (mesh, {}))
     assert_same(got, want)
-    assert np.abs(got.gradients["stack/0/0/mixer/relative_bias"]).max() > 1e-5
+    assert np.abs(got.gradients["stack/0/0/mixer/relative_bias"]).max() > 1e-4
 
 
 def test_same_with_the_kernel_of_the_tpu_interpreted():

@@ -95,7 +95,8 @@ def _unknown_key(path: str, parent: Any) -> str:
     close = did_you_mean(name, known)
     if close:
         return f"{path} is not a known key; did you mean {f'{where}.' if where else ''}{close}?"
-    elsewhere = [other for other in all_paths() if other.rpartition(".")[2] == name]
+    # Kinds of a section have settings in common: each path once.
+    elsewhere = dict.fromkeys(other for other in all_paths() if other.rpartition(".")[2] == name)
     if elsewhere:
         return f"{path} is not a known key; did you mean {' or '.join(elsewhere)}?"
     return f"{path} is not a known key; remove it, or use one of {', '.join(known)}"
