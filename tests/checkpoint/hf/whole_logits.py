@@ -12,7 +12,6 @@ from maxlm.kernels.mask import causal
 from maxlm.layers.sequence import SequenceInfo
 from maxlm.layers.stack import BlockExecution
 from maxlm.ops import OPERATIONS
-from maxlm.products import einsum_fp32
 from maxlm.sharding.fsdp import gather, vary
 from maxlm.sharding.mesh import build_mesh
 from maxlm.sharding.parameters import partition_specs
@@ -36,9 +35,10 @@ def logits_of(decoder, tokens, segments):
         decoder = gather(vary(decoder))
         kernels = {name: one.reference(jax.devices()[0]) for name, one in OPERATIONS.items()}
         mask = causal(segments_BT, positions_BT)
-        info = SequenceInfo(positions_BT, segments_BT, mask, kernels=kernels)
+        length = tokens_BT.shape[1]
+        info = SequenceInfo(positions_BT, segments_BT, mask, length, kernels=kernels)
         x_BTD, *_ = decoder(tokens_BT, info, BlockExecution())
-        return einsum_fp32("BTD,DV->BTV", x_BTD, decoder.output_DV())
+        return decoder.logits(x_BTD)
 
     specs = (partition_specs(decoder), P(), P(), P())
     mapped = jax.shard_map(

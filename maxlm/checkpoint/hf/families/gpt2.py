@@ -6,7 +6,13 @@ from maxlm.checkpoint.hf.family import Family, Row
 from maxlm.checkpoint.hf.keys import Fixed, Ignored, Key, Must, TrainingOnly, same_as
 
 _LAYER = "transformer.h.{layer}."
-_GELU = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu_fast": "gelu", "relu": "relu"}
+_GELU = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu": "gelu_exact",
+    "relu": "relu",
+}
 
 GPT2 = Family(
     name="gpt2",
