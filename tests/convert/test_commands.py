@@ -137,7 +137,7 @@ def test_check_needs_transformers(refuse, source, tmp_path, monkeypatch):
 def test_check_compares_with_transformers(name, tmp_path, capsys, monkeypatch):
     pytest.importorskip("transformers")
     assert main(["import", str(FIXTURES / name), str(tmp_path / "in"), "--check"]) == 0
-    assert re.search(r"are those of transformers \S+ to \d.\de-0[5-8]", capsys.readouterr().out)
+    assert re.search(r"are those of transformers \S+ to \d\.\de-0[5-8]", capsys.readouterr().out)
     monkeypatch.setattr("maxlm.convert.check.TOLERANCE", 1e-12)
     assert main(["import", str(FIXTURES / name), str(tmp_path / "again"), "--check"]) == 1
     assert "differ from those of transformers" in capsys.readouterr().err
