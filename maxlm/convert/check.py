@@ -1,4 +1,4 @@
-"""`maxlm import --check`: the logits of an import against those of transformers."""
+"""`maxlm import HF_DIR CHECKPOINT_DIR --check`: logits of an import against transformers' own."""
 
 from __future__ import annotations
 
