@@ -31,7 +31,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("layers",),
     ("models",),
     ("train",),
-    ("decoding", "plan", "convert"),
+    ("decoding", "plan"),
+    ("convert",),
     ("cli",),
     ("__main__", "__init__"),
 )
