@@ -21,7 +21,7 @@ from typing import Any
 import jax
 
 from maxlm.checkpoint.hf.families import FAMILIES
-from maxlm.checkpoint.hf.family import parts_of
+from maxlm.checkpoint.hf.families.family import parts_of
 from maxlm.checkpoint.hf.load import load_each
 from maxlm.checkpoint.hf.published import model_of, open_published
 from maxlm.config.schema import MeshConfig

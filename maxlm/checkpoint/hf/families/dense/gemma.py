@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from maxlm.checkpoint.hf.families import fragments as like
-from maxlm.checkpoint.hf.family import Family
-from maxlm.checkpoint.hf.keys import Fixed, Ignored, Key, KeyRow, Must, Reading
+from maxlm.checkpoint.hf.families.family import Family
+from maxlm.checkpoint.hf.families.keys import Fixed, Ignored, Key, KeyRow, Must, Reading
+from maxlm.checkpoint.hf.families.positions import Rope
 from maxlm.config.model import ModelConfig
 
 _GELU = {"gelu_pytorch_tanh": "geglu_tanh", "gelu": "geglu_tanh"}
@@ -41,7 +42,7 @@ class QueryScale:
 class TwoRopes:
     """Layers with a window turn slowly, others have a base of their own, perhaps stretched."""
 
-    rope: like.Rope
+    rope: Rope
 
     def read(self, reading: Reading) -> None:
         """Give every layer its position; the windows are read before."""
@@ -97,7 +98,7 @@ GEMMA = Family(
         *_alike(),
         Key("hidden_act", "mlp.activation", "gelu_pytorch_tanh", _GELU),
         Ignored(("hidden_activation",)),
-        like.Rope(),
+        Rope(),
     ),
     rows=like.ROWS,
     unused=like.ROTARY_BUFFERS,
@@ -106,7 +107,7 @@ GEMMA = Family(
 GEMMA2 = Family(
     name="gemma2",
     architecture="Gemma2ForCausalLM",
-    keys=(*_alike(), *_CAPPED, like.LayerTypes(switch=None, first=None, every=2), like.Rope()),
+    keys=(*_alike(), *_CAPPED, like.LayerTypes(switch=None, first=None, every=2), Rope()),
     rows={**like.ROWS, "block": like.SANDWICH_NORMS},
     unused=like.ROTARY_BUFFERS,
 )
@@ -120,7 +121,7 @@ GEMMA3 = Family(
         Fixed("attention.qk_norm", "rmsnorm"),
         like.LayerTypes(switch=None, first=None, every=6),
         Ignored(("_sliding_window_pattern", "sliding_window_pattern")),
-        TwoRopes(like.Rope(theta=1_000_000.0)),
+        TwoRopes(Rope(theta=1_000_000.0)),
     ),
     rows={
         **like.ROWS,

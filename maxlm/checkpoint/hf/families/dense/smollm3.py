@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from maxlm.checkpoint.hf.families import fragments as like
-from maxlm.checkpoint.hf.family import Family
-from maxlm.checkpoint.hf.keys import Key, Reading
+from maxlm.checkpoint.hf.families.family import Family
+from maxlm.checkpoint.hf.families.keys import Key, Reading
+from maxlm.checkpoint.hf.families.positions import Rope
 from maxlm.config.model import ModelConfig
 
 
@@ -46,7 +47,7 @@ SMOLLM3 = Family(
         Key("attention_bias", "attention.bias", False, like.BIAS),
         Key("mlp_bias", "mlp.bias", False, like.BIAS),
         like.LayerTypes(),
-        like.Rope(theta=2_000_000.0),
+        Rope(theta=2_000_000.0),
         NoRope(),
         like.rms_norm(),
         like.tied(default=True),

@@ -5,8 +5,9 @@ arXiv:2501.00656.
 from __future__ import annotations
 
 from maxlm.checkpoint.hf.families import fragments as like
-from maxlm.checkpoint.hf.family import Family, Row
-from maxlm.checkpoint.hf.keys import Fixed, Key
+from maxlm.checkpoint.hf.families.family import Family, Row
+from maxlm.checkpoint.hf.families.keys import Fixed, Key
+from maxlm.checkpoint.hf.families.positions import Rope
 
 OLMO2 = Family(
     name="olmo2",
@@ -18,7 +19,7 @@ OLMO2 = Family(
         Fixed("block.norms", "post"),
         Fixed("attention.qk_norm", "rmsnorm_all"),
         Key("attention_bias", "attention.bias", False, like.BIAS),
-        like.Rope(),
+        Rope(),
         like.rms_norm(1e-5),
         like.tied(),
     ),

@@ -5,8 +5,9 @@ arXiv:2304.01373.
 from __future__ import annotations
 
 from maxlm.checkpoint.hf.families import fragments as like
-from maxlm.checkpoint.hf.family import Family, Row
-from maxlm.checkpoint.hf.keys import Fixed, Ignored, Key, Must, TrainingOnly
+from maxlm.checkpoint.hf.families.family import Family, Row
+from maxlm.checkpoint.hf.families.keys import Fixed, Ignored, Key, Must, TrainingOnly
+from maxlm.checkpoint.hf.families.positions import Rope
 
 _LAYER = "gpt_neox.layers.{layer}."
 _QKV = _LAYER + "attention.query_key_value."
@@ -41,7 +42,7 @@ GPT_NEOX = Family(
         Fixed("mlp.bias", "all"),
         Fixed("norm.kind", "layernorm"),
         Key("layer_norm_eps", "norm.epsilon", 1e-5),
-        like.Rope(fraction=0.25, share="rotary_pct"),
+        Rope(fraction=0.25, share="rotary_pct"),
         Ignored(("rotary_emb_base", "classifier_dropout")),
         TrainingOnly("attention_dropout"),
         TrainingOnly("hidden_dropout"),

@@ -8,8 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from maxlm.checkpoint.hf.families import fragments as like
-from maxlm.checkpoint.hf.family import Family, Row
-from maxlm.checkpoint.hf.keys import Fixed, Ignored, Key, KeyRow, Reading
+from maxlm.checkpoint.hf.families.family import Family, Row
+from maxlm.checkpoint.hf.families.keys import (
+    Fixed,
+    Ignored,
+    Key,
+    KeyRow,
+    Reading,
+    all_of_kind,
+)
+from maxlm.checkpoint.hf.families.positions import Rope
 from maxlm.config.model import ModelConfig
 
 _MLP = like.LAYER + "mlp."
@@ -29,8 +37,7 @@ class SparseLayers:
 
     def write(self, model: ModelConfig) -> dict[str, Any]:
         """Write the dense layers one by one."""
-        dense = [n for n, block in enumerate(model.layers) if block.ffn.kind == "mlp"]
-        return {"decoder_sparse_step": 1, "mlp_only_layers": dense}
+        return {"decoder_sparse_step": 1, "mlp_only_layers": list(all_of_kind(model, "mlp"))}
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,7 @@ class DenseLayers:
 
     def write(self, model: ModelConfig) -> dict[str, Any]:
         """Write the width of the first one; a model without any has no need of it."""
-        widths = [block.ffn.hidden_dim for block in model.layers if block.ffn.kind == "mlp"]
+        widths = [ffn.hidden_dim for ffn in all_of_kind(model, "mlp").values()]
         return {"intermediate_size": widths[0] if widths else model.embed_dim}
 
 
@@ -60,7 +67,7 @@ _MIXTURE: tuple[KeyRow, ...] = (
     Ignored(("output_router_logits", "num_local_experts")),
     like.AuxiliaryLoss(),
     like.LayerTypes(),
-    like.Rope(),
+    Rope(),
     like.rms_norm(),
     like.tied(),
 )
@@ -74,7 +81,7 @@ QWEN2 = Family(
         *like.GATED_MLP,
         Fixed("attention.bias", "qkv"),
         like.LayerTypes(),
-        like.Rope(),
+        Rope(),
         like.rms_norm(),
         like.tied(),
     ),
@@ -92,7 +99,7 @@ QWEN3 = Family(
         Fixed("attention.qk_norm", "rmsnorm"),
         Key("attention_bias", "attention.bias", False, like.BIAS),
         like.LayerTypes(),
-        like.Rope(),
+        Rope(),
         like.rms_norm(),
         like.tied(),
     ),

@@ -8,8 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from maxlm.checkpoint.hf.families import fragments as like
-from maxlm.checkpoint.hf.family import Family, Row
-from maxlm.checkpoint.hf.keys import Fixed, Ignored, Key, Must, Reading, TrainingOnly
+from maxlm.checkpoint.hf.families.family import Family, Row
+from maxlm.checkpoint.hf.families.keys import (
+    Fixed,
+    Ignored,
+    Key,
+    Must,
+    Reading,
+    TrainingOnly,
+    all_of_kind,
+)
+from maxlm.checkpoint.hf.families.positions import Rope
 from maxlm.config.model import ModelConfig
 
 _MOE = like.LAYER + "feed_forward."
@@ -81,11 +90,9 @@ class SparseLayers:
 
     def write(self, model: ModelConfig) -> dict[str, Any]:
         """Write the mixtures one by one."""
-        ffns: list[Any] = [block.ffn for block in model.layers]
-        kinds = [ffn.kind for ffn in ffns]
-        widths = [ffn.hidden_dim for ffn in ffns if ffn.kind == "mlp"]
+        widths = [ffn.hidden_dim for ffn in all_of_kind(model, "mlp").values()]
         return {
-            "moe_layers": [layer for layer, kind in enumerate(kinds) if kind == "moe"],
+            "moe_layers": list(all_of_kind(model, "moe")),
             "intermediate_size_mlp": widths[0] if widths else model.embed_dim,
         }
 
@@ -97,7 +104,7 @@ LLAMA4 = Family(
     keys=(
         *like.SHAPE,
         *like.heads(),
-        like.Rope(theta=500_000.0, layout="interleaved"),
+        Rope(theta=500_000.0, layout="interleaved"),
         GlobalLayers(),
         Must("attention_bias", False),
         SparseLayers(),

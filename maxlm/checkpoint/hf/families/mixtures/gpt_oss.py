@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from maxlm.checkpoint.hf.families import fragments as like
-from maxlm.checkpoint.hf.family import Family, Row
-from maxlm.checkpoint.hf.keys import Fixed, Ignored, Key, Must
+from maxlm.checkpoint.hf.families.family import Family, Row
+from maxlm.checkpoint.hf.families.keys import Fixed, Ignored, Key, Must
+from maxlm.checkpoint.hf.families.positions import Rope
 
 _MOE = like.LAYER + "mlp."
 _EXPERTS = _MOE + "experts."
@@ -20,7 +21,7 @@ GPT_OSS = Family(
         Fixed("attention.bias", "all"),
         Fixed("attention.sinks", True),
         like.LayerTypes(switch=None, first=None, every=2),
-        like.Rope(theta=150_000.0),
+        Rope(theta=150_000.0),
         Key("num_local_experts", "moe.num_experts", like.same_as("num_experts")),
         Key("num_experts_per_tok", "moe.experts_per_token", like.same_as("experts_per_token")),
         Key("intermediate_size", "moe.expert_dim"),

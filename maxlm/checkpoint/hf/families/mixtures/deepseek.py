@@ -9,8 +9,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from maxlm.checkpoint.hf.families import fragments as like
-from maxlm.checkpoint.hf.family import Family, Row
-from maxlm.checkpoint.hf.keys import Fixed, Ignored, Key, KeyRow, Must, Reading, TrainingOnly
+from maxlm.checkpoint.hf.families.family import Family, Row
+from maxlm.checkpoint.hf.families.keys import (
+    Fixed,
+    Ignored,
+    Key,
+    KeyRow,
+    Must,
+    Reading,
+    TrainingOnly,
+    all_of_kind,
+)
+from maxlm.checkpoint.hf.families.positions import Rope
 from maxlm.config.model import ModelConfig
 
 _ATTENTION = like.LAYER + "self_attn."
@@ -22,7 +32,7 @@ _KV_DOWN, _KV_UP = _ATTENTION + "kv_a_proj_with_mqa.weight", _ATTENTION + "kv_b_
 class LatentRope:
     """Rotary positions of neighbouring numbers; with YaRN, scores have a factor of their own."""
 
-    rope: like.Rope
+    rope: Rope
 
     def read(self, reading: Reading) -> None:
         """Set positions, and the scale that goes with them."""
@@ -58,10 +68,9 @@ class FirstDense:
 
     def write(self, model: ModelConfig) -> dict[str, Any]:
         """Count them, and the shared experts."""
-        kinds = [block.ffn.kind for block in model.layers]
         moe = like.first_of_kind(model, "moe")
         return {
-            "first_k_dense_replace": kinds.index("moe"),
+            "first_k_dense_replace": min(all_of_kind(model, "moe")),
             "n_shared_experts": moe.shared_dim // moe.expert_dim,
         }
 
@@ -74,7 +83,7 @@ _ALIKE: tuple[KeyRow, ...] = (
     Key("qk_nope_head_dim", "mla.nope_dim"),
     Key("qk_rope_head_dim", "mla.rope_dim"),
     Key("v_head_dim", "mla.value_dim"),
-    LatentRope(like.Rope(kind="mla", layout="interleaved")),
+    LatentRope(Rope(kind="mla", layout="interleaved")),
     Must("attention_bias", False),
     TrainingOnly("attention_dropout"),
     Ignored(("num_key_value_heads", "head_dim", "qk_head_dim", "ep_size", "moe_layer_freq")),

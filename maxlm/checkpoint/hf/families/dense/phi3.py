@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from maxlm.checkpoint.hf.families import fragments as like
-from maxlm.checkpoint.hf.family import Family, Row
-from maxlm.checkpoint.hf.keys import Ignored, TrainingOnly
+from maxlm.checkpoint.hf.families.family import Family, Row
+from maxlm.checkpoint.hf.families.keys import Ignored, TrainingOnly
+from maxlm.checkpoint.hf.families.positions import Rope
 
 _QKV, _GATE_UP = like.LAYER + "self_attn.qkv_proj.weight", like.LAYER + "mlp.gate_up_proj.weight"
 
@@ -16,7 +17,7 @@ PHI3 = Family(
         *like.heads(),
         *like.GATED_MLP,
         like.Window(absent=None),
-        like.Rope(),
+        Rope(),
         like.rms_norm(1e-5),
         like.tied(),
         TrainingOnly("resid_pdrop"),
