@@ -2,6 +2,7 @@
 built abstractly.
 """
 
+import functools
 import itertools
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from maxlm.config import load_run
 from maxlm.config.model import ModelConfig
 from maxlm.config.optim import AdamwConfig
 from maxlm.config.schema import MeshConfig
-from maxlm.decoding.generate import generate
+from maxlm.decoding.generate import Generator
 from maxlm.decoding.sampling import Sampling, choose
 from maxlm.models import cost
 from maxlm.models.decoder import Decoder
@@ -219,18 +220,16 @@ def test_loss_and_gradients_equal_the_plain_implementation(model, mesh, decoder)
         )
 
 
-def test_greedy_text_is_what_whole_sequences_give(model, mesh, decoder):
+@pytest.fixture(scope="module")
+def generate(model, mesh, decoder):
+    """generate(prompts, stop_ids=...) -> the likeliest tokens that follow, a list for each step."""
+    generator = Generator(decoder, mesh, num_ids=model.vocab_size, compute_dtype=jnp.float32)
+    return functools.partial(generator, max_tokens=6, sampling=Sampling(temperature=0.0))
+
+
+def test_greedy_text_is_what_whole_sequences_give(decoder, generate):
     prompt = [1, 5, 9, 33, 7]
-    tokens = generate(
-        decoder,
-        mesh,
-        [prompt],
-        max_tokens=6,
-        sampling=Sampling(temperature=0.0),
-        stop_id=-1,
-        num_ids=model.vocab_size,
-        compute_dtype=jnp.float32,
-    )
+    tokens = generate([prompt], stop_ids=())
     sequence = list(prompt)
     for (token,) in tokens:
         whole = np.asarray([sequence])
@@ -242,11 +241,9 @@ def test_greedy_text_is_what_whole_sequences_give(model, mesh, decoder):
     assert len(sequence) == 11
 
 
-def test_generation_ends_at_the_stop_token(model, mesh, decoder):
-    arguments = {"max_tokens": 6, "sampling": Sampling(0.0), "compute_dtype": jnp.float32}
-    arguments["num_ids"] = model.vocab_size
-    (first,) = next(generate(decoder, mesh, [[1, 2]], stop_id=-1, **arguments))
-    assert list(generate(decoder, mesh, [[1, 2]], stop_id=first, **arguments)) == []
+def test_generation_ends_at_the_stop_token(generate):
+    (first,) = next(generate([[1, 2]], stop_ids=()))
+    assert list(generate([[1, 2]], stop_ids={first})) == []
 
 
 def test_top_k_and_top_p_never_choose_what_they_exclude():
