@@ -16,7 +16,7 @@ from maxlm.config import load_run
 from maxlm.config.model import ModelConfig
 from maxlm.config.optim import AdamwConfig
 from maxlm.config.schema import MeshConfig
-from maxlm.decoding.generate import generate
+from maxlm.decoding.generate import Generator
 from maxlm.decoding.sampling import Sampling, choose
 from maxlm.models import cost
 from maxlm.models.decoder import Decoder
@@ -221,16 +221,8 @@ def test_loss_and_gradients_equal_the_plain_implementation(model, mesh, decoder)
 
 def test_greedy_text_is_what_whole_sequences_give(model, mesh, decoder):
     prompt = [1, 5, 9, 33, 7]
-    tokens = generate(
-        decoder,
-        mesh,
-        [prompt],
-        max_tokens=6,
-        sampling=Sampling(temperature=0.0),
-        stop_id=-1,
-        num_ids=model.vocab_size,
-        compute_dtype=jnp.float32,
-    )
+    speak = Generator(decoder, mesh, num_ids=model.vocab_size, compute_dtype=jnp.float32)
+    tokens = speak([prompt], max_tokens=6, sampling=Sampling(temperature=0.0), stop_ids=())
     sequence = list(prompt)
     for (token,) in tokens:
         whole = np.asarray([sequence])
@@ -243,10 +235,10 @@ def test_greedy_text_is_what_whole_sequences_give(model, mesh, decoder):
 
 
 def test_generation_ends_at_the_stop_token(model, mesh, decoder):
-    arguments = {"max_tokens": 6, "sampling": Sampling(0.0), "compute_dtype": jnp.float32}
-    arguments["num_ids"] = model.vocab_size
-    (first,) = next(generate(decoder, mesh, [[1, 2]], stop_id=-1, **arguments))
-    assert list(generate(decoder, mesh, [[1, 2]], stop_id=first, **arguments)) == []
+    speak = Generator(decoder, mesh, num_ids=model.vocab_size, compute_dtype=jnp.float32)
+    arguments = {"max_tokens": 6, "sampling": Sampling(0.0)}
+    (first,) = next(speak([[1, 2]], stop_ids=(), **arguments))
+    assert list(speak([[1, 2]], stop_ids=[first], **arguments)) == []
 
 
 def test_top_k_and_top_p_never_choose_what_they_exclude():
