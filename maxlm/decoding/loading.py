@@ -15,16 +15,17 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from pydantic import ValidationError
 
-from maxlm.checkpoint import CheckpointReader, layout
-from maxlm.checkpoint.hf.load import load as load_published
+from maxlm.checkpoint import CheckpointReader, RunDirectory, layout
+from maxlm.checkpoint.hf import load as published_weights
 from maxlm.checkpoint.hf.published import Published, is_published, open_published
 from maxlm.config.checks import resolve_mesh
-from maxlm.config.errors import UserError
+from maxlm.config.errors import ConfigError, UserError
+from maxlm.config.model import ModelConfig
 from maxlm.config.reading.explain import explain
 from maxlm.config.schema import MESH_AXES, MeshConfig, RunConfig
 from maxlm.data.tokenizers import Tokenizer, open_tokenizer
 from maxlm.models.decoder import Decoder
-from maxlm.models.saved import restore_decoder
+from maxlm.models.saved import SavedSettings, restore_decoder, saved_settings
 from maxlm.runtime import compute_dtype_of
 from maxlm.sharding.fsdp import cast
 from maxlm.sharding.mesh import build_mesh
@@ -35,22 +36,23 @@ log = logging.getLogger(__name__)
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-class Source(NamedTuple):
-    """Where a model is.
+class Checkpoints(NamedTuple):
+    """A folder with checkpoints.
 
     Attributes:
       path: as it was named.
       reader: of its checkpoints.
       step: the one that is meant; None: the newest.
-      tokenizer: the folder of its tokenizer, which may not be there.
-      published: what it is, if it is a folder of published weights.
+      run: the run directory, as far as there is one around it.
     """
 
     path: Path
     reader: CheckpointReader
     step: int | None
-    tokenizer: Path
-    published: Published | None = None
+    run: RunDirectory
+
+
+Source = Checkpoints | Published
 
 
 class Loaded(NamedTuple):
@@ -62,7 +64,8 @@ class Loaded(NamedTuple):
       decoder: parameters, those that are not used in fp32 in the compute dtype.
       dtype: the compute dtype.
       tokenizer: None where there is none.
-      step: of the checkpoint.
+      num_ids: how many of the vocabulary's rows mean something.
+      step: of the checkpoint; None: these are published weights.
     """
 
     config: RunConfig
@@ -70,12 +73,13 @@ class Loaded(NamedTuple):
     decoder: Decoder
     dtype: jnp.dtype
     tokenizer: Tokenizer | None
-    step: int
+    num_ids: int
+    step: int | None
 
 
 def find(named: Path | str, step: int | None) -> Source:
-    """Return what a path means: a run directory, a folder of checkpoints, one checkpoint, or a
-    folder of published weights.
+    """Return what a path means: a run directory, a folder of checkpoints, one checkpoint, or
+    published weights, of which names and shapes are read.
 
     Raises:
       UserError: it is none of them.
@@ -85,23 +89,22 @@ def find(named: Path | str, step: int | None) -> Source:
         raise UserError(f"{path} is not a folder; give the run_dir of a run that was trained")
     if is_published(path):
         if step is not None:
-            raise UserError(f"{path} has published weights, and no steps; do not give one")
-        return Source(path, CheckpointReader(path), None, path, open_published(path))
+            raise UserError(f"{path} is a folder of published weights, which has no step {step}")
+        return open_published(path)
     if (path / layout.RECORD).is_dir():
-        if step is not None or path.resolve() != layout.step_path(
-            path.resolve().parent, _number(path)
-        ):
+        own = _number(path.resolve())
+        if step is not None or own is None:
             raise UserError(
                 f"{path} is one checkpoint, whose folder must have its step for a name, with eight digits; rename it, "
                 "and do not give a step besides"
             )
-        path, step = path.resolve().parent, _number(path)
-    inside = path / "checkpoints"
-    checkpoints = inside if inside.is_dir() else path
-    beside = checkpoints.absolute().parent / "tokenizer"
-    places = [folder / "tokenizer" for folder in (Path(named), path)]
-    tokenizer = next((place for place in places if place.is_dir()), beside)
-    return Source(Path(named), CheckpointReader(checkpoints), step, tokenizer)
+        path, step = path.resolve().parent, own
+    inside = RunDirectory(path).checkpoints
+    run = path if inside.is_dir() else path.absolute().parent
+    # A checkpoint that was carried elsewhere may have its tokenizer inside.
+    places = (folder for folder in (Path(named), path) if RunDirectory(folder).tokenizer.is_dir())
+    reader = CheckpointReader(inside if inside.is_dir() else path)
+    return Checkpoints(Path(named), reader, step, RunDirectory(next(places, run)))
 
 
 def load(
@@ -118,31 +121,30 @@ def load(
     Raises:
       UserError: there is no checkpoint, or it, its settings or its tokenizer cannot be read here.
     """
-    record = _record(source) if source.published is None else _published_record(source.published)
-    config = _settings(record, source.path, _mesh(mesh, len(devices)))
-    tokenizer = _tokenizer(source, record)
+    sizes = _mesh(mesh, len(devices))
+    if isinstance(source, Published):
+        settings, tokenizer = SavedSettings(model=source.model), _published_tokenizer(source.folder)
+        num_rows = source.vocab_size
+    else:
+        record = _record(source)
+        settings, tokenizer = saved_settings(record, str(source.path)), _tokenizer(source, record)
+        num_rows = record.get("published", {}).get("vocab_size", settings.model.vocab_size)
+    config = _run_of(settings, sizes)
     compute_dtype = _dtype(dtype, config, devices[0])
     built = build_mesh(config.mesh, devices[: math.prod(config.mesh.sizes.values())])
-    decoder, step = _read(source, config, built, compute_dtype)
-    return Loaded(config, built, decoder, compute_dtype, tokenizer, step)
+    decoder, step = _read(source, config.model, built)
+    num_ids = min(tokenizer.vocab_size if tokenizer else num_rows, config.model.vocab_size)
+    narrow = _narrow(decoder, built, compute_dtype)
+    return Loaded(config, built, narrow, compute_dtype, tokenizer, num_ids, step)
 
 
-def _number(path: Path) -> int:
-    name = path.resolve().name
-    return int(name) if name.isdecimal() else -1
+def _number(path: Path) -> int | None:
+    """Return the step of a checkpoint's folder, None if it does not say it as it must."""
+    own = path.name.isdecimal() and layout.step_path(path.parent, int(path.name)) == path
+    return int(path.name) if own else None
 
 
-def _published_record(published: Published) -> dict[str, Any]:
-    """Return what the record of a checkpoint would say of published weights."""
-    record: dict[str, Any] = {"config": {"model": published.model.model_dump()}, "step": 0}
-    try:
-        return {**record, "tokenizer": open_tokenizer(published.folder).fingerprint}
-    except UserError as error:
-        log.warning("without a tokenizer that can be used: %s", error)
-        return record
-
-
-def _record(source: Source) -> dict[str, Any]:
+def _record(source: Checkpoints) -> dict[str, Any]:
     reader, step = source.reader, source.step
     if step is not None and step not in reader.steps():
         raise UserError(
@@ -177,36 +179,25 @@ def _mesh(sizes: Mapping[str, Any], available: int) -> MeshConfig:
     return MeshConfig.model_validate({"fsdp": 1, **sizes})
 
 
-def _settings(record: Mapping[str, Any], path: Path, mesh: MeshConfig) -> RunConfig:
-    """Read what matters here of the settings that were saved with a checkpoint: of the run the
-    model, its objective, which decides what tokens see, and its precision.
+def _run_of(saved: SavedSettings, mesh: MeshConfig) -> RunConfig:
+    """Return a run of the model on a mesh, as whoever chooses kernels and lays out models wants it.
 
     Raises:
-      UserError: this version does not know them, or the model does not divide by the mesh.
+      UserError: the model does not divide by the mesh.
     """
-    saved = record["config"]
+    none = {"sources": {"none": {"path": "none"}}, "tokenizer": "none"}
     train = {"num_steps": 1, "batch_size": mesh.batch_devices}
-    if "compute_dtype" in saved.get("train", {}):
-        train["compute_dtype"] = saved["train"]["compute_dtype"]
     settings = {
         "run_dir": "none",
-        "model": saved["model"],
-        "data": {
-            "sources": {"none": {"path": "none"}},
-            "tokenizer": "none",
-            "sequence_length": mesh.tensor,
-        },
-        "train": train,
-        **({"objective": saved["objective"]} if "objective" in saved else {}),
+        "model": saved.model,
+        "objective": saved.objective,
+        "data": {**none, "sequence_length": mesh.tensor},
+        "train": {**train, "compute_dtype": saved.train.compute_dtype},
     }
     try:
-        config = RunConfig.model_validate(settings)
+        here = RunConfig.model_validate(settings).model_copy(update={"mesh": mesh})
     except ValidationError as error:
-        version = record.get("versions", {}).get("maxlm", "another version")
-        listed = "\n  ".join(str(problem) for problem in explain(error, {}))
-        text = f"{path}: the settings of its checkpoint are those of maxlm {version}, which this one cannot read"
-        raise UserError(f"{text}; use that version:\n  {listed}") from None
-    here = config.model_copy(update={"mesh": mesh})
+        raise ConfigError(explain(error, {}), "the settings of the checkpoint") from None
     return here.model_copy(update={"mesh": resolve_mesh(here, math.prod(mesh.sizes.values()))})
 
 
@@ -220,15 +211,15 @@ def _dtype(asked: str | None, config: RunConfig, device: Any) -> jnp.dtype:
     return jnp.dtype(asked)
 
 
-def _tokenizer(source: Source, record: Mapping[str, Any]) -> Tokenizer | None:
+def _tokenizer(source: Checkpoints, record: Mapping[str, Any]) -> Tokenizer | None:
     """Open a model's tokenizer, which is proved to be the one it was trained with.
 
     Raises:
       UserError: it is missing, cannot be read, or is another one.
     """
-    path, expected = source.tokenizer, record.get("tokenizer")
-    if expected is None:
-        return None
+    path, expected = source.run.tokenizer, record.get("tokenizer")
+    if expected is None:  # imported, and not trained on
+        return _published_tokenizer(source.run.published)
     if not path.exists():
         raise UserError(
             f"{path}: the model's tokenizer is missing; put back the folder of that with fingerprint {expected}"
@@ -242,13 +233,30 @@ def _tokenizer(source: Source, record: Mapping[str, Any]) -> Tokenizer | None:
     return tokenizer
 
 
-def _read(source: Source, config: RunConfig, mesh: Mesh, dtype: jnp.dtype) -> tuple[Decoder, int]:
-    """Read the decoder, its layers in their order, and return the step of its checkpoint."""
-    if source.published is not None:
-        decoder, step = load_published(source.published, Decoder(config.model), mesh), 0
-    else:
-        decoder, step = restore_decoder(source.reader, config.model, mesh, source.step)
-    # Once, and not whenever they are used: half the memory, and half of what a token reads.
+def _published_tokenizer(folder: Path) -> Tokenizer | None:
+    """Open the tokenizer that came with published weights; where it cannot be used, say why: the
+    model knows ids all the same.
+    """
+    try:
+        return open_tokenizer(folder)
+    except UserError as error:
+        log.warning("the model takes token ids, and no texts: %s", error)
+        return None
+
+
+def _read(source: Source, model: ModelConfig, mesh: Mesh) -> tuple[Decoder, int | None]:
+    if isinstance(source, Published):
+        return published_weights.load(source, Decoder(model), mesh), None
+    return restore_decoder(source.reader, model, mesh, source.step)
+
+
+def _narrow(decoder: Decoder, mesh: Mesh, dtype: jnp.dtype) -> Decoder:
+    """Cast the parameters once, and not whenever they are used: half the memory, and half of what a
+    token reads.
+    """
+    if dtype == jnp.float32:
+        return decoder
     layouts = shardings(decoder, mesh)
     narrow = jax.jit(lambda module: cast(module, dtype), out_shardings=layouts, donate_argnums=0)
-    return decoder if dtype == jnp.float32 else narrow(decoder), step
+    result: Decoder = narrow(decoder)
+    return result

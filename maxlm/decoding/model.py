@@ -34,7 +34,8 @@ def load(
     """Load a trained model onto devices of this process.
 
     Args:
-      path: a run directory, one checkpoint of it, or what `maxlm import` has made.
+      path: a run directory, one checkpoint of it, what `maxlm import` has made, or a folder of
+        published weights.
       step: the checkpoint to load, by default the newest that is whole.
       mesh: devices along the axes `data`, `fsdp`, `expert` and `tensor`, such as {"tensor": 4}; by
         default one device.
@@ -57,16 +58,15 @@ class Model:
       num_parameters: a tied embedding counts once.
       num_ids: ids that mean something: the tokenizer's, or else the model's vocabulary. Others only
         fill the vocabulary up; they have no logits and are never generated.
-      step: of the checkpoint.
+      step: of the checkpoint; None: these are published weights.
     """
 
     def __init__(self, loaded: loading.Loaded):
         self.config: ModelConfig = loaded.config.model
         self.tokenizer: Tokenizer | None = loaded.tokenizer
         self.num_parameters: int = parameter_count(self.config)
-        tokenizer_ids = loaded.tokenizer.vocab_size if loaded.tokenizer else self.config.vocab_size
-        self.num_ids: int = min(tokenizer_ids, self.config.vocab_size)
-        self.step: int = loaded.step
+        self.num_ids: int = loaded.num_ids
+        self.step: int | None = loaded.step
         self._decoder, self._mesh = loaded.decoder, loaded.config.mesh
         self._logits = make_logits(
             loaded.config, loaded.config.mesh, loaded.decoder, loaded.mesh, loaded.dtype
@@ -206,7 +206,9 @@ class Model:
     def _prompt_ids(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
             tokenizer = self._own_tokenizer()
-            return [tokenizer.bos_id, *tokenizer.encode(prompt)]
+            of_text = [tokenizer.bos_id, *tokenizer.encode(prompt)]
+            self._check_ids(np.asarray(of_text))
+            return of_text
         ids = _whole_numbers("a prompt", prompt)
         if ids.ndim != 1 or not ids.size:
             raise UserError(

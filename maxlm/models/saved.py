@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 from pydantic import ConfigDict, ValidationError
 
@@ -12,6 +13,7 @@ from maxlm.checkpoint import CheckpointReader
 from maxlm.checkpoint.rearrange import rearrange_layers
 from maxlm.config.errors import UserError
 from maxlm.config.model import ModelConfig
+from maxlm.config.objectives import DEFAULT_OBJECTIVE, Objective
 from maxlm.config.reading.explain import explain
 from maxlm.config.section import Section
 from maxlm.models.decoder import Decoder
@@ -19,16 +21,34 @@ from maxlm.sharding.parameters import map_parameters, shardings, with_value
 from maxlm.sharding.stages import Layout, SegmentRows
 
 
-class _Saved(Section):
-    """Of what was saved, the model alone: an imported checkpoint has nothing else."""
+class _SavedTrain(Section):
+    """Of the training, its precision."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    compute_dtype: str = "auto"
+
+
+class SavedSettings(Section):
+    """Of what was saved, what its use depends on; an imported checkpoint has the model alone.
+
+    The objective decides what tokens see.
+    """
 
     model_config = ConfigDict(extra="ignore")
 
     model: ModelConfig
+    objective: Objective = DEFAULT_OBJECTIVE
+    train: _SavedTrain = _SavedTrain()
 
 
 def saved_model(record: Mapping[str, Any], where: str) -> ModelConfig:
-    """Return the model that a checkpoint is of.
+    """Return the model that a checkpoint is of; see `saved_settings`."""
+    return saved_settings(record, where).model
+
+
+def saved_settings(record: Mapping[str, Any], where: str) -> SavedSettings:
+    """Return the settings that a checkpoint's use depends on.
 
     Args:
       record: of the checkpoint.
@@ -38,7 +58,7 @@ def saved_model(record: Mapping[str, Any], where: str) -> ModelConfig:
       UserError: this version does not know its settings.
     """
     try:
-        return _Saved.model_validate(record["config"]).model
+        return SavedSettings.model_validate(record["config"])
     except ValidationError as error:
         version = record.get("versions", {}).get("maxlm", "another version")
         listed = "\n  ".join(str(problem) for problem in explain(error, {}))
@@ -63,7 +83,7 @@ def placed(declared: Decoder, mesh: Mesh) -> Decoder:
 def restore_decoder(
     reader: CheckpointReader, model: ModelConfig, mesh: Mesh, step: int | None = None
 ) -> tuple[Decoder, int]:
-    """Read the decoder of a checkpoint, its layers in their order, and return its step.
+    """Read the decoder of a checkpoint, its layers in their order, and return its step too.
 
     Args:
       reader: of the folder of checkpoints, which has at least one.
@@ -81,4 +101,4 @@ def restore_decoder(
     restored = reader.restore(None, step=step, partial=True, saved_as=saved_as)
     assert restored is not None, "the folder has a checkpoint"
     decoder: Decoder = rearrange_layers(restored.state["decoder"], placed(Decoder(model), mesh))
-    return decoder, restored.step
+    return jax.block_until_ready(decoder), restored.step

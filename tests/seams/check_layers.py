@@ -96,15 +96,10 @@ def test_decoding_one_by_one_as_all_at_once(kind, load):
     program, decoder = whole_program(load(kind, "model.init_std=0.3"))
     advance = make_advance(program.declared, program.mesh, jnp.float32, 8)
     tokens = np.random.default_rng(0).integers(0, VOCAB, (2, 6)).astype(np.int32)
+    empty = make_empty_states(decoder, program.mesh, 2, 8, jnp.float32)
     lengths, start = np.array([6, 4], np.int32), np.zeros(2, np.int32)
-    want, states = advance(
-        decoder,
-        tokens,
-        make_empty_states(decoder, program.mesh, 2, 8, jnp.float32)(),
-        start,
-        lengths,
-    )
-    kept = make_empty_states(decoder, program.mesh, 2, 8, jnp.float32)()
+    want, states = advance(decoder, tokens, empty(), start, lengths)
+    kept = empty()
     last = {}
     for place in range(6):
         got, kept = advance(
