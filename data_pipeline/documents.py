@@ -16,7 +16,7 @@ from typing import BinaryIO
 from data_pipeline.files import Skipped, listed_files, standard_library
 from maxlm.config.errors import UserError
 from maxlm.config.schema import RawTextConfig
-from maxlm.data.tokenizer import replace_surrogates
+from maxlm.data.tokenizers import replace_surrogates
 from maxlm.files import open_regular, read_regular
 
 MAX_LINE_BYTES = 2**28  # a longer line of a .jsonl file is skipped

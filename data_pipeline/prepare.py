@@ -29,7 +29,8 @@ from maxlm.config import RunConfig, UserError, load_run
 from maxlm.config.schema import RawTextConfig
 from maxlm.data.baselines import measure_baselines
 from maxlm.data.shards import TokenShards
-from maxlm.data.tokenizer import Tokenizer
+from maxlm.data.tokenizers import Tokenizer, open_tokenizer
+from maxlm.files import read_regular
 
 
 @dataclass(frozen=True)
@@ -63,19 +64,23 @@ def prepare(config: RunConfig, *, force: bool, report: Report) -> None:
             "data.sources: none has `raw`, so there is nothing to prepare; say what to read with `raw`"
         )
     tokenizer_path = Path(config.data.tokenizer)
-    retrain = not tokenizer_path.exists() or (force and _trained_mark(tokenizer_path).exists())
+    retrain = not tokenizer_path.exists() or (force and _is_our_own(tokenizer_path))
     manifests = {} if force or retrain else _finished(config, raws)
     pending = {name: raw for name, raw in raws.items() if name not in manifests}
     if not pending:
         _say_done(config, manifests, raws, report)
-        _say_smaller(config, _check_size(config, Tokenizer(config.data.tokenizer)), report)
+        _say_smaller(config, _check_size(config, open_tokenizer(config.data.tokenizer)), report)
         return
+    if retrain:
+        _check_trainable(tokenizer_path)
     texts = _read_all(config, raws, manifests, report)
-    model = _train_tokenizer(config, texts, report) if retrain else Tokenizer(tokenizer_path).proto
     with ExitStack() as stack:
-        tokenizer = _check_size(
-            config, stack.enter_context(_staged_tokenizer(tokenizer_path, model))
-        )
+        if retrain:
+            model = _train_tokenizer(config, texts, report)
+            opened = stack.enter_context(_staged_tokenizer(tokenizer_path, model))
+        else:
+            opened = open_tokenizer(tokenizer_path)
+        tokenizer = _check_size(config, opened)
         stages = {}
         for name, text in texts.items():
             folder = Path(config.data.sources[name].path)
@@ -107,7 +112,7 @@ def _finished(config: RunConfig, raws: Mapping[str, RawTextConfig]) -> dict[str,
     Raises:
       UserError: one of them was prepared with other settings, or its shards are damaged.
     """
-    tokenizer = _check_size(config, Tokenizer(config.data.tokenizer))
+    tokenizer = _check_size(config, open_tokenizer(config.data.tokenizer))
     manifests = {}
     for name, raw in raws.items():
         folder = Path(config.data.sources[name].path)
@@ -290,7 +295,7 @@ def _staged_tokenizer(path: Path, model: bytes) -> Iterator[Tokenizer]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             staged.write_bytes(model)
-            yield Tokenizer(staged)
+            yield open_tokenizer(staged)
         finally:
             staged.unlink(missing_ok=True)
 
@@ -308,9 +313,30 @@ def _staged(path: Path) -> Path:
 
 def _trained_mark(path: Path) -> Path:
     """Return the file that marks a tokenizer as ours to train again; one that was brought along has
-    none.
+    none, or one that says something else.
     """
     return path.with_name(path.name + ".json")
+
+
+def _is_our_own(path: Path) -> bool:
+    try:
+        mark = json.loads(read_regular(_trained_mark(path)))
+    except (OSError, ValueError):
+        return False
+    return isinstance(mark, dict) and "trained_by" in mark
+
+
+def _check_trainable(path: Path) -> None:
+    """Refuse to train where the name promises a tokenizer of another kind.
+
+    Raises:
+      UserError: it does.
+    """
+    if path.suffix in (".json", ".tiktoken"):
+        raise UserError(
+            f"data.tokenizer={path}: there is no such tokenizer, and what is trained here are SentencePiece models; "
+            f"bring that file along, or use data.tokenizer={path.with_suffix('.model')}"
+        )
 
 
 def _check_size(config: RunConfig, tokenizer: Tokenizer) -> Tokenizer:

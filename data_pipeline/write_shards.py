@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data_pipeline.documents import Document
 from maxlm.data.shards import ShardWriter
-from maxlm.data.tokenizer import Tokenizer
+from maxlm.data.tokenizers import Tokenizer
 
 BATCH_CHARACTERS = 2_000_000
 THREADS = 4  # documents encoded at a time; the result does not depend on it

@@ -1,4 +1,5 @@
-"""The command line: `maxlm config | prepare | train | plan | generate | ladder | optimal`.
+"""The command line: `maxlm config | prepare | train | plan | generate | ladder | optimal | import |
+export`.
 
 Exit codes: 0 done or stopped cleanly, 2 the user's mistake, 1 anything else. Only the command that
 was asked for is imported, so `maxlm config` answers without loading jax.
@@ -14,13 +15,17 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 import maxlm
 from maxlm.config.errors import RunFailedError, UserError
+from maxlm.config.ladder import LadderConfig
 from maxlm.config.reading.loader import load_run
+from maxlm.config.schema import RunConfig
 from maxlm.config.show import to_json_schema, to_yaml
 
 # Each module has `run(arguments) -> exit code`.
+SCHEMAS = {"run": RunConfig, "ladder": LadderConfig}
 COMMANDS = {
     "prepare": "data_pipeline.prepare",
     "train": "maxlm.train.command",
@@ -28,6 +33,8 @@ COMMANDS = {
     "generate": "maxlm.decoding.command",
     "ladder": "maxlm.scaling.ladder.command",
     "optimal": "maxlm.scaling.optimal_command",
+    "import": "maxlm.convert.importing",
+    "export": "maxlm.convert.exporting",
 }
 
 
@@ -67,7 +74,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _config(arguments: argparse.Namespace) -> int:
     if arguments.action == "schema":
-        print(to_json_schema(), end="")
+        print(to_json_schema(SCHEMAS[arguments.of]), end="")
         return 0
     loaded = load_run(arguments.config, arguments.overrides)
     print(to_yaml(loaded) if arguments.action == "show" else f"{arguments.config}: ok\n", end="")
@@ -112,9 +119,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(
         actions.add_parser("show", help="print the resolved run, with where each value comes from")
     )
-    actions.add_parser(
+    schema = actions.add_parser(
         "schema", help="print the JSON Schema, for editors that complete and check YAML"
     )
+    schema.add_argument("of", nargs="?", choices=SCHEMAS, default="run", help="(default: run)")
 
     prepare = commands.add_parser("prepare", help="turn raw text into token shards")
     _add_run(prepare)
@@ -168,6 +176,7 @@ def _parser() -> argparse.ArgumentParser:
         help="devices to split the model over (default: %(default)s)",
     )
     generate.add_argument("--step", type=int, help="checkpoint to load (default: the newest)")
+    _add_conversions(commands)
     return parser
 
 
@@ -211,6 +220,43 @@ def _add_ladder(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     optimal.add_argument("--device", metavar="NAME", help="such as H100 or v5p, for hours")
     optimal.add_argument("--devices", type=int, default=1, help="how many of them")
     optimal.add_argument("--mfu", type=float, default=0.4, help="share of their peak reached")
+
+
+def _add_conversions(commands: Any) -> None:
+    """Add the commands between checkpoints and published weights."""
+    importing = commands.add_parser("import", help="make a checkpoint of published weights")
+    importing.add_argument(
+        "hf_dir", metavar="HF_DIR", help="a folder with config.json and *.safetensors"
+    )
+    importing.add_argument(
+        "checkpoint_dir", metavar="CHECKPOINT_DIR", help="the folder to make of it"
+    )
+    importing.add_argument(
+        "--vocab-multiple",
+        type=int,
+        default=1,
+        help="add rows to the vocabulary up to a multiple, such as of mesh.tensor (default: none)",
+    )
+    importing.add_argument(
+        "--check",
+        action="store_true",
+        help="compare logits with transformers, where it is installed",
+    )
+    exporting = commands.add_parser(
+        "export", help="write a checkpoint as weights that other libraries load"
+    )
+    exporting.add_argument(
+        "run_dir", metavar="RUN_DIR", help="the folder of a run, or what import made"
+    )
+    exporting.add_argument("hf_dir", metavar="HF_DIR", help="the folder to make of it")
+    exporting.add_argument("--step", type=int, help="checkpoint to export (default: the newest)")
+    exporting.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="of the tensors (default: %(default)s)",
+    )
+    exporting.add_argument("--family", help="model_type to write (default: the first that can)")
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:

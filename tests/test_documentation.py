@@ -34,7 +34,9 @@ NAMES_OF_COMMANDS = [
     ["config"],
     ["config", "check"],
     ["config", "show"],
+    ["ladder", "fit"],
 ]
+LADDER = "configs/ladder/python_stdlib.yaml"
 CACHE = os.environ.get("JAX_COMPILATION_CACHE_DIR", "")
 
 
@@ -104,7 +106,11 @@ def test_commands_are_understood(page: Path, monkeypatch: pytest.MonkeyPatch) ->
         if not words or words[0] not in (*cli.COMMANDS, "config"):
             continue  # a sentence about maxlm
         example = [
-            QUICKSTART if word in ("RUN.yaml", "mine.yaml", "configs/run/NAME.yaml") else word
+            LADDER
+            if word == "LADDER.yaml"
+            else QUICKSTART
+            if word in ("RUN.yaml", "mine.yaml", "configs/run/NAME.yaml")
+            else word
             for word in words
         ]
         if example in NAMES_OF_COMMANDS:
@@ -114,7 +120,7 @@ def test_commands_are_understood(page: Path, monkeypatch: pytest.MonkeyPatch) ->
         mistaken = "train.batchsize=8" in example
         if "overrides" in arguments and not mistaken:
             load_run(
-                arguments.config,
+                getattr(arguments, "config", None) or arguments.predict or QUICKSTART,
                 [override for override in arguments.overrides if override != "key=value"],
             )
 

@@ -9,10 +9,17 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
 from maxlm.config.reading.loader import LoadedRun
 from maxlm.config.reading.strict_yaml import FLOAT
 from maxlm.config.schema import RunConfig
+
+_PATH = {"type": "string"}
+_INCLUDE = {
+    "anyOf": [_PATH, {"type": "array", "items": _PATH}],
+    "description": "files to start from, relative to this one; later ones win, and this file wins over all",
+}
 
 
 def to_yaml(loaded: LoadedRun) -> str:
@@ -27,23 +34,19 @@ def to_yaml(loaded: LoadedRun) -> str:
     )
 
 
-def to_json_schema() -> str:
-    """Return the JSON Schema of a config file.
+def to_json_schema(root: type[BaseModel] = RunConfig) -> str:
+    """Return the JSON Schema of a config file, of a run by default.
 
     Nothing is required in it: a file may leave settings to its includes or to the command line, and
     `maxlm config check` says what is missing in the end.
     """
-    schema = RunConfig.model_json_schema()
+    schema = root.model_json_schema()
     for section in (schema, *schema["$defs"].values()):
         section.pop("required", None)
         for setting in section.get("properties", {}).values():
             _admit_without_kind(setting)
-    path = {"type": "string"}
-    include = {
-        "anyOf": [path, {"type": "array", "items": path}],
-        "description": "files to start from, relative to this one; later ones win, and this file wins over all",
-    }
-    schema["properties"] = {"include": include, **schema["properties"]}
+    if root is RunConfig:
+        schema["properties"] = {"include": _INCLUDE, **schema["properties"]}
     return (
         json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}, indent=2)
         + "\n"

@@ -77,8 +77,9 @@ class ShardIndex(BaseModel):
 class ShardWriter:
     """Write documents as shards into an empty folder; the index is written last, by `close`.
 
-    Each document is stored as BOS, its tokens, EOS, and lies in one shard. Leaving a `with` block
-    by an exception leaves no index, so a half-written folder is never mistaken for a whole one.
+    Each document is stored as BOS, its tokens, EOS, and lies in one shard. Where both are one token
+    it is stored once, in front: the document before ends there. Leaving a `with` block by an
+    exception leaves no index, so a half-written folder is never mistaken for a whole one.
     """
 
     def __init__(
@@ -132,8 +133,9 @@ class ShardWriter:
             raise ValueError(
                 f"token ids must be in [0, {self._vocab_size}) and not BOS ({self._bos_id})"
             )
-        document = np.empty(body.size + 2, np.dtype(self._dtype).newbyteorder("<"))
-        document[0], document[1:-1], document[-1] = self._bos_id, body, self._eos_id
+        end = [] if self._bos_id == self._eos_id else [self._eos_id]
+        whole = np.concatenate([[self._bos_id], body, np.asarray(end, np.int64)])
+        document = whole.astype(np.dtype(self._dtype).newbyteorder("<"))
         if self._file is None:
             self._file = (self._folder / self._shard_name()).open("wb")
             self._hash = hashlib.sha256()
@@ -234,6 +236,12 @@ class TokenShards:
     def num_tokens(self) -> int:
         """Tokens in all shards, BOS and EOS included."""
         return self.index.tokens
+
+    @property
+    def num_targets(self) -> int:
+        """Tokens that are predicted from those before them: all that do not only start a document."""
+        shared = self.index.bos_id == self.index.eos_id
+        return self.num_tokens - (min(1, self.num_documents) if shared else self.num_documents)
 
     @property
     def num_documents(self) -> int:

@@ -50,7 +50,7 @@ METRICS = (
     Metric("train/flops", "FLOP", "spent since step 0, by the formula in `maxlm/models/cost.py`"),
     *_of_objectives("val/<source>/", "on held-out text of the source"),
     Metric(
-        "predicted/<source>/loss",
+        "predicted/<source>/expected",
         "nats/token",
         "what `metrics.prediction` expects of val/<source>/loss at this step",
     ),

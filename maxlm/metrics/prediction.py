@@ -1,4 +1,4 @@
-"""A prediction of a run's loss, made before it is run: `maxlm ladder fit --predict` writes one."""
+"""A prediction of a run's loss, made before it is run by a ladder's fit."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from maxlm.scaling.laws import Runs
 
 SIZES = 1e3, 1e15
 """Between which the best size is looked for."""
-REFINEMENTS = 3
+REFINEMENTS = 2
 """Grids, each between the neighbours of the lowest point of the one before."""
 
 
@@ -61,25 +61,31 @@ def best_size(fit: Fit, flops: float, cost: Cost = Cost()) -> Optimum:  # noqa: 
         no best size.
     """
 
-    low, high, points = *np.log(SIZES), 241
+    grid = np.linspace(np.log(SIZES[0]), np.log(SIZES[1]), 241)
+    losses, lowest = _lowest(fit, flops, cost, grid)
     for _ in range(REFINEMENTS):
-        grid = np.linspace(low, high, points)
-        sizes = np.exp(grid)
-        losses = fit.predict(sizes, cost.tokens(flops, sizes))
-        lowest = int(np.argmin(losses))
-        if lowest in (0, points - 1):
+        if lowest in (0, len(grid) - 1):
             raise ValueError(
-                f"the {fit.law.name} law falls all the way to N={sizes[lowest]:.0e} at {flops:g} FLOPs: "
+                f"the {fit.law.name} law falls all the way to N={np.exp(grid[lowest]):.0e} at {flops:g} FLOPs: "
                 "it names no best size; fit it to budgets with sizes on both sides of their best"
             )
-        low, high, points = grid[lowest - 1], grid[lowest + 1], 41
+        grid = np.linspace(grid[lowest - 1], grid[lowest + 1], 41)
+        losses, lowest = _lowest(fit, flops, cost, grid)
     # The lowest point of the parabola through the three last ones.
+    lowest = min(max(lowest, 1), len(grid) - 2)
     left, middle, right = losses[lowest - 1 : lowest + 2]
     bend = left - 2 * middle + right
     move = 0.5 * (left - right) / bend if bend > 0 else 0.0
     size = float(np.exp(grid[lowest] + move * (grid[1] - grid[0])))
     tokens = float(cost.tokens(flops, size))
     return Optimum(size, tokens, float(fit.predict(size, tokens)))
+
+
+def _lowest(fit: Fit, flops: float, cost: Cost, grid: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return the losses at sizes whose logarithms are given, and where they are least."""
+    sizes = np.exp(grid)
+    losses = fit.predict(sizes, cost.tokens(flops, sizes))
+    return losses, int(np.argmin(losses))
 
 
 def optimum_exponents(fit: Fit) -> tuple[float, float]:

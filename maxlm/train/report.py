@@ -60,7 +60,7 @@ class _Expectation:
     @property
     def charts(self) -> dict[str, list[str]]:
         """The measured and the expected loss in one chart."""
-        names = [f"predicted/{self._source}/{name}" for name in ("loss", "low", "high")]
+        names = [f"predicted/{self._source}/{name}" for name in ("expected", "low", "high")]
         return {f"{self._prediction.loss} and its prediction": [self._prediction.loss, *names]}
 
     def beside(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
@@ -79,7 +79,7 @@ class _Expectation:
                 expected.low,
                 expected.high,
             )
-        names = zip(("loss", "low", "high"), expected, strict=True)
+        names = zip(("expected", "low", "high"), expected, strict=True)
         return {f"predicted/{self._source}/{name}": value for name, value in names}
 
 
@@ -256,9 +256,8 @@ class Reporter:
         }
 
     def _num_targets(self, source: str) -> int:
-        """Count the targets in the whole validation split: all tokens but BOS."""
-        shards = self._validation[source].shards[source]
-        return shards.num_tokens - shards.num_documents
+        """Count the targets in the whole validation split."""
+        return self._validation[source].shards[source].num_targets
 
     def _rates(self, steps: int, seconds: float) -> dict[str, float]:
         return rates(

@@ -10,7 +10,8 @@ from maxlm.config import load_run
 from maxlm.config.checks import resolve_mesh
 
 ROOT = Path(__file__).parents[2]
-PRESETS = sorted((ROOT / "configs").rglob("*.yaml"))
+LADDERS = sorted((ROOT / "configs/ladder").glob("*.yaml"))
+PRESETS = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path not in LADDERS]
 # A run that any other preset can be included in.
 BASE = """\
 run_dir: runs/preset
@@ -69,3 +70,15 @@ def test_names_that_others_rely_on() -> None:
     assert config.run_dir == "runs/quickstart"
     assert list(config.data.sources) == ["python_stdlib"]
     assert config.data.tokenizer.startswith("data/quickstart/")
+
+
+@pytest.mark.parametrize("path", LADDERS, ids=names(LADDERS))
+def test_ladder_loads_and_says_how_it_is_run(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    assert lines[0] == "# yaml-language-server: $schema=../ladder_schema.json"
+    assert all(any(f"# {word}:" in line for line in lines) for word in ("Hardware", "Result"))
+    assert load_ladder(path).base.endswith(".yaml")
+
+
+def test_ladder_schema_is_committed() -> None:
+    assert (ROOT / "configs/ladder_schema.json").read_text() == to_json_schema(LadderConfig)

@@ -4,7 +4,7 @@ from data_pipeline import train_tokenizer as train_tokenizer_module
 from data_pipeline.documents import Document
 from data_pipeline.train_tokenizer import train_tokenizer
 from maxlm.config.errors import UserError
-from maxlm.data.tokenizer import Tokenizer
+from maxlm.data.tokenizers import open_tokenizer
 
 
 @pytest.fixture
@@ -13,7 +13,7 @@ def train(tmp_path):
         path = tmp_path / "tokenizer.model"
         documents = [Document(str(number), text) for number, text in enumerate(texts)]
         path.write_bytes(train_tokenizer({"a": documents}, {"a": 1.0}, vocab_size))
-        return Tokenizer(path)
+        return open_tokenizer(path)
 
     return trained
 

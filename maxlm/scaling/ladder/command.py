@@ -1,4 +1,4 @@
-"""`maxlm ladder plan | run | status | fit | report LADDER.yaml`."""
+"""`maxlm ladder`: plan, run, look at, fit and report the runs of a LADDER.yaml."""
 
 from __future__ import annotations
 

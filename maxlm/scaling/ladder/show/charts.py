@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter, StrMethodFormatter
 
 from maxlm.scaling.ladder.fitted import FittedLadder
 from maxlm.scaling.ladder.results import Gathered
@@ -96,6 +97,7 @@ def _interpolated(wanted: np.ndarray, sizes: np.ndarray, tokens: np.ndarray) -> 
 def _residuals(fitted: FittedLadder, gathered: Gathered) -> Chart:
     figure, axes = _axes("FLOPs", "law / measured - 1, %")
     axes.set_yscale("linear")
+    axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.axhline(0, color=INK, linewidth=0.8)
     axes.plot(gathered.flops, 100 * np.expm1(fitted.fit.residuals), "o", color=LAW)
     return Chart("residuals", "How far each rung lies from the law.", figure)
@@ -114,6 +116,9 @@ def _axes(across: str, up: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.set(xscale="log", yscale="log", xlabel=across, ylabel=up)
+    for axis in (axes.yaxis, *([axes.xaxis] if "loss" in across else [])):  # less than a decade
+        axis.set_major_formatter(StrMethodFormatter("{x:.3g}"))
+        axis.set_minor_formatter(StrMethodFormatter("{x:.3g}"))
     axes.grid(visible=True, which="major", linewidth=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
