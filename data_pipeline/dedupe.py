@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from data_pipeline.documents import Document
+from data_pipeline.reading import Document
 
 SHINGLE_WORDS = 5
 SIMILARITY = 0.8  # Jaccard similarity from which a document counts as a copy

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from maxlm.config.errors import UserError
-from maxlm.config.schema import RawTextConfig
+from maxlm.config.pipeline.raw import RawTextConfig
 from maxlm.files import kind_of, place_of
 
 SUFFIXES = (".txt", ".md", ".py", ".jsonl")

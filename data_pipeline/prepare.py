@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.dedupe import Deduplicated, deduplicate
-from data_pipeline.documents import Document, Reading, read_documents
 from data_pipeline.manifest import MANIFEST_NAME, differences, read_manifest, write_manifest
+from data_pipeline.reading import Document, Reading, read_documents
 from data_pipeline.report import Report
 from data_pipeline.split import split_documents
 from data_pipeline.staging import SPLITS, disk_errors, publish, staging
 from data_pipeline.train_tokenizer import train_tokenizer
 from data_pipeline.write_shards import write_shards
 from maxlm.config import RunConfig, UserError, load_run
-from maxlm.config.schema import RawTextConfig
+from maxlm.config.pipeline.raw import RawTextConfig
 from maxlm.data.baselines import measure_baselines
 from maxlm.data.shards import TokenShards
 from maxlm.data.tokenizer import Tokenizer

@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 
-from data_pipeline.documents import Document, cut
+from data_pipeline.reading import Document, cut
 from maxlm.config.errors import UserError
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import sentencepiece
 
-from data_pipeline.documents import Document
+from data_pipeline.reading import Document
 from maxlm.config.errors import UserError
 
 SAMPLE_BYTES = 16_000_000

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.documents import Document
+from data_pipeline.reading import Document
 from maxlm.data.shards import ShardWriter
 from maxlm.data.tokenizer import Tokenizer
 

@@ -21,7 +21,7 @@ import grain
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from data_pipeline.documents import Document
+from data_pipeline.reading import Document
 from data_pipeline.train_tokenizer import train_tokenizer
 from maxlm.config.schema import DataConfig
 from maxlm.data.dataset import Dataset, build_dataset

@@ -5,7 +5,7 @@ them.
 import numpy as np
 import pytest
 
-from data_pipeline.documents import Document
+from data_pipeline.reading import Document
 from data_pipeline.train_tokenizer import train_tokenizer
 from maxlm.config.schema import DataConfig
 from maxlm.data.dataset import build_dataset

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data_pipeline import dedupe
-from data_pipeline.documents import Document
+from data_pipeline.reading import Document
 
 
 def documents(*texts):

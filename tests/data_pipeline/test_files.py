@@ -7,10 +7,10 @@ import socket
 
 import pytest
 
-from data_pipeline.documents import read_documents
 from data_pipeline.files import printable
+from data_pipeline.reading import read_documents
 from maxlm.config.errors import UserError
-from maxlm.config.schema import RawTextConfig
+from maxlm.config.pipeline.raw import RawTextConfig
 
 
 def read(*paths, **settings):

@@ -1,7 +1,7 @@
 import pytest
 
 from data_pipeline import split
-from data_pipeline.documents import Document
+from data_pipeline.reading import Document
 from maxlm.config.errors import UserError
 
 

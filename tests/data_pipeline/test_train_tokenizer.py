@@ -1,7 +1,7 @@
 import pytest
 
 from data_pipeline import train_tokenizer as train_tokenizer_module
-from data_pipeline.documents import Document
+from data_pipeline.reading import Document
 from data_pipeline.train_tokenizer import train_tokenizer
 from maxlm.config.errors import UserError
 from maxlm.data.tokenizer import Tokenizer

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from data_pipeline.documents import Document
+from data_pipeline.reading import Document
 from data_pipeline.train_tokenizer import train_tokenizer
 from maxlm.config.errors import RunFailedError
 from maxlm.runtime import explain_memory

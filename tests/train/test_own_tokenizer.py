@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from data_pipeline.documents import Document
+from data_pipeline.reading import Document
 from data_pipeline.train_tokenizer import train_tokenizer
 from tests.train.conftest import curve, read_metrics, train
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline import documents
-from data_pipeline.documents import Document, cut, read_documents
+from data_pipeline import reading as reading_module
+from data_pipeline.reading import Document, cut, read_documents
 from maxlm.config.errors import UserError
-from maxlm.config.schema import RawTextConfig
+from maxlm.config.pipeline.raw import RawTextConfig
 
 
 def read(*paths, **settings):
@@ -89,7 +89,7 @@ def test_json_lines(tmp_path):
 
 
 def test_line_that_is_too_long_is_skipped(tmp_path, monkeypatch):
-    monkeypatch.setattr(documents, "MAX_LINE_BYTES", 64)
+    monkeypatch.setattr(reading_module, "MAX_LINE_BYTES", 64)
     lines = [json.dumps({"text": "x" * size}) for size in (10, 200, 51, 52, 20)]
     (tmp_path / "lines.jsonl").write_text("\n".join(lines) + "\n")
     reading = read(tmp_path)
