@@ -4,8 +4,7 @@ import shutil
 
 import pytest
 
-from data_pipeline.reading import Document
-from data_pipeline.train_tokenizer import train_tokenizer
+from data_pipeline.tokens.train_tokenizer import train_tokenizer
 from tests.train.conftest import curve, read_metrics, train
 
 
@@ -21,7 +20,7 @@ def data(tiny_data, tmp_path):
 
 
 def another_tokenizer(path):
-    texts = [Document("other", "".join(chr(97 + index * index % 26) for index in range(20_000)))]
+    texts = ["".join(chr(97 + index * index % 26) for index in range(20_000))]
     path.write_bytes(train_tokenizer({"text": texts}, {"text": 1.0}, 320))
 
 

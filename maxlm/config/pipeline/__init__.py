@@ -30,9 +30,17 @@ class PipelineConfig(Section):
     engine: Engine = LocalEngineConfig()
     work_dir: str | None = Field(
         None,
-        description="folder of the documents between the steps (null: .work beside the tokenizer)",
+        description="folder of the documents between the steps (null: .work beside the tokenizer, until all is done)",
+    )
+    keep_steps: bool = Field(
+        False, description="leave the documents of every step in work_dir, to look at them"
     )
     shard_mb: PositiveInt = Field(
         64, description="MB of text in a file of documents: a task's portion of work"
     )
-    steps: Annotated[tuple[PipelineStep, ...], BeforeValidator(as_tuple)] = ()
+    shard_tokens: PositiveInt = Field(
+        2**28, description="tokens after which a file of tokens is closed"
+    )
+    steps: Annotated[tuple[PipelineStep, ...], BeforeValidator(as_tuple)] = Field(
+        (ExactDedupConfig(), NearDedupConfig()), description="what is done with the documents"
+    )

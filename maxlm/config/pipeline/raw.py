@@ -8,6 +8,8 @@ from pydantic import BeforeValidator, Field
 
 from maxlm.config.section import PositiveInt, Section, as_tuple
 
+Suffix = Annotated[str, Field(pattern=r"^\.[A-Za-z0-9_.+-]+$")]
+
 
 class RawTextConfig(Section):
     """Where raw text comes from, for `maxlm prepare`."""
@@ -16,8 +18,19 @@ class RawTextConfig(Section):
         description="python_stdlib: sources of the running Python's standard library; files: text files under `paths`"
     )
     paths: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = Field(
-        (), description="files, or folders searched for *.txt, *.md, *.py and *.jsonl (key `text`)"
+        (),
+        description="files, folders, patterns such as crawl/*.warc.gz, and URLs such as s3://bucket/folder; of folders "
+        "what ends in .txt, .md, .py, .html, .jsonl, .parquet, .warc, .wet (compressed: .gz, .zst, .bz2, .xz)",
     )
+    suffixes: Annotated[tuple[Suffix, ...], BeforeValidator(as_tuple)] = Field(
+        (), description="other files of folders to read as text, such as [.c, .h, .rst]"
+    )
+    text_key: str = Field("text", description="key of JSON lines, column of Parquet: the text")
+    meta_keys: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = Field(
+        ("url", "date", "language", "license", "licence"),
+        description="keys and columns that are kept beside the text",
+    )
+    licence: str | None = Field(None, description="of all its texts; goes to the manifest")
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.05, description="share of documents held out, chosen by a hash of the document's name"
     )
@@ -26,9 +39,4 @@ class RawTextConfig(Section):
     )
     follow_links: bool = Field(
         False, description="read files and folders elsewhere that links in the folders lead to"
-    )
-    duplicates: Literal["drop", "drop_exact", "keep"] = Field(
-        "drop",
-        description="copies of earlier documents of any source of the run: drop them and near copies (word 5-grams, "
-        "Jaccard similarity 0.8), drop exact ones alone, or keep all, and risk that both splits hold the same text",
     )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import BeforeValidator, Field
 
 from maxlm.config.errors import Problem
-from maxlm.config.section import Section
+from maxlm.config.section import Name, Section, as_tuple
 
 if TYPE_CHECKING:
     from maxlm.config.schema import DataConfig
@@ -30,3 +32,19 @@ class StepSection(Section):
         """
         del path, data
         yield from ()
+
+
+class GlobalStepSection(StepSection):
+    """The settings of a step that compares documents of all sources; the base of all such."""
+
+    protect: Annotated[tuple[Name, ...], BeforeValidator(as_tuple)] = Field(
+        (), description="sources that lose nothing; others are compared with them all the same"
+    )
+
+    def problems(self, path: str, data: DataConfig) -> Iterator[Problem]:
+        """Yield sources that are none."""
+        for index, name in enumerate(self.protect):
+            if name not in data.sources:
+                known = ", ".join(data.sources)
+                text = f"{path}.protect={name!r} is not a source; name some of {known}"
+                yield Problem(f"{path}.protect.{index}", text)

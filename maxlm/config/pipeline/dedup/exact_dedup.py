@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from maxlm.config.pipeline.step import StepSection
+from maxlm.config.pipeline.step import GlobalStepSection
 
 
-class ExactDedupConfig(StepSection):
+class ExactDedupConfig(GlobalStepSection):
     """Drop copies of earlier documents, paragraphs or lines, whatever the space between words."""
 
     kind: Literal["exact_dedup"] = "exact_dedup"

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from maxlm.config.errors import Problem
-from maxlm.config.pipeline.step import StepSection
+from maxlm.config.pipeline.step import GlobalStepSection
 from maxlm.config.section import PositiveInt, as_tuple
 
 if TYPE_CHECKING:
     from maxlm.config.schema import DataConfig
 
 
-class NearDedupConfig(StepSection):
+class NearDedupConfig(GlobalStepSection):
     """Drop documents nearly equal to one that stays: min-hash bands propose, the exact Jaccard
     similarity of their word n-grams decides.
 
@@ -52,7 +52,7 @@ class NearDedupConfig(StepSection):
 
     def problems(self, path: str, data: DataConfig) -> Iterator[Problem]:
         """Yield what is wrong between the settings."""
-        del data
+        yield from super().problems(path, data)
         if (self.keep == "score") != (self.score is not None):
             yield Problem(
                 f"{path}.score",

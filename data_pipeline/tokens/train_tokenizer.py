@@ -6,11 +6,10 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 
 import sentencepiece
 
-from data_pipeline.reading import Document
 from maxlm.config.errors import UserError
 
 SAMPLE_BYTES = 16_000_000
@@ -22,13 +21,13 @@ _RESERVED = re.compile("[\0\t\u2581\u2585]")
 
 
 def train_tokenizer(
-    sources: Mapping[str, Sequence[Document]], weights: Mapping[str, float], vocab_size: int
+    sources: Mapping[str, Iterable[str]], weights: Mapping[str, float], vocab_size: int
 ) -> bytes:
     """Return the model file of a tokenizer with at most `vocab_size` pieces.
 
     Args:
-      sources: training documents of each source; a sample of them, shared out by `weights`, is
-        learned from.
+      sources: texts of each source in a random order; of each those at the start are learned from,
+        shared out by `weights`.
 
     Raises:
       UserError: the vocabulary is too small for the bytes and characters it must hold.
@@ -67,20 +66,22 @@ def train_tokenizer(
     return model.getvalue()
 
 
-def _sample(
-    sources: Mapping[str, Sequence[Document]], weights: Mapping[str, float]
-) -> Iterator[str]:
-    total = sum(weights[name] for name in sources)
-    for name, documents in sources.items():
-        budget = SAMPLE_BYTES * weights[name] / total
-        for piece in _pieces(documents):
+def _sample(sources: Mapping[str, Iterable[str]], weights: Mapping[str, float]) -> Iterator[str]:
+    for name, texts in sources.items():
+        budget = sample_bytes(name, weights)
+        for piece in _pieces(texts):
             yield from filter(None, _RESERVED.split(piece))
             budget -= len(piece.encode())
             if budget <= 0:
                 break
 
 
-def _pieces(documents: Sequence[Document]) -> Iterator[str]:
-    for document in documents:
-        for start in range(0, len(document.text), PIECE_CHARACTERS):
-            yield document.text[start : start + PIECE_CHARACTERS]
+def sample_bytes(name: str, weights: Mapping[str, float]) -> float:
+    """Return how many bytes of a source are learned from."""
+    return SAMPLE_BYTES * weights[name] / sum(weights.values())
+
+
+def _pieces(texts: Iterable[str]) -> Iterator[str]:
+    for text in texts:
+        for start in range(0, len(text), PIECE_CHARACTERS):
+            yield text[start : start + PIECE_CHARACTERS]

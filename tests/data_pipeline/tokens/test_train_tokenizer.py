@@ -1,8 +1,7 @@
 import pytest
 
-from data_pipeline import train_tokenizer as train_tokenizer_module
-from data_pipeline.reading import Document
-from data_pipeline.train_tokenizer import train_tokenizer
+from data_pipeline.tokens import train_tokenizer as train_tokenizer_module
+from data_pipeline.tokens.train_tokenizer import train_tokenizer
 from maxlm.config.errors import UserError
 from maxlm.data.tokenizer import Tokenizer
 
@@ -11,8 +10,7 @@ from maxlm.data.tokenizer import Tokenizer
 def train(tmp_path):
     def trained(texts, vocab_size):
         path = tmp_path / "tokenizer.model"
-        documents = [Document(str(number), text) for number, text in enumerate(texts)]
-        path.write_bytes(train_tokenizer({"a": documents}, {"a": 1.0}, vocab_size))
+        path.write_bytes(train_tokenizer({"a": texts}, {"a": 1.0}, vocab_size))
         return Tokenizer(path)
 
     return trained
@@ -29,7 +27,7 @@ def test_indentation_and_line_ends_are_pieces_and_digits_are_single(train, make_
 
 
 def test_same_texts_same_file(make_text):
-    documents = [Document(str(seed), make_text(seed)) for seed in range(20)]
+    documents = [make_text(seed) for seed in range(20)]
     assert train_tokenizer({"a": documents}, {"a": 1.0}, 400) == train_tokenizer(
         {"a": documents}, {"a": 1.0}, 400
     )
@@ -62,7 +60,7 @@ def test_text_without_a_space_leaves_spaces_intact(train):
 
 def test_sources_share_the_sample_by_weight(monkeypatch):
     monkeypatch.setattr(train_tokenizer_module, "SAMPLE_BYTES", 100_000)
-    texts = {name: [Document("x", f"{name} " * 50_000)] * 3 for name in "ab"}
+    texts = {name: [f"{name} " * 50_000] * 3 for name in "ab"}
     sample = "".join(train_tokenizer_module._sample(texts, {"a": 3.0, "b": 1.0}))
     assert sample.count("a") == pytest.approx(75_000 / 2, rel=0.2)
     assert sample.count("b") == pytest.approx(25_000 / 2, rel=0.2)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
+import fsspec
+
+from data_pipeline.readers.formats import format_of
+from data_pipeline.readers.streams import is_url
 from maxlm.config.errors import UserError
 from maxlm.config.pipeline.raw import RawTextConfig
 from maxlm.files import kind_of, place_of
 
-SUFFIXES = (".txt", ".md", ".py", ".jsonl")
-COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".lz4", ".tgz")
+ARCHIVES = (".zip", ".7z", ".lz4", ".tgz", ".tar")
 INSTALLED = ("site-packages", "dist-packages", "__pycache__")  # not part of the standard library
 # Some in deliberately bad encodings; many systems leave them out.
 TESTS = ("test", "tests", "idle_test")
@@ -47,7 +52,49 @@ def printable(name: str) -> str:
     )
 
 
-def standard_library(raw: RawTextConfig, skipped: Skipped) -> Iterator[tuple[Path, str]]:
+class InputFile(NamedTuple):
+    """A file to read.
+
+    Attributes:
+      path: where it is; a URL, or a path of this machine.
+      name: what its documents' ids are made of.
+      bytes: its size.
+      stamp: differs when the file was changed, as far as that is known without reading it.
+    """
+
+    path: str
+    name: str
+    bytes: int
+    stamp: str
+
+
+def list_inputs(raw: RawTextConfig, skipped: Skipped) -> list[InputFile]:
+    """Return the files that a source's `raw` section names, in their order.
+
+    Raises:
+      UserError: a path is not there, or is neither file nor folder.
+    """
+    if raw.kind == "python_stdlib":
+        return [_stamped(path, name) for path, name in _standard_library(raw, skipped)]
+    if not raw.paths:
+        raise UserError("raw.paths is empty; name the files or folders to read")
+    local = [path for path in raw.paths if not is_url(path)]
+    files = [_stamped(path, path.as_posix()) for path in _listed_files(local, raw, skipped)]
+    for path in raw.paths:
+        if is_url(path):
+            files += _remote_files(path, raw, skipped)
+    return files
+
+
+def _stamped(path: Path, name: str) -> InputFile:
+    try:
+        status = path.stat()
+    except OSError:  # reading it will say so
+        return InputFile(str(path), name, 0, "")
+    return InputFile(str(path), name, status.st_size, str(status.st_mtime_ns))
+
+
+def _standard_library(raw: RawTextConfig, skipped: Skipped) -> Iterator[tuple[Path, str]]:
     """Yield (file, name) of the running Python's library, without what was installed, and without
     its tests.
     """
@@ -62,37 +109,79 @@ def standard_library(raw: RawTextConfig, skipped: Skipped) -> Iterator[tuple[Pat
             yield path, "/".join(parts)
 
 
-def listed_files(raw: RawTextConfig, skipped: Skipped) -> Iterator[tuple[Path, str]]:
-    """Yield (file, name) of `raw.paths`, each file once: named ones whatever their suffix, folders'
-    by theirs.
+def _listed_files(paths: Sequence[str], raw: RawTextConfig, skipped: Skipped) -> Iterator[Path]:
+    """Yield each file once: named ones whatever their suffix, those of folders and patterns by
+    theirs.
+    """
+    roots = [(path, named) for given in paths for path, named in _expanded(given)]
+    walk = _Walk([path for path, _ in roots], raw, skipped)
+    seen = set()
+    for root, named in roots:
+        for path in walk.files(root):
+            form = format_of(path.name, raw.suffixes)
+            if path.name.lower().endswith(ARCHIVES):
+                skipped.add("archive", path.as_posix())
+            elif form is None and not (named and root == path):
+                skipped.add("other suffix", path.as_posix())
+            elif (place := place_of(str(path))) in seen:
+                skipped.add("file that was read already", path.as_posix())
+            else:
+                seen.add(place)
+                yield path
+
+
+def _expanded(given: str) -> list[tuple[Path, bool]]:
+    """Return the paths that a path or pattern stands for, and whether each was named.
 
     Raises:
-      UserError: `raw.paths` is empty, or one of them is not there or neither file nor folder.
+      UserError: there is none, or it is neither file nor folder.
     """
-    if not raw.paths:
-        raise UserError("raw.paths is empty; name the files or folders to read")
-    roots = [Path(given) for given in raw.paths]
-    for root in roots:
-        if not root.exists():
+    root = Path(given)
+    if not root.exists():
+        found = _matches(given) if glob.has_magic(given) else []
+        if not found:
             raise UserError(f"raw.paths: {root}: there is no such file or folder")
-        if not (root.is_dir() or root.is_file()):
-            kind = kind_of(root.stat().st_mode)
-            raise UserError(
-                f"raw.paths: {root} is {kind}; name a file or a folder (copy its text into a file)"
-            )
-    walk = _Walk(roots, raw, skipped)
-    seen = set()
-    for path, named in ((path, root == path) for root in roots for path in walk.files(root)):
-        suffix = path.suffix.lower()
-        if suffix in COMPRESSED:
-            skipped.add("compressed file", path.as_posix())
-        elif not named and suffix not in SUFFIXES:
-            skipped.add("other suffix", path.as_posix())
-        elif (place := place_of(str(path))) in seen:
-            skipped.add("file that was read already", path.as_posix())
+        return [(Path(path), False) for path in found]
+    if not (root.is_dir() or root.is_file()):
+        kind = kind_of(root.stat().st_mode)
+        raise UserError(
+            f"raw.paths: {root} is {kind}; name a file or a folder (copy its text into a file)"
+        )
+    return [(root, True)]
+
+
+def _matches(pattern: str) -> list[str]:
+    found = glob.glob(pattern, recursive=True)  # noqa: PTH207 (Path.glob takes no absolute pattern)
+    return sorted(found)
+
+
+def _remote_files(url: str, raw: RawTextConfig, skipped: Skipped) -> Iterator[InputFile]:
+    """Yield the files of an object store that a URL, a folder's URL or a pattern stands for.
+
+    Raises:
+      UserError: there is none, or the store cannot be asked.
+    """
+    try:
+        system, path = fsspec.url_to_fs(url)
+        named = not glob.has_magic(path)
+        found = {path: system.info(path)} if named else system.glob(path, detail=True)
+        if named and found[path]["type"] == "directory":
+            found, named = system.find(path, detail=True), False
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"raw.paths: {url}: {error}; give another path") from None
+    if not found:
+        raise UserError(f"raw.paths: {url}: there is no such file")
+    for place, about in sorted(found.items()):
+        name = system.unstrip_protocol(place)
+        if about["type"] != "file":
+            continue
+        if format_of(place, raw.suffixes) is None and not named:
+            skipped.add("other suffix", name)
         else:
-            seen.add(place)
-            yield path, path.as_posix()
+            stamp = next(
+                (str(about[key]) for key in ("ETag", "mtime", "created") if key in about), ""
+            )
+            yield InputFile(name, name, int(about["size"] or 0), stamp)
 
 
 class _Walk:
