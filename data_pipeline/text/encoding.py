@@ -18,7 +18,7 @@ _BYTE_ORDER_MARKS = (
 _ESCAPES = (b"\x1b$", b"\x1b(", b"~{")
 # Of Python alone, or an attack: WHATWG Encoding has none of them.
 _NOT_OF_THE_WEB = frozenset(
-    [
+    (
         "utf-7",
         "idna",
         "punycode",
@@ -28,7 +28,7 @@ _NOT_OF_THE_WEB = frozenset(
         "raw_unicode_escape",
         "mbcs",
         "oem",
-    ]
+    )
 )
 _SAMPLE_BYTES = 128 * 1024
 
