@@ -48,8 +48,8 @@ class ClusterEngine:
         all processors of a machine to themselves.
         """
         self._start()
-        remote = self._ray.remote(run_task)
-        remote = remote.options(num_cpus=1, max_retries=self._config.retries)
+        function = self._ray.remote(run_task)
+        remote = function.options(num_cpus=1, max_retries=self._config.retries)
         running: dict[Any, Task] = {}
         failed: list[tuple[Task, Limits]] = []
         waiting = list(reversed(tasks))
@@ -63,7 +63,9 @@ class ClusterEngine:
                     done(task)
                 else:
                     failed.append((task, self._limits.after(outcome, task)))
-        alone = remote.options(num_cpus=max(self._cpus_of_machines()))
+        alone = function.options(
+            num_cpus=max(self._cpus_of_machines()), max_retries=self._config.retries
+        )
         for task, limits in failed:
             outcome = self._get(self._submit(alone, task, limits))
             while outcome.end != "done":
