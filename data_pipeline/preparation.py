@@ -16,7 +16,7 @@ from data_pipeline.prepared import Manifests, check_size, describe_inputs, setti
 from data_pipeline.readers.listing import InputFile, Skipped, list_inputs
 from data_pipeline.stages.funnel import Funnel
 from data_pipeline.stages.plan import compares, plan_stages
-from data_pipeline.stages.shards import DocumentShard, Workshop, documents_of
+from data_pipeline.stages.shards import DocumentShard, Workshop, documents_of, shards_known
 from data_pipeline.stages.tokens import (
     SourceDocuments,
     hold_out,
@@ -89,7 +89,7 @@ class Preparation:
         inputs = {name: self._inputs(name, skipped[name]) for name in names}
         raws = {name: self.raws[name] for name in names}
         stages = plan_stages(steps, inputs, raws, self.workshop, published=self.manifests)
-        documents_of(stages[:1], self.workshop)
+        shards_known(stages[:1], self.workshop)
         read = Funnel(stages[:1], skipped)
         for name in names:
             self._check_read(name, read)

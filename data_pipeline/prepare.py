@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from data_pipeline.preparation import Preparation, trained_mark
 from data_pipeline.prepared import check_size, finished, say_done, say_smaller
 from data_pipeline.report import Report
 from data_pipeline.stages.shards import Workshop
-from data_pipeline.staging import lock_folder, staging
+from data_pipeline.staging import STAGING_NAME, lock_folder, staging
 from data_pipeline.storage.disk import disk_errors
 from maxlm.config import RunConfig, UserError, load_run
 from maxlm.data.tokenizer import Tokenizer
@@ -61,6 +61,7 @@ def prepare(config: RunConfig, *, force: bool, report: Report) -> None:
             preparation = Preparation(config, raws, manifests, stages, workshop)
             report.summary(preparation.carry_out(retrain=retrain))
     else:
+        _clear(config, manifests)
         say_done(config, manifests, report)
     say_smaller(config, check_size(config, Tokenizer(path)), report)
 
@@ -77,7 +78,7 @@ def _staging(config: RunConfig, name: str, *, force: bool) -> Iterator[Path]:
 def _workshop(config: RunConfig, report: Report, *, force: bool) -> Iterator[Workshop]:
     """Yield the place of the work; it goes in the end, unless the user has named it."""
     pipeline = config.data.pipeline
-    folder = Path(pipeline.work_dir or Path(config.data.tokenizer).parent / ".work")
+    folder = _work_folder(config)
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder, os.O_RDONLY)
@@ -100,6 +101,25 @@ def _workshop(config: RunConfig, report: Report, *, force: bool) -> Iterator[Wor
         finally:
             engine.close()
             os.close(lock)
+
+
+def _clear(config: RunConfig, names: Iterable[str]) -> None:
+    """Remove what a run has left that was stopped when everything was published."""
+    leftovers = [Path(config.data.sources[name].path) / STAGING_NAME for name in names]
+    if config.data.pipeline.work_dir is None:
+        leftovers.append(_work_folder(config))
+    for folder in leftovers:
+        if folder.is_dir():
+            lock = os.open(folder, os.O_RDONLY)
+            try:
+                lock_folder(lock, folder)
+                shutil.rmtree(folder)
+            finally:
+                os.close(lock)
+
+
+def _work_folder(config: RunConfig) -> Path:
+    return Path(config.data.pipeline.work_dir or Path(config.data.tokenizer).parent / ".work")
 
 
 def _empty(folder: Path) -> None:

@@ -19,6 +19,7 @@ from maxlm.config.pipeline.raw import RawTextConfig
 
 MAX_HEADER_BYTES = 2**16
 HTML_TYPES = ("text/html", "application/xhtml+xml")
+_BLANK_LINE = re.compile(rb"\r?\n\r?\n")
 _VERSION = re.compile(rb"WARC/\d")
 _CHARSET = re.compile(r"charset\s*=\s*[\"']?([\w.:-]+)", re.IGNORECASE)
 _CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,8})[^\r\n]*\r?\n")
@@ -153,7 +154,9 @@ class _Bytes:
         self.passed = False
 
     def seek(self, pattern: re.Pattern[bytes]) -> bool:
-        """Go on to the next line that starts like this; return whether there is one."""
+        """Go on to the next line that starts like this, behind its first character; return whether
+        there is one.
+        """
         self.passed = False
         while True:
             found = pattern.search(self._held, self._place)
@@ -161,6 +164,7 @@ class _Bytes:
                 found = pattern.search(self._held, found.start() + 1)
             if found:
                 self._pass(found.start())
+                self._place += 1  # so that a record without an end is not found again
                 return True
             keep = max(len(self._held) - 8, self._place)
             self._pass(keep)
@@ -171,14 +175,14 @@ class _Bytes:
     def until_blank_line(self) -> bytes:
         """Return the lines before the next blank one, which is passed."""
         while True:
-            for end in (b"\r\n\r\n", b"\n\n"):
-                place = self._held.find(end, self._place)
-                if place >= 0:
-                    block = self._held[self._place : place]
-                    self._place = place + len(end)
-                    return block
-            if len(self._held) - self._place > MAX_HEADER_BYTES:
+            found = _BLANK_LINE.search(self._held, self._place)
+            size = (found.start() if found else len(self._held)) - self._place
+            if size > MAX_HEADER_BYTES:
                 raise _DamagedError("WARC record without an end of its headers")
+            if found:
+                block = self._held[self._place : found.start()]
+                self._place = found.end()
+                return block
             if not self._fill():
                 raise _DamagedError("truncated WARC record")
 

@@ -103,7 +103,7 @@ def encode_meta(meta: dict[str, str | int | float | bool]) -> str:
     try:
         return orjson.dumps(meta, option=orjson.OPT_SORT_KEYS).decode()
     except (TypeError, ValueError):  # lone surrogates, integers beyond 64 bits
-        return json.dumps(meta, sort_keys=True)
+        return replace_surrogates(json.dumps(meta, sort_keys=True, ensure_ascii=False))
 
 
 def _empty_group() -> tuple[list[str], ...]:

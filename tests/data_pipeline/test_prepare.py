@@ -362,7 +362,9 @@ def test_stop_at_any_rename_starts_again_cleanly(
     assert hashes(tmp_path / "out/text") == hashes(tmp_path / "expected/text")
 
 
-def test_killed_at_random_moments_starts_again_cleanly(run_config, hashes, tmp_path, do):
+def test_killed_at_any_moment_goes_on_to_the_same_bytes(
+    run_config, hashes, tmp_path, do, monkeypatch
+):
     do(run_config(out=tmp_path / "expected"))
     run_file = tmp_path / "run.json"
     run_file.write_text(run_config().model_dump_json())
@@ -370,16 +372,23 @@ def test_killed_at_random_moments_starts_again_cleanly(run_config, hashes, tmp_p
         "import sys; from data_pipeline.prepare import prepare; from data_pipeline.report import Report;"
         "from maxlm.config.schema import RunConfig;"
         "config = RunConfig.model_validate_json(open(sys.argv[1]).read()); print('ready', flush=True);"
-        "prepare(config, force=True, report=Report())"
+        "prepare(config, force=False, report=Report())"
     )
-    for delay in (0.0, 0.03, 0.06, 0.1, 0.2, 0.4):
+    said = []
+    for lines in range(1, 14, 2):  # killed soon after it has told so many steps
         process = subprocess.Popen(
-            [sys.executable, "-c", program, str(run_file)], stdout=subprocess.PIPE
+            [sys.executable, "-c", program, str(run_file)], stdout=subprocess.PIPE, text=True
         )
-        process.stdout.readline()
-        time.sleep(delay)
+        told = [process.stdout.readline() for _ in range(lines)]
+        time.sleep(0.01 * lines)
         process.send_signal(signal.SIGKILL)
-        process.communicate()
+        said.append(
+            [line.partition(":")[0] for line in told + process.communicate()[0].split("\n")]
+        )
+        if "Prepared text" in said[-1]:
+            break
+    assert sum("read" in names for names in said) == 1  # what was finished is not done again
+    monkeypatch.undo()
     do(run_config())
     assert hashes(tmp_path / "out") == hashes(tmp_path / "expected")
 
