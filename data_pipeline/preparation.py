@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -27,19 +26,19 @@ from data_pipeline.stages.tokens import (
     write_shards,
 )
 from data_pipeline.staging import DROPPED_NAME, INPUTS_NAME, REPORT_NAME, publish
-from data_pipeline.storage.disk import disk_errors
 from data_pipeline.tokens.order import SPLITS
 from data_pipeline.tokens.train_tokenizer import sample_bytes, train_tokenizer
+from data_pipeline.tokens.trained import TRAINED_NAME, publish_tokenizer
 from maxlm.config.errors import UserError
 from maxlm.config.pipeline.raw import RawTextConfig
 from maxlm.config.schema import RunConfig
 from maxlm.data.baselines import measure_baselines
 from maxlm.data.shards import TokenShards
-from maxlm.data.tokenizer import Tokenizer
+from maxlm.data.tokenizers import Tokenizer, open_tokenizer
 
 MEASURED_TOKENS = 20_000_000  # of validation, at most: baselines are measured in memory
 # Whose versions may change what is written.
-LIBRARIES = ("numpy", "pyarrow", "sentencepiece", "tokenizers", "zstandard", "orjson")
+LIBRARIES = ("numpy", "pyarrow", "sentencepiece", "tiktoken", "tokenizers", "zstandard", "orjson")
 
 
 @dataclass(frozen=True)
@@ -66,14 +65,13 @@ class Preparation:
         """
         funnel, shards = self._clean()
         sources = {name: self._hold_out(name, shards) for name in self.stages}
-        path = Path(self.config.data.tokenizer)
-        model = self._train(sources) if retrain else Tokenizer(path).proto
-        with _staged_tokenizer(path, model) as tokenizer:
-            check_size(self.config, tokenizer)
-            written = {
-                name: self._write(source, tokenizer, funnel) for name, source in sources.items()
-            }
-            self._publish(written, retrain=retrain)
+        if retrain:
+            files = {TRAINED_NAME: self._train(sources)}
+        else:
+            files = dict(open_tokenizer(self.config.data.tokenizer).files)
+        tokenizer = check_size(self.config, self._kept_tokenizer(files))
+        written = {name: self._write(source, tokenizer, funnel) for name, source in sources.items()}
+        self._publish(written, files[TRAINED_NAME] if retrain else None)
         return {name: (self.manifests | written)[name] for name in self.raws}
 
     # --- documents --------------------------------------------------------------------------------
@@ -146,6 +144,17 @@ class Preparation:
         with self.workshop.report.stage("train the tokenizer"):
             return train_tokenizer(samples, weights, self.config.model.vocab_size)
 
+    def _kept_tokenizer(self, files: Mapping[str, bytes]) -> Tokenizer:
+        """Return the tokenizer of some files, which are written where all tasks find them, and where
+        nobody changes them.
+        """
+        folder = self.workshop.folder / "tokenizer"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
+        return open_tokenizer(folder)
+
     def _write(
         self, source: SourceDocuments, tokenizer: Tokenizer, funnel: Funnel
     ) -> dict[str, Any]:
@@ -187,47 +196,14 @@ class Preparation:
         others = [other for other in funnel.sources if other != name]
         return sorted(describe_inputs(funnel.inputs(other))["fingerprint"] for other in others)
 
-    def _publish(self, written: Manifests, *, retrain: bool) -> None:
+    def _publish(self, written: Manifests, trained: bytes | None) -> None:
         folders = {name: Path(self.config.data.sources[name].path) for name in written}
         # Without its manifest a folder counts as unfinished; so until the new ones are there, a
         # stop goes on from here.
         for folder in folders.values():
             (folder / MANIFEST_NAME).unlink(missing_ok=True)
-        if retrain:
-            _publish_tokenizer(Path(self.config.data.tokenizer))
+        if trained is not None:
+            publish_tokenizer(Path(self.config.data.tokenizer), trained)
         for name, folder in folders.items():
             publish(self.stages[name], folder)
             write_manifest(folder, written[name])
-
-
-@contextmanager
-def _staged_tokenizer(path: Path, model: bytes) -> Iterator[Tokenizer]:
-    """Yield the tokenizer, read from a file beside the one that it may replace; that file goes in
-    the end.
-    """
-    staged = _staged(path)
-    with disk_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            staged.write_bytes(model)
-            yield Tokenizer(staged)
-        finally:
-            staged.unlink(missing_ok=True)
-
-
-def _publish_tokenizer(path: Path) -> None:
-    trained_mark(path).write_text(
-        json.dumps({"trained_by": "maxlm prepare"}) + "\n", encoding="utf-8"
-    )
-    _staged(path).replace(path)
-
-
-def _staged(path: Path) -> Path:
-    return path.with_name(path.name + ".unfinished")
-
-
-def trained_mark(path: Path) -> Path:
-    """Return the file that marks a tokenizer as ours to train again; one that was brought along has
-    none.
-    """
-    return path.with_name(path.name + ".json")

@@ -16,14 +16,15 @@ from pathlib import Path
 
 from data_pipeline.engine.build import build_engine
 from data_pipeline.manifest import MANIFEST_NAME
-from data_pipeline.preparation import Preparation, trained_mark
+from data_pipeline.preparation import Preparation
 from data_pipeline.prepared import check_size, finished, say_done, say_smaller
 from data_pipeline.report import Report
 from data_pipeline.stages.shards import Workshop
 from data_pipeline.staging import STAGING_NAME, lock_folder, staging
 from data_pipeline.storage.disk import disk_errors
+from data_pipeline.tokens.trained import check_trainable, is_trained_here
 from maxlm.config import RunConfig, UserError, load_run
-from maxlm.data.tokenizer import Tokenizer
+from maxlm.data.tokenizers import open_tokenizer
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -49,9 +50,11 @@ def prepare(config: RunConfig, *, force: bool, report: Report) -> None:
             "data.sources: none has `raw`, so there is nothing to prepare; say what to read with `raw`"
         )
     path = Path(config.data.tokenizer)
-    retrain = not path.exists() or (force and trained_mark(path).exists())
+    retrain = not path.exists() or (force and is_trained_here(path))
     manifests = {} if force or retrain else finished(config, raws)
     pending = [name for name in raws if name not in manifests]
+    if retrain:
+        check_trainable(path)
     if pending:
         with ExitStack() as stack:
             stages = {
@@ -63,7 +66,7 @@ def prepare(config: RunConfig, *, force: bool, report: Report) -> None:
     else:
         _clear(config, manifests)
         say_done(config, manifests, report)
-    say_smaller(config, check_size(config, Tokenizer(path)), report)
+    say_smaller(config, check_size(config, open_tokenizer(path)), report)
 
 
 @contextmanager
@@ -119,7 +122,11 @@ def _clear(config: RunConfig, names: Iterable[str]) -> None:
 
 
 def _work_folder(config: RunConfig) -> Path:
-    return Path(config.data.pipeline.work_dir or Path(config.data.tokenizer).parent / ".work")
+    """Return the folder of the work: not beside the tokenizer, which may lie where nothing is
+    written.
+    """
+    first = next(source.path for source in config.data.sources.values() if source.raw)
+    return Path(config.data.pipeline.work_dir or Path(first).parent / ".work")
 
 
 def _empty(folder: Path) -> None:

@@ -19,7 +19,7 @@ from maxlm.config.errors import UserError
 from maxlm.config.pipeline.raw import RawTextConfig
 from maxlm.config.schema import RunConfig
 from maxlm.data.shards import TokenShards
-from maxlm.data.tokenizer import Tokenizer
+from maxlm.data.tokenizers import Tokenizer, open_tokenizer
 
 Manifests = dict[str, dict[str, Any]]
 
@@ -30,7 +30,7 @@ def finished(config: RunConfig, raws: Mapping[str, RawTextConfig]) -> Manifests:
     Raises:
       UserError: one of them was prepared with other settings, or its shards are damaged.
     """
-    tokenizer = check_size(config, Tokenizer(config.data.tokenizer))
+    tokenizer = check_size(config, open_tokenizer(config.data.tokenizer))
     manifests = {}
     for name in raws:
         folder = Path(config.data.sources[name].path)

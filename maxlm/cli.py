@@ -1,4 +1,4 @@
-"""The command line: `maxlm config | prepare | train | plan | generate`.
+"""The command line: `maxlm config | prepare | train | plan | generate | import | export`.
 
 Exit codes: 0 done or stopped cleanly, 2 the user's mistake, 1 anything else. Only the command that
 was asked for is imported, so `maxlm config` answers without loading jax.
@@ -14,6 +14,7 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 import maxlm
 from maxlm.config.errors import RunFailedError, UserError
@@ -26,6 +27,8 @@ COMMANDS = {
     "train": "maxlm.train.command",
     "plan": "maxlm.plan.command",
     "generate": "maxlm.decoding.command",
+    "import": "maxlm.convert.importing",
+    "export": "maxlm.convert.exporting",
 }
 
 
@@ -164,7 +167,40 @@ def _parser() -> argparse.ArgumentParser:
         help="devices to split the model over (default: %(default)s)",
     )
     generate.add_argument("--step", type=int, help="checkpoint to load (default: the newest)")
+    _add_conversions(commands)
     return parser
+
+
+def _add_conversions(commands: Any) -> None:
+    """Add the commands between checkpoints and published weights."""
+    importing = commands.add_parser("import", help="make a checkpoint of published weights")
+    importing.add_argument(
+        "hf_dir", metavar="HF_DIR", help="a folder with config.json and *.safetensors"
+    )
+    importing.add_argument(
+        "checkpoint_dir", metavar="CHECKPOINT_DIR", help="the folder to make of it"
+    )
+    importing.add_argument(
+        "--vocab-multiple",
+        type=int,
+        default=1,
+        help="add rows to the vocabulary up to a multiple, such as of mesh.tensor (default: none)",
+    )
+    exporting = commands.add_parser(
+        "export", help="write a checkpoint as weights that other libraries load"
+    )
+    exporting.add_argument(
+        "run_dir", metavar="RUN_DIR", help="the folder of a run, or what import made"
+    )
+    exporting.add_argument("hf_dir", metavar="HF_DIR", help="the folder to make of it")
+    exporting.add_argument("--step", type=int, help="checkpoint to export (default: the newest)")
+    exporting.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="of the tensors (default: %(default)s)",
+    )
+    exporting.add_argument("--family", help="model_type to write (default: the first that can)")
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:

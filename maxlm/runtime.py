@@ -29,7 +29,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from maxlm.config.errors import RunFailedError, UserError, make_possible
-from maxlm.config.schema import ProfileConfig, RuntimeConfig, TrainConfig
+from maxlm.config.schema import ProfileConfig, RuntimeConfig
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -44,9 +44,8 @@ SHUTDOWN_SECONDS = 60
 ECHO_SECONDS = 1.0
 
 
-def compute_dtype_of(train: TrainConfig, platform: str) -> jnp.dtype:
+def compute_dtype_of(chosen: str, platform: str) -> jnp.dtype:
     """Resolve `train.compute_dtype`: auto is bfloat16 on accelerators, float32 on the CPU."""
-    chosen = train.compute_dtype
     return jnp.dtype({"auto": "float32" if platform == "cpu" else "bfloat16"}.get(chosen, chosen))
 
 
@@ -72,6 +71,7 @@ def start(runtime: RuntimeConfig) -> None:
             )
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", runtime.device_count)
+        _give_threads(runtime.device_count)
     elif runtime.platform == "cpu":
         jax.config.update("jax_platforms", "cpu")
     if runtime.compile_cache is not None:
@@ -85,6 +85,17 @@ def start(runtime: RuntimeConfig) -> None:
     _find_devices(runtime.platform)
     if jax.process_index() > 0:
         logging.getLogger().setLevel(logging.ERROR)
+
+
+def _give_threads(device_count: int) -> None:
+    """Let the CPU's backend have a thread for every fake device that waits in a collective.
+
+    It takes as many as there are cores. Where a program leaves collectives without an order, such
+    as those of layers side by side, two devices that wait for the others could have them all, and
+    the others would wait for a thread for ever.
+    """
+    threads = max(2 * device_count, os.cpu_count() or 1)
+    os.environ.setdefault("PJRT_NPROC", str(threads))
 
 
 def _make_folder(path: Path) -> str:

@@ -25,7 +25,7 @@ from data_pipeline.tokens.train_tokenizer import train_tokenizer
 from maxlm.config.schema import DataConfig
 from maxlm.data.dataset import Dataset, build_dataset
 from maxlm.data.shards import ShardWriter, TokenShards
-from maxlm.data.tokenizer import Tokenizer
+from maxlm.data.tokenizers import Tokenizer, open_tokenizer
 
 try:
     import pyarrow as pa
@@ -201,7 +201,7 @@ def open_dataset(folder: Path, weights: dict[str, float], length: int, batch_siz
 def write_tokenizer(path: Path) -> Tokenizer:
     text = "".join(f"word{number % 977} stands here\n" for number in range(20_000))
     path.write_bytes(train_tokenizer({"text": [text]}, {"text": 1.0}, 4096))
-    return Tokenizer(path)
+    return open_tokenizer(path)
 
 
 def write_shards(folder: Path, tokenizer: Tokenizer, num_tokens: int) -> None:

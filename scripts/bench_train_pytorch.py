@@ -141,7 +141,16 @@ def refuse_unsupported(config: RunConfig) -> None:
     if (mixer.kind, ffn.kind) != ("attention", "mlp"):
         raise SystemExit(f"the PyTorch step has no {mixer.kind} with {ffn.kind}")
     wrong = {
-        "model.norm.kind": model.norm.kind != "rmsnorm",
+        "model.norm": (model.norm.kind, model.norm.scale) != ("rmsnorm", "plain"),
+        "block.norms, residual": (model.layers[0].norms, model.layers[0].residual)
+        != ("pre", "sequential"),
+        "model.embed_scale, residual_scale, logit_scale": {
+            model.embed_scale,
+            model.residual_scale,
+            model.logit_scale,
+        }
+        != {1.0},
+        "model.logit_softcap": model.logit_softcap is not None,
         "model.position": model.position.kind != "none",
         "mixer.position": mixer.position.kind != "rope" or mixer.position.scaling is not None,
         "model.segments": len(model.segments) > 1 or len(model.segments[0].pattern) > 1,

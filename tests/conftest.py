@@ -15,6 +15,8 @@ QUICK_COMPILE = "--xla_backend_optimization_level=0"
 # stuck.
 PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds=240"
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Two threads for each device, as `maxlm.runtime` asks for, however few cores there are.
+os.environ["PJRT_NPROC"] = "16"
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {QUICK_COMPILE} {PATIENCE}"
 
 

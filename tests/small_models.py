@@ -6,6 +6,40 @@ from typing import Any
 
 from maxlm.config.schema import RunConfig
 
+LENGTHENED = {"kind": "dynamic", "factor": 2.0, "original_length": 8}
+SEARCHED = {"kind": "longrope", "short_factor": [1.5], "long_factor": [3.0], "factor": 4.0}
+POSITIONS: tuple[dict[str, Any], ...] = (
+    {
+        "mixer": {
+            "position": {"kind": "rope", "layout": "interleaved", "scaling": LENGTHENED},
+            "qk_norm": "l2",
+            "scale": 0.3,
+            "chunk": 5,
+        }
+    },
+    {
+        "mixer": {
+            "position": {"kind": "relative", "num_buckets": 6, "max_distance": 9},
+            "qk_norm": "rmsnorm_all",
+            "window": 4,
+        }
+    },
+    {"mixer": {"position": {"kind": "alibi"}, "scale": 0.7}},
+    {
+        "mixer": {
+            "position": {
+                "kind": "rope",
+                "rotary_dim": 2,
+                "scaling": {**SEARCHED, "original_length": 12},
+            },
+            "temperature": {"scale": 0.5, "floor": 3},
+        }
+    },
+)
+"""A pattern of blocks that know positions in different ways; lengths of 9 to 12 and above 12 tokens
+make a difference to it.
+"""
+
 
 def model_settings(
     *,
@@ -28,8 +62,9 @@ def model_settings(
         mixer["num_kv_heads"] = num_kv_heads
     position = model.pop("position", None)
     if position is not None:
-        mixer["position"] = position if position["kind"] != "learned" else {"kind": "none"}
-        model |= {"position": position} if position["kind"] == "learned" else {}
+        embedded = position["kind"] in ("learned", "sinusoidal")
+        mixer["position"] = {"kind": "none"} if embedded else position
+        model |= {"position": position} if embedded else {}
     block = {"mixer": mixer, "ffn": {"kind": "mlp", "hidden_dim": mlp_dim}}
     segments = [{"pattern": list(pattern)}]
     return {

@@ -24,7 +24,8 @@ def start_script():
     processes = []
 
     def start_one(code, **environment):
-        clean = {k: v for k, v in os.environ.items() if k not in ("JAX_PLATFORMS", "XLA_FLAGS")}
+        set_here = ("JAX_PLATFORMS", "XLA_FLAGS", "PJRT_NPROC")
+        clean = {k: v for k, v in os.environ.items() if k not in set_here}
         processes.append(
             subprocess.Popen(
                 [sys.executable, "-c", code],
@@ -51,11 +52,17 @@ def test_start_makes_fake_devices_and_a_compile_cache(start_script, tmp_path):
 from maxlm import runtime
 from maxlm.config.schema import RuntimeConfig
 runtime.start(RuntimeConfig(device_count=3, compile_cache={str(tmp_path / "cache")!r}))
+import pathlib
 import jax
-print(jax.device_count(), jax.process_count(), jax.config.jax_compilation_cache_dir)
+names = [path.read_text() for path in pathlib.Path("/proc/self/task").glob("*/comm")]
+workers = sum("XLAEigen" in name for name in names)
+print(jax.device_count(), jax.process_count(), jax.config.jax_compilation_cache_dir, workers)
 """)
     out, err = process.communicate(timeout=60)
-    assert out.split() == ["3", "1", str(tmp_path / "cache")], err
+    *found, workers = out.split()
+    assert found == ["3", "1", str(tmp_path / "cache")], err
+    # Each device can wait in a collective, and there are threads left.
+    assert int(workers) >= 6
 
 
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])

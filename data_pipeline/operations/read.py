@@ -18,7 +18,7 @@ from data_pipeline.readers.record import Found
 from data_pipeline.storage.document_files import DocumentWriter
 from data_pipeline.storage.tally import Tally
 from maxlm.config.pipeline.raw import RawTextConfig
-from maxlm.data.tokenizer import replace_surrogates
+from maxlm.data.tokenizers import replace_surrogates
 
 
 def read_files(task: Task, watch: Watch) -> Product:

@@ -17,7 +17,8 @@ from data_pipeline.storage.document_files import DocumentWriter, read_documents,
 from data_pipeline.tokens.order import ORDERS, SPLITS, cut, order_place, split_place
 from data_pipeline.tokens.pieces import Pieces
 from maxlm.data.shards.index import smallest_dtype
-from maxlm.data.tokenizer import Tokenizer
+from maxlm.data.shards.writer import as_stored
+from maxlm.data.tokenizers import open_tokenizer
 
 BATCH_CHARACTERS = 2_000_000
 
@@ -48,7 +49,7 @@ def sample_texts(task: Task, watch: Watch) -> Product:
 
 def tokenize(task: Task, watch: Watch) -> Product:
     """Write the pieces of a shard, tokenized and sorted, for both splits."""
-    tokenizer = Tokenizer(task.paths[1])
+    tokenizer = open_tokenizer(task.paths[1])
     dtype = np.dtype(smallest_dtype(tokenizer.vocab_size))
     found: dict[str, list[tuple[int, str, np.ndarray]]] = {split: [] for split in SPLITS}
     sizes = dict.fromkeys(SPLITS, 0)
@@ -56,7 +57,7 @@ def tokenize(task: Task, watch: Watch) -> Product:
         watch.at(0)
         encoded = tokenizer.encode_all([piece.text for _, piece in batch])
         for (split, piece), ids in zip(batch, encoded, strict=True):
-            tokens = np.array([tokenizer.bos_id, *ids, tokenizer.eos_id], dtype)
+            tokens = as_stored(ids, tokenizer.bos_id, tokenizer.eos_id).astype(dtype)
             assert np.count_nonzero(tokens == tokenizer.bos_id) == 1, "BOS marks where pieces begin"
             found[split].append((order_place(piece.id), piece.id, tokens))
             sizes[split] += len(piece.text.encode())

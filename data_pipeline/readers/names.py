@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from maxlm.data.tokenizer import replace_surrogates
+from maxlm.data.tokenizers import replace_surrogates
 
 
 def readable(name: str) -> str:

@@ -29,7 +29,7 @@ from maxlm.data.shards.index import (
     tokens_per_page,
 )
 from maxlm.data.shards.writer import shard_name, write_index
-from maxlm.data.tokenizer import Tokenizer
+from maxlm.data.tokenizers import Tokenizer
 from maxlm.files import write_whole
 
 TOKENIZE = ("data_pipeline.operations.tokenize",)

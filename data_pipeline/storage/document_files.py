@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from data_pipeline.documents import Document
 from data_pipeline.storage.whole import written_whole
-from maxlm.data.tokenizer import replace_surrogates
+from maxlm.data.tokenizers import replace_surrogates
 
 SCHEMA = pa.schema(
     [("id", pa.string()), ("source", pa.string()), ("text", pa.string()), ("meta", pa.string())]

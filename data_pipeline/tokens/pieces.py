@@ -22,7 +22,7 @@ class Pieces:
 
     Attributes:
       places: uint64 (P,), of each in the order of the split.
-      lengths: uint32 (P,), tokens of each, BOS and EOS included.
+      lengths: uint32 (P,), tokens of each as it is stored, with BOS and EOS.
       tokens: (sum of lengths,).
       id_lengths: uint32 (P,), bytes of each id.
       ids: uint8 (sum of id_lengths,), UTF-8.

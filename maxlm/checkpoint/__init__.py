@@ -4,13 +4,12 @@ them.
 
 from maxlm.checkpoint.manager import Checkpointer
 from maxlm.checkpoint.reader import CheckpointReader, Restored
-from maxlm.checkpoint.run_directory import RunDirectory, tokenizer_of_checkpoint, tokenizer_to_open
+from maxlm.checkpoint.run_directory import RunDirectory, tokenizer_to_open
 
 __all__ = [
     "CheckpointReader",
     "Checkpointer",
     "Restored",
     "RunDirectory",
-    "tokenizer_of_checkpoint",
     "tokenizer_to_open",
 ]

@@ -67,6 +67,13 @@ class CheckpointReader:
             self._warn(step, content["cause"])
         return None
 
+    def record(self, step: int) -> dict[str, Any] | None:
+        """Return the record of a step, or None if it cannot be read."""
+        content = self._read_record(step)
+        if "cause" in content:
+            self._warn(step, content["cause"])
+        return content.get("record")
+
     def restore(
         self,
         abstract_state: Any,

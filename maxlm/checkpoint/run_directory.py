@@ -5,7 +5,6 @@ left; its tokenizer.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import logging
 import os
@@ -15,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from maxlm.checkpoint import layout
 from maxlm.config.errors import UserError, make_possible
@@ -46,18 +45,26 @@ class RunDirectory:
 
     @property
     def tokenizer(self) -> Path:
-        """The run's own copy of its tokenizer: what lies at `data.tokenizer` may be trained again
-        on other text.
+        """Folder of the run's own copy of its tokenizer: what lies at `data.tokenizer` may be
+        trained again on other text.
         """
-        return self.path / "tokenizer.model"
+        return self.path / "tokenizer"
 
-    def keep_tokenizer(self, model: bytes) -> None:
-        """Copy the tokenizer's model file into the folder, if it is not there yet.
+    @property
+    def published(self) -> Path:
+        """What an imported model came with besides its weights: tokenizer, generation settings."""
+        return self.path / "published"
+
+    def keep_tokenizer(self, files: Mapping[str, bytes]) -> None:
+        """Copy the tokenizer's files into its folder, if it is not there yet.
+
+        Args:
+            files: their contents by name.
 
         Raises:
             UserError: another one is there, or it cannot be written.
         """
-        on_first_process(lambda: self._keep_tokenizer(model))
+        on_first_process(lambda: self._keep_tokenizer(files))
 
     @classmethod
     @contextmanager
@@ -70,12 +77,7 @@ class RunDirectory:
               job owns it.
         """
         run = cls(Path(path).absolute())
-        unsafe = [sign for sign in UNSAFE if sign in str(run.path)]
-        if unsafe:
-            raise UserError(
-                f"run_dir={run.path}: checkpoints in a folder with {' or '.join(unsafe)} in its path could not be read "
-                "back; choose another run_dir"
-            )
+        refuse_unsafe("run_dir", run.path)
         locks: list[IO[str]] = []
         try:
             on_first_process(lambda: run._take(locks))
@@ -84,20 +86,33 @@ class RunDirectory:
             for lock in locks:  # closing gives the lock back
                 lock.close()
 
-    def _keep_tokenizer(self, model: bytes) -> None:
+    def _keep_tokenizer(self, files: Mapping[str, bytes]) -> None:
         try:
             if not self.tokenizer.exists():
-                write_whole(self.tokenizer, model)
-            kept = read_regular(self.tokenizer)
+                self._write_tokenizer(files)
+            kept = {path.name: read_regular(path) for path in self.tokenizer.iterdir()}
         except OSError as error:
             raise UserError(
                 f"{self.tokenizer}: {error.strerror or error}; choose another run_dir, or {make_possible(error)}"
             ) from error
-        if kept != model:
+        if kept != files:
+            names = sorted(name for name in {*kept, *files} if kept.get(name) != files.get(name))
             raise UserError(
-                f"{self.tokenizer} is another tokenizer (SHA-256 {_sha256(kept)[:12]}) than data.tokenizer "
-                f"({_sha256(model)[:12]}); choose another run_dir, or move that file away if no run needs it"
+                f"{self.tokenizer} is another tokenizer than data.tokenizer ({', '.join(names)}); choose another "
+                "run_dir, or move that folder away if no run needs it"
             )
+
+    def _write_tokenizer(self, files: Mapping[str, bytes]) -> None:
+        """Write all files beside, then give their folder its name: it is there in full or not at all."""
+        unfinished = self.tokenizer.with_name("tokenizer.unfinished")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        try:
+            for name, data in files.items():
+                write_whole(unfinished / name, data)
+            unfinished.rename(self.tokenizer)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
 
     def _take(self, locks: list[IO[str]]) -> None:
         """Do all of `open` that touches the disk; what must stay open goes to `locks`."""
@@ -142,6 +157,20 @@ class RunDirectory:
         file.flush()
 
 
+def refuse_unsafe(name: str, path: Path) -> None:
+    """Refuse a folder whose checkpoints could not be read back; `name` is the setting of it.
+
+    Raises:
+        UserError: there are signs in its path that the storage library takes for patterns.
+    """
+    unsafe = [sign for sign in UNSAFE if sign in str(path)]
+    if unsafe:
+        raise UserError(
+            f"{name}={path}: checkpoints in a folder with {' or '.join(unsafe)} in its path could not be read "
+            f"back; choose another {name}"
+        )
+
+
 def tokenizer_to_open(run_dir: Path | str, named: str) -> str:
     """Return the path of the tokenizer to start with: the run's own copy if it has checkpoints,
     else `named`.
@@ -151,42 +180,6 @@ def tokenizer_to_open(run_dir: Path | str, named: str) -> str:
         lambda: run.tokenizer.exists() and bool(layout.saved_steps(run.checkpoints))
     )
     return str(run.tokenizer) if resumes else named
-
-
-def tokenizer_of_checkpoint(run_dir: Path | str, record: Mapping[str, Any]) -> Path:
-    """Return the path of a run's tokenizer, which is proved to be the one a checkpoint was trained
-    with.
-
-    Args:
-        run_dir: the folder of the run.
-        record: of the checkpoint.
-
-    Raises:
-        UserError: it is missing, cannot be read, or is another one; or the checkpoint does not say
-          which it was.
-    """
-    path, expected = RunDirectory(Path(run_dir)).tokenizer, record.get("tokenizer")
-    if expected is None:
-        raise UserError(
-            f"{run_dir}: the checkpoint of step {record['step']} is of an earlier version, which did not say which "
-            "tokenizer it was trained with; train on for a step with: maxlm train RUN.yaml"
-        )
-    try:
-        found = _sha256(read_regular(path))
-    except OSError as error:
-        raise UserError(
-            f"{path}: the run's tokenizer cannot be read: {error.strerror}; put back the file with SHA-256 {expected}"
-        ) from error
-    if found != expected:
-        raise UserError(
-            f"{path} is not the tokenizer that the checkpoint of step {record['step']} was trained with: its SHA-256 "
-            f"is {found[:12]}..., not {expected}; put back that file"
-        )
-    return path
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 def _owner(text: str) -> str:

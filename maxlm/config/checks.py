@@ -14,7 +14,8 @@ from typing import Any
 
 from maxlm.config.divisible import divisible, near_divisors
 from maxlm.config.errors import ConfigError, Problem
-from maxlm.config.model import BLOCK_ACTIVATIONS, LearnedPosition
+from maxlm.config.model import BLOCK_ACTIVATIONS
+from maxlm.config.positions.embedded import LearnedPosition, SinusoidalPosition
 from maxlm.config.schema import MeshConfig, RunConfig
 from maxlm.files import place_of
 
@@ -231,6 +232,10 @@ def _positions(config: RunConfig) -> Iterator[Problem]:
             f"use model.position.max_length={length}, or data.sequence_length={position.max_length}"
         )
         yield Problem("model.position.max_length", f"{text}; {cure}")
+    dim = config.model.embed_dim
+    if isinstance(position, SinusoidalPosition) and dim % 2:
+        text = f"model.embed_dim={dim} must be even for model.position.kind=sinusoidal"
+        yield Problem("model.embed_dim", f"{text}; use {dim + 1}")
 
 
 # --- train ----------------------------------------------------------------------------------------
@@ -303,14 +308,16 @@ def _own_tokenizer(config: RunConfig) -> Iterator[Problem]:
     """`maxlm prepare --force` may train the tokenizer again, but never the copy that a run goes on
     with.
     """
-    own = f"{config.run_dir}/tokenizer.model"
-    if config.run_dir.strip() and place_of(config.data.tokenizer) == place_of(own):
+    own, named = place_of(f"{config.run_dir}/tokenizer"), place_of(config.data.tokenizer)
+    if config.run_dir.strip() and (named == own or named.startswith(own + os.sep)):
         text = f"data.tokenizer={config.data.tokenizer!r} is where the run keeps its own copy of the tokenizer"
         yield Problem("data.tokenizer", f"{text}; use another, such as data/name/tokenizer.model")
 
 
 def _paths(config: RunConfig) -> Iterator[Problem]:
     yield from _path("run_dir", config.run_dir, "runs/name")
+    if config.train.init_from is not None:
+        yield from _path("train.init_from.path", config.train.init_from.path, "runs/name")
     yield from _path("data.tokenizer", config.data.tokenizer, "data/name/tokenizer.model")
     for name, source in config.data.sources.items():
         yield from _path(f"data.sources.{name}.path", source.path, "data/name")

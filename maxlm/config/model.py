@@ -12,16 +12,22 @@ from pydantic_core import PydanticCustomError
 from maxlm.config.divisible import divisible
 from maxlm.config.errors import Problem
 from maxlm.config.layers import Ffn, Mixer
+from maxlm.config.positions.embedded import LearnedPosition, SinusoidalPosition
+from maxlm.config.positions.none import NoPosition
 from maxlm.config.section import (
     LayerSection,
     OnResume,
     PositiveFloat,
     PositiveInt,
     Section,
+    Use,
     as_tuple,
 )
 
-BLOCK_ACTIVATIONS = {"mixer_out": "what the mixer adds to its block's input"}
+BLOCK_ACTIVATIONS = {
+    "mixer_out": "what the mixer returns, before the norm behind it if there is one",
+    "ffn_out": "what the ffn returns, likewise: the backward pass needs it for a norm behind it alone",
+}
 """What `train.remat` can name in any block."""
 
 
@@ -29,30 +35,42 @@ MAX_LAYERS = 10_000
 
 
 class NormConfig(Section):
-    """Normalisation before every mixer and ffn, and before the head."""
+    """Normalisation around every mixer and ffn (`norms` of their block), and before the head."""
 
     kind: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     epsilon: PositiveFloat = 1e-5
-
-
-class LearnedPosition(Section):
-    """A learned vector per position, added to the embeddings."""
-
-    kind: Literal["learned"] = "learned"
-    max_length: PositiveInt = 1024
-
-
-class NoPosition(Section):
-    """Nothing is added to the embeddings: mixers know positions, or the mask is enough."""
-
-    kind: Literal["none"] = "none"
+    scale: Literal["plain", "one_plus"] = Field(
+        "plain",
+        description="what the normalised vector is multiplied with: a weight that starts at 1, or 1 + a weight that "
+        "starts at 0",
+    )
 
 
 class BlockConfig(Section):
-    """One block: x + mixer(norm(x)), then x + ffn(norm(x))."""
+    """One block: what mixer and ffn add to the residual stream x."""
 
     mixer: Mixer
     ffn: Ffn
+    norms: Literal["pre", "post", "sandwich"] = Field(
+        "pre",
+        description="where a layer f has norms: x + f(norm(x)), x + norm(f(x)) (arXiv:2501.00656), or both, "
+        "x + norm(f(norm(x))) (arXiv:2408.00118)",
+    )
+    residual: Literal["sequential", "parallel", "parallel_one_norm"] = Field(
+        "sequential",
+        description="the ffn sees what the mixer has added, or the block's input as the mixer does, on a norm of its "
+        "own (arXiv:2204.06745) or on the mixer's",
+    )
+
+    def problems(self, path: str) -> Iterator[Problem]:
+        """Yield a norm that is to be shared and is not there."""
+        if self.residual == "parallel_one_norm" and self.norms == "post":
+            text = f"{path}.residual=parallel_one_norm shares the norm before mixer and ffn"
+            text += f", but {path}.norms=post has none"
+            yield Problem(
+                f"{path}.residual",
+                f"{text}; use {path}.residual=parallel, or {path}.norms=sandwich",
+            )
 
 
 class PatternBlock(BlockConfig):
@@ -99,11 +117,24 @@ class ModelConfig(Section):
         description="patterns of blocks that follow each other; a block says what differs from model.block",
     )
     norm: NormConfig = NormConfig()
-    position: Annotated[LearnedPosition | NoPosition, Field(discriminator="kind")] = NoPosition()
+    position: Annotated[
+        LearnedPosition | SinusoidalPosition | NoPosition, Field(discriminator="kind")
+    ] = Field(NoPosition(), description="what is added to the embeddings")
     tie_embeddings: bool = Field(
         False, description="use the embedding table as the output projection too"
     )
-    init_std: PositiveFloat = Field(
+    embed_scale: PositiveFloat = Field(1.0, description="factor on the vectors of tokens")
+    residual_scale: PositiveFloat = Field(
+        1.0, description="factor on what mixers and ffns add to the residual stream"
+    )
+    logit_scale: PositiveFloat = Field(
+        1.0, description="factor on products with the output projection"
+    )
+    logit_softcap: PositiveFloat | None = Field(
+        None,
+        description="squash logits z to logit_softcap * tanh(z / logit_softcap) (arXiv:2408.00118; null: leave them)",
+    )
+    init_std: Annotated[PositiveFloat, Use.TRAINING] = Field(
         0.02,
         description="standard deviation of initial weights; outputs of mixer and ffn get / sqrt(2 num_layers)",
     )
@@ -156,8 +187,16 @@ class ModelConfig(Section):
                         yield path, layer
                     seen.add((name, layer))
 
+    def told_length(self, length: int) -> int:
+        """Return a length of whole sequences that no layer tells from `length`: programs of both
+        are the same. 0 if no layer knows any.
+        """
+        told = {section.told_length(length) for _, section in self.sections()} - {0}
+        return length if len(told) > 1 else next(iter(told), 0)
+
     def problems(self) -> Iterator[Problem]:
         """Yield segments that do not make `num_layers` blocks."""
+        yield from self._block_problems()
         empty = [
             f"model.segments.{number}.pattern"
             for number, one in enumerate(self.segments)
@@ -171,6 +210,14 @@ class ModelConfig(Section):
             )
         if not empty:
             yield from self._count_problems()
+
+    def _block_problems(self) -> Iterator[Problem]:
+        """Yield what is wrong with a block, once for all that are like `block` in it."""
+        yield from self.block.problems("model.block")
+        for number, segment in enumerate(self.segments):
+            for place, block in enumerate(segment.pattern):
+                if (block.norms, block.residual) != (self.block.norms, self.block.residual):
+                    yield from block.problems(f"model.segments.{number}.pattern.{place}")
 
     def _count_problems(self) -> Iterator[Problem]:
         open_ended = [

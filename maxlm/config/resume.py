@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from maxlm.config.model import ModelConfig
 from maxlm.config.reading.paths import child, field
 from maxlm.config.schema import RunConfig
-from maxlm.config.section import OnResume
+from maxlm.config.section import OnResume, Section, Use
 
 Keys = tuple[str | int, ...]  # not a dotted text: names of sources may have dots
 
@@ -77,6 +78,39 @@ def compare_runs(old: Mapping[str, Any], new: RunConfig, *, steps_done: int) -> 
     if first is None:
         return Changes(matter, [])
     return Changes(matter + rates, []) if first < steps_done else Changes(matter, rates)
+
+
+def compare_models(old: ModelConfig, new: ModelConfig) -> list[Change]:
+    """Return what two models compute in different ways, layer by layer, however they are written
+    as patterns; how they are trained does not count.
+    """
+    before, after = dict(_computed(old)), dict(_computed(new))
+    return [
+        Change(path, before.get(path), after.get(path))
+        for path in dict.fromkeys([*before, *after])
+        if before.get(path) != after.get(path)
+    ]
+
+
+def _computed(model: ModelConfig) -> Iterator[tuple[str, Any]]:
+    """Yield the settings, by path, that decide what a model computes."""
+    yield from _decisive(model, "model", without={"block", "segments"})
+    for number, block in enumerate(model.layers):
+        yield from _decisive(block, f"layer {number}", without={"repeat"})
+
+
+def _decisive(section: Section, path: str, without: Set[str] = frozenset()) -> Iterator[Any]:
+    for name, info in type(section).model_fields.items():
+        value, place = getattr(section, name), f"{path}.{name}"
+        if name in without or Use.TRAINING in info.metadata:
+            continue
+        if isinstance(value, Section):
+            yield from _decisive(value, place)
+        elif isinstance(value, tuple) and any(isinstance(one, Section) for one in value):
+            for index, one in enumerate(value):
+                yield from _decisive(one, f"{place}.{index}")
+        else:
+            yield place, value
 
 
 def first_changed_rate(old: RunConfig, new: RunConfig) -> int | None:

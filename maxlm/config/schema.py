@@ -7,7 +7,7 @@ read it in a fraction of a second. Checks that need more than one section live i
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -91,7 +91,8 @@ class DataConfig(Section):
 
     sources: Annotated[dict[Name, SourceConfig], Field(min_length=1)]
     tokenizer: Annotated[str, OnResume.FREE] = Field(
-        description="SentencePiece model file; `maxlm prepare` trains it when it is absent"
+        description="file or folder: SentencePiece model, tokenizer.json, tiktoken file; a SentencePiece model that is "
+        "absent is trained by `maxlm prepare`"
     )
     sequence_length: PositiveInt = Field(description="tokens per sequence")
     shuffle: Literal["global", "none"] = "global"
@@ -124,10 +125,32 @@ class ScheduleConfig(Section):
 # --- train, checkpoint, metrics, runtime ----------------------------------------------------------
 
 
+class InitFromConfig(Section):
+    """Weights that a run starts from, in any layout."""
+
+    path: str = Field(
+        description="a run_dir, what `maxlm import` wrote, or a folder of published weights (config.json)"
+    )
+    checkpoint: Count | None = Field(
+        None, description="the step of the checkpoint to read (null: the newest whole one)"
+    )
+    optimizer: bool = Field(False, description="take the optimizer's slots too")
+    step: bool = Field(
+        False, description="count on from its step: schedule, rows of data, tokens and FLOPs"
+    )
+
+
+def _as_init_from(value: Any) -> Any:
+    return {"path": value} if isinstance(value, str) else value
+
+
 class TrainConfig(Section):
     """The training loop and the step."""
 
     num_steps: Annotated[PositiveInt, OnResume.FREE]
+    init_from: Annotated[InitFromConfig | None, BeforeValidator(_as_init_from)] = Field(
+        None, description="weights to start from, a path or a section (null: random ones)"
+    )
     batch_size: PositiveInt = Field(description="sequences per step over the whole mesh")
     microbatches: Annotated[PositiveInt, OnResume.PIECES] = Field(
         1,

@@ -34,6 +34,12 @@ class OnResume(Enum):
     FIXED = "makes another run, within a section that is free"
 
 
+class Use(Enum):
+    """What a setting is for: a mark in a field's `Annotated`, for all in it if it is a section."""
+
+    TRAINING = "how a model is trained; what a trained one computes is the same without it"
+
+
 Metrics = dict[str, tuple[str, str]]
 """Names of metrics, with the unit and the meaning of each."""
 
@@ -79,6 +85,13 @@ class LayerSection(Section):
     @property
     def routed_copies(self) -> int:
         """Copies of each token that are sent to where others are worked on, 0 for none."""
+        return 0
+
+    def told_length(self, length: int) -> int:
+        """Return a length of whole sequences that the layer does not tell from `length`, 0 if it
+        knows none.
+        """
+        del length
         return 0
 
     def mixing_flops(self, model: ModelConfig, length: int) -> float:

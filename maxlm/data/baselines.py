@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from maxlm.data.examples.packing import are_predicted
 from maxlm.data.shards import TokenShards
-from maxlm.data.tokenizer import Tokenizer
+from maxlm.data.tokenizers import Tokenizer
 
 FIT_TOKENS = 20_000_000  # training tokens that are counted, at most
 SMOOTHING = (0.5, 2.0, 8.0, 32.0, 128.0, 512.0)  # strengths tried for the bigram model
@@ -43,19 +44,21 @@ def measure_baselines(
     Raises:
       UserError: a shard is damaged.
     """
-    vocab_size, bos_id = train.index.vocab_size, train.index.bos_id
+    vocab_size, ends = train.index.vocab_size, (train.index.bos_id, train.index.eos_id)
     fitted = train.read(0, min(train.num_tokens, FIT_TOKENS))
     measured = validation.read(0, min(validation.num_tokens, max_tokens or validation.num_tokens))
-    counts = np.bincount(fitted[fitted != bos_id], minlength=vocab_size)
+    counts = np.bincount(fitted[are_predicted(fitted, *ends)], minlength=vocab_size)
     unigram = (counts + 1) / (counts.sum() + vocab_size)
-    targets = measured[1:][measured[1:] != bos_id]
+    predicted = are_predicted(measured[1:], *ends)
+    targets = measured[1:][predicted]
     bits = {
         "uniform": targets.size * np.log2(vocab_size),
         "unigram": -np.log2(unigram[targets]).sum(),
-        "bigram": _bigram_bits(fitted, measured, unigram, bos_id),
+        "bigram": _bigram_bits(fitted, measured, unigram, ends),
         "gzip -9": 8.0 * len(gzip.compress(_text(measured, tokenizer).encode(), 9, mtime=0)),
     }
-    num_bytes = max(int(tokenizer.token_bytes[targets].sum(dtype=np.int64)), 1)
+    of_targets = tokenizer.bytes_of(targets, measured[:-1][predicted])
+    num_bytes = max(int(of_targets.sum(dtype=np.int64)), 1)
     return Baselines(
         targets.size, {name: round(float(value) / num_bytes, 4) for name, value in bits.items()}
     )
@@ -67,21 +70,21 @@ def _text(tokens: np.ndarray, tokenizer: Tokenizer) -> str:
 
 
 def _bigram_bits(
-    fitted: np.ndarray, measured: np.ndarray, unigram: np.ndarray, bos_id: int
+    fitted: np.ndarray, measured: np.ndarray, unigram: np.ndarray, ends: tuple[int, int]
 ) -> float:
     vocab_size = unigram.size
-    pairs, pair_counts = np.unique(_pairs(fitted, vocab_size, bos_id), return_counts=True)
+    pairs, pair_counts = np.unique(_pairs(fitted, vocab_size, ends), return_counts=True)
     context_counts = np.bincount(pairs // vocab_size, weights=pair_counts, minlength=vocab_size)
-    wanted = _pairs(measured, vocab_size, bos_id)
+    wanted = _pairs(measured, vocab_size, ends)
     place = np.minimum(np.searchsorted(pairs, wanted), pairs.size - 1)
     seen = np.where(pairs[place] == wanted, pair_counts[place], 0)
     contexts, prior = context_counts[wanted // vocab_size], unigram[wanted % vocab_size]
     return min(float(-np.log2((seen + k * prior) / (contexts + k)).sum()) for k in SMOOTHING)
 
 
-def _pairs(tokens: np.ndarray, vocab_size: int, bos_id: int) -> np.ndarray:
-    """Return (context, target) pairs as single numbers; no pair ends in BOS, so none crosses
-    documents.
+def _pairs(tokens: np.ndarray, vocab_size: int, ends: tuple[int, int]) -> np.ndarray:
+    """Return (context, target) pairs as single numbers; no target starts a document alone, so none
+    crosses documents.
     """
     contexts, targets = tokens[:-1].astype(np.int64), tokens[1:]
-    return (contexts * vocab_size + targets)[targets != bos_id]
+    return (contexts * vocab_size + targets)[are_predicted(targets, *ends)]

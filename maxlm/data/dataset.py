@@ -23,7 +23,7 @@ from maxlm.config.schema import DataConfig, SourceConfig
 from maxlm.data.examples import Examples, build_examples
 from maxlm.data.examples.packing import NO_TOKEN
 from maxlm.data.shards import INDEX_NAME, TokenShards
-from maxlm.data.tokenizer import Tokenizer
+from maxlm.data.tokenizers import Tokenizer, open_tokenizer
 from maxlm.data.windows import TrainingWindows, ValidationWindows
 
 Split = Literal["train", "validation"]
@@ -133,7 +133,7 @@ def build_dataset(
     """
     configs = {source: data.sources[source]} if source else dict(sorted(data.sources.items()))
     assert split == "train" or len(configs) == 1, "validation reads one source at a time"
-    tokenizer = Tokenizer(data.tokenizer)
+    tokenizer = open_tokenizer(data.tokenizer)
     if vocab_size is not None and tokenizer.vocab_size > vocab_size:
         raise UserError(
             f"data.tokenizer={data.tokenizer} has {tokenizer.vocab_size} pieces, more than model.vocab_size="

@@ -4,8 +4,9 @@ state).
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,84 +16,113 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from maxlm.decoding.sampling import Sampling, choose
+from maxlm.decoding.shapes import length_bucket, rows_bucket
 from maxlm.kernels.mask import causal
 from maxlm.layers.layer import StateArray
 from maxlm.layers.sequence import SequenceInfo
 from maxlm.models.decoder import Decoder
 from maxlm.ops import OPERATIONS
-from maxlm.products import einsum_fp32
 from maxlm.sharding.fsdp import cast, gather, vary
-from maxlm.sharding.mesh import DECODING_AXES
+from maxlm.sharding.mesh import BATCH_AXES, DECODING_AXES
 from maxlm.sharding.parameters import partition_specs
 
-PREFILL_BLOCK = 64
-"""Prompts are filled up to whole blocks, so that prompts of similar length share a compiled
-program.
-"""
 
-
-def generate(
-    decoder: Decoder,
-    mesh: Mesh,
-    prompts: Sequence[Sequence[int]],
-    *,
-    max_tokens: int,
-    sampling: Sampling,
-    stop_id: int,
-    num_ids: int,
-    compute_dtype: Any,
-) -> Iterator[list[int | None]]:
-    """Yield, up to `max_tokens` times, the next token of each text, None for those that have
-    reached `stop_id`.
+class Generator:
+    """Continues texts; each program is compiled once for all calls of its shapes.
 
     Args:
       decoder: parameters on the mesh.
       mesh: `tensor` splits heads and hidden units, the batch axes the texts; `stage` and `context`
         have size 1.
-      prompts: token ids of each text, BOS first; as many as a multiple of the batch axes' devices.
-      max_tokens: tokens to generate at most.
-      sampling: how a token is chosen.
-      stop_id: the end-of-document token.
       num_ids: how many ids the tokenizer has; the model's vocabulary may be larger.
       compute_dtype: of weights, activations and what is kept.
     """
-    advance = make_advance(decoder, mesh, compute_dtype)
-    lengths_B = np.asarray([len(prompt) for prompt in prompts], np.int32)
-    padded = _whole_blocks(int(lengths_B.max()))
-    states = empty_states(
-        decoder, mesh, len(prompts), _whole_blocks(padded + max_tokens), compute_dtype
-    )
-    tokens_BT = np.zeros((len(prompts), padded), np.int32)
-    for row, prompt in enumerate(prompts):
-        tokens_BT[row, : len(prompt)] = prompt
-    pick = jax.jit(functools.partial(choose, sampling=sampling, num_ids=num_ids))
-    key, start_B, done_B = (
-        jax.random.key(sampling.seed),
-        np.zeros_like(lengths_B),
-        np.zeros(len(prompts), bool),
-    )
-    logits_BV, states = advance(decoder, tokens_BT, states, start_B, lengths_B)
-    for index in range(max_tokens):
-        token_B = np.asarray(pick(logits_BV, jax.random.fold_in(key, index)))
-        done_B |= token_B == stop_id
-        if done_B.all():
-            return
-        yield [None if done else int(token) for token, done in zip(token_B, done_B, strict=True)]
-        # What the filling of the prompts left behind them is overwritten before any token can see
-        # it.
-        logits_BV, states = advance(
-            decoder, token_B[:, None], states, lengths_B + index, np.ones_like(lengths_B)
+
+    def __init__(self, decoder: Decoder, mesh: Mesh, *, num_ids: int, compute_dtype: Any):
+        self._decoder, self._mesh, self._dtype = decoder, mesh, compute_dtype
+        self._advances: dict[int, Callable[..., tuple[jax.Array, Any]]] = {}
+        self._pick = jax.jit(
+            functools.partial(choose, num_ids=num_ids), static_argnames=("sampling",)
         )
+        self._empty: dict[tuple[int, int], Callable[[], Any]] = {}
+        self._row_devices = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+
+    def __call__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_tokens: int,
+        sampling: Sampling,
+        stop_ids: Collection[int],
+    ) -> Iterator[list[int | None]]:
+        """Yield, up to `max_tokens` times, the next token of each text, None for those that have
+        reached one of `stop_ids`.
+
+        Args:
+          prompts: token ids of each text, at least one.
+          max_tokens: tokens to generate at most.
+          sampling: how a token is chosen. Same seed and prompts, same texts.
+          stop_ids: tokens that end a text, which are not part of it.
+        """
+        tokens_BT, lengths_B = self._fill_up(prompts)
+        room = length_bucket(tokens_BT.shape[1] + max_tokens)
+        advance = self._advance_to(int(lengths_B[: len(prompts)].max()) + max_tokens)
+        states = self._empty_states(len(lengths_B), room)
+        key, done_B = jax.random.key(sampling.seed), np.arange(len(lengths_B)) >= len(prompts)
+        unseeded = dataclasses.replace(sampling, seed=0)  # another seed is no other program
+        start_B, one_B = np.zeros_like(lengths_B), np.ones_like(lengths_B)
+        logits_BV, states = advance(self._decoder, tokens_BT, states, start_B, lengths_B)
+        for index in range(max_tokens):
+            drawn = self._pick(logits_BV, jax.random.fold_in(key, index), sampling=unseeded)
+            token_B = np.asarray(drawn)
+            done_B |= np.isin(token_B, list(stop_ids))
+            if done_B.all():
+                return
+            pairs = zip(token_B[: len(prompts)], done_B, strict=False)
+            yield [None if done else int(token) for token, done in pairs]
+            # What the filling of the prompts left behind them is overwritten before any token can
+            # see it.
+            logits_BV, states = advance(
+                self._decoder, token_B[:, None], states, lengths_B + index, one_B
+            )
+
+    def _fill_up(self, prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+        """Return the prompts as rows of one length, of a number that the devices share, and how
+        many tokens of each are real.
+        """
+        rows = rows_bucket(len(prompts), self._row_devices)
+        lengths_B = np.ones(rows, np.int32)
+        lengths_B[: len(prompts)] = [len(prompt) for prompt in prompts]
+        tokens_BT = np.zeros((rows, length_bucket(int(lengths_B.max()))), np.int32)
+        for row, prompt in enumerate(prompts):
+            tokens_BT[row, : len(prompt)] = prompt
+        return tokens_BT, lengths_B
+
+    def _advance_to(self, longest: int) -> Callable[..., tuple[jax.Array, Any]]:
+        """Return the program for texts of up to `longest` tokens: the same for all lengths that
+        layers do not tell apart.
+        """
+        length = self._decoder.model.told_length(longest)
+        if length not in self._advances:
+            self._advances[length] = make_advance(self._decoder, self._mesh, self._dtype, length)
+        return self._advances[length]
+
+    def _empty_states(self, rows: int, room: int) -> Any:
+        if (rows, room) not in self._empty:
+            self._empty[rows, room] = make_empty_states(
+                self._decoder, self._mesh, rows, room, self._dtype
+            )
+        return self._empty[rows, room]()
 
 
 def make_advance(
-    declared: Decoder, mesh: Mesh, compute_dtype: Any
+    declared: Decoder, mesh: Mesh, compute_dtype: Any, length: int
 ) -> Callable[..., tuple[jax.Array, Any]]:
     """Return advance(decoder, tokens_BT, states, start_B, lengths_B) -> (fp32 logits (B, V),
     states).
 
     `start_B` tokens of each sequence came before, `lengths_B` of the T are real, and the logits are
-    those that follow the last real one.
+    those that follow the last real one. The longest sequence will have `length` tokens in the end.
     """
 
     # One query against many keys is a product with a vector: nothing for a kernel of matrix
@@ -116,13 +146,13 @@ def make_advance(
             positions_BT,
             segments_BT,
             causal(segments_BT, positions_BT),
+            length,
             kernels=kernels,
             split=False,
         )
         x_BTD, states = decoder.decode(tokens_BT, info, states, start_B)
         x_BD = jnp.take_along_axis(x_BTD, lengths_B[:, None, None] - 1, axis=1)[:, 0]
-        logits_BV = einsum_fp32("BD,DV->BV", x_BD, decoder.output_DV())
-        return logits_BV, states
+        return decoder.logits(x_BD), states
 
     rows, of_states = P(DECODING_AXES), state_specs(declared)
     in_specs = (partition_specs(declared), rows, of_states, rows, rows)
@@ -132,9 +162,11 @@ def make_advance(
     return jax.jit(mapped, donate_argnums=2)
 
 
-def empty_states(decoder: Decoder, mesh: Mesh, batch_size: int, length: int, dtype: Any) -> Any:
-    """Return what the mixers keep before the first token, for sequences of up to `length` tokens,
-    on its devices.
+def make_empty_states(
+    decoder: Decoder, mesh: Mesh, batch_size: int, length: int, dtype: Any
+) -> Callable[[], Any]:
+    """Return a program that makes what the mixers keep before the first token, for sequences of up
+    to `length` tokens, on its devices.
 
     A tree for each block, by segment and place, with a row for each of its layers in front.
     """
@@ -142,11 +174,10 @@ def empty_states(decoder: Decoder, mesh: Mesh, batch_size: int, length: int, dty
     layouts = jax.tree.map(
         lambda array: NamedSharding(mesh, array.spec), declared, is_leaf=_is_state_array
     )
-    create = jax.jit(
+    return jax.jit(
         lambda: jax.tree.map(lambda array: array.zeros(), declared, is_leaf=_is_state_array),
         out_shardings=layouts,
     )
-    return create()
 
 
 def state_specs(decoder: Decoder) -> Any:
@@ -174,7 +205,3 @@ def _declared_states(decoder: Decoder, batch_size: int, length: int, dtype: Any)
 
 def _is_state_array(node: Any) -> bool:
     return isinstance(node, StateArray)
-
-
-def _whole_blocks(length: int) -> int:
-    return -(-length // PREFILL_BLOCK) * PREFILL_BLOCK

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
+
+MAX_TOKENS = 1_000_000
+"""What is kept of earlier tokens has room for all from the start."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +29,21 @@ class Sampling:
     top_k: int | None = None
     top_p: float | None = None
     seed: int = 0
+
+
+def check_sampling(sampling: Sampling, max_tokens: int) -> Iterator[tuple[str, float, str]]:
+    """Yield (setting, value, what it must be) for everything out of its range."""
+    if not 0 <= sampling.temperature < math.inf:  # nan is neither
+        text = "must be a number >= 0; 0 takes the likeliest token"
+        yield "temperature", sampling.temperature, text
+    if not 0 <= sampling.seed < 2**32:
+        yield "seed", sampling.seed, "must be at least 0 and below 2**32"
+    if sampling.top_k is not None and sampling.top_k < 1:
+        yield "top_k", sampling.top_k, "must be at least 1"
+    if sampling.top_p is not None and not 0 < sampling.top_p <= 1:
+        yield "top_p", sampling.top_p, "must be above 0 and at most 1"
+    if not 1 <= max_tokens <= MAX_TOKENS:
+        yield "max_tokens", max_tokens, f"must be at least 1 and at most {MAX_TOKENS}"
 
 
 def choose(logits_BV: jax.Array, key: jax.Array, sampling: Sampling, num_ids: int) -> jax.Array:

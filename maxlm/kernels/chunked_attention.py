@@ -11,7 +11,6 @@ are tiles of queries, columns of keys.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -31,6 +30,7 @@ from maxlm.kernels.mask import (
     sees,
     visit_table,
 )
+from maxlm.kernels.shape import PLAIN, Scoring
 from maxlm.products import einsum_fp32
 
 MIN_BLOCK, MAX_BLOCK = 128, 512
@@ -45,16 +45,16 @@ def forward(
     v_BSKH: jax.Array,
     mask: Mask,
     *,
-    softcap: float | None = None,
+    scoring: Scoring = PLAIN,
 ) -> tuple[jax.Array, jax.Array]:
-    """Compute softmax(q k^T / sqrt(H)) v.
+    """Compute softmax(scores) v.
 
     Args:
       q_BTNH: queries; N is a multiple of K.
       k_BSKH: keys.
       v_BSKH: values; their head size may differ from the keys'.
       mask: who sees whom.
-      softcap: c turns a score s into c tanh(s / c) (arXiv:2408.00118); None leaves it.
+      scoring: how scores are made of q k^T and the distance.
 
     Returns:
       out (B, T, N, H_v) in the queries' dtype and lse (B, N, T) fp32, the log-sum-exp of each row's
@@ -62,7 +62,7 @@ def forward(
     """
     length = q_BTNH.shape[1]
     q, k, v = _query_tiles(q_BTNH, k_BSKH.shape[2]), _key_tiles(k_BSKH), _key_tiles(v_BSKH)
-    who, like = _Who.of(mask, q, k), (q, k, *jax.tree.leaves(mask))
+    who, like = _Who.of(mask, q, k), (q, k, *jax.tree.leaves((mask, scoring)))
 
     def row(index: jax.Array) -> tuple[jax.Array, jax.Array]:
         q_BKGTH = _at(q, index)
@@ -71,7 +71,8 @@ def forward(
             column: jax.Array, seen_BTS: jax.Array, carry: tuple[jax.Array, ...]
         ) -> tuple[jax.Array, ...]:
             out, peak, total = carry
-            scores = _scores(q_BKGTH, _at(k, column), seen_BTS, softcap)
+            where = seen_BTS, who.distance(index, column)
+            scores = _scores(q_BKGTH, _at(k, column), scoring, *where)
             new_peak = jnp.maximum(peak, scores.max(axis=-1, keepdims=True))
             p = jnp.where(scores > NOTHING_SEEN, jnp.exp(scores - new_peak), 0.0)
             shrink = jnp.exp(peak - new_peak)
@@ -104,14 +105,17 @@ def backward(
     d_out_BTNH: jax.Array,
     mask: Mask,
     *,
-    softcap: float | None = None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Compute the gradients of q, k and v from the forward pass's `out` and `lse`.
+    scoring: Scoring = PLAIN,
+) -> tuple[jax.Array, ...]:
+    """Compute the gradients of q, k and v, and of a table, from the forward pass's `out` and `lse`.
 
-    With p = exp(s - lse): dv = p^T do, ds = p * (do v^T - rowsum(do * out)) / sqrt(H), dq = ds k,
-    dk = ds^T q. Where s is capped, ds is multiplied with the slope of the cap, 1 - tanh^2 = 1 - (s
-    / c)^2. `lse` may come from a larger softmax than this call's keys (ring attention): p is then
-    this part of it.
+    With p = exp(s - lse): dv = p^T do, ds = p * (do v^T - rowsum(do * out)), dq = scale ds k, dk =
+    scale ds^T q, and each place of a table gets the sum of ds in its bucket. Where s is capped, ds
+    is multiplied with the slope of the cap, 1 - tanh^2 = 1 - (s / c)^2. `lse` may come from a
+    larger softmax than this call's keys (ring attention): p is then this part of it.
+
+    Returns:
+      dq, dk, dv like q, k, v; with a table, d_table (N, X) fp32 too.
     """
     num_kv_heads = k_BSKH.shape[2]
     delta_BTN = einsum_fp32("BTNH,BTNH->BTN", d_out_BTNH, out_BTNH)
@@ -119,44 +123,49 @@ def backward(
     lse = _query_tiles(lse_BNT.swapaxes(1, 2)[..., None], num_kv_heads)
     delta = _query_tiles(delta_BTN[..., None], num_kv_heads)
     k, v = _key_tiles(k_BSKH), _key_tiles(v_BSKH)
-    who, like = _Who.of(mask, q, k), (q, k, v, d_out, *jax.tree.leaves(mask))
-    scale = 1 / math.sqrt(q.shape[-1])
+    who, like = _Who.of(mask, q, k), (q, k, v, d_out, *jax.tree.leaves((mask, scoring)))
 
-    def column(d_q: jax.Array, index: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    def column(
+        sums: tuple[jax.Array, Any], index: jax.Array
+    ) -> tuple[tuple[jax.Array, Any], tuple[jax.Array, jax.Array]]:
         k_BKSH, v_BKSH = _at(k, index), _at(v, index)
 
         def row(
             row: jax.Array, seen_BTS: jax.Array, carry: tuple[jax.Array, ...]
         ) -> tuple[jax.Array, ...]:
-            d_q, d_k, d_v = carry
+            d_q, d_table, d_k, d_v = carry
             q_BKGTH, d_out_BKGTH = _at(q, row), _at(d_out, row)
-            scores = _scores(q_BKGTH, k_BKSH, seen_BTS, softcap)
+            distance_BTS = who.distance(row, index)
+            scores = _scores(q_BKGTH, k_BKSH, scoring, seen_BTS, distance_BTS)
             p = jnp.where(scores > NOTHING_SEEN, jnp.exp(scores - _at(lse, row)), 0.0)
             d_v += einsum_fp32("BKGTH,BKGTS->BKHS", d_out_BKGTH, p.astype(v.dtype))
             d_p = einsum_fp32("BKGTH,BKSH->BKGTS", d_out_BKGTH, v_BKSH)
-            d_s = p * (d_p - _at(delta, row)) * scale
-            if softcap is not None:
+            d_s = p * (d_p - _at(delta, row))
+            if d_table is not None:
+                d_table += _by_bucket(d_s, distance_BTS, scoring.edges)
+            if scoring.softcap is not None:
                 # No more than 1, in hidden places too.
-                d_s *= 1 - jnp.square(jnp.maximum(scores / softcap, -1))
-            d_s = d_s.astype(q.dtype)
+                d_s *= 1 - jnp.square(jnp.maximum(scores / scoring.softcap, -1))
+            d_s = (d_s * scoring.scale_of(q.shape[-1])).astype(q.dtype)
             d_k += einsum_fp32("BKGTH,BKGTS->BKHS", q_BKGTH, d_s)
             d_q_row = _at(d_q, row) + einsum_fp32("BKGTS,BKSH->BKGTH", d_s, k_BKSH)
-            return lax.dynamic_update_index_in_dim(d_q, d_q_row, row, axis=0), d_k, d_v
+            d_q = lax.dynamic_update_index_in_dim(d_q, d_q_row, row, axis=0)
+            return d_q, d_table, d_k, d_v
 
         zeros = varying_zeros(k_BKSH.mT.shape, *like), varying_zeros(v_BKSH.mT.shape, *like)
-        d_q, d_k, d_v = _loop(
-            who.of_keys, index, lambda row: who.sees(row, index), row, (d_q, *zeros)
+        *sums, d_k, d_v = _loop(
+            who.of_keys, index, lambda row: who.sees(row, index), row, (*sums, *zeros)
         )
-        return d_q, (d_k.mT, d_v.mT)
+        return tuple(sums), (d_k.mT, d_v.mT)
 
-    d_q, (d_k, d_v) = lax.scan(
-        column, varying_zeros(q.shape, *like), jnp.arange(k.shape[0], dtype=jnp.int32)
-    )
-    return (
+    start = varying_zeros(q.shape, *like), _empty_table(scoring.table_NX, num_kv_heads, like)
+    (d_q, d_table), (d_k, d_v) = lax.scan(column, start, jnp.arange(k.shape[0], dtype=jnp.int32))
+    gradients = (
         _from_query_tiles(d_q, q_BTNH.shape[1]).astype(q_BTNH.dtype),
         _from_key_tiles(d_k, k_BSKH.shape[1]).astype(k_BSKH.dtype),
         _from_key_tiles(d_v, k_BSKH.shape[1]).astype(v_BSKH.dtype),
     )
+    return gradients if d_table is None else (*gradients, d_table.reshape(-1, d_table.shape[2]))
 
 
 class _Who(NamedTuple):
@@ -199,15 +208,62 @@ class _Who(NamedTuple):
             return keys[:, 0] - queries[:, 0] < queries[:, 1]
         return sees(*jnp.unstack(queries, axis=1), *jnp.unstack(keys, axis=1))
 
+    def distance(self, row: jax.Array, column: jax.Array) -> jax.Array:
+        """Return int32 (B, T, S): ranks less `from`; any number where a query does not see a key."""
+        queries, keys = _at(self.queries, row)[:, :, :, None], _at(self.keys, column)[:, :, None, :]
+        if keys.shape[1] == 1:  # least and count = rank - least + 1
+            ranks, starts = queries[:, 0] + queries[:, 1] - 1, keys[:, 0]
+        else:
+            ranks, starts = queries[:, 1], keys[:, 1]
+        return (ranks - starts).astype(jnp.int32)
+
 
 def _scores(
-    q_BKGTH: jax.Array, k_BKSH: jax.Array, seen_BTS: jax.Array, softcap: float | None
+    q_BKGTH: jax.Array,
+    k_BKSH: jax.Array,
+    scoring: Scoring,
+    seen_BTS: jax.Array,
+    distance_BTS: jax.Array,
 ) -> jax.Array:
     """Return a tile's fp32 scores (B, K, G, T, S), `NOTHING_SEEN` where they are hidden."""
-    scores = einsum_fp32("BKGTH,BKSH->BKGTS", q_BKGTH, k_BKSH) / math.sqrt(q_BKGTH.shape[-1])
-    if softcap is not None:
-        scores = softcap * jnp.tanh(scores / softcap)
+    heads = q_BKGTH.shape[1:3]
+    scores = einsum_fp32("BKGTH,BKSH->BKGTS", q_BKGTH, k_BKSH) * scoring.scale_of(q_BKGTH.shape[-1])
+    if scoring.softcap is not None:
+        scores = scoring.softcap * jnp.tanh(scores / scoring.softcap)
+    if scoring.slopes_N is not None:
+        slopes = scoring.slopes_N.astype(jnp.float32).reshape(*heads, 1, 1)
+        scores -= slopes * distance_BTS[:, None, None]
+    if scoring.table_NX is not None:
+        table = scoring.table_NX.astype(jnp.float32).reshape(*heads, 1, 1, -1)
+        scores += _of_buckets(table, distance_BTS[:, None, None], scoring.edges)
     return jnp.where(seen_BTS[:, None, None], scores, NOTHING_SEEN)
+
+
+def _of_buckets(table: jax.Array, distance: jax.Array, edges: tuple[int, ...]) -> jax.Array:
+    """Return each distance's place of a table (..., X): a choice after the other, which the
+    compiler makes one loop of, where an index would be a slow gather on accelerators.
+    """
+    chosen = table[..., 0]
+    for number, edge in enumerate(edges, start=1):
+        chosen = jnp.where(distance >= edge, table[..., number], chosen)
+    return chosen
+
+
+def _by_bucket(d_s_BKGTS: jax.Array, distance_BTS: jax.Array, edges: tuple[int, ...]) -> jax.Array:
+    """Sum the scores' gradients in each bucket, (K, G, X)."""
+    bucket_BTS = jnp.zeros_like(distance_BTS)
+    for edge in edges:
+        bucket_BTS += distance_BTS >= edge
+    own = bucket_BTS[:, None, None, ..., None] == jnp.arange(len(edges) + 1)
+    return jnp.where(own, d_s_BKGTS[..., None], 0).sum(axis=(0, 3, 4))
+
+
+def _empty_table(table_NX: jax.Array | None, num_kv_heads: int, like: Any) -> jax.Array | None:
+    if table_NX is None:
+        return None
+    return varying_zeros(
+        (num_kv_heads, table_NX.shape[0] // num_kv_heads, table_NX.shape[1]), *like
+    )
 
 
 def _loop(

@@ -13,7 +13,6 @@ import dataclasses
 import functools
 import importlib
 import importlib.util
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -25,7 +24,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from maxlm.devices import find_gpu
 from maxlm.jax_versions import call_on_each_device
 from maxlm.kernels.mask import Mask, fill_blocks, sees
-from maxlm.kernels.shape import AttentionShape
+from maxlm.kernels.shape import DISTANCE_SETTINGS, PLAIN, AttentionShape, Scoring
 
 SPLASH_BLOCK = 512
 SPLASH_RESULTS = "splash_results"
@@ -43,7 +42,7 @@ class Library(NamedTuple):
     """A library's attention, with the two functions of every kernel.
 
     Attributes:
-      attend: (q, k, v, mask, softcap) -> out, differentiable in q, k and v. Rows that see nothing
+      attend: (q, k, v, mask, scoring) -> out, differentiable in q, k and v. Rows that see nothing
         may be anything finite.
       platform: what it is compiled for: cpu, cuda or tpu.
       keep: policy of `jax.checkpoint`: what the backward pass gets from the forward pass; it
@@ -63,12 +62,12 @@ class Library(NamedTuple):
         v_BSKH: jax.Array,
         mask: Mask,
         *,
-        softcap: float | None = None,
+        scoring: Scoring = PLAIN,
     ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        """Compute softmax(q k^T / sqrt(H)) v, and what `backward` wants."""
+        """Compute softmax(scores) v, and what `backward` wants."""
 
         def program(*given: Any) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-            out, pullback = self._differentiate(*given, softcap=softcap)
+            out, pullback = self._differentiate(*given, scoring=scoring)
             return out, tuple(x for x in jax.tree.leaves(pullback) if not _is_one_of(x, given))
 
         out, kept = self._call(program, q_BTNH, k_BSKH, v_BSKH, mask)
@@ -84,14 +83,14 @@ class Library(NamedTuple):
         d_out_BTNH: jax.Array,
         mask: Mask,
         *,
-        softcap: float | None = None,
+        scoring: Scoring = PLAIN,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Compute the gradients of q, k and v from what `forward` kept."""
 
         def program(kept: tuple[jax.Array, ...], d_out: jax.Array, *given: Any) -> Any:
             # Traced for the backward pass in it. With its arrays replaced, the forward pass in it
             # is dead code.
-            leaves, structure = jax.tree.flatten(self._differentiate(*given, softcap=softcap)[1])
+            leaves, structure = jax.tree.flatten(self._differentiate(*given, scoring=scoring)[1])
             left = iter(kept)
             leaves = [x if _is_one_of(x, given) else next(left) for x in leaves]
             return jax.tree.unflatten(structure, leaves)(d_out)
@@ -103,13 +102,13 @@ class Library(NamedTuple):
         return d_q, d_k, d_v
 
     def _differentiate(
-        self, q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, *, softcap: float | None
+        self, q: jax.Array, k: jax.Array, v: jax.Array, mask: Mask, *, scoring: Scoring
     ) -> Any:
         """Return what the library computes, and its backward pass as a function that is a tree of
         arrays.
         """
         attend = jax.checkpoint(
-            lambda q, k, v: self.attend(q, k, v, mask, softcap), policy=self.keep
+            lambda q, k, v: self.attend(q, k, v, mask, scoring), policy=self.keep
         )
         return jax.vjp(attend, q, k, v)
 
@@ -139,6 +138,8 @@ def unsupported(shape: AttentionShape) -> str | None:
         return "attends to whole sequences: with mesh.context above 1 it needs mesh.context_kind=ulysses"
     if shape.sinks:
         return "has no sinks"
+    if shape.by_distance:
+        return f"adds nothing to scores by distance, {DISTANCE_SETTINGS[shape.by_distance]}"
     return None
 
 
@@ -156,7 +157,7 @@ def attend_with_splash(
     k_BTKH: jax.Array,
     v_BTKH: jax.Array,
     mask: Mask,
-    softcap: float | None,
+    scoring: Scoring,
     *,
     interpret: bool = False,
 ) -> jax.Array:
@@ -170,14 +171,15 @@ def attend_with_splash(
         raise ValueError(
             "splash attention compiles causality and window in: it takes the masks of `mask.causal`"
         )
-    kernel = _splash_kernel(filled, block, num_heads, min(mask.reach, filled), softcap, interpret)
+    reach = min(mask.reach, filled)
+    kernel = _splash_kernel(filled, block, num_heads, reach, scoring.softcap, interpret)
 
     def fill(x_BT: jax.Array) -> jax.Array:
         return jnp.pad(
             x_BT, [(0, filled - length if axis == 1 else 0) for axis in range(x_BT.ndim)]
         )
 
-    q, k, v = (fill(x).swapaxes(1, 2) for x in (q_BTNH * (1 / math.sqrt(size)), k_BTKH, v_BTKH))
+    q, k, v = (fill(x).swapaxes(1, 2) for x in (q_BTNH * scoring.scale_of(size), k_BTKH, v_BTKH))
     segments = splash.SegmentIds(fill(mask.q_segments_BT), fill(mask.kv_segments_BS))
     return jax.vmap(kernel)(q, k, v, segments).swapaxes(1, 2)[:, :length]
 
@@ -227,7 +229,7 @@ def attend_with_cudnn(
     k_BTKH: jax.Array,
     v_BTKH: jax.Array,
     mask: Mask,
-    softcap: float | None,
+    scoring: Scoring,
     *,
     implementation: Any = "cudnn",
 ) -> jax.Array:
@@ -235,10 +237,11 @@ def attend_with_cudnn(
 
     Of masks it knows causality and window: all else is T x T elements.
     """
-    assert softcap is None
+    assert scoring.softcap is None
     return jax.nn.dot_product_attention(
-        q_BTNH, k_BTKH, v_BTKH, implementation=implementation, **_dense_mask(mask, q_BTNH.shape[1])
-    )
+        q_BTNH, k_BTKH, v_BTKH, implementation=implementation, scale=scoring.scale_of(q_BTNH.shape[3]),
+        **_dense_mask(mask, q_BTNH.shape[1]),
+    )  # fmt: skip
 
 
 def tokamax_unsupported(shape: AttentionShape) -> str | None:
@@ -253,7 +256,7 @@ def attend_with_tokamax(
     k_BTKH: jax.Array,
     v_BTKH: jax.Array,
     mask: Mask,
-    softcap: float | None,
+    scoring: Scoring,
     *,
     implementation: Any = ("mosaic", "triton"),
 ) -> jax.Array:
@@ -265,7 +268,8 @@ def attend_with_tokamax(
     if not flags.FLAGS.is_parsed():
         flags.FLAGS(["maxlm"])  # or it would take our command line for its own
     out: jax.Array = tokamax.dot_product_attention(
-        q_BTNH, k_BTKH, v_BTKH, logits_soft_cap=softcap, implementation=implementation,
+        q_BTNH, k_BTKH, v_BTKH, logits_soft_cap=scoring.softcap, implementation=implementation,
+        scale=scoring.scale_of(q_BTNH.shape[3]),
         **_dense_mask(mask, q_BTNH.shape[1]),
     )  # fmt: skip
     return out

@@ -31,7 +31,7 @@ from maxlm.devices import find_gpu
 from maxlm.jax_versions import vary_over, varying_axes
 from maxlm.kernels import block_sizes
 from maxlm.kernels.mask import NOTHING_SEEN, Mask, Visits, block_ranges, words
-from maxlm.kernels.shape import AttentionShape
+from maxlm.kernels.shape import DISTANCE_SETTINGS, PLAIN, AttentionShape, Scoring
 
 HOPPER = 9.0
 """Compute capability: the instructions are of this generation alone."""
@@ -67,6 +67,8 @@ def unsupported(shape: AttentionShape) -> str | None:
     if max(shape.key_size, shape.value_size) > MAX_HEAD_SIZE:
         sizes = f"{shape.key_size} (keys), {shape.value_size} (values)"
         return f"has head sizes up to {MAX_HEAD_SIZE}, not {sizes}; chunked has all"
+    if shape.by_distance:
+        return f"adds nothing to scores by distance, {DISTANCE_SETTINGS[shape.by_distance]}"
     return None
 
 
@@ -76,18 +78,18 @@ def forward(
     v_BSKH: jax.Array,
     mask: Mask,
     *,
-    softcap: float | None = None,
+    scoring: Scoring = PLAIN,
     device_kind: str = "NVIDIA H100 80GB HBM3",
     interpret: Any = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """Compute softmax(q k^T / sqrt(H)) v; see `chunked_attention.forward`.
+    """Compute softmax(scores) v; see `chunked_attention.forward`.
 
     Args:
       q_BTNH: queries, bf16; N is a multiple of K.
       k_BSKH: keys.
       v_BSKH: values; their head size may differ from the keys'.
       mask: who sees whom.
-      softcap: c turns a score s into c tanh(s / c); None leaves it.
+      scoring: how scores are made.
       device_kind: one of Hopper's; they differ in nothing that matters here.
       interpret: parameters of Pallas' simulated GPU.
 
@@ -95,7 +97,7 @@ def forward(
       out (B, T, N, H_v) in bf16 and lse (B, N, T) fp32.
     """
     del device_kind
-    problem = _Problem.of(q_BTNH, k_BSKH, v_BSKH, softcap, "forward")
+    problem = _Problem.of(q_BTNH, k_BSKH, v_BSKH, scoring, "forward")
     q, k, v = map(_fill_up, (q_BTNH, k_BSKH, v_BSKH))
     batch, length, num_heads, _ = q.shape
     scratch = {
@@ -123,7 +125,7 @@ def backward(
     d_out_BTNH: jax.Array,
     mask: Mask,
     *,
-    softcap: float | None = None,
+    scoring: Scoring = PLAIN,
     device_kind: str = "NVIDIA H100 80GB HBM3",
     interpret: Any = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -145,7 +147,7 @@ def backward(
     )
     gradients: tuple[jax.Array, ...] = ()
     for kernel, like in (("d_q", inputs[2:3]), ("d_kv", inputs[3:5])):
-        problem = _Problem.of(q_BTNH, k_BSKH, v_BSKH, softcap, kernel)
+        problem = _Problem.of(q_BTNH, k_BSKH, v_BSKH, scoring, kernel)
         scratch = problem.tiles() | problem.rings()
         if problem.apart:
             scratch["p_tile"] = _matrices(1, ROWS, 32, problem.block, jnp.float32)
@@ -174,7 +176,7 @@ class _Problem:
 
     @classmethod
     def of(
-        cls, q: jax.Array, k: jax.Array, v: jax.Array, softcap: float | None, kernel: str
+        cls, q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, kernel: str
     ) -> _Problem:
         key_size, value_size = (x.shape[3] + -x.shape[3] % SIZE_STEP for x in (k, v))
         blocks = block_sizes.hopper(key_size, value_size)
@@ -186,8 +188,8 @@ class _Problem:
             groups,
             key_size,
             value_size,
-            1 / math.sqrt(k.shape[3]),
-            softcap,
+            scoring.scale_of(k.shape[3]),
+            scoring.softcap,
         )
 
     @property

@@ -137,6 +137,31 @@ def windowed(mask: Mask, kv_rank_BS: jax.Array, window: int) -> Mask:
     return dataclasses.replace(mask, kv_until_BS=until, reach=reach, q_least_BT=least)
 
 
+def in_chunks(mask: Mask, positions_BS: jax.Array, chunk: int) -> Mask:
+    """Hide each key from queries of later chunks of its document, besides those that do not see it.
+
+    Args:
+      mask: of tokens that are queries and keys alike, or of keys alone (`Mask.q_least_BT` is None);
+        a key's `from` is its place.
+      positions_BS: int32, of the keys in their documents, counted from 0: chunks start at multiples
+        of `chunk`.
+      chunk: tokens of a chunk, all but the last of a document.
+    """
+    chunk = min(chunk, EVERYTHING)
+    into_BS = positions_BS % chunk
+    left_BS = jnp.minimum(chunk - into_BS, EVERYTHING - mask.kv_from_BS)
+    least = (
+        None if mask.q_least_BT is None else jnp.maximum(mask.q_least_BT, mask.q_rank_BT - into_BS)
+    )
+    return dataclasses.replace(
+        mask,
+        kv_until_BS=jnp.minimum(mask.kv_until_BS, mask.kv_from_BS + left_BS),
+        reach=None if mask.reach is None else min(mask.reach, chunk),
+        q_least_BT=least,
+        causal=False,
+    )
+
+
 def with_least(mask: Mask, segments_BS: jax.Array) -> Mask:
     """Add `q_least_BT` to a mask of `causal`; others stay as they are.
 

@@ -9,7 +9,6 @@ keys, which nobody sees, and takes part in no sum where it is queries.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -21,7 +20,7 @@ from maxlm.jax_versions import call_on_each_device, varying_zeros
 from maxlm.kernels import block_sizes
 from maxlm.kernels.block_sizes import BlockSizes
 from maxlm.kernels.mask import Mask, fill_blocks, least_words, meetings, visit_table, words
-from maxlm.kernels.shape import AttentionShape
+from maxlm.kernels.shape import DISTANCE_SETTINGS, PLAIN, AttentionShape, Scoring
 from maxlm.kernels.tpu_kernels import TURN, Tiling, Who, backward_kernel, forward_kernel
 from maxlm.products import einsum_fp32
 
@@ -34,6 +33,8 @@ def unsupported(shape: AttentionShape) -> str | None:
         return f"multiplies bfloat16 and float32, not {shape.dtype}"
     if max(shape.key_size, shape.value_size) > MAX_HEAD_SIZE:
         return f"has head sizes to {MAX_HEAD_SIZE}, not {max(shape.key_size, shape.value_size)}"
+    if shape.by_distance == "table":
+        return f"adds no table to scores by distance, {DISTANCE_SETTINGS['table']}"
     return None
 
 
@@ -43,18 +44,18 @@ def forward(
     v_BSKH: jax.Array,
     mask: Mask,
     *,
-    softcap: float | None = None,
+    scoring: Scoring = PLAIN,
     device_kind: str = "TPU v5",
     interpret: Any = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """Compute softmax(q k^T / sqrt(H)) v as `chunked_attention.forward` does.
+    """Compute softmax(scores) v as `chunked_attention.forward` does.
 
     Args:
       q_BTNH: queries, bf16 or fp32; N is a multiple of K.
       k_BSKH: keys.
       v_BSKH: values.
       mask: who sees whom.
-      softcap: see `chunked_attention.forward`.
+      scoring: how scores are made, without a table.
       device_kind: `jax.Device.device_kind`, for which block sizes are chosen.
       interpret: True or `pltpu.InterpretParams(...)` runs the kernel's meaning, on any device,
         slowly.
@@ -62,15 +63,15 @@ def forward(
     Returns:
       out (B, T, N, H_v) in the queries' dtype and lse (B, N, T) fp32.
     """
-    shape = _shape(q_BTNH, v_BSKH, softcap, device_kind)
+    shape = _shape(q_BTNH, v_BSKH, scoring, device_kind)
     layout = _layout(shape, block_sizes.tpu_forward)
-    tiling = _tiling(shape, layout, mask, interpret)
+    tiling = _tiling(scoring, shape, layout, mask, interpret)
     rows = _rows_of(mask, layout)
     meet, full = (
         x.reshape(*x.shape[:2], layout.num_stretches, -1)
         for x in meetings(rows, layout.sizes.q, layout.sizes.kv)
     )
-    who = _who(rows, visit_table(meet, full, unit=TURN), tiling)
+    who = _who(rows, visit_table(meet, full, unit=TURN), tiling, _slopes(scoring, layout))
     arrays = _rows(q_BTNH, layout), _keys(k_BSKH, layout), _keys(v_BSKH, layout)
     out, lse = _run(forward_kernel, tiling, *arrays, who, _stretches_seen(meet))
     return _tokens(out, layout), _tokens(lse.swapaxes(2, 3), layout)[..., 0].swapaxes(1, 2)
@@ -85,7 +86,7 @@ def backward(
     d_out_BTNH: jax.Array,
     mask: Mask,
     *,
-    softcap: float | None = None,
+    scoring: Scoring = PLAIN,
     device_kind: str = "TPU v5",
     interpret: Any = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -95,20 +96,21 @@ def backward(
     bits. Where keys do not fit into VMEM, stretch after stretch of them is worked on; each yields
     its part of dq.
     """
-    shape = _shape(q_BTNH, v_BSKH, softcap, device_kind)
+    shape = _shape(q_BTNH, v_BSKH, scoring, device_kind)
     layout = _layout(shape, block_sizes.tpu_backward)
-    tiling = _tiling(shape, layout, mask, interpret)._replace(num_stretches=1)
+    tiling = _tiling(scoring, shape, layout, mask, interpret)._replace(num_stretches=1)
     delta_BTN = einsum_fp32("BTNH,BTNH->BTN", d_out_BTNH, out_BTNH)
     q, d_out = _rows(q_BTNH, layout), _rows(d_out_BTNH.astype(q_BTNH.dtype), layout)
     lse, delta = (
         _rows(x[..., None], layout).swapaxes(2, 3) for x in (lse_BNT.swapaxes(1, 2), delta_BTN)
     )
     k, v, rows = _keys(k_BSKH, layout), _keys(v_BSKH, layout), _rows_of(mask, layout)
+    slopes = _slopes(scoring, layout)
 
     def part(k: jax.Array, v: jax.Array, keys: jax.Array, *, dtype: Any) -> Any:
         here = Mask.of(rows.queries, keys)
         meet, full = meetings(here, layout.sizes.q, layout.sizes.kv)
-        who = _who(here, visit_table(meet, full)[:, :, None], tiling)
+        who = _who(here, visit_table(meet, full)[:, :, None], tiling, slopes)
         return _run(
             functools.partial(backward_kernel, d_q_dtype=dtype),
             tiling,
@@ -160,12 +162,13 @@ class _Layout(NamedTuple):
 
 
 def _shape(
-    q_BTNH: jax.Array, v_BSKH: jax.Array, softcap: float | None, device_kind: str
+    q_BTNH: jax.Array, v_BSKH: jax.Array, scoring: Scoring, device_kind: str
 ) -> AttentionShape:
     _, length, num_heads, key_size = q_BTNH.shape
     _, key_length, num_kv_heads, value_size = v_BSKH.shape
     sizes = num_heads, num_kv_heads, key_size, value_size, length, key_length
-    shape = AttentionShape(device_kind, str(q_BTNH.dtype), *sizes, softcap=softcap)
+    shape = AttentionShape(device_kind, str(q_BTNH.dtype), *sizes, softcap=scoring.softcap)
+    shape = shape._replace(by_distance=scoring.by_distance)
     reason = unsupported(shape)
     if reason is not None:
         raise ValueError(reason)
@@ -187,7 +190,9 @@ def _layout(shape: AttentionShape, choose: Any) -> _Layout:
     )
 
 
-def _tiling(shape: AttentionShape, layout: _Layout, mask: Mask, interpret: Any) -> Tiling:
+def _tiling(
+    scoring: Scoring, shape: AttentionShape, layout: _Layout, mask: Mask, interpret: Any
+) -> Tiling:
     return Tiling(
         q_block=layout.sizes.q,
         kv_block=layout.sizes.kv,
@@ -195,7 +200,7 @@ def _tiling(shape: AttentionShape, layout: _Layout, mask: Mask, interpret: Any) 
         num_kv_blocks=layout.sizes.stretch // layout.sizes.kv,
         num_stretches=layout.num_stretches,
         reach=mask.reach,
-        scale=1 / math.sqrt(shape.key_size),
+        scale=scoring.scale_of(shape.key_size),
         softcap=shape.softcap,
         vmem_bytes=block_sizes.vmem_limit(shape.device_kind),
         interpret=interpret,
@@ -232,6 +237,15 @@ def _tokens(x: jax.Array, layout: _Layout) -> jax.Array:
     return grouped.reshape(batch, layout.query_length, -1, width)
 
 
+def _slopes(scoring: Scoring, layout: _Layout) -> jax.Array | None:
+    """Return each row's slope, (N / rows per token, 1, rows), or None."""
+    if scoring.slopes_N is None:
+        return None
+    of_token = scoring.slopes_N.astype(jnp.float32).reshape(-1, 1, layout.rows_per_token)
+    tokens = -(-layout.num_rows // layout.rows_per_token)
+    return jnp.tile(of_token, (1, 1, tokens))[:, :, : layout.num_rows]
+
+
 def _keys(x_BSKH: jax.Array, layout: _Layout) -> jax.Array:
     """(B, S, K, H) -> (B, K, keys, H), filled with zeros."""
     return _fill(x_BSKH.swapaxes(1, 2), 2, layout.num_keys)
@@ -247,7 +261,7 @@ def _rows_of(mask: Mask, layout: _Layout) -> Mask:
     return fill_blocks(filled, layout.sizes.q, layout.sizes.kv)
 
 
-def _who(rows: Mask, table: jax.Array, tiling: Tiling) -> Who:
+def _who(rows: Mask, table: jax.Array, tiling: Tiling, slopes: jax.Array | None) -> Who:
     # v5e and v5p compare numbers without a sign by way of such with one. Moved by half their range,
     # they have one.
     half = 2**31
@@ -266,7 +280,7 @@ def _who(rows: Mask, table: jax.Array, tiling: Tiling) -> Who:
         for x, by in zip((queries, keys), moved, strict=True)
     )
     keys = keys.reshape(*keys.shape[:2], -1, tiling.kv_block).swapaxes(1, 2)
-    return Who(queries, keys, table[:, :, :, None])
+    return Who(queries, keys, table[:, :, :, None], slopes)
 
 
 def _stretches_seen(meet: jax.Array) -> jax.Array:

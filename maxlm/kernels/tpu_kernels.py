@@ -34,6 +34,8 @@ makes it zero.
 """
 LOG2_E = math.log2(math.e)
 LANES = 128
+HALF_RANGE = -(2**31)
+"""What numbers are moved by that have no sign, see `Who`, as an int32."""
 TURN = 2
 """Blocks that one turn of the forward kernel's loop takes."""
 NONE = -1
@@ -41,7 +43,7 @@ NONE = -1
 
 
 class Who(NamedTuple):
-    """Who sees whom, and which blocks meet. All int32.
+    """Who sees whom, which blocks meet, and how scores fall with distance. All but slopes int32.
 
     Attributes:
       queries: (B, 2, T): segments and ranks of `mask.words`, or least and count of
@@ -50,11 +52,18 @@ class Who(NamedTuple):
         (.., 1, ..): from, less 2^31.
       table: (B, query blocks, stretches, 1, 3 + key blocks of a stretch): `mask.visit_table` of
         each stretch.
+      slopes: (N, 1, T) fp32, of each row; None if scores do not fall.
     """
 
     queries: jax.Array
     keys: jax.Array
     table: jax.Array
+    slopes: Any = None
+
+    @property
+    def arrays(self) -> tuple[jax.Array, ...]:
+        """Return what there is."""
+        return tuple(x for x in self if x is not None)
 
 
 class Tiling(NamedTuple):
@@ -67,8 +76,8 @@ class Tiling(NamedTuple):
       num_kv_blocks: blocks of keys in a stretch.
       num_stretches: stretches of keys in a row of the batch.
       reach: see `Mask`; work is estimated by it.
-      scale: of the scores, 1 / sqrt(H).
-      softcap: see `chunked_attention.forward`.
+      scale: see `maxlm.kernels.shape.Scoring`.
+      softcap: likewise.
       vmem_bytes: the compiler's limit.
       interpret: see `pallas_call`.
     """
@@ -108,7 +117,7 @@ def forward_kernel(
     value_size, group = v_BKSH.shape[3], num_heads // k_BKSH.shape[1]
     q_block, num_kv = tiling.q_block, tiling.num_kv_blocks
     stretch = num_kv * tiling.kv_block
-    given = (stretches, q_BNTH, k_BKSH, v_BKSH, *who)
+    given = (stretches, q_BNTH, k_BKSH, v_BKSH, *who.arrays)
 
     def kv_index(b: Any, h: Any, i: Any, c: Any, stretches: Any) -> tuple[Any, ...]:
         # The nearest one that the row of blocks visits: a stretch that it does not visit is not
@@ -123,7 +132,7 @@ def forward_kernel(
         return b, h, i, 0
 
     return pl.pallas_call(
-        functools.partial(_forward_block, tiling=tiling),
+        functools.partial(_forward_block, tiling=tiling, sloped=who.slopes is not None),
         out_shape=(
             shape_like((batch, num_heads, length, value_size), q_BNTH.dtype, *given),
             shape_like((batch, num_heads, 1, length), jnp.float32, *given),
@@ -138,6 +147,7 @@ def forward_kernel(
                 pl.BlockSpec((None, 2, q_block), lambda b, _, i, *__: (b, 0, i)),
                 pl.BlockSpec((None, num_kv, who.keys.shape[2], tiling.kv_block), keys_index),
                 _table_spec(who.table, lambda b, _, i, c, *__: (b, i, c, 0, 0)),
+                *_slope_specs(who, lambda _, h, i, *__: (h, 0, i), q_block),
             ],
             out_specs=(
                 pl.BlockSpec((None, None, q_block, value_size), row_index),
@@ -170,6 +180,13 @@ def forward_kernel(
     )(*given)
 
 
+def _slope_specs(
+    who: Who, index: Callable[..., tuple[Any, ...]], q_block: int
+) -> list[pl.BlockSpec]:
+    """Return the layout of a block of queries' slopes, if there are any."""
+    return [] if who.slopes is None else [pl.BlockSpec((None, 1, q_block), index)]
+
+
 def _table_spec(table: jax.Array, index: Callable[..., tuple[Any, ...]]) -> pl.BlockSpec:
     return pl.BlockSpec((None, None, None, 1, table.shape[4]), index, memory_space=pltpu.SMEM)
 
@@ -195,9 +212,10 @@ def _cost(tiling: Tiling, *arrays: jax.Array, rows: int, width: int) -> pl.CostE
     )
 
 
-def _forward_block(*refs: Any, tiling: Tiling) -> None:
+def _forward_block(*refs: Any, tiling: Tiling, sloped: bool) -> None:
     """Attend from one block of queries to one stretch of keys."""
-    q_ref, k_ref, v_ref, queries_ref, keys_ref, table_ref, out_ref, lse_ref, *scratch = refs[1:]
+    q_ref, k_ref, v_ref, *rest = refs[1:]
+    who, (out_ref, lse_ref, *scratch) = _who_first(rest, sloped)
     q_HT_ref, out_HT_ref, peak_ref, total_ref, scores_ref, highest_ref, waiting_ref = scratch
     stretch = pl.program_id(3)
 
@@ -211,7 +229,8 @@ def _forward_block(*refs: Any, tiling: Tiling) -> None:
     def score(
         block: jax.Array, seen: Callable[[], jax.Array] | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        scores_ST = _scores(k_ref[_block(block, tiling), :], q_HT_ref[...], tiling, seen)[0]
+        k_SH = k_ref[_block(block, tiling), :]
+        scores_ST = _scores(k_SH, q_HT_ref[...], tiling, seen, _fall(who, block, tiling))[0]
         return scores_ST, scores_ST.max(axis=0, keepdims=True)
 
     def absorb() -> None:
@@ -229,7 +248,7 @@ def _forward_block(*refs: Any, tiling: Tiling) -> None:
     waiting = scores_ref, highest_ref, waiting_ref
     waiting_ref[0] = NONE
     attend_to_all, attend = _overlapped(score, absorb, waiting)
-    _visit_blocks(attend_to_all, attend, Who(queries_ref, keys_ref, table_ref), tiling)
+    _visit_blocks(attend_to_all, attend, who, tiling)
     pl.when(waiting_ref[0] != NONE)(absorb)
 
     @pl.when(stretch == pl.num_programs(3) - 1)
@@ -321,7 +340,7 @@ def backward_kernel(
     batch, num_heads, length, head_size = q_BNTH.shape
     num_kv_heads, stretch, value_size = v_BKSH.shape[1:]
     group, q_block, num_kv = num_heads // num_kv_heads, tiling.q_block, tiling.num_kv_blocks
-    given = (q_BNTH, k_BKSH, v_BKSH, d_out_BNTH, *statistics, *who)
+    given = (q_BNTH, k_BKSH, v_BKSH, d_out_BNTH, *statistics, *who.arrays)
 
     def row_index(b: Any, h: Any, g: Any, i: Any, *_: Any) -> tuple[Any, ...]:
         return b, h * group + g, i, 0
@@ -335,7 +354,7 @@ def backward_kernel(
     k_spec = pl.BlockSpec((None, None, stretch, head_size), kv_index)
     v_spec = pl.BlockSpec((None, None, stretch, value_size), kv_index)
     return pl.pallas_call(
-        functools.partial(_backward_block, tiling=tiling),
+        functools.partial(_backward_block, tiling=tiling, sloped=who.slopes is not None),
         out_shape=(
             shape_like(q_BNTH.shape, d_q_dtype, *given),
             shape_like(k_BKSH.shape, k_BKSH.dtype, *given),
@@ -356,6 +375,7 @@ def backward_kernel(
                     (None, num_kv, who.keys.shape[2], tiling.kv_block), lambda b, *_: (b, 0, 0, 0)
                 ),
                 _table_spec(who.table, lambda b, _, __, i: (b, i, 0, 0, 0)),
+                *_slope_specs(who, lambda _, h, g, i: (h * group + g, 0, i), q_block),
             ],
             out_specs=(pl.BlockSpec((None, None, q_block, head_size), row_index), k_spec, v_spec),
             scratch_shapes=[
@@ -378,12 +398,11 @@ def backward_kernel(
     )(*given)
 
 
-def _backward_block(*refs: Any, tiling: Tiling) -> None:
+def _backward_block(*refs: Any, tiling: Tiling, sloped: bool) -> None:
     """Add what one block of queries contributes to all three gradients."""
-    q_ref, k_ref, v_ref, d_out_ref, lse_ref, delta_ref, queries_ref, keys_ref, table_ref, *rest = (
-        refs
-    )
-    d_q_ref, d_k_ref, d_v_ref, q_HT_ref, d_out_HT_ref, d_q_HT_ref, d_k_sum_ref, d_v_sum_ref = rest
+    q_ref, k_ref, v_ref, d_out_ref, lse_ref, delta_ref, *rest = refs
+    who, (d_q_ref, d_k_ref, d_v_ref, *scratch) = _who_first(rest, sloped)
+    q_HT_ref, d_out_HT_ref, d_q_HT_ref, d_k_sum_ref, d_v_sum_ref = scratch
     head, row = pl.program_id(2), pl.program_id(3)
 
     @pl.when((head == 0) & (row == 0))
@@ -398,7 +417,8 @@ def _backward_block(*refs: Any, tiling: Tiling) -> None:
     def add(block: jax.Array, seen: Callable[[], jax.Array] | None) -> None:
         here = _block(block, tiling)
         k_SH, v_SH, d_out_TH = k_ref[here, :], v_ref[here, :], d_out_ref[...]
-        scores_ST, slope_ST = _scores(k_SH, q_HT_ref[...], tiling, seen)
+        fall_ST = _fall(who, block, tiling)
+        scores_ST, slope_ST = _scores(k_SH, q_HT_ref[...], tiling, seen, fall_ST)
         p_ST = jnp.exp2(scores_ST - lse_ref[...] * LOG2_E)
         d_v_sum_ref[here, :] += _dot(p_ST.astype(v_SH.dtype), d_out_TH, ((1,), (0,)), tiling)
         d_p_ST = _dot(v_SH, d_out_HT_ref[...], ((1,), (0,)), tiling)
@@ -412,13 +432,19 @@ def _backward_block(*refs: Any, tiling: Tiling) -> None:
     def add_all(first: jax.Array, last: jax.Array) -> None:
         lax.fori_loop(first, last, lambda block, _: add(block, None), None)
 
-    _visit_blocks(add_all, add, Who(queries_ref, keys_ref, table_ref), tiling)
+    _visit_blocks(add_all, add, who, tiling)
     d_q_ref[...] = (d_q_HT_ref[...] * tiling.scale).T.astype(d_q_ref.dtype)
 
     @pl.when((head == pl.num_programs(2) - 1) & (row == pl.num_programs(3) - 1))
     def _() -> None:
         d_k_ref[...] = (d_k_sum_ref[...] * tiling.scale).astype(d_k_ref.dtype)
         d_v_ref[...] = d_v_sum_ref[...].astype(d_v_ref.dtype)
+
+
+def _who_first(refs: list[Any], sloped: bool) -> tuple[Who, list[Any]]:
+    """Return `Who` of the references, which starts with it, and the others."""
+    count = 3 + sloped
+    return Who(*refs[:count]), refs[count:]
 
 
 def _visit_blocks(
@@ -448,21 +474,43 @@ def _visit_blocks(
 
 def _seen(queries_2T: jax.Array, keys_XS: jax.Array, tiling: Tiling) -> jax.Array:
     """Return bool (S, T): whether each query sees each key."""
-    width = min(LANES, tiling.q_block)
-
-    def along_queries(x_1S: jax.Array) -> jax.Array:
-        x_SW = jnp.broadcast_to(x_1S, (width, tiling.kv_block)).T
-        return jnp.concatenate([x_SW] * (tiling.q_block // width), axis=1)
-
     if keys_XS.shape[0] == 1:
         least, count = queries_2T[:1], queries_2T[1:]
-        return along_queries(keys_XS) - least < count
-    segment, start, count = (along_queries(keys_XS[n : n + 1]) for n in range(3))
+        return _along_queries(keys_XS, tiling) - least < count
+    segment, start, count = (_along_queries(keys_XS[n : n + 1], tiling) for n in range(3))
     return (queries_2T[:1] == segment) & (queries_2T[1:] - start < count)
 
 
+def _along_queries(x_1S: jax.Array, tiling: Tiling) -> jax.Array:
+    """Repeat what is known of keys for each query, (S, T)."""
+    width = min(LANES, tiling.q_block)
+    x_SW = jnp.broadcast_to(x_1S, (width, tiling.kv_block)).T
+    return jnp.concatenate([x_SW] * (tiling.q_block // width), axis=1)
+
+
+def _fall(who: Who, block: jax.Array, tiling: Tiling) -> jax.Array | None:
+    """Return how much scores fall by distance, (S, T), or None if they do not.
+
+    Where the key is hidden, the distance means nothing, but is finite.
+    """
+    if who.slopes is None:
+        return None
+    queries_2T, keys_XS = who.queries[...], who.keys[block]
+    # Distances come out right modulo 2^32, whatever the numbers were moved by.
+    if keys_XS.shape[0] == 1:  # rank = least + count - 1, count and from less 2^31
+        rank_1T, start_1S = queries_2T[:1] + queries_2T[1:] - 1, keys_XS
+    else:
+        rank_1T, start_1S = queries_2T[1:] - HALF_RANGE, keys_XS[1:2]
+    distance_ST = rank_1T - _along_queries(start_1S, tiling)
+    return distance_ST.astype(jnp.float32) * who.slopes[...]
+
+
 def _scores(
-    k_SH: jax.Array, q_HT: jax.Array, tiling: Tiling, seen: Callable[[], jax.Array] | None
+    k_SH: jax.Array,
+    q_HT: jax.Array,
+    tiling: Tiling,
+    seen: Callable[[], jax.Array] | None,
+    fall_ST: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Return fp32 scores (S, T) times log2(e), for exp2, and what softcap's slope multiplies their
     gradient with.
@@ -475,6 +523,8 @@ def _scores(
         capped_ST = jnp.tanh(scores_ST * (tiling.scale / tiling.softcap))
         slope_ST = 1 - capped_ST * capped_ST
         scores_ST = capped_ST * (tiling.softcap * LOG2_E)
+    if fall_ST is not None:
+        scores_ST -= fall_ST * LOG2_E
     return (scores_ST if seen is None else jnp.where(seen(), scores_ST, HIDDEN)), slope_ST
 
 

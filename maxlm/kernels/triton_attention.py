@@ -27,7 +27,7 @@ from jax.experimental.pallas import triton as plgpu
 from maxlm.devices import KIB, find_gpu
 from maxlm.jax_versions import shape_like, vary_over, varying_axes
 from maxlm.kernels.mask import NOTHING_SEEN, Mask, Visits, block_ranges, words
-from maxlm.kernels.shape import AttentionShape
+from maxlm.kernels.shape import DISTANCE_SETTINGS, PLAIN, AttentionShape, Scoring
 
 MAX_HEAD_SIZE = 256
 AMPERE = 8.0
@@ -74,6 +74,8 @@ def unsupported(shape: AttentionShape) -> str | None:
         )
     if shape.dtype not in ("bfloat16", "float32"):
         return f"takes bfloat16 and float32, not {shape.dtype}; chunked takes every type"
+    if shape.by_distance == "table":
+        return f"adds no table to scores by distance, {DISTANCE_SETTINGS['table']}; chunked does"
     return None
 
 
@@ -103,18 +105,18 @@ def forward(
     v_BSKH: jax.Array,
     mask: Mask,
     *,
-    softcap: float | None = None,
+    scoring: Scoring = PLAIN,
     device_kind: str = "NVIDIA H100 80GB HBM3",
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """Compute softmax(q k^T / sqrt(H)) v; see `chunked_attention.forward`.
+    """Compute softmax(scores) v; see `chunked_attention.forward`.
 
     Args:
       q_BTNH: queries; N is a multiple of K.
       k_BSKH: keys.
       v_BSKH: values; their head size may differ from the keys'.
       mask: who sees whom.
-      softcap: c turns a score s into c tanh(s / c); None leaves it.
+      scoring: how scores are made, without a table.
       device_kind: the GPU; chooses the block sizes.
       interpret: compute what the kernel would, slowly, on any device.
 
@@ -122,10 +124,10 @@ def forward(
       out (B, T, N, H_v) in the queries' dtype and lse (B, N, T) fp32.
     """
     batch, length, num_heads, _ = q_BTNH.shape
-    problem = _Problem.of(q_BTNH, k_BSKH, v_BSKH, softcap, "forward", device_kind, interpret)
+    problem = _Problem.of(q_BTNH, k_BSKH, v_BSKH, scoring, "forward", device_kind, interpret)
     out = jax.ShapeDtypeStruct((batch, length, num_heads, v_BSKH.shape[3]), q_BTNH.dtype)
     lse = jax.ShapeDtypeStruct((batch, num_heads, length), jnp.float32)
-    inputs = {"q": q_BTNH, "k": k_BSKH, "v": v_BSKH}
+    inputs = {"q": q_BTNH, "k": k_BSKH, "v": v_BSKH, **problem.slopes(scoring)}
     return _call(_forward_kernel, problem, mask, inputs, (out, lse))
 
 
@@ -138,7 +140,7 @@ def backward(
     d_out_BTNH: jax.Array,
     mask: Mask,
     *,
-    softcap: float | None = None,
+    scoring: Scoring = PLAIN,
     device_kind: str = "NVIDIA H100 80GB HBM3",
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -149,7 +151,8 @@ def backward(
     delta_BTN = jnp.sum(d_out_BTNH.astype(jnp.float32) * out_BTNH.astype(jnp.float32), axis=3)
     inputs = {"q": q_BTNH, "k": k_BSKH, "v": v_BSKH, "d_out": d_out_BTNH}
     inputs |= {"lse": lse_BNT * _LOG2_E, "delta": delta_BTN.mT}
-    of = functools.partial(_Problem.of, q_BTNH, k_BSKH, v_BSKH, softcap)
+    of = functools.partial(_Problem.of, q_BTNH, k_BSKH, v_BSKH, scoring)
+    inputs |= of("d_q", device_kind, interpret).slopes(scoring)
     d_q, d_k, d_v = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q_BTNH, k_BSKH, v_BSKH))
     (d_q,) = _call(_d_q_kernel, of("d_q", device_kind, interpret), mask, inputs, (d_q,))
     d_k, d_v = _call(_d_kv_kernel, of("d_kv", device_kind, interpret), mask, inputs, (d_k, d_v))
@@ -168,6 +171,7 @@ class _Problem:
     num_kv_heads: int
     key_size: int
     value_size: int
+    scale: float
     softcap: float | None
     interpret: bool
 
@@ -177,7 +181,7 @@ class _Problem:
         q: jax.Array,
         k: jax.Array,
         v: jax.Array,
-        softcap: float | None,
+        scoring: Scoring,
         kernel: str,
         device_kind: str,
         interpret: bool,
@@ -192,15 +196,12 @@ class _Problem:
             k.shape[3],
             v.shape[3],
         )
-        return cls(getattr(tiles, kernel), *lengths_and_heads, softcap, interpret)
+        scale = scoring.scale_of(k.shape[3])
+        return cls(getattr(tiles, kernel), *lengths_and_heads, scale, scoring.softcap, interpret)
 
     @property
     def groups(self) -> int:
         return self.num_heads // self.num_kv_heads
-
-    @property
-    def scale(self) -> float:
-        return 1 / math.sqrt(self.key_size)
 
     def dot(self, x: jax.Array, y: jax.Array, *, transpose: bool = False) -> jax.Array:
         """Return x y or, transposed, x y^T in fp32."""
@@ -224,11 +225,17 @@ class _Problem:
         """Return what scores are multiplied with to become exponents of 2."""
         return (self.scale if self.softcap is None else self.softcap) * _LOG2_E
 
-    def scores(self, products: jax.Array) -> jax.Array:
-        """Turn q k^T into scores in units of the scale or the cap."""
-        return (
-            products if self.softcap is None else jnp.tanh(products * (self.scale / self.softcap))
-        )
+    def scores(self, products: jax.Array, fall: jax.Array | None) -> jax.Array:
+        """Turn q k^T into scores in units of the scale or the cap; see `_fall`."""
+        if self.softcap is not None:
+            return jnp.tanh(products * (self.scale / self.softcap))
+        return products if fall is None else products - fall
+
+    def slopes(self, scoring: Scoring) -> dict[str, jax.Array]:
+        """Return how much scores fall by distance, in units of the scale, if they do: (N,)."""
+        if scoring.slopes_N is None:
+            return {}
+        return {"slopes": scoring.slopes_N.astype(jnp.float32) / self.scale}
 
 
 def _call(
@@ -242,20 +249,24 @@ def _call(
     their KV head.
 
     A kernel's references are what one head of one batch row sees: (T, H), (T,), (groups, T, H) and
-    so on.
+    so on; of slopes a number, or one for each head of the group.
     """
     tile, for_keys = problem.tile, kernel is _d_kv_kernel
     ranges = block_ranges(mask, tile.q_block, tile.kv_block)[for_keys]
     masks = words(mask, tile.q_block, tile.kv_block)
+    heads = problem.num_kv_heads if for_keys else problem.num_heads
+    if "slopes" in inputs:
+        inputs = inputs | {"slopes": inputs["slopes"].reshape(heads, -1)}
     arrays = (ranges, *masks, *inputs.values())
     axes = varying_axes(*arrays)
-    heads = problem.num_kv_heads if for_keys else problem.num_heads
 
     def kv_head(head: jax.Array) -> jax.Array:
         return head if for_keys else lax.div(head, jnp.int32(problem.groups))
 
     def spec(name: str, array: Any) -> pl.BlockSpec:
         shape = array.shape
+        if name == "slopes":
+            return pl.BlockSpec((None, shape[1]), lambda _, n, __: (n, 0))
         if name in ("k", "v") or (for_keys and name == "out"):
             return pl.BlockSpec(
                 (None, shape[1], None, shape[3]), lambda _, n, b: (b, 0, kv_head(n), 0)
@@ -265,8 +276,13 @@ def _call(
             return pl.BlockSpec((None, shape[1], count, shape[3]), lambda _, n, b: (b, 0, n, 0))
         return pl.BlockSpec((None, count, shape[2]), lambda _, n, b: (b, n, 0))
 
+    def body(*refs: Any) -> None:
+        by_name = dict(zip(inputs, refs[3:], strict=False))
+        slopes = by_name.pop("slopes", None)
+        kernel(problem, *refs[:3], *by_name.values(), *refs[3 + len(inputs) :], slopes=slopes)
+
     return pl.pallas_call(
-        functools.partial(kernel, problem),
+        body,
         grid=(ranges.shape[1], heads, problem.batch),
         in_specs=[
             *(
@@ -283,7 +299,7 @@ def _call(
     )(*(vary_over(x, axes) for x in arrays))
 
 
-def _forward_kernel(problem: _Problem, ranges, q_words, kv_words, q, k, v, out, lse):  # type: ignore[no-untyped-def]
+def _forward_kernel(problem: _Problem, ranges, q_words, kv_words, q, k, v, out, lse, slopes):  # type: ignore[no-untyped-def]
     tile = problem.tile
     # The last rows of a causal mask are the longest: they start first.
     row = pl.num_programs(0) - 1 - pl.program_id(0)
@@ -295,7 +311,9 @@ def _forward_kernel(problem: _Problem, ranges, q_words, kv_words, q, k, v, out, 
     ) -> tuple[Any, ...]:
         sums, peak, total = carry
         start = block * tile.kv_block
-        scores = problem.scores(problem.dot_heads(q_pieces, _load(k, start, tile.kv_block)))
+        products = problem.dot_heads(q_pieces, _load(k, start, tile.kv_block))
+        fall = _fall(problem, slopes, 0, q_words, kv_words, (q_start, start))
+        scores = problem.scores(products, fall)
         if masked:
             seen = _visible(problem, q_words, kv_words, q_start, start)
             scores = jnp.where(seen, scores, -jnp.inf)
@@ -320,7 +338,9 @@ def _forward_kernel(problem: _Problem, ranges, q_words, kv_words, q, k, v, out, 
     _store_rows(lse, q_start, jnp.where(seen, (peak + jnp.log2(total)) / _LOG2_E, NOTHING_SEEN))
 
 
-def _d_q_kernel(problem: _Problem, ranges, q_words, kv_words, q, k, v, d_out, lse, delta, d_q):  # type: ignore[no-untyped-def]
+def _d_q_kernel(  # type: ignore[no-untyped-def]
+    problem: _Problem, ranges, q_words, kv_words, q, k, v, d_out, lse, delta, d_q, slopes
+):
     tile = problem.tile
     row = pl.num_programs(0) - 1 - pl.program_id(0)
     q_start = row * tile.q_block
@@ -330,7 +350,8 @@ def _d_q_kernel(problem: _Problem, ranges, q_words, kv_words, q, k, v, d_out, ls
     def visit(_: Any, sums: Pieces, *, block: jax.Array, masked: bool, **__: Any) -> Pieces:
         start = block * tile.kv_block
         keys = _load(k, start, tile.kv_block)
-        scores = problem.scores(problem.dot_heads(q_pieces, keys))
+        fall = _fall(problem, slopes, 0, q_words, kv_words, (q_start, start))
+        scores = problem.scores(problem.dot_heads(q_pieces, keys), fall)
         p = jnp.exp2(scores * problem.exponent - lse_rows)
         if masked:
             p = jnp.where(_visible(problem, q_words, kv_words, q_start, start), p, 0.0)
@@ -346,7 +367,7 @@ def _d_q_kernel(problem: _Problem, ranges, q_words, kv_words, q, k, v, d_out, ls
 
 
 def _d_kv_kernel(  # type: ignore[no-untyped-def]
-    problem: _Problem, ranges, q_words, kv_words, q, k, v, d_out, lse, delta, d_k, d_v
+    problem: _Problem, ranges, q_words, kv_words, q, k, v, d_out, lse, delta, d_k, d_v, slopes
 ):
     # Works on transposed scores (keys, queries), so that they go into the next product as they come
     # out of the last.
@@ -366,7 +387,8 @@ def _d_kv_kernel(  # type: ignore[no-untyped-def]
         lse_rows, delta_rows = (
             _load_rows(x, q_start, tile.q_block, group)[None, :] for x in (lse, delta)
         )
-        scores = problem.scores(problem.dot_heads(keys, queries))
+        fall = _fall(problem, slopes, group, q_words, kv_words, (q_start, start), q_axis=1)
+        scores = problem.scores(problem.dot_heads(keys, queries), fall)
         p = jnp.exp2(scores * problem.exponent - lse_rows)
         if masked:
             seen = _visible(problem, q_words, kv_words, q_start, start, transpose=True)
@@ -389,6 +411,31 @@ def _d_scores(problem: _Problem, p: jax.Array, d_p: jax.Array, scores: jax.Array
     """Return the gradient of the scores, without the scale, which the sum is multiplied with."""
     d_s = p * d_p
     return d_s if problem.softcap is None else d_s * (1 - jnp.square(scores))
+
+
+def _fall(
+    problem: _Problem,
+    slopes: Any,
+    head: Any,
+    q_words: Any,
+    kv_words: Any,
+    starts: tuple[jax.Array, jax.Array],
+    *,
+    q_axis: int = 0,
+) -> jax.Array | None:
+    """Return how much scores fall by distance, (q_block, kv_block) or with queries on another axis,
+    or None if they do not.
+
+    Where the key is hidden, the distance means nothing, but is finite.
+    """
+    if slopes is None:
+        return None
+    queries, keys = (
+        pl.ds(start, block) for start, block in zip(starts, problem.tile[:2], strict=True)
+    )
+    rank = jnp.expand_dims(q_words[1, queries], 1 - q_axis)
+    distance = rank - jnp.expand_dims(kv_words[1, keys], q_axis)
+    return distance.astype(jnp.int32).astype(jnp.float32) * slopes[head]
 
 
 def _visible(

@@ -9,7 +9,7 @@ import jax
 from jax import lax
 
 from maxlm.jax_versions import vary_over
-from maxlm.kernels.mask import Mask, windowed
+from maxlm.kernels.mask import Mask, in_chunks, windowed
 from maxlm.sharding import tensor
 
 
@@ -21,6 +21,9 @@ class SequenceInfo(NamedTuple):
       positions_BT: int32, counted from 0 in every document.
       segment_ids_BT: int32, the document's number in its row, from 1; 0 for filling.
       mask: which tokens of the sequence each token may look at.
+      length: tokens of a whole sequence: of all devices, and where tokens are decoded of the ones
+        to come too. Positions that are scaled for long sequences depend on it, not on how long the
+        documents in it are.
       kernels: the implementation that each operation's table chose, by operation.
       context_kind: how attention spans the devices of `context`, `mesh.context_kind`.
       split: whether `tensor` splits the sequence between blocks; not where a few tokens are
@@ -31,14 +34,20 @@ class SequenceInfo(NamedTuple):
     positions_BT: jax.Array
     segment_ids_BT: jax.Array
     mask: Mask
+    length: int
     kernels: Mapping[str, Any]
     context_kind: str = "ring"
     split: bool = True
     prepared: Mapping[Hashable, Any] = {}
 
-    def within(self, window: int) -> Mask:
-        """Return the mask without what lies `window` or more ranks before a token."""
-        return windowed(self.mask, self.mask.q_rank_BT, window)
+    def within(self, window: int | None = None, chunk: int | None = None) -> Mask:
+        """Return the mask without what lies `window` or more ranks before a token, or in another
+        chunk of `chunk` tokens of its document.
+        """
+        mask = self.mask
+        if window is not None:
+            mask = windowed(mask, mask.q_rank_BT, window)
+        return mask if chunk is None else in_chunks(mask, self.positions_BT, chunk)
 
     @property
     def real_BT(self) -> jax.Array:

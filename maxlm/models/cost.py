@@ -11,7 +11,7 @@ from flax import nnx
 from maxlm.config.model import ModelConfig
 from maxlm.config.schema import MeshConfig, RunConfig
 from maxlm.models.decoder import Decoder
-from maxlm.sharding.parameters import named_parameters, path_in_block
+from maxlm.sharding.parameters import named_parameters, path_in_block, role_of
 from maxlm.sharding.stages import Layout, lay_out
 
 
@@ -25,7 +25,7 @@ def active_parameter_count(model: ModelConfig) -> int:
     idle = sum(
         (1 - _used(parameter)) * size
         for _, parameter, size in _parameters(model)
-        if _multiplies(parameter)
+        if parameter.get_metadata("inputs") or role_of(parameter) == "bias"
     )
     return parameter_count(model) - round(idle)
 
@@ -70,7 +70,7 @@ def flops_parts(model: ModelConfig, sequence_length: int) -> dict[str, float]:
     """Split `flops_per_token` by part; `mixing` is what layers multiply besides weights."""
     parts = dict.fromkeys(("mixers", "mixing", "feed-forward", "head"), 0.0)
     for path, parameter, size in _parameters(model):
-        if flops := 6 * _used(parameter) * size:
+        if flops := 6 * _multiplied(parameter) * size:
             parts["head" if path.startswith("embedding/") else _part_of(path)] += flops
     for block in model.layers:
         parts["mixing"] += block.mixer.mixing_flops(model, sequence_length)
@@ -92,7 +92,7 @@ def _segment_work(model: ModelConfig, length: int) -> tuple[float, ...]:
     for path, parameter, size in _parameters(model):
         if path.startswith("stack/"):
             segment = int(path.split("/")[1])
-            work[segment] += 6 * _used(parameter) * size / model.repeats[segment]
+            work[segment] += 6 * _multiplied(parameter) * size / model.repeats[segment]
     for number, pattern in enumerate(model.segments):
         layers = [layer for block in pattern.blocks for layer in (block.mixer, block.ffn)]
         work[number] += sum(layer.mixing_flops(model, length) for layer in layers)
@@ -122,5 +122,6 @@ def _used(parameter: nnx.Param) -> float:
     return float(parameter.get_metadata("used"))
 
 
-def _multiplies(parameter: nnx.Param) -> bool:
-    return bool(parameter.get_metadata("inputs"))
+def _multiplied(parameter: nnx.Param) -> float:
+    """Return the share of a parameter that a token is multiplied with: a bias is added."""
+    return 0.0 if role_of(parameter) == "bias" else _used(parameter)

@@ -24,6 +24,8 @@ from maxlm.layers.stack import (
     decode_stack,
     run_stack,
 )
+from maxlm.ops.cross_entropy import LogitRule
+from maxlm.products import einsum_fp32
 from maxlm.sharding.fsdp import cast, gather
 from maxlm.sharding.parameters import layers_of, named_parameters, stack_layers
 from maxlm.sharding.stages import EMPTY, Layout, lay_out
@@ -187,9 +189,21 @@ class Decoder(nnx.Module):
             copy.head = gather(cast(self.head, compute_dtype))
         return copy
 
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Return the fp32 logits of normalised last hidden states, (..., D) -> (..., V): this
+        device's columns; not to be differentiated.
+        """
+        products = einsum_fp32("...D,DV->...V", hidden, self.output_DV())
+        return logit_rule_of(self.model).logits(products)
+
     def output_DV(self) -> jax.Array:
         """Return this device's columns of the output projection."""
         return self.embedding.tokens[...].T if self.model.tie_embeddings else self.head.output[...]
+
+
+def logit_rule_of(model: ModelConfig) -> LogitRule:
+    """Return how a model's logits come from products with its output projection."""
+    return LogitRule(model.logit_scale, model.logit_softcap)
 
 
 def layers_of_block(block: Block) -> tuple[int, ...]:

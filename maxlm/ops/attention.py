@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -19,6 +20,7 @@ from maxlm.kernels import (
 )
 from maxlm.kernels.external_attention import Library
 from maxlm.kernels.mask import Mask
+from maxlm.kernels.shape import PLAIN, Scoring
 from maxlm.ops.kernel_choice import Operation, Row
 from maxlm.products import einsum_fp32
 
@@ -28,12 +30,13 @@ Partial = tuple[jax.Array, Any]
 A library's kernel, which attends to whole sequences only, has in place of lse a tuple of what its
 backward pass wants.
 """
-Gradients = tuple[jax.Array, jax.Array, jax.Array]
+Gradients = tuple[jax.Array, ...]
 
 
 class Pair(Protocol):
-    """`forward(q, k, v, mask) -> (out, lse)` and
-    `backward(q, k, v, out, lse, d_out, mask) -> (dq, dk, dv)`.
+    """`forward(q, k, v, mask, scoring=) -> (out, lse)` and
+    `backward(q, k, v, out, lse, d_out, mask, scoring=) -> (dq, dk, dv)`, with a table (dq, dk, dv,
+    d_table).
 
     The out and lse given to `backward` may be of a larger softmax, of which these keys are a part.
     """
@@ -48,19 +51,10 @@ class Pair(Protocol):
 
 
 class Kernel(NamedTuple):
-    """A pair for tokens that lie one after the other on one device; both take `softcap=` too."""
+    """A pair for tokens that lie one after the other on one device."""
 
     forward: Callable[..., Partial]
     backward: Callable[..., Gradients]
-
-    def with_softcap(self, softcap: float | None) -> Kernel:
-        """Return the kernel for scores capped at +-softcap."""
-        if softcap is None:
-            return self
-        return Kernel(
-            functools.partial(self.forward, softcap=softcap),
-            functools.partial(self.backward, softcap=softcap),
-        )
 
 
 CHUNKED = Kernel(chunked_attention.forward, chunked_attention.backward)
@@ -125,18 +119,18 @@ def attention(
     mask: Mask,
     sink_N: jax.Array | None,
     implementation: Pair,
+    scoring: Scoring = PLAIN,
 ) -> jax.Array:
-    """Compute softmax(q k^T / sqrt(H)) v over the keys that the mask lets each query see; (B, T, N,
-    H_v).
+    """Compute softmax(scores) v over the keys that the mask lets each query see; (B, T, N, H_v).
 
     With `sink_N`, each head's softmax has one more key, of that score and of value zero: what it
     takes is attention to nothing (arXiv:2309.17453).
     """
-    return _attend(q_BTNH, k_BSKH, v_BSKH, mask, sink_N, implementation)[0]
+    return _attend(q_BTNH, k_BSKH, v_BSKH, mask, sink_N, implementation, scoring)[0]
 
 
-def _attend(q, k, v, mask, sink_N, implementation):  # type: ignore[no-untyped-def]
-    out, lse_BNT = implementation.forward(q, k, v, mask)
+def _attend(q, k, v, mask, sink_N, implementation, scoring):  # type: ignore[no-untyped-def]
+    out, lse_BNT = implementation.forward(q, k, v, mask, scoring=scoring)
     if sink_N is None:
         return out, lse_BNT
     nothing = (
@@ -147,26 +141,32 @@ def _attend(q, k, v, mask, sink_N, implementation):  # type: ignore[no-untyped-d
     return merged.astype(out.dtype), lse_BNT
 
 
-def _attention_forward(q, k, v, mask, sink_N, implementation):  # type: ignore[no-untyped-def]
-    out, lse = _attend(q, k, v, mask, sink_N, implementation)
+def _attention_forward(q, k, v, mask, sink_N, implementation, scoring):  # type: ignore[no-untyped-def]
+    out, lse = _attend(q, k, v, mask, sink_N, implementation, scoring)
     # Named, so that remat can keep them: without lse the backward pass would run the forward kernel
     # again.
     out, lse = (
         checkpoint_name(out, "attention_out"),
         jax.tree.map(lambda x: checkpoint_name(x, "attention_lse"), lse),
     )
-    return out, (q, k, v, mask, sink_N, out, lse)
+    return out, (q, k, v, mask, sink_N, scoring, out, lse)
 
 
 def _attention_backward(implementation, saved, d_out):  # type: ignore[no-untyped-def]
-    q, k, v, mask, sink_N, out, lse_BNT = saved
-    d_q, d_k, d_v = implementation.backward(q, k, v, out, lse_BNT, d_out, mask)
+    q, k, v, mask, sink_N, scoring, out, lse_BNT = saved
+    d_q, d_k, d_v, *d_table = implementation.backward(
+        q, k, v, out, lse_BNT, d_out, mask, scoring=scoring
+    )
+    d_scoring = jax.tree.map(jnp.zeros_like, scoring)
+    if d_table:
+        d_table_NX = d_table[0].astype(scoring.table_NX.dtype)
+        d_scoring = dataclasses.replace(d_scoring, table_NX=d_table_NX)
     if sink_N is None:
-        return d_q, d_k, d_v, None, None
+        return d_q, d_k, d_v, None, None, d_scoring
     # ds = p (do v^T - rowsum(do * out)) as for every key, and this one's v is zero.
     delta_BNT = einsum_fp32("BTNH,BTNH->BNT", d_out, out)
     d_sink_N = -jnp.sum(jnp.exp(sink_N[:, None] - lse_BNT) * delta_BNT, axis=(0, 2))
-    return d_q, d_k, d_v, None, d_sink_N.astype(sink_N.dtype)
+    return d_q, d_k, d_v, None, d_sink_N.astype(sink_N.dtype), d_scoring
 
 
 attention.defvjp(_attention_forward, _attention_backward)

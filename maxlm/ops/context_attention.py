@@ -24,6 +24,7 @@ from jax import lax
 
 from maxlm.jax_versions import varying_zeros
 from maxlm.kernels.mask import Mask
+from maxlm.kernels.shape import PLAIN, Scoring
 from maxlm.ops.attention import Gradients, Pair, Partial, attention
 from maxlm.ops.ring_attention import RingAttention
 from maxlm.sharding.context import (
@@ -46,6 +47,7 @@ def context_attention(
     *,
     kernel: Pair,
     kind: str,
+    scoring: Scoring = PLAIN,
 ) -> jax.Array:
     """Compute attention among all tokens of the sequence, of which each `context` device holds two
     chunks.
@@ -56,10 +58,10 @@ def context_attention(
       sink_N: score of attention to nothing, or None; see `attention`.
       kernel: attention to a sequence that one device holds.
       kind: `mesh.context_kind`.
+      scoring: how scores are made.
     """
-    if lax.axis_size("context") == 1:
-        return attention(q_BTNH, k_BTKH, v_BTKH, mask, sink_N, kernel)
-    return KINDS[kind](q_BTNH, k_BTKH, v_BTKH, mask, sink_N, kernel)
+    attend = attention if lax.axis_size("context") == 1 else KINDS[kind]
+    return attend(q_BTNH, k_BTKH, v_BTKH, mask, sink_N, kernel, scoring)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +73,13 @@ class GatheredAttention:
     kernel: Pair
 
     def forward(
-        self, q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask
+        self,
+        q_BTNH: jax.Array,
+        k_BSKH: jax.Array,
+        v_BSKH: jax.Array,
+        mask: Mask,
+        *,
+        scoring: Scoring = PLAIN,
     ) -> Partial:
         """Attend from this device's queries to the keys of all devices; return out and lse as a
         kernel does.
@@ -84,7 +92,8 @@ class GatheredAttention:
 
         def attend(chunk: tuple[jax.Array, ...]) -> Partial:
             q, q_mask = chunk
-            return self.kernel.forward(q, keys, values, Mask.of(q_mask, seen_by, mask.reach))
+            here = Mask.of(q_mask, seen_by, mask.reach)
+            return self.kernel.forward(q, keys, values, here, scoring=scoring)
 
         outs, lses = lax.map(attend, (split_chunks(q_BTNH), split_chunks(mask.queries, axis=2)))
         return join_chunks(outs), join_chunks(lses, axis=2)
@@ -98,25 +107,29 @@ class GatheredAttention:
         lse_BNT: jax.Array,
         d_out_BTNH: jax.Array,
         mask: Mask,
+        *,
+        scoring: Scoring = PLAIN,
     ) -> Gradients:
-        """Return the gradients of this device's queries, keys and values."""
+        """Return the gradients of this device's queries, keys and values, and its part of a
+        table's.
+        """
         keys, values, seen_by = (
             gather_sequence(k_BSKH),
             gather_sequence(v_BSKH),
             _gather_tokens(mask.keys),
         )
 
-        def add(
-            sums: tuple[jax.Array, jax.Array], chunk: Any
-        ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+        def add(sums: Gradients, chunk: Any) -> tuple[Gradients, jax.Array]:
             q, out, lse, d_out, q_mask = chunk
             here = Mask.of(q_mask, seen_by, mask.reach)
-            d_q, d_k, d_v = self.kernel.backward(q, keys, values, out, lse, d_out, here)
-            return (sums[0] + d_k, sums[1] + d_v), d_q
+            d_q, *others = self.kernel.backward(
+                q, keys, values, out, lse, d_out, here, scoring=scoring
+            )
+            return tuple(map(jnp.add, sums, others)), d_q
 
-        zeros = (
-            varying_zeros(keys.shape, q_BTNH, keys, values),
-            varying_zeros(values.shape, q_BTNH, keys, values),
+        table = () if scoring.table_NX is None else (scoring.table_NX,)
+        zeros = tuple(
+            varying_zeros(x.shape, q_BTNH, keys, values, *table) for x in (keys, values, *table)
         )
         chunks = (
             split_chunks(q_BTNH),
@@ -124,27 +137,31 @@ class GatheredAttention:
             split_chunks(lse_BNT, axis=2),
             split_chunks(d_out_BTNH),
         )
-        d_whole, d_queries = lax.scan(add, zeros, (*chunks, split_chunks(mask.queries, axis=2)))
-        d_k, d_v = map(_scatter, d_whole)
-        return join_chunks(d_queries), d_k.astype(k_BSKH.dtype), d_v.astype(v_BSKH.dtype)
+        (d_keys, d_values, *d_table), d_queries = lax.scan(
+            add, zeros, (*chunks, split_chunks(mask.queries, axis=2))
+        )
+        d_k, d_v = map(_scatter, (d_keys, d_values))
+        d_k, d_v = d_k.astype(k_BSKH.dtype), d_v.astype(v_BSKH.dtype)
+        return join_chunks(d_queries), d_k, d_v, *d_table
 
 
-def _ring(q, k, v, mask, sink_N, kernel):  # type: ignore[no-untyped-def]
-    return attention(q, k, v, mask, sink_N, RingAttention(kernel))
+def _ring(q, k, v, mask, sink_N, kernel, scoring):  # type: ignore[no-untyped-def]
+    return attention(q, k, v, mask, sink_N, RingAttention(kernel), scoring)
 
 
-def _all_gather(q, k, v, mask, sink_N, kernel):  # type: ignore[no-untyped-def]
-    return attention(q, k, v, mask, sink_N, GatheredAttention(kernel))
+def _all_gather(q, k, v, mask, sink_N, kernel, scoring):  # type: ignore[no-untyped-def]
+    return attention(q, k, v, mask, sink_N, GatheredAttention(kernel), scoring)
 
 
-def _ulysses(q, k, v, mask, sink_N, kernel):  # type: ignore[no-untyped-def]
+def _ulysses(q, k, v, mask, sink_N, kernel, scoring):  # type: ignore[no-untyped-def]
     """Exchange sequence for heads, attend, and exchange back; autodiff turns the exchanges around."""
     q, k, v = (whole(x, axis=2) for x in (q, k, v))
-    sink_N = None if sink_N is None else share(sink_N, axis=0)
+    # What is per head: of this device's heads alone.
+    sink_N, scoring = jax.tree.map(lambda x: share(x, axis=0), (sink_N, scoring))
     arrays = _gather_tokens(jnp.concatenate([mask.queries, mask.keys], axis=1))
     queries, keys = jnp.split(arrays, [mask.queries.shape[1]], axis=1)
     everywhere = Mask.of(queries, keys, mask.reach)
-    return parts(attention(q, k, v, everywhere, sink_N, kernel), axis=2)
+    return parts(attention(q, k, v, everywhere, sink_N, kernel, scoring), axis=2)
 
 
 KINDS: dict[str, Callable[..., jax.Array]] = {

@@ -6,11 +6,16 @@ too, chunk by chunk while the chunk's logits are there; the backward pass only s
 are thus computed once, and what is kept between the passes is one gradient of x and one of the
 output projection.
 
-For a token with logits z of V ids, lse = log sum exp z, target y, weight w, smoothing s and z-loss
-coefficient c:
+Products p = x w with the output projection become logits by a factor a and a soft cap c, where
+there is one:
 
-  loss = w (lse - (1 - s) z_y - s mean(z) + c lse^2)
-  d loss / d z = w ((1 + 2 c lse) softmax(z) - (1 - s) onehot(y) - s / V)
+  z = c tanh(a p / c)        dz / dp = a (1 - (z / c)^2)
+
+For a token with logits z of V ids, lse = log sum exp z, target y, weight w, smoothing s and z-loss
+coefficient k:
+
+  loss = w (lse - (1 - s) z_y - s mean(z) + k lse^2)
+  d loss / d z = w ((1 + 2 k lse) softmax(z) - (1 - s) onehot(y) - s / V)
 
 Columns from V on fill a vocabulary up to a round number. They are no ids: their logits count as
 -inf, so they are in neither lse nor mean, and their gradient is 0.
@@ -30,11 +35,36 @@ from maxlm.products import einsum_fp32
 
 
 @dataclasses.dataclass(frozen=True)
+class LogitRule:
+    """How products with the output projection become logits.
+
+    Attributes:
+      scale: a factor on them.
+      softcap: what then bounds them, by a tanh; None: nothing does.
+    """
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def logits(self, products: jax.Array) -> jax.Array:
+        """Return the logits of fp32 products."""
+        scaled = products * self.scale
+        return scaled if self.softcap is None else self.softcap * jnp.tanh(scaled / self.softcap)
+
+    def slope(self, logits: jax.Array) -> jax.Array | float:
+        """Return the derivative of logits with respect to their products."""
+        if self.softcap is None:
+            return self.scale
+        return self.scale * (1 - jnp.square(logits / self.softcap))
+
+
+@dataclasses.dataclass(frozen=True)
 class LossOptions:
     """What the loss adds to plain cross entropy, how many tokens have logits at once, and which
     columns are ids.
 
     Attributes:
+      logit_rule: how logits come from products.
       num_ids: the ids are the columns [0, num_ids) of the whole vocabulary; None: all columns.
     """
 
@@ -42,6 +72,7 @@ class LossOptions:
     label_smoothing: float = 0.0
     chunk_tokens: int = 1024
     axis: str = "tensor"
+    logit_rule: LogitRule = LogitRule()
     num_ids: int | None = None
 
 
@@ -84,12 +115,12 @@ def _cross_entropy(x, output, targets, weights, options):  # type: ignore[no-unt
 def _cross_entropy_forward(x, output, targets, weights, options):  # type: ignore[no-untyped-def]
     def body(d_output, chunk):  # type: ignore[no-untyped-def]
         x_chunk, targets_chunk, weights_chunk = chunk
-        objective, nats, d_logits = _chunk_loss(
+        objective, nats, d_products = _chunk_loss(
             x_chunk, targets_chunk, weights_chunk, output, options
         )
-        d_logits = d_logits.astype(x.dtype)
-        d_output += einsum_fp32("TD,TV->DV", x_chunk, d_logits)
-        return d_output, (objective, nats, jnp.einsum("TV,DV->TD", d_logits, output))
+        d_products = d_products.astype(x.dtype)
+        d_output += einsum_fp32("TD,TV->DV", x_chunk, d_products)
+        return d_output, (objective, nats, jnp.einsum("TV,DV->TD", d_products, output))
 
     chunks = _chunks(options.chunk_tokens, x, targets, weights)
     zeros = vary_over(jnp.zeros(output.shape, jnp.float32), varying_axes(x, output))
@@ -114,11 +145,12 @@ _cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
 
 def _chunk_loss(x, targets, weights, output, options):  # type: ignore[no-untyped-def]
-    """Return the chunk's (objective, nats) and the gradient of its logits, each device's own
+    """Return the chunk's (objective, nats) and the gradient of its products, each device's own
     columns.
     """
     axis = options.axis
-    logits = einsum_fp32("TD,DV->TV", x, output)
+    logits = options.logit_rule.logits(einsum_fp32("TD,DV->TV", x, output))
+    slope = options.logit_rule.slope(logits)
     num_columns = logits.shape[1]
     ids = lax.axis_index(axis) * num_columns + jnp.arange(num_columns, dtype=jnp.int32)
     num_all = num_columns * lax.axis_size(axis)
@@ -140,7 +172,7 @@ def _chunk_loss(x, targets, weights, output, options):  # type: ignore[no-untype
         mean_logit = lax.psum(jnp.where(is_id, logits, 0.0).sum(axis=-1), axis) / num_ids
         objective += weights * smoothing * (target_logit - mean_logit)
         d_logits -= smoothing / num_ids * is_id
-    return objective.sum(), nats.sum(), d_logits * weights[:, None]
+    return objective.sum(), nats.sum(), d_logits * slope * weights[:, None]
 
 
 def _chunks(size, x, *per_token):  # type: ignore[no-untyped-def]

@@ -32,6 +32,7 @@ from jax import lax
 
 from maxlm.jax_versions import varying_zeros
 from maxlm.kernels.mask import NOTHING_SEEN, Mask, meetings
+from maxlm.kernels.shape import PLAIN, Scoring
 from maxlm.ops.attention import Gradients, Pair, Partial, merge_partial
 from maxlm.sharding.context import join_chunks, split_chunks
 
@@ -57,7 +58,13 @@ class RingAttention:
     kernel: Pair
 
     def forward(
-        self, q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask
+        self,
+        q_BTNH: jax.Array,
+        k_BSKH: jax.Array,
+        v_BSKH: jax.Array,
+        mask: Mask,
+        *,
+        scoring: Scoring = PLAIN,
     ) -> Partial:
         """Attend from this device's queries to the keys of all devices; return out and lse as a
         kernel does.
@@ -72,9 +79,8 @@ class RingAttention:
             def attend(
                 results: Partial, query: jax.Array, key: jax.Array, pair_mask: Mask
             ) -> Partial:
-                part = self.kernel.forward(
-                    queries[query], block.keys[key], block.values[key], pair_mask
-                )
+                given = queries[query], block.keys[key], block.values[key], pair_mask
+                part = self.kernel.forward(*given, scoring=scoring)
                 out, lse = merge_partial((results[0][query], results[1][query]), part)
                 return results[0].at[query].set(out), results[1].at[query].set(lse)
 
@@ -95,8 +101,11 @@ class RingAttention:
         lse_BNT: jax.Array,
         d_out_BTNH: jax.Array,
         mask: Mask,
+        *,
+        scoring: Scoring = PLAIN,
     ) -> Gradients:
-        """Return the gradients of this device's queries, keys and values.
+        """Return the gradients of this device's queries, keys and values, and its part of a
+        table's.
 
         Given the lse of the whole softmax, a kernel's backward pass over some of the keys yields
         their part of it.
@@ -108,7 +117,7 @@ class RingAttention:
             split_chunks(d_out_BTNH),
         )
 
-        def visit(block: _Block, d_queries: jax.Array) -> tuple[jax.Array, Any]:
+        def visit(block: _Block, of_queries: Gradients) -> tuple[Gradients, Any]:
             def add(
                 sums: Gradients, query: jax.Array, key: jax.Array, pair_mask: Mask
             ) -> Gradients:
@@ -120,24 +129,26 @@ class RingAttention:
                     lses[query],
                     d_outs[query],
                 )
-                d_q, d_k, d_v = self.kernel.backward(*given, pair_mask)
+                d_q, d_k, d_v, *d_table = self.kernel.backward(*given, pair_mask, scoring=scoring)
                 return (
-                    sums[0].at[query].add(d_q),
-                    sums[1].at[key].add(d_k),
-                    sums[2].at[key].add(d_v),
+                    sums[0].at[key].add(d_k),
+                    sums[1].at[key].add(d_v),
+                    sums[2].at[query].add(d_q),
+                    *map(jnp.add, sums[3:], d_table),
                 )
 
             d_keys, d_values = (
                 varying_zeros(x.shape, q_BTNH, *home) for x in (block.keys, block.values)
             )
-            sums = _for_pairs_that_meet(add, (d_queries, d_keys, d_values), block, mask)
-            return sums[0], sums[1:]
+            sums = _for_pairs_that_meet(add, (d_keys, d_values, *of_queries), block, mask)
+            return sums[2:], sums[:2]
 
-        d_queries, (d_keys, d_values) = _visit_all(
-            home, mask, visit, varying_zeros(queries.shape, q_BTNH, *home)
-        )
+        table = () if scoring.table_NX is None else (scoring.table_NX,)
+        zeros = tuple(varying_zeros(x.shape, q_BTNH, *home, *table) for x in (queries, *table))
+        (d_queries, *d_table), (d_keys, d_values) = _visit_all(home, mask, visit, zeros)
         d_q, d_k, d_v = map(join_chunks, (d_queries, d_keys, d_values))
-        return d_q.astype(q_BTNH.dtype), d_k.astype(k_BSKH.dtype), d_v.astype(v_BSKH.dtype)
+        d_k, d_v = d_k.astype(k_BSKH.dtype), d_v.astype(v_BSKH.dtype)
+        return d_q.astype(q_BTNH.dtype), d_k, d_v, *d_table
 
 
 def _home(k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask) -> _Block:

@@ -82,12 +82,12 @@ def weight(
       role: what it is, which decides about weight decay and which optimizer takes it.
       inputs: the dimensions that a product with a token sums over: those before them count
         matrices, those after them are the output. None for what is no matrix.
-      used: the share of it that a token is multiplied with, for parameter and FLOP counts; by
-        default all of a matrix, and nothing of what has no `inputs`.
+      used: the share of it that a token is multiplied with, or that is added to it (role bias),
+        for parameter and FLOP counts; by default all of a matrix or bias, and nothing of the rest.
       fp32: it is used in fp32, whatever the compute dtype.
     """
     assert len(shape) == len(spec), f"{shape} needs one spec entry per dimension, not {spec}"
-    used = float(bool(inputs)) if used is None else used
+    used = float(bool(inputs) or role == "bias") if used is None else used
     facts: dict[str, Any] = {
         "spec": spec,
         "init": init,

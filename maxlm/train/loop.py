@@ -14,8 +14,7 @@ from typing import Any
 
 import jax
 
-from maxlm.checkpoint import Checkpointer, Restored, RunDirectory, tokenizer_to_open
-from maxlm.checkpoint.rearrange import rearrange_layers
+from maxlm.checkpoint import Checkpointer, RunDirectory, tokenizer_to_open
 from maxlm.config.errors import RunFailedError, UserError
 from maxlm.config.resume import compare_runs
 from maxlm.config.schema import RunConfig
@@ -26,6 +25,7 @@ from maxlm.runtime import ProfileWindow, StopSignal, Watchdog, explain_memory, m
 from maxlm.sharding.host import HOST_MEMORY
 from maxlm.sharding.mesh import batch_sharding
 from maxlm.train.evaluate import evaluate
+from maxlm.train.initial import open_source, start_of
 from maxlm.train.report import Reporter
 from maxlm.train.setup import (
     CompiledStep,
@@ -37,7 +37,7 @@ from maxlm.train.setup import (
     open_datasets,
     state_as_saved,
 )
-from maxlm.train.state import Consumed, Consumption, TrainState, create_state
+from maxlm.train.state import Consumption, TrainState
 from maxlm.train.step import StepMetrics
 
 log = logging.getLogger(__name__)
@@ -60,6 +60,7 @@ def train(config: RunConfig, *, command: str) -> None:
       RunFailedError: too many steps in a row were not finite.
     """
     datasets = open_datasets(_with_own_tokenizer(config))
+    source = open_source(config, datasets.train.tokenizer.fingerprint)
     program = build_program(config, num_ids=datasets.train.tokenizer.vocab_size)
     _refuse_too_large_a_state(config, program)
     with explain_memory(_MORE_ROOM), contextlib.ExitStack() as stack:
@@ -67,20 +68,19 @@ def train(config: RunConfig, *, command: str) -> None:
         run_dir = stack.enter_context(RunDirectory.open(config.run_dir))
         checkpointer = stack.enter_context(Checkpointer(run_dir.checkpoints, config.checkpoint))
         _refuse_changes(checkpointer.latest_record(), config, datasets)
-        run_dir.keep_tokenizer(datasets.train.tokenizer.proto)
+        run_dir.keep_tokenizer(datasets.train.tokenizer.files)
         restored = checkpointer.restore(
             program.state, saved_as=lambda record: state_as_saved(record, config, program)
         )
-        state = _state_to_start_from(restored, program, config)
-        start = restored.step if restored else 0
-        consumption = Consumption(_consumed(restored), start, config)
+        start = start_of(restored, source, program, config)
+        consumption = Consumption(start.consumed, start.step, config)
         reporter = stack.enter_context(
             Reporter(
                 config,
                 program,
                 datasets,
                 run_dir=run_dir.path,
-                resume_step=start,
+                resume_step=start.step,
                 consumption=consumption,
             )
         )
@@ -88,10 +88,11 @@ def train(config: RunConfig, *, command: str) -> None:
         _refuse_too_large_a_step(compiled, program)
         reporter.start_clock(compiled)
         loop = _Loop(config, program, datasets, compiled, checkpointer, reporter, consumption)
+        loop.published = start.published
         stack.callback(loop.watchdog.disarm)
         step = loop.run(
-            state,
-            start,
+            start.state,
+            start.step,
             stop.requested,
             ProfileWindow(config.runtime.profile, run_dir.path / "profile"),
         )
@@ -116,6 +117,8 @@ class _Loop:
         self.checkpointer, self.reporter, self.consumption = checkpointer, reporter, consumption
         self.program, self.sharding = program, batch_sharding(program.mesh)
         self.losses = compile_losses(program)
+        # Of the weights that the run began with, for an export that is like them.
+        self.published: dict[str, Any] | None = None
         self.watchdog = Watchdog(config.runtime.step_timeout_seconds)
 
     def run(
@@ -210,6 +213,7 @@ class _Loop:
                 list(segment.repetitions) for segment in self.program.execution.layout.segments
             ],
             "config": self.config.model_dump(mode="json"),
+            **({"published": self.published} if self.published else {}),
             "data": self.datasets.train.fingerprint,
             "tokenizer": self.datasets.train.tokenizer.fingerprint,
             "versions": {name: version(name) for name in _VERSIONED}
@@ -265,30 +269,6 @@ def _refuse_too_large_a_step(compiled: CompiledStep, program: Program) -> None:
             f"a step needs {needed / 2**30:,.1f} GiB on each device, {device.device_kind} has "
             f"{available / 2**30:,.1f} GiB; {_MORE_ROOM}"
         )
-
-
-def _state_to_start_from(
-    restored: Restored | None, program: Program, config: RunConfig
-) -> TrainState:
-    """Return the restored state, its layers as they lie on this mesh, or that of step 0."""
-    if restored is not None:
-        state: TrainState = rearrange_layers(restored.state, program.state)
-        return state
-    return create_state(
-        program.declared,
-        program.optimizer,
-        program.mesh,
-        seed=config.runtime.seed,
-        batch_size=config.train.batch_size,
-        offload="optimizer" in config.train.offload,
-    )
-
-
-def _consumed(restored: Restored | None) -> Consumed:
-    """Return what the run has consumed before its next step, whatever its batch sizes were."""
-    if restored is None:
-        return Consumed(rows=0, tokens=0, flops=0)
-    return Consumed(**restored.record["consumed"])
 
 
 def _due(step: int, every: int) -> bool:

@@ -195,9 +195,8 @@ class Reporter:
         }
 
     def _num_targets(self, source: str) -> int:
-        """Count the targets in the whole validation split: all tokens but BOS."""
-        shards = self._validation[source].shards[source]
-        return shards.num_tokens - shards.num_documents
+        """Count the targets in the whole validation split."""
+        return self._validation[source].shards[source].num_targets
 
     def _rates(self, steps: int, seconds: float) -> dict[str, float]:
         return rates(

@@ -149,7 +149,7 @@ def build_program(
     mesh_sizes = resolve_mesh(config, len(devices))
     _check_host_memory(config, devices[0])
     mesh = build_mesh(mesh_sizes, devices)
-    compute_dtype = compute_dtype_of(config.train, devices[0].platform)
+    compute_dtype = compute_dtype_of(config.train.compute_dtype, devices[0].platform)
     layout = cost.lay_out_on(config, mesh_sizes)
     declared = Decoder(config.model, layout)
     choices = choose_kernels(config, mesh_sizes, declared, device=devices[0], dtype=compute_dtype)

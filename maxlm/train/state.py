@@ -75,9 +75,9 @@ class TrainState(NamedTuple):
     carried: Carried
 
 
-def _new_state(
-    decoder: Decoder, optimizer: optax.GradientTransformation, batch_size: int
-) -> TrainState:
+def _new_state(decoder: Decoder, slots: Any, batch_size: int) -> TrainState:
+    """Return the state of step 0 around a decoder and the optimizer's slots."""
+
     def zero() -> jax.Array:
         return jnp.zeros((), jnp.int32)
 
@@ -85,7 +85,7 @@ def _new_state(
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), decoder.carried_state(batch_size)
     )
     token_hash = jnp.zeros((2,), jnp.uint32)
-    return TrainState(zero(), decoder, optimizer.init(decoder), token_hash, zero(), zero(), carried)
+    return TrainState(zero(), decoder, slots, token_hash, zero(), zero(), carried)
 
 
 def declare_state(
@@ -106,7 +106,9 @@ def declare_state(
       batch_size: sequences of a step, of which mixers may carry something over to the next.
       offload: the optimizer's slots lie in host memory.
     """
-    shapes = jax.eval_shape(lambda decoder: _new_state(decoder, optimizer, batch_size), declared)
+    shapes = jax.eval_shape(
+        lambda decoder: _new_state(decoder, optimizer.init(decoder), batch_size), declared
+    )
 
     def placed(leaf: Any) -> Any:
         spec = _spec_that_fits(leaf, mesh) if is_parameter(leaf) else P()
@@ -148,13 +150,42 @@ def create_state(
     """Create the state of step 0, every array born where it lies; see `initialise` and
     `declare_state`.
     """
-    state = declare_state(declared, optimizer, mesh, batch_size=batch_size, offload=offload)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     decoder = initialise(declared, seed, mesh)
-    create = jax.jit(
-        lambda decoder: _new_state(decoder, optimizer, batch_size),
-        out_shardings=shardings,
-        donate_argnums=0,
+    declared_state = declare_state(
+        declared, optimizer, mesh, batch_size=batch_size, offload=offload
     )
-    created: TrainState = create(decoder)
-    return created
+    return state_around(decoder, optimizer, declared_state, batch_size=batch_size)
+
+
+def state_around(
+    decoder: Decoder,
+    optimizer: optax.GradientTransformation,
+    declared: TrainState,
+    *,
+    batch_size: int = 0,
+    slots: Any = None,
+) -> TrainState:
+    """Return the state of step 0 of a decoder with values, which is given away.
+
+    Args:
+      decoder: on its devices.
+      optimizer: the gradient transformation.
+      declared: the state as `declare_state` says it.
+      batch_size: see `declare_state`.
+      slots: the optimizer's, on their devices; new ones by default.
+    """
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, declared)
+    if slots is None:
+        create = jax.jit(
+            lambda decoder: _new_state(decoder, optimizer.init(decoder), batch_size),
+            out_shardings=shardings,
+            donate_argnums=0,
+        )
+        created: TrainState = create(decoder)
+        return created
+    nothing: Any = ()
+    counters: TrainState = jax.jit(
+        lambda: _new_state(declared.decoder, (), batch_size)._replace(decoder=nothing),
+        out_shardings=shardings._replace(decoder=nothing, optimizer=()),
+    )()
+    return counters._replace(decoder=decoder, optimizer=slots)

@@ -1,4 +1,3 @@
-import hashlib
 import os
 import shutil
 import subprocess
@@ -8,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from maxlm.checkpoint import RunDirectory, tokenizer_of_checkpoint, tokenizer_to_open
+from maxlm.checkpoint import RunDirectory, tokenizer_to_open
 from maxlm.config.errors import UserError
 
 
@@ -67,7 +66,7 @@ def test_nearly_full(tmp_path, monkeypatch):
 
 FORKS = """
 import os, sys
-from maxlm.checkpoint import RunDirectory, tokenizer_of_checkpoint, tokenizer_to_open
+from maxlm.checkpoint import RunDirectory
 with RunDirectory.open(sys.argv[1]):
     if os.fork() == 0:  # the worker: lives until the test closes its end of the pipe
         os.close(1)
@@ -88,66 +87,63 @@ def test_lock_is_not_inherited_by_forks(tmp_path):
             pass
 
 
+FILES = {"tokenizer.json": b"model", "tokenizer_config.json": b"{}"}
+
+
 def test_the_tokenizer_is_copied_once_and_never_replaced(tmp_path):
     with RunDirectory.open(tmp_path / "run") as run:
-        run.keep_tokenizer(b"model")
-        run.keep_tokenizer(b"model")
-        assert run.tokenizer.read_bytes() == b"model"
-        with pytest.raises(
-            UserError, match=r"run/tokenizer\.model is another tokenizer .* choose another run_dir"
-        ):
-            run.keep_tokenizer(b"another")
-        assert run.tokenizer.read_bytes() == b"model"
-    assert sorted(p.name for p in run.path.iterdir()) == ["checkpoints", "lock", "tokenizer.model"]
+        run.keep_tokenizer(FILES)
+        run.keep_tokenizer(FILES)
+        assert {path.name: path.read_bytes() for path in run.tokenizer.iterdir()} == FILES
+        for other in ({**FILES, "tokenizer_config.json": b"[]"}, {"tokenizer.json": b"model"}):
+            message = (
+                r"run/tokenizer is another tokenizer .*\(tokenizer_config\.json\); choose another"
+            )
+            with pytest.raises(UserError, match=message):
+                run.keep_tokenizer(other)
+        assert {path.name: path.read_bytes() for path in run.tokenizer.iterdir()} == FILES
+    assert sorted(p.name for p in run.path.iterdir()) == ["checkpoints", "lock", "tokenizer"]
 
 
-def test_a_stop_while_the_tokenizer_is_copied_leaves_none(tmp_path, monkeypatch):
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_stop_while_the_tokenizer_is_copied_leaves_none(tmp_path, monkeypatch, stopped):
+    synced, sync = [], os.fsync
+
     def stop(descriptor):
-        raise KeyboardInterrupt
+        synced.append(descriptor)
+        if len(synced) > stopped:
+            raise KeyboardInterrupt
+        sync(descriptor)
 
     with RunDirectory.open(tmp_path / "run") as run:
+        (run.path / "tokenizer.unfinished").mkdir()  # of a process that was killed
         with monkeypatch.context() as patch:
             patch.setattr(os, "fsync", stop)
             with pytest.raises(KeyboardInterrupt):
-                run.keep_tokenizer(b"model")
+                run.keep_tokenizer(FILES)
         assert not run.tokenizer.exists()
-        run.keep_tokenizer(b"model")
+        run.keep_tokenizer(FILES)
+        assert {path.name: path.read_bytes() for path in run.tokenizer.iterdir()} == FILES
 
 
 def test_a_tokenizer_that_cannot_be_kept(tmp_path):
     with RunDirectory.open(tmp_path / "run") as run:
-        run.tokenizer.mkdir()
+        run.tokenizer.touch()
         with pytest.raises(
-            UserError, match=r"tokenizer\.model: Is a directory; .*move away what is in its place"
+            UserError, match=r"run/tokenizer: Not a directory; .*move away what is in its place"
         ):
-            run.keep_tokenizer(b"model")
+            run.keep_tokenizer(FILES)
 
 
 def test_a_run_with_checkpoints_starts_with_its_own_tokenizer(tmp_path):
     with RunDirectory.open(tmp_path / "run") as run:
-        run.keep_tokenizer(b"model")
+        run.keep_tokenizer(FILES)
         assert tokenizer_to_open(run.path, "named") == "named"
         (run.checkpoints / "00000010").mkdir()
         assert tokenizer_to_open(run.path, "named") == str(run.tokenizer)
-        run.tokenizer.unlink()
+        shutil.rmtree(run.tokenizer)
         assert tokenizer_to_open(run.path, "named") == "named"
     assert tokenizer_to_open(tmp_path / "none", "named") == "named"
-
-
-def test_the_tokenizer_of_a_checkpoint_is_proved_to_be_it(tmp_path):
-    fingerprint = hashlib.sha256(b"model").hexdigest()
-    record = {"step": 7, "tokenizer": fingerprint}
-    with pytest.raises(UserError, match=rf"cannot be read: No such file .* SHA-256 {fingerprint}"):
-        tokenizer_of_checkpoint(tmp_path, record)
-    (tmp_path / "tokenizer.model").write_bytes(b"model")
-    assert tokenizer_of_checkpoint(tmp_path, record) == tmp_path / "tokenizer.model"
-    (tmp_path / "tokenizer.model").write_bytes(b"another")
-    with pytest.raises(
-        UserError, match=rf"not the tokenizer that the checkpoint of step 7 .* not {fingerprint}"
-    ):
-        tokenizer_of_checkpoint(tmp_path, record)
-    with pytest.raises(UserError, match="step 7 is of an earlier version"):
-        tokenizer_of_checkpoint(tmp_path, {"step": 7})
 
 
 @pytest.mark.parametrize("name", ["a[1]", "a*b", "a?", "back\\\\slash", "a[1]/inside"])

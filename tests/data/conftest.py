@@ -9,7 +9,7 @@ from data_pipeline.tokens.train_tokenizer import train_tokenizer
 from maxlm.config.schema import DataConfig
 from maxlm.data.dataset import build_dataset
 from maxlm.data.shards import ShardWriter
-from maxlm.data.tokenizer import Tokenizer
+from maxlm.data.tokenizers import open_tokenizer
 
 TEXT = (
     "def add(a, b):\n    return a + b\n\n\nclass Point:\n    def __init__(self, x, y):\n        self.x = x\n"
@@ -21,7 +21,7 @@ TEXT = (
 def tokenizer(tmp_path_factory):
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
     path.write_bytes(train_tokenizer({"text": [TEXT]}, {"text": 1.0}, 320))
-    return Tokenizer(path)
+    return open_tokenizer(path)
 
 
 @pytest.fixture

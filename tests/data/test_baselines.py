@@ -102,3 +102,17 @@ def test_the_first_tokens_are_what_an_evaluation_of_as_many_batches_predicts(
     assert measured.targets == targets.size
     want = targets.size * math.log2(dataset.tokenizer.vocab_size) / num_bytes
     assert measured.bits_per_byte["uniform"] == pytest.approx(want, abs=1e-4)
+
+
+def test_a_token_that_ends_documents_and_starts_them_is_predicted(tokenizer, tmp_path):
+    settings = {"vocab_size": tokenizer.vocab_size, "bos_id": 2, "eos_id": 2}
+    shards = {}
+    for name in ("t", "v"):
+        with ShardWriter(tmp_path / name, tokenizer=tokenizer.fingerprint, **settings) as writer:
+            for text in VALIDATION:
+                writer.write_document(tokenizer.encode(text))
+        shards[name] = TokenShards(tmp_path / name)
+    measured = measure_baselines(shards["t"], shards["v"], tokenizer)
+    assert measured.targets == shards["v"].num_targets == shards["v"].num_tokens - 1
+    want = measured.targets * math.log2(tokenizer.vocab_size) / len("".join(VALIDATION).encode())
+    assert measured.bits_per_byte["uniform"] == pytest.approx(want, abs=1e-4)

@@ -73,6 +73,18 @@ def test_writer_refuses_ids_that_are_no_tokens(write_shards, tmp_path, tokenizer
             writer.write_document(bad)
 
 
+def test_one_token_that_ends_documents_and_starts_them_is_written_once(write_shards, tmp_path):
+    write_shards(tmp_path, count=3, bos_id=2, eos_id=2, longest=5)
+    shards = TokenShards(tmp_path)
+    tokens = shards.read(0, shards.num_tokens)
+    assert (tokens == 2).sum() == shards.num_documents == 3
+    assert tokens[0] == 2
+    assert shards.num_targets == shards.num_tokens - 1
+    write_shards(tmp_path / "two", count=3)
+    two = TokenShards(tmp_path / "two")
+    assert two.num_targets == two.num_tokens - 3
+
+
 def test_writer_that_fails_leaves_no_index(tmp_path, tokenizer):
     with pytest.raises(ValueError, match="token ids"), make_writer(tmp_path, tokenizer) as writer:
         [writer.write_document(document) for document in ([5] * 100, [-1])]

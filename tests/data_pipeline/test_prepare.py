@@ -14,11 +14,13 @@ import pytest
 
 from data_pipeline import prepare as prepare_module
 from data_pipeline import staging
+from data_pipeline.manifest import read_manifest
 from maxlm.config.errors import UserError
 from maxlm.config.schema import RunConfig
 from maxlm.data.dataset import build_dataset
 from maxlm.data.shards import TokenShards
-from maxlm.data.tokenizer import Tokenizer
+from maxlm.data.tokenizers import open_tokenizer
+from tests.data.tokenizers.kinds import BOS, EOS, byte_level, marked, write_hf, write_tiktoken
 
 
 def test_what_is_prepared_can_be_read_and_says_what_was_put_in(run_config, do, raw, tmp_path):
@@ -26,7 +28,7 @@ def test_what_is_prepared_can_be_read_and_says_what_was_put_in(run_config, do, r
     (raw / "empty.txt").write_text("")
     config = run_config()
     out = do(config)
-    tokenizer = Tokenizer(config.data.tokenizer)
+    tokenizer = open_tokenizer(config.data.tokenizer)
     texts = []
     for split in ("train", "validation"):
         shards = TokenShards(tmp_path / "out/text" / split)
@@ -103,7 +105,7 @@ def test_other_settings_are_refused_unless_forced(run_config, do, hashes, tmp_pa
     assert "400 pieces, fewer than model.vocab_size=500" in do(run_config(vocab_size=500))
     assert hashes(tmp_path / "out") == before
     do(run_config(validation_fraction=0.5, vocab_size=300), force=True)
-    assert Tokenizer(tmp_path / "out/tokenizer.model").vocab_size == 300
+    assert open_tokenizer(tmp_path / "out/tokenizer.model").vocab_size == 300
     do(run_config(), force=True)
     assert hashes(tmp_path / "out") == before
 
@@ -118,6 +120,52 @@ def test_tokenizer_that_was_brought_along_is_used_and_never_replaced(run_config,
     do(config, force=True)
     assert (tmp_path / "other/tokenizer.model").read_bytes() == model
     assert TokenShards(tmp_path / "other/text/train").index.vocab_size == 400
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "one token", "first"])
+def test_a_published_tokenizer_is_used_and_its_texts_come_back(run_config, do, raw, tmp_path, kind):
+    """Of every kind that stores documents otherwise: with BOS and EOS, with one token for both, and
+    with a space in front.
+    """
+    tree = marked("first") if kind == "first" else byte_level()
+    config = {"eos_token": EOS} | ({} if kind == "one token" else {"bos_token": BOS})
+    folder = write_hf(tmp_path / "published", tree, config)
+    run = run_config(vocab_size=2000)
+    run = run.model_copy(update={"data": run.data.model_copy(update={"tokenizer": str(folder)})})
+    do(run)
+    tokenizer, texts = open_tokenizer(folder), set()
+    for split in ("train", "validation"):
+        shards = TokenShards(tmp_path / "out/text" / split)
+        assert shards.index.tokenizer == tokenizer.fingerprint
+        tokens = shards.read(0, shards.num_tokens)
+        starts = np.flatnonzero(tokens == tokenizer.bos_id)
+        texts |= {tokenizer.decode(document) for document in np.split(tokens, starts)[1:]}
+        manifest = read_manifest(tmp_path / "out/text")
+        counted = int(tokenizer.bytes_of(tokens[1:], tokens[:-1]).sum())
+        assert counted == manifest["splits"][split]["bytes"]
+    assert texts == {path.read_text() for path in raw.iterdir()}
+    assert "already prepared" in do(run)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "x.tiktoken"])
+def test_tokenizers_of_other_kinds_are_not_trained(run_config, do, tmp_path, name):
+    run = run_config()
+    data = run.data.model_copy(update={"tokenizer": str(tmp_path / name)})
+    with pytest.raises(
+        UserError, match=rf"{name}: there is no such tokenizer, .*SentencePiece.*\.model"
+    ):
+        do(run.model_copy(update={"data": data}))
+
+
+def test_a_file_beside_a_tokenizer_that_was_brought_along_is_no_mark(run_config, do, tmp_path):
+    """A tiktoken file has its JSON where `prepare` marks what it has trained."""
+    path = write_tiktoken(tmp_path / "out")
+    for suffix in ("", ".json"):
+        path.with_name(f"{path.name}{suffix}").rename(tmp_path / f"out/tokenizer.model{suffix}")
+    before = (tmp_path / "out/tokenizer.model").read_bytes()
+    do(run_config(vocab_size=2000))
+    do(run_config(vocab_size=2000), force=True)
+    assert (tmp_path / "out/tokenizer.model").read_bytes() == before
 
 
 def test_lost_tokenizer_is_trained_again(run_config, do, hashes, tmp_path):
@@ -172,7 +220,7 @@ def protecting(config, *names):
 
 def documents_of(config):
     """Return {(source, split): the documents' texts, white space collapsed}."""
-    tokenizer, documents = Tokenizer(config.data.tokenizer), {}
+    tokenizer, documents = open_tokenizer(config.data.tokenizer), {}
     for name, source in config.data.sources.items():
         for split in ("train", "validation"):
             shards = TokenShards(Path(source.path) / split)
@@ -407,7 +455,7 @@ def test_the_command(tmp_path, raw, capsys, monkeypatch):
         config="run.yaml", overrides=["model.vocab_size=310"], force=False
     )
     assert prepare_module.run(arguments) == 0
-    assert Tokenizer("data/tokenizer.model").vocab_size == 310
+    assert open_tokenizer("data/tokenizer.model").vocab_size == 310
     assert "train tokens" in capsys.readouterr().out
     arguments.overrides += ["data.sources.text.raw.paths=[nothing]"]
     arguments.force = True

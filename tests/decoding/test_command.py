@@ -6,25 +6,8 @@ import yaml
 from maxlm import runtime
 from maxlm.checkpoint import CheckpointReader
 from maxlm.cli import main
+from tests.data.tokenizers.kinds import write_sentencepiece
 from tests.train.conftest import make_run, train
-
-
-@pytest.fixture(scope="module")
-def trained(tiny_data, tmp_path_factory):
-    """A run directory with checkpoints of steps 2 and 3, of a model with learned positions, trained
-    on two devices.
-    """
-    folder = tmp_path_factory.mktemp("trained")
-    config = make_run(tiny_data, folder / "run")
-    config["model"]["position"] = {"kind": "learned", "max_length": 32}
-    config["train"] |= {"num_steps": 3, "eval_every": 0}
-    config["schedule"] = {}
-    config["checkpoint"] = {"every": 2}
-    config["train"]["microbatches"] = 2
-    config["runtime"]["device_count"] = 2
-    (folder / "run.yaml").write_text(yaml.safe_dump(config))
-    train(folder / "run.yaml")
-    return folder / "run"
 
 
 @pytest.fixture
@@ -96,8 +79,8 @@ def test_several_prompts_on_two_devices_get_the_texts_they_get_alone(trained, mo
         ),
         (["--seed", "-1"], "--seed=-1 must be at least 0"),
         (
-            ["--max-tokens", "31"],
-            "2 tokens and --max-tokens=31, together more than model.position.max_length=32",
+            ["--max-tokens", "127"],
+            "2 tokens and max_tokens=127, together more than model.position.max_length=128",
         ),
     ],
 )
@@ -138,7 +121,7 @@ def test_generating_needs_nothing_but_the_run_directory(
     """
     text = say("--temperature", "0")
     tokenizer = tiny_data / "tokenizer.model"
-    assert (trained / "tokenizer.model").read_bytes() == tokenizer.read_bytes()
+    assert (trained / "tokenizer/tokenizer.model").read_bytes() == tokenizer.read_bytes()
     tokenizer.rename(tmp_path / "kept")
     try:
         assert say("--temperature", "0") == text
@@ -150,17 +133,22 @@ def test_generating_needs_nothing_but_the_run_directory(
 
 
 def test_generating_with_a_tokenizer_that_is_not_the_run_s(refuse, trained, tmp_path):
-    tokenizer = trained / "tokenizer.model"
+    tokenizer, other = trained / "tokenizer", tmp_path / "other"
     kept = tokenizer.rename(tmp_path / "kept")
     try:
-        assert f"{tokenizer}: the run's tokenizer cannot be read" in refuse(
+        assert f"{tokenizer}: the model's tokenizer is missing" in refuse(
             "generate", trained, "--prompt", "a"
         )
-        tokenizer.write_bytes(kept.read_bytes() + b"\n")
-        assert f"{tokenizer} is not the tokenizer that" in refuse(
+        write_sentencepiece(tokenizer / "tokenizer.model")
+        message = refuse("generate", trained, "--prompt", "a")
+        tokenizer.rename(other)
+        assert f"{tokenizer} is not the tokenizer that the checkpoint of step 3 was" in message
+        tokenizer.mkdir()
+        assert f"{tokenizer}: a folder with a tokenizer has one of" in refuse(
             "generate", trained, "--prompt", "a"
         )
     finally:
+        tokenizer.rmdir()
         kept.rename(tokenizer)
 
 

@@ -2,12 +2,14 @@
 one.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maxlm.decoding.generate import empty_states, generate, make_advance
+from maxlm.decoding.generate import Generator, make_advance, make_empty_states
 from maxlm.decoding.sampling import Sampling
 from maxlm.sharding.parameters import initialise
 from maxlm.train.setup import build_program
@@ -35,12 +37,55 @@ NARROW = {
     "window": 5,
     "sinks": True,
 }
+CHUNKED = {
+    "kind": "attention",
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "head_dim": 8,
+    "chunk": 5,
+    "qk_norm": "l2",
+    "position": {"kind": "rope", "rotary_dim": 4, "layout": "interleaved"},
+}
+BY_DISTANCE = {
+    "kind": "attention",
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "head_dim": 8,
+    "qk_norm": "rmsnorm_all",
+    "scale": 0.6,
+    "temperature": {"floor": 4},
+}
+POSITIONS = [
+    CHUNKED,
+    {**BY_DISTANCE, "position": {"kind": "alibi"}},
+    {**BY_DISTANCE, "position": {"kind": "relative", "num_buckets": 8, "max_distance": 40}},
+]
+LATENT = {
+    "kind": "mla",
+    "num_heads": 4,
+    "kv_rank": 8,
+    "nope_dim": 6,
+    "rope_dim": 4,
+    "value_dim": 5,
+    "position": {"layout": "interleaved"},
+}
 MODELS = {
     "experts": {"num_layers": 3, "prefix": [{}], "pattern": [{"ffn": MOE}], "init_std": 0.3},
     "parallel": {
         "num_layers": 3,
         "pattern": [{"mixer": NONE}, {"mixer": BOTH}, {"ffn": NONE}],
         "init_std": 0.3,
+    },
+    "positions": {
+        "num_layers": 3,
+        "position": {"kind": "sinusoidal"},
+        "pattern": [{"mixer": mixer} for mixer in POSITIONS],
+        "init_std": 0.3,
+    },
+    "latent": {
+        "num_layers": 2,
+        "pattern": [{"mixer": {**LATENT, "query_rank": 12}}, {"mixer": {**LATENT, "scale": 0.6}}],
+        "init_std": 0.4,
     },
     "window": {"num_layers": 2, "pattern": [{"mixer": NARROW}, {}], "init_std": 0.3},
 }
@@ -50,9 +95,9 @@ MODELS = {
 def test_one_by_one_as_all_at_once(model):
     program = build_program(make_config(model=model), jax.devices()[:1])
     decoder = initialise(program.declared, 0, program.mesh)
-    advance = make_advance(program.declared, program.mesh, jnp.float32)
+    advance = make_advance(program.declared, program.mesh, jnp.float32, 8)
     tokens = np.random.default_rng(0).integers(0, 64, (1, 6)).astype(np.int32)
-    states = lambda: empty_states(decoder, program.mesh, 1, 8, jnp.float32)  # noqa: E731
+    states = make_empty_states(decoder, program.mesh, 1, 8, jnp.float32)
     one = np.ones(1, np.int32)
     want, _ = advance(decoder, tokens, states(), 0 * one, 6 * one)
     kept = states()
@@ -62,31 +107,34 @@ def test_one_by_one_as_all_at_once(model):
     assert np.abs(want).max() > 0.1
 
 
-def texts(model, prompts, **mesh):
-    """Return the likeliest continuations of prompts of token ids, as `generate` yields them."""
+def speaker(model, **mesh):
+    """Return texts(prompts): the likeliest continuations of prompts of token ids."""
     config = make_config(model=model, mesh=mesh)
-    program = build_program(config, jax.devices()[: mesh.get("tensor", 1)])
+    program = build_program(config, jax.devices()[: math.prod(mesh.values())])
     decoder = initialise(program.declared, 0, program.mesh)
-    steps = generate(
-        decoder,
-        program.mesh,
-        prompts,
-        max_tokens=8,
-        sampling=Sampling(temperature=0),
-        stop_id=63,
-        num_ids=64,
-        compute_dtype=jnp.float32,
-    )
-    rows = zip(*steps, strict=True)
-    return [[token for token in row if token is not None] for row in rows]
+    generator = Generator(decoder, program.mesh, num_ids=64, compute_dtype=jnp.float32)
+
+    def texts(prompts):
+        steps = generator(prompts, max_tokens=8, sampling=Sampling(temperature=0), stop_ids={63})
+        rows = zip(*steps, strict=True)
+        return [[token for token in row if token is not None] for row in rows]
+
+    return texts
+
+
+# One of them fills a whole block of the prefill, and one needs two.
+PROMPTS = [np.random.default_rng(0).integers(0, 63, length).tolist() for length in (3, 64, 70)]
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_prompts_of_any_length_get_together_the_texts_they_get_alone(model):
-    rng = np.random.default_rng(0)
-    # One of them fills a whole block of the prefill, and one needs two.
-    prompts = [rng.integers(0, 63, length).tolist() for length in (3, 64, 70)]
-    together = texts(model, prompts)
-    assert together == [texts(model, [prompt])[0] for prompt in prompts]
-    assert len({tuple(text) for text in together}) == len(prompts)
-    assert texts(model, prompts, tensor=2) == together
+    texts = speaker(model)
+    together = texts(PROMPTS)
+    assert together == [texts([prompt])[0] for prompt in PROMPTS]
+    assert len({tuple(text) for text in together}) == len(PROMPTS)
+    assert speaker(model, tensor=2)(PROMPTS) == together
+
+
+def test_texts_that_devices_do_not_divide_are_filled_up():
+    model = MODELS["window"]
+    assert speaker(model, fsdp=2)(PROMPTS[:1]) == speaker(model)(PROMPTS[:1])

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from maxlm.kernels.mask import EVERYTHING, NOTHING_SEEN, Mask
+from maxlm.kernels.shape import PLAIN, Scoring
 
 
 def make_inputs(
@@ -131,8 +132,18 @@ MASKS = {
 """Masks of one sequence, from a generator of random numbers and (batch, length)."""
 
 
-def seen_fp64(mask):
-    """Return bool (B, T, S): who sees whom."""
+def make_scoring(heads, *, softcap=None, scale=None, by_distance=None):
+    """Return how scores are made, of so many heads; slopes and a table come without a softcap."""
+    rng = np.random.default_rng(heads)
+    if by_distance is None:
+        return Scoring(scale, softcap)
+    if by_distance == "slopes":
+        return Scoring(scale, slopes_N=jnp.asarray(rng.uniform(0.02, 0.5, heads), jnp.float32))
+    table = jnp.asarray(rng.normal(size=(heads, 5)), jnp.float32)
+    return Scoring(scale, table_NX=table, edges=(1, 2, 4, 9))
+
+
+def _mask_fp64(mask):
     fields = (
         mask.q_segments_BT,
         mask.q_rank_BT,
@@ -143,20 +154,35 @@ def seen_fp64(mask):
     segment, rank, kv_segment, start, end = (np.asarray(x, np.int64) for x in fields)
     segment, rank = segment[:, :, None], rank[:, :, None]
     kv_segment, start, end = kv_segment[:, None], start[:, None], end[:, None]
-    return (kv_segment > 0) & (segment == kv_segment) & (start <= rank) & (rank < end)
+    seen = (kv_segment > 0) & (segment == kv_segment) & (start <= rank) & (rank < end)
+    return seen, np.where(seen, rank - start, 0)
 
 
-def attention_fp64(q, k, v, d_out, mask, softcap=None):
-    """Return out, lse, dq, dk, dv in fp64."""
+def seen_fp64(mask):
+    """Return bool (B, T, S): who sees whom."""
+    return _mask_fp64(mask)[0]
+
+
+def attention_fp64(q, k, v, d_out, mask, scoring=PLAIN):
+    """Return out, lse, dq, dk, dv in fp64, and with a table its gradient."""
     q, k, v, d_out = (np.asarray(x, np.float64) for x in (q, k, v, d_out))
-    groups, scale = q.shape[2] // k.shape[2], 1 / np.sqrt(q.shape[3])
+    groups, softcap = q.shape[2] // k.shape[2], scoring.softcap
+    scale = 1 / np.sqrt(q.shape[3]) if scoring.scale is None else scoring.scale
     k_all, v_all = np.repeat(k, groups, axis=2), np.repeat(v, groups, axis=2)
     scores = np.einsum("btnh,bsnh->bnts", q, k_all) * scale
     slope = 1.0
     if softcap is not None:
         slope = 1 / np.cosh(scores / softcap) ** 2
         scores = softcap * np.tanh(scores / softcap)
-    seen = seen_fp64(mask)[:, None]
+    seen, distance = (x[:, None] for x in _mask_fp64(mask))
+    if scoring.slopes_N is not None:
+        scores = scores - np.asarray(scoring.slopes_N, np.float64)[:, None, None] * distance
+    bucket = np.searchsorted(scoring.edges, distance, side="right")
+    if scoring.table_NX is not None:
+        table = np.asarray(scoring.table_NX, np.float64)
+        scores = scores + np.take_along_axis(
+            table[None, :, None], np.broadcast_to(bucket, scores.shape), axis=3
+        )
     peak = np.where(seen, scores, NOTHING_SEEN).max(-1, keepdims=True)
     exp = np.where(seen, np.exp(np.where(seen, scores - peak, 0)), 0.0)
     total = exp.sum(-1, keepdims=True)
@@ -165,13 +191,18 @@ def attention_fp64(q, k, v, d_out, mask, softcap=None):
     out = np.einsum("bnts,bsnh->btnh", p, v_all)
     d_p = np.einsum("btnh,bsnh->bnts", d_out, v_all)
     delta = np.einsum("btnh,btnh->bnt", d_out, out)
-    d_s = p * (d_p - delta[..., None]) * slope * scale
+    d_added = p * (d_p - delta[..., None])
+    d_s = d_added * slope * scale
 
     def per_kv_head(x):
         return x.reshape(*x.shape[:2], -1, groups, x.shape[3]).sum(3)
 
     d_k, d_v = (per_kv_head(np.einsum("bnts,btnh->bsnh", x, y)) for x, y in ((d_s, q), (p, d_out)))
-    return out, lse, np.einsum("bnts,bsnh->btnh", d_s, k_all), d_k, d_v
+    results = out, lse, np.einsum("bnts,bsnh->btnh", d_s, k_all), d_k, d_v
+    if scoring.table_NX is None:
+        return results
+    of_buckets = [(d_added * (bucket == x)).sum((0, 2, 3)) for x in range(table.shape[1])]
+    return *results, np.stack(of_buckets, axis=1)
 
 
 def relative_error(got, want):

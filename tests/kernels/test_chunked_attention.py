@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 
 from maxlm.kernels import chunked_attention
 from maxlm.kernels.mask import with_least
+from maxlm.kernels.shape import Scoring
 from maxlm.ops.attention import CHUNKED, attention
 from tests.kernels.oracle import (
     MASKS,
     attention_fp64,
     make_inputs,
+    make_scoring,
     place_mask,
     relative_error,
     seen_fp64,
@@ -95,14 +97,15 @@ def test_equals_fp64_softmax(seed, length, block, heads, v_dim, window, causal, 
         window=window,
         causal=causal,
     )
-    kernel = CHUNKED.with_softcap(softcap)
+    how = {"scoring": Scoring(softcap=softcap)}
+    forward, backward = (functools.partial(function, **how) for function in CHUNKED)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunked_attention, "block_size", lambda length: min(length, block))
-        out, lse = jax.jit(kernel.forward)(q, k, v, mask)
+        out, lse = jax.jit(forward)(q, k, v, mask)
         want_out, want_lse, p = oracle(q, k, v, mask, softcap)
         np.testing.assert_allclose(out, want_out, rtol=2e-5, atol=2e-6)
         np.testing.assert_allclose(lse, want_lse, rtol=2e-5, atol=2e-6)
-        d_q, d_k, d_v = jax.jit(kernel.backward)(q, k, v, out, lse, out, mask)
+        d_q, d_k, d_v = jax.jit(backward)(q, k, v, out, lse, out, mask)
     groups = heads[0] // heads[1]
     q64, k64, v64 = (
         np.asarray(x, np.float64) for x in (q, np.repeat(k, groups, 2), np.repeat(v, groups, 2))
@@ -145,10 +148,18 @@ def test_every_mask_equals_fp64(monkeypatch, name, length):
 
 
 @pytest.mark.parametrize(
-    ("length", "window", "softcap"), [(5, 2, None), (37, None, 0.7), (37, 9, None)]
+    ("length", "window", "how"),
+    [
+        (5, 2, {}),
+        (37, None, {"softcap": 0.7}),
+        (37, 9, {"scale": 0.2}),
+        (37, None, {"by_distance": "slopes"}),
+        (37, 20, {"by_distance": "table"}),
+    ],
 )
-def test_masks_with_least_equal_fp64(monkeypatch, length, window, softcap):
+def test_masks_with_least_equal_fp64(monkeypatch, length, window, how):
     """Documents with keys that are of none, and filling behind them."""
+    scoring = make_scoring(4, **how)
     monkeypatch.setattr(chunked_attention, "block_size", lambda length: min(length, 8))
     q, k, v, d_out, mask = make_inputs(5, length=length, head_dim=8, window=window, of_none=0.1)
     filled = mask.q_segments_BT.at[1, -length // 4 :].set(0)
@@ -158,18 +169,33 @@ def test_masks_with_least_equal_fp64(monkeypatch, length, window, softcap):
     assert short.q_least_BT is not None
 
     def both_passes(q, k, v, d_out, mask):
-        out, lse = chunked_attention.forward(q, k, v, mask, softcap=softcap)
-        return (
-            out,
-            lse,
-            *chunked_attention.backward(q, k, v, out, lse, d_out, mask, softcap=softcap),
-        )
+        out, lse = chunked_attention.forward(q, k, v, mask, scoring=scoring)
+        gradients = chunked_attention.backward(q, k, v, out, lse, d_out, mask, scoring=scoring)
+        return out, lse, *gradients
 
     got = jax.jit(both_passes)(q, k, v, d_out, short)
     for number, (x, want) in enumerate(
-        zip(got, attention_fp64(q, k, v, d_out, mask, softcap), strict=True)
+        zip(got, attention_fp64(q, k, v, d_out, mask, scoring), strict=True)
     ):
         assert relative_error(x, want) < 1e-5, number
+
+
+@pytest.mark.parametrize("how", [{"by_distance": "slopes"}, {"by_distance": "table", "scale": 0.3}])
+@pytest.mark.parametrize("length", [5, 37])
+def test_scores_by_distance_equal_fp64(monkeypatch, length, how):
+    monkeypatch.setattr(chunked_attention, "block_size", lambda length: min(length, 8))
+    *inputs, mask = make_inputs(0, length=length, kv_length=40, head_dim=8, q_start=3)
+    scoring = make_scoring(4, **how)
+
+    def both_passes(q, k, v, d_out, mask, scoring):
+        out, lse = chunked_attention.forward(q, k, v, mask, scoring=scoring)
+        gradients = chunked_attention.backward(q, k, v, out, lse, d_out, mask, scoring=scoring)
+        return out, lse, *gradients
+
+    got = jax.jit(both_passes)(*inputs, mask, scoring)
+    want = attention_fp64(*inputs, mask, scoring)
+    for number, (x, y) in enumerate(zip(got, want, strict=True)):
+        assert relative_error(x, y) < 1e-5, number
 
 
 @pytest.mark.parametrize(("q_start", "kv_start"), [(8, 0), (0, 8), (16, 16), (3, 0)])

@@ -27,7 +27,7 @@ from maxlm.kernels.external_attention import (
     results_of,
 )
 from maxlm.kernels.mask import causal, with_least
-from maxlm.kernels.shape import AttentionShape
+from maxlm.kernels.shape import PLAIN, AttentionShape, Scoring
 from maxlm.ops.attention import CHUNKED, Kernel, attention
 from tests.kernels.oracle import MASKS, attention_fp64, make_inputs, relative_error
 
@@ -65,9 +65,9 @@ def inputs(seed, *, filling=0, **case):
     )
 
 
-def both_passes(library, q, k, v, d_out, mask, softcap=None):
-    out, kept = library.forward(q, k, v, mask, softcap=softcap)
-    return out, *library.backward(q, k, v, out, kept, d_out, mask, softcap=softcap)
+def both_passes(library, q, k, v, d_out, mask, scoring=PLAIN):
+    out, kept = library.forward(q, k, v, mask, scoring=scoring)
+    return out, *library.backward(q, k, v, out, kept, d_out, mask, scoring=scoring)
 
 
 @pytest.mark.parametrize("name", WITH_TOKAMAX)
@@ -89,9 +89,9 @@ def test_equals_fp64(name, case, softcap):
         pytest.skip(
             "splash attention compiles causal masks in; see test_splash_refuses_what_is_not_causal"
         )
-    given = inputs(3, **case)
-    want = attention_fp64(*given, softcap)
-    got = jax.jit(functools.partial(both_passes, LIBRARIES[name], softcap=softcap))(*given)
+    given = *inputs(3, **case), Scoring(0.3 if softcap else None, softcap)
+    want = attention_fp64(*given)
+    got = jax.jit(functools.partial(both_passes, LIBRARIES[name]))(*given)
     for what, x, exact in zip(("out", "d_q", "d_k", "d_v"), got, (want[0], *want[2:]), strict=True):
         assert relative_error(x, exact) < 1e-5, what
 
@@ -191,6 +191,8 @@ def test_splash_compiles_for_a_mesh_of_tpus(monkeypatch):
         (external_attention.unsupported, {"dtype": "float32"}, "float32"),
         (external_attention.unsupported, {"spread": True}, "mesh.context_kind=ulysses"),
         (external_attention.unsupported, {"sinks": True}, "no sinks"),
+        (external_attention.unsupported, {"by_distance": "slopes"}, "position.kind=alibi"),
+        (external_attention.cudnn_unsupported, {"by_distance": "table"}, "position.kind=relative"),
         (external_attention.cudnn_unsupported, {"causal": False}, None),
         (external_attention.cudnn_unsupported, {"softcap": 3.0}, "no softcap"),
         (external_attention.cudnn_unsupported, {"value_size": 64}, "128 and 64"),

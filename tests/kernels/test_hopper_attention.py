@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec as P
 from maxlm.jax_versions import varying_axes
 from maxlm.kernels import block_sizes, chunked_attention, hopper_attention
 from maxlm.kernels.mask import NOTHING_SEEN, Mask
-from maxlm.kernels.shape import AttentionShape
+from maxlm.kernels.shape import AttentionShape, Scoring
 from tests.kernels.oracle import MASKS, attention_fp64, make_inputs
 
 interpret_params = pytest.importorskip("jax._src.pallas.mosaic_gpu.interpret.params")
@@ -79,8 +79,8 @@ def simulated(monkeypatch):
     interpreter.reset_gpu_interpret_mode_state()
 
 
-def make(softcap=None, masks=(), **options):
-    """Return q, k, v, d_out, mask and the cap; small unless said otherwise.
+def make(softcap=None, scale=None, masks=(), **options):
+    """Return q, k, v, d_out, mask and how scores are made; small unless said otherwise.
 
     The mask is one of places or, by name, one of the oracle's for each batch row: of a sequence
     that holds the queries and the keys.
@@ -101,12 +101,12 @@ def make(softcap=None, masks=(), **options):
         rows = [MASKS[name](rng, (1, max(queries.stop, keys.stop))) for name in masks]
         parts = [jnp.concatenate(x) for x in ([x.queries for x in rows], [x.keys for x in rows])]
         mask = Mask.of(parts[0][:, :, queries], parts[1][:, :, keys])
-    return *arrays, mask, softcap
+    return *arrays, mask, Scoring(scale, softcap)
 
 
 def simulate(arrays, simulated):
-    q, k, v, d_out, mask, softcap = arrays
-    options = {"softcap": softcap, "interpret": simulated}
+    q, k, v, d_out, mask, scoring = arrays
+    options = {"scoring": scoring, "interpret": simulated}
     out, lse = hopper_attention.forward(q, k, v, mask, **options)
     gradients = hopper_attention.backward(q, k, v, out, lse, d_out, mask, **options)
     assert not interpreter.get_races().races_found
@@ -115,13 +115,11 @@ def simulate(arrays, simulated):
 
 def check(arrays, simulated):
     """Compare with fp64: at most 1.2 times as far from it as the plain computation, in bf16 too."""
-    q, k, v, d_out, mask, softcap = arrays
+    q, k, v, d_out, mask, scoring = arrays
     # Without the option XLA leaves out roundings to bf16.
-    jit = functools.partial(
-        jax.jit, compiler_options={"xla_allow_excess_precision": False}, static_argnames="softcap"
-    )
-    plain = jit(chunked_attention.forward)(q, k, v, mask, softcap=softcap)
-    plain = *plain, *jit(chunked_attention.backward)(q, k, v, *plain, d_out, mask, softcap=softcap)
+    jit = functools.partial(jax.jit, compiler_options={"xla_allow_excess_precision": False})
+    plain = jit(chunked_attention.forward)(q, k, v, mask, scoring=scoring)
+    plain = *plain, *jit(chunked_attention.backward)(q, k, v, *plain, d_out, mask, scoring=scoring)
     for name, x, y, exact in zip(
         NAMES, simulate(arrays, simulated), plain, attention_fp64(*arrays), strict=True
     ):
@@ -142,6 +140,7 @@ ALL_AT_ONCE = {
     "of_none": 0.05,
     "window": 70,
     "softcap": 2.0,
+    "scale": 0.2,
 }
 
 
@@ -230,14 +229,14 @@ def test_any_features(simulated, options):
 def test_blocks_that_nobody_sees_are_not_computed(simulated):
     # Two documents of 128 tokens: the second's queries must not touch the first's keys, nor the
     # first's the second's.
-    q, k, v, d_out, mask, softcap = make(length=256)
+    q, k, v, d_out, mask, scoring = make(length=256)
     documents = jnp.repeat(jnp.asarray([[1, 2]], jnp.int32), 128, axis=1)
     mask = dataclasses.replace(mask, q_segments_BT=documents, kv_segments_BS=documents)
-    clean = simulate((q, k, v, d_out, mask, softcap), simulated)
+    clean = simulate((q, k, v, d_out, mask, scoring), simulated)
     for kept, spoilt in ((slice(0, 128), slice(128, 256)), (slice(128, 256), slice(0, 128))):
         bad = [x.at[:, spoilt].set(jnp.nan) for x in (q, k, v, d_out)]
         for name, got, want in zip(
-            NAMES, simulate((*bad, mask, softcap), simulated), clean, strict=True
+            NAMES, simulate((*bad, mask, scoring), simulated), clean, strict=True
         ):
             index = (slice(None), slice(None), kept) if name == "lse" else (slice(None), kept)
             np.testing.assert_array_equal(got[index], want[index], err_msg=name)
@@ -283,12 +282,13 @@ def test_results_in_a_shard_map_vary_as_the_arguments(head_dim, v_dim):
     q, k, v, d_out, mask, _ = make(
         length=200, heads=4, kv_heads=2, head_dim=head_dim, v_dim=v_dim, window=40
     )
+    scoring = Scoring(softcap=2.0)
     mesh = jax.make_mesh((2,), ("tensor",), axis_types=(jax.sharding.AxisType.Auto,))
     heads = P(None, None, "tensor", None)
 
     def program(q, k, v, d_out, mask):
-        out, lse = hopper_attention.forward(q, k, v, mask, softcap=2.0)
-        gradients = hopper_attention.backward(q, k, v, out, lse, d_out, mask, softcap=2.0)
+        out, lse = hopper_attention.forward(q, k, v, mask, scoring=scoring)
+        gradients = hopper_attention.backward(q, k, v, out, lse, d_out, mask, scoring=scoring)
         assert all(varying_axes(x) == {"tensor"} for x in (out, lse, *gradients))
         return out, lse, *gradients
 
@@ -309,6 +309,8 @@ def test_results_in_a_shard_map_vary_as_the_arguments(head_dim, v_dim):
         ({"dtype": "float32"}, "flash_triton"),
         ({"key_size": 192}, None),
         ({"key_size": 80, "value_size": 80}, None),
+        ({"by_distance": "slopes"}, "position.kind=alibi"),
+        ({"by_distance": "table"}, "position.kind=relative"),
         ({"key_size": 320}, "320 (keys), 128 (values); chunked"),
     ],
 )

@@ -13,6 +13,7 @@ from maxlm.kernels.mask import (
     Visits,
     block_ranges,
     causal,
+    in_chunks,
     least_words,
     windowed,
     with_least,
@@ -163,6 +164,37 @@ def test_one_comparison_of_least_words_tells_who_sees_whom(seed, length, filling
     np.testing.assert_array_equal(got[:, :length, :length], seen_fp64(mask))
     assert not got[:, :, length:].any()
     assert not got[:, length:].any()
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    seed=st.integers(0, 2**20),
+    length=st.sampled_from([1, 37, 90]),
+    chunk=st.sampled_from([1, 3, 16, 60, 2**40]),
+    window=st.sampled_from([None, 5]),
+)
+def test_chunks_start_with_each_document(seed, length, chunk, window):
+    segments, _ = packed(np.random.default_rng(seed), length, filling=True, unseen=0)
+    place = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), segments.shape)
+    rows = np.asarray(segments)
+    starts = [[list(row).index(document) for document in row] for row in rows]
+    positions = np.arange(length) - np.asarray(starts)
+    mask = causal(segments, place, window)
+    long, short = (
+        in_chunks(x, jnp.asarray(positions, jnp.int32), chunk)
+        for x in (mask, with_least(mask, segments))
+    )
+    before = np.arange(length)[:, None] - np.arange(length)
+    want = (rows[:, :, None] == rows[:, None]) & (rows[:, None] > 0) & (before >= 0)
+    want &= positions[:, :, None] // chunk == positions[:, None] // chunk
+    want &= before < (window or length)
+    np.testing.assert_array_equal(seen_fp64(long), want)
+    queries, keys = (np.asarray(x) for x in least_words(short, 1, 1))
+    (least, count), kv_from = queries[:, :, :, None].swapaxes(0, 1), keys[:, 0, None, :]
+    np.testing.assert_array_equal(kv_from - least < count, want)
+    # What was promised: nothing that far back, and no mask of causality and window alone.
+    assert not np.any(want & (before >= long.reach))
+    assert not long.causal
 
 
 def test_a_part_of_a_row_gets_what_the_row_gets():

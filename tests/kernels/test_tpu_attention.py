@@ -19,12 +19,19 @@ from maxlm.config.schema import MeshConfig
 from maxlm.kernels import block_sizes, chunked_attention, tpu_attention
 from maxlm.kernels.block_sizes import BlockSizes
 from maxlm.kernels.mask import Mask, causal, with_least
-from maxlm.kernels.shape import AttentionShape
+from maxlm.kernels.shape import PLAIN, AttentionShape
 from maxlm.ops.attention import CHUNKED, Kernel, attention
 from maxlm.ops.context_attention import context_attention
 from maxlm.sharding.context import places, zigzag
 from maxlm.sharding.mesh import build_mesh
-from tests.kernels.oracle import MASKS, attention_fp64, make_inputs, place_mask, relative_error
+from tests.kernels.oracle import (
+    MASKS,
+    attention_fp64,
+    make_inputs,
+    make_scoring,
+    place_mask,
+    relative_error,
+)
 
 INTERPRETED = Kernel(
     *(functools.partial(f, interpret=True) for f in (tpu_attention.forward, tpu_attention.backward))
@@ -39,29 +46,39 @@ def small_blocks(monkeypatch):
         monkeypatch.setattr(block_sizes, choose, lambda shape: BlockSizes(8, 8, 32))
 
 
-def both_passes(q, k, v, d_out, mask, *, softcap=None, module=tpu_attention, **options):
+def both_passes(q, k, v, d_out, mask, scoring=PLAIN, *, module=tpu_attention, **options):
+    options = {"scoring": scoring, **options}
     options = {"interpret": True, **options} if module is tpu_attention else options
-    out, lse = module.forward(q, k, v, mask, softcap=softcap, **options)
-    return out, lse, *module.backward(q, k, v, out, lse, d_out, mask, softcap=softcap, **options)
+    out, lse = module.forward(q, k, v, mask, **options)
+    return out, lse, *module.backward(q, k, v, out, lse, d_out, mask, **options)
 
 
-def check_fp32(softcap=None, **case):
-    inputs = make_inputs(**case)
-    got = jax.jit(functools.partial(both_passes, softcap=softcap))(*inputs)
-    for name, x, want in zip(NAMES, got, attention_fp64(*inputs, softcap), strict=True):
+def make(case, **more):
+    """Return the inputs of a case, with how its scores are made."""
+    names = "softcap", "scale", "by_distance"
+    how = {name: case[name] for name in names if name in case}
+    others = {name: value for name, value in case.items() if name not in names}
+    inputs = make_inputs(**others, **more)
+    return *inputs, make_scoring(inputs[0].shape[2], **how)
+
+
+def check_fp32(**case):
+    inputs = make(case)
+    got = jax.jit(both_passes)(*inputs)
+    for name, x, want in zip(NAMES, got, attention_fp64(*inputs), strict=True):
         assert relative_error(x, want) < 1e-5, name
 
 
-def check_bfloat16(softcap=None, **case):
+def check_bfloat16(**case):
     """Compare root mean squares of the errors; 1e-7 is for what bf16 has exactly, but for sums in
     fp32.
     """
-    inputs = make_inputs(dtype=jnp.bfloat16, **case)
-    want = attention_fp64(*inputs, softcap)
+    inputs = make(case, dtype=jnp.bfloat16)
+    want = attention_fp64(*inputs)
     # Without the option XLA leaves out roundings to bf16.
     jit = functools.partial(jax.jit, compiler_options={"xla_allow_excess_precision": False})
     ours, plain = (
-        jit(functools.partial(both_passes, softcap=softcap, module=module))(*inputs)
+        jit(functools.partial(both_passes, module=module))(*inputs)
         for module in (tpu_attention, chunked_attention)
     )
     for name, x, y, exact in zip(NAMES, ours, plain, want, strict=True):
@@ -85,6 +102,8 @@ FEATURES = {
     "window": st.sampled_from([None, 1, 9, 20]),
     "causal": st.booleans(),
     "softcap": st.sampled_from([None, 0.7]),
+    "scale": st.sampled_from([None, 0.3]),
+    "by_distance": st.sampled_from([None, "slopes"]),
 }
 CASES = st.fixed_dictionaries(FEATURES)
 # Enough numbers that the ratio of two root mean squares says something.
@@ -112,6 +131,8 @@ LONG_CASES = st.fixed_dictionaries(
             "head_dim": 8,
         },
         {"seed": 3, "length": 16, "kv_length": 24, "causal": False, "q_start": 16, "window": 9},
+        {"seed": 6, "length": 37, "heads": 4, "kv_heads": 2, "by_distance": "slopes", "scale": 0.3},
+        {"seed": 7, "length": 3, "kv_length": 45, "q_start": 40, "by_distance": "slopes"},
     ],
 )
 def test_all_features_equal_fp64(case):
@@ -134,21 +155,20 @@ def test_every_mask_equals_fp64(name, length):
         {"length": 130, "window": 20, "softcap": 2.0},
         {"length": 37, "heads": 4, "kv_heads": 1, "v_dim": 24},
         {"length": 5, "window": 3},
+        {"length": 130, "window": 100, "by_distance": "slopes"},
     ],
 )
 def test_masks_with_least_equal_fp64(case):
     """Documents of each case, with keys that are of none and filling behind them."""
-    case, softcap = dict(case), case.get("softcap")
-    case.pop("softcap", None)
-    q, k, v, d_out, mask = make_inputs(7, **case)
+    q, k, v, d_out, mask, scoring = make({"seed": 7, **case})
     filled = mask.q_segments_BT.at[1, -case["length"] // 4 :].set(0)
     kv_segments = jnp.minimum(mask.kv_segments_BS, filled)
     mask = dataclasses.replace(mask, q_segments_BT=filled, kv_segments_BS=kv_segments, causal=True)
     short = with_least(mask, filled)
     assert short.q_least_BT is not None
-    got = jax.jit(functools.partial(both_passes, softcap=softcap))(q, k, v, d_out, short)
+    got = jax.jit(both_passes)(q, k, v, d_out, short, scoring)
     for name, x, want in zip(
-        NAMES, got, attention_fp64(q, k, v, d_out, mask, softcap), strict=True
+        NAMES, got, attention_fp64(q, k, v, d_out, mask, scoring), strict=True
     ):
         assert relative_error(x, want) < 1e-5, name
 

@@ -22,6 +22,7 @@ from maxlm.kernels.mask import Mask, causal
 from maxlm.ops.attention import Kernel
 from maxlm.ops.context_attention import context_attention
 from maxlm.sharding.context import places
+from tests.kernels.oracle import make_scoring
 
 GENERATIONS = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2", "tpu7x": "tpu7x:2x2x1"}
 HEADS = {
@@ -50,7 +51,7 @@ def compiler_alone(monkeypatch):
 
 
 def compile_both(
-    generation, heads, length, *, kv_length=None, dtype=jnp.bfloat16, softcap=None, window=None
+    generation, heads, length, *, kv_length=None, dtype=jnp.bfloat16, window=None, **how
 ):
     """Compile both passes for shapes alone, and print what vector memory they take (pytest -rP
     shows it).
@@ -72,14 +73,15 @@ def compile_both(
         array(1, length, num_heads, v_size),
     )
     of_queries, of_keys = array(1, length, dtype=jnp.int32), array(1, kv_length, dtype=jnp.int32)
-    options = {"softcap": softcap, "device_kind": device.device_kind}
+    scoring = jax.tree.map(lambda x: array(*x.shape, dtype=x.dtype), make_scoring(num_heads, **how))
 
-    def both(q, k, v, d_out, mask):
+    def both(q, k, v, d_out, mask, scoring):
+        options = {"scoring": scoring, "device_kind": device.device_kind}
         out, lse = tpu_attention.forward(q, k, v, mask, **options)
         return out, tpu_attention.backward(q, k, v, out, lse, d_out, mask, **options)
 
     mask = Mask(of_queries, of_keys, of_queries, of_keys, of_keys, reach=window)
-    text = jax.jit(both).lower(q, k, v, d_out, mask).compile().as_text()
+    text = jax.jit(both).lower(q, k, v, d_out, mask, scoring).compile().as_text()
     used = vector_memory(text)
     assert used.keys() == {"forward", "backward"}
     assert max(used.values()) <= vmem_limit(device.device_kind)
@@ -103,8 +105,9 @@ def vector_memory(text):
     return used
 
 
-def test_compiles():
-    compile_both("v6e", "128", 2048)
+@pytest.mark.parametrize("by_distance", [None, "slopes"])
+def test_compiles(by_distance):
+    compile_both("v6e", "128", 2048, by_distance=by_distance)
 
 
 @pytest.mark.slow
@@ -131,6 +134,8 @@ def test_compiles_in_float32(generation, heads, length):
         {"length": 1, "kv_length": 8192},
         {"length": 2088, "window": 1024, "softcap": 30.0},
         {"length": 3000, "kv_length": 70000, "window": 4096},
+        {"length": 1, "kv_length": 8192, "by_distance": "slopes"},
+        {"length": 8192, "scale": 0.1, "by_distance": "slopes"},
     ],
     ids=str,
 )

@@ -17,7 +17,7 @@ from maxlm.kernels import chunked_attention, triton_attention
 from maxlm.kernels.mask import Mask
 from maxlm.kernels.shape import AttentionShape
 from maxlm.kernels.triton_attention import Tile, Tiles
-from tests.kernels.oracle import MASKS, attention_fp64, place_mask
+from tests.kernels.oracle import MASKS, attention_fp64, make_scoring, place_mask
 
 SMALL = Tiles(Tile(32, 16, 4, 1), Tile(16, 32, 4, 1), Tile(32, 16, 4, 1))
 
@@ -36,6 +36,8 @@ class Case:
     causal: bool = True
     window: int | None = None
     softcap: float | None = None
+    scale: float | None = None
+    by_distance: str | None = None
     documents: int = 3
 
     def arrays(self):
@@ -75,7 +77,12 @@ class Case:
 
     def oracle(self):
         q, k, v, d_out, mask = self.arrays()
-        return attention_fp64(q, k, v, d_out, mask, self.softcap)
+        return attention_fp64(q, k, v, d_out, mask, self.scoring)
+
+    @property
+    def scoring(self):
+        how = {"softcap": self.softcap, "scale": self.scale, "by_distance": self.by_distance}
+        return make_scoring(self.heads[0], **how)
 
 
 CASES = st.builds(
@@ -89,13 +96,15 @@ CASES = st.builds(
     causal=st.booleans(),
     window=st.sampled_from([None, 1, 9, 40]),
     softcap=st.sampled_from([None, 2.0]),
+    scale=st.sampled_from([None, 0.3]),
+    by_distance=st.sampled_from([None, "slopes"]),
     documents=st.sampled_from([1, 3, 8]),
 )
 
 
 def run(module, case, arrays=None):
     q, k, v, d_out, mask = arrays or case.arrays()
-    options = {"softcap": case.softcap} | (
+    options = {"scoring": case.scoring} | (
         {} if module is chunked_attention else {"interpret": True}
     )
     # Without the option XLA leaves out roundings to bf16.
@@ -149,6 +158,8 @@ GRID = [
     Case(window=9, softcap=2.0, sizes=(48, 32), starts=(64, 0), documents=1),
     Case(lengths=(96, 50), sizes=(20, 24), starts=(32, 48), heads=(4, 4), softcap=2.0, documents=8),
     *(Case(mask=mask) for mask in MASKS),
+    Case(by_distance="slopes", scale=0.3),
+    Case(by_distance="slopes", lengths=(33, 80), starts=(47, 0), heads=(4, 4), window=40),
     Case(mask="block diffusion", lengths=(33, 80), starts=(47, 0), sizes=(20, 24)),
     Case(mask="any", lengths=(96, 50), starts=(0, 7), heads=(4, 4), sizes=(48, 32), softcap=2.0),
 ]
@@ -238,7 +249,8 @@ def test_parts_of_a_larger_softmax_add_up():
         np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_compiles_to_triton_in_a_shard_map_with_varying_types():
+@pytest.mark.parametrize("by_distance", [None, "slopes"])
+def test_compiles_to_triton_in_a_shard_map_with_varying_types(by_distance):
     # Interpreted kernels know no varying types; so only lowered, for a GPU that need not be there.
     case = Case(lengths=(80, 80), sizes=(96, 64), window=40, softcap=2.0, dtype="bfloat16")
     q, k, v, d_out, mask = case.arrays()
@@ -247,17 +259,26 @@ def test_compiles_to_triton_in_a_shard_map_with_varying_types():
     mesh = jax.sharding.AbstractMesh((2, 2), ("data", "tensor"), auto, abstract_device=gpu)
     heads, rows = P("data", None, "tensor", None), P("data", None)
 
-    def program(q, k, v, d_out, mask):
-        out, lse = triton_attention.forward(q, k, v, mask)
-        return out, lse, *triton_attention.backward(q, k, v, out, lse, d_out, mask)
+    scoring = make_scoring(4, by_distance=by_distance)
+
+    def program(q, k, v, d_out, mask, scoring):
+        out, lse = triton_attention.forward(q, k, v, mask, scoring=scoring)
+        gradients = triton_attention.backward(q, k, v, out, lse, d_out, mask, scoring=scoring)
+        return out, lse, *gradients
 
     specs = (heads, P("data", "tensor", None), heads, heads, heads)
     mask_spec = Mask(*(rows,) * 5)
     sharded = jax.jit(
-        jax.shard_map(program, mesh=mesh, in_specs=(heads,) * 4 + (mask_spec,), out_specs=specs)
+        jax.shard_map(
+            program, mesh=mesh, in_specs=(heads,) * 4 + (mask_spec, P("tensor")), out_specs=specs
+        )
     )
     with jax.sharding.use_abstract_mesh(mesh):
-        text = sharded.trace(q, k, v, d_out, mask).lower(lowering_platforms=("cuda",)).as_text()
+        text = (
+            sharded.trace(q, k, v, d_out, mask, scoring)
+            .lower(lowering_platforms=("cuda",))
+            .as_text()
+        )
     assert text.count("@__gpu$xla.gpu.triton(") == 3 or text.count("@triton_kernel_call") == 3
 
 
@@ -269,6 +290,8 @@ def test_compiles_to_triton_in_a_shard_map_with_varying_types():
         ({"device_kind": "AMD Instinct MI300X"}, "NVIDIA"),
         ({"key_size": 320}, "head sizes up to 256"),
         ({"dtype": "float16"}, "float16"),
+        ({"by_distance": "slopes"}, None),
+        ({"by_distance": "table"}, "position.kind=relative; chunked"),
     ],
 )
 def test_says_what_it_cannot_do(changes, words):

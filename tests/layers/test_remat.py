@@ -72,11 +72,11 @@ def test_forward_kernel_runs_once_where_both_its_results_are_kept(monkeypatch, r
     assert forward_kernels(monkeypatch, remat) == count
 
 
-def on_host(model=None, **train):
+def on_host(model=None, mesh=None, **train):
     """List the shapes of what the loops over layers keep in host memory, layers first."""
     loops = [
         e
-        for e in equations(trace(model, **train))
+        for e in equations(trace(model, mesh, **train))
         if e.primitive.name == "scan" and e.params["length"] == LAYERS
     ]
     kept = [
@@ -98,6 +98,14 @@ def test_named_activations_and_block_inputs_lie_in_host_memory():
     assert on_host(remat={"query": "offload", "key": "save"}) == [heads]
     assert on_host(remat={"query": "offload"}, offload=["activations"]) == sorted([heads, inputs])
     assert on_host(remat="full", offload=["optimizer"]) == []
+
+
+def test_latents_are_kept_where_tensor_has_not_gathered_them():
+    mixer = {"kind": "mla", "num_heads": 8, "query_rank": 6, "kv_rank": 8, "nope_dim": 4}
+    mixer |= {"rope_dim": 2, "value_dim": 4}
+    latents = {"query_latent": "offload", "kv_latent": "offload"}
+    kept = on_host({"pattern": [{"mixer": mixer}]}, {"fsdp": 2, "tensor": 2}, remat=latents)
+    assert kept == [(LAYERS, BATCH // 2, LENGTH // 2, width) for width in (2, 6, 8)]
 
 
 def test_each_block_of_a_pattern_is_recomputed_by_itself():

@@ -29,12 +29,13 @@ from maxlm.sharding.parameters import (
     named_parameters,
     parameter_count,
     partition_specs,
+    role_of,
 )
 from maxlm.sharding.stages import lay_out
 from maxlm.train.loss.execution import build_execution
-from maxlm.train.loss.gradients import make_losses
+from maxlm.train.loss.gradients import make_gradients
 from tests.models import reference
-from tests.small_models import model_settings, run_settings
+from tests.small_models import POSITIONS, model_settings, run_settings
 from tests.train.program import make_batch
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -46,6 +47,16 @@ SHAPE = {
     "head_dim": 4,
     "mlp_dim": 24,
 }
+MOE = {"kind": "moe", "num_experts": 6, "experts_per_token": 2, "expert_dim": 8}
+LATENT = {
+    "kind": "mla",
+    "num_heads": 4,
+    "kv_rank": 8,
+    "nope_dim": 6,
+    "rope_dim": 4,
+    "value_dim": 5,
+    "position": {"layout": "interleaved"},
+}
 MODELS = {
     "llama": {"num_kv_heads": 2},
     "gpt2": {
@@ -54,7 +65,7 @@ MODELS = {
         "pattern": [
             {
                 "mixer": {"kind": "attention", "bias": "all"},
-                "ffn": {"kind": "mlp", "activation": "gelu", "bias": "all"},
+                "ffn": {"kind": "mlp", "activation": "gelu_tanh", "bias": "all"},
             }
         ],
         "tie_embeddings": True,
@@ -63,12 +74,82 @@ MODELS = {
         "num_layers": 3,
         "pattern": [{"ffn": {"kind": "none"}}, {"mixer": {"kind": "none"}}, {}],
     },
+    "positions": {
+        "num_layers": 4,
+        "num_kv_heads": 2,
+        "position": {"kind": "sinusoidal"},
+        "pattern": POSITIONS,
+    },
+    "latent": {
+        "pattern": [{"mixer": LATENT | {"query_rank": 12}}, {"mixer": LATENT | {"scale": 0.7}}],
+    },
+    # every way of adding to the residual stream, every factor, and a cap on logits that matters
+    "residuals": {
+        "num_layers": 3,
+        "norm": {"kind": "rmsnorm", "scale": "one_plus"},
+        "embed_scale": 4.0,
+        "residual_scale": 0.5,
+        "logit_scale": 0.7,
+        "logit_softcap": 2.0,
+        "tie_embeddings": True,
+        "pattern": [
+            {
+                "norms": "sandwich",
+                "mixer": {"qk_norm": "rmsnorm"},
+                "ffn": {"activation": "geglu_exact"},
+            },
+            {"norms": "post", "residual": "parallel", "ffn": {"activation": "relu2"}},
+            {
+                "norms": "sandwich",
+                "residual": "parallel_one_norm",
+                "ffn": {"activation": "swiglu_clamped", "bias": "all"},
+            },
+        ],
+    },
+    "side_by_side": {
+        "num_layers": 3,
+        "norm": {"kind": "layernorm", "scale": "one_plus"},
+        "pattern": [
+            {"residual": "parallel", "ffn": {"activation": "gelu_exact", "bias": "all"}},
+            {"residual": "parallel_one_norm", "ffn": {"activation": "gelu_exact"}},
+            {"residual": "parallel_one_norm", "norms": "sandwich", "mixer": {"kind": "none"}},
+        ],
+    },
+    "mixtures": {
+        "pattern": [
+            {
+                "mixer": {"sinks": True, "bias": "all"},
+                "ffn": {
+                    **MOE,
+                    "activation": "swiglu_clamped",
+                    "bias": "all",
+                    "router": {"bias": True},
+                    "balance": {"auxiliary_loss": 0.1, "z_loss": 0.01},
+                },
+            },
+            {
+                "ffn": {
+                    **MOE,
+                    "shared_dim": 8,
+                    "shared_gate": True,
+                    "router": {
+                        "num_groups": 3,
+                        "top_groups": 2,
+                        "group_score": "max",
+                        "weights": "as_scored",
+                        "scale": 3.0,
+                    },
+                    "balance": {"bias_update": 0.1},
+                }
+            },
+        ],
+    },
     "mixed": {
         "num_kv_heads": 1,
         "pattern": [
             {
                 "mixer": {"kind": "attention", "window": 3, "qk_norm": "rmsnorm"},
-                "ffn": {"kind": "mlp", "activation": "geglu"},
+                "ffn": {"kind": "mlp", "activation": "geglu_tanh"},
             },
             {
                 "mixer": {"kind": "attention", "bias": "qkv"},
@@ -99,19 +180,43 @@ def decoder(model, mesh):
     )
 
 
-def test_loss_equals_the_plain_implementation(model, mesh, decoder):
-    config = run_settings(model.model_dump(), length=16, mesh={"fsdp": 1})
+def test_loss_and_gradients_equal_the_plain_implementation(model, mesh, decoder):
+    """Each array's gradient along one direction, against differences of the fp64 losses."""
+    loss = {"z_loss": 1e-3, "label_smoothing": 0.1, "chunk_tokens": 24}
+    config = run_settings(
+        model.model_dump(), length=16, mesh={"fsdp": 1}, objective=loss, train={"batch_size": 2}
+    )
     batch = make_batch(config, 0)
     about = {"compute_dtype": jnp.dtype("float32"), "kernels": {"attention": CHUNKED}}
     execution = build_execution(config, config.mesh, lay_out(model.repeats), **about)
-    sums = jax.jit(make_losses(Decoder(model), mesh, execution))(decoder, batch)
-    logits = reference.logits(decoder, batch["tokens"], batch["segment_ids"], batch["positions"])
-    log_z = np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1)) + logits.max(-1)
-    nats = log_z - np.take_along_axis(logits, batch["targets"][..., None], axis=-1)[..., 0]
-    np.testing.assert_allclose(sums.metrics["nats"], (nats * batch["weights"]).sum(), rtol=1e-5)
+    gradients, sums = jax.jit(make_gradients(Decoder(model), mesh, execution))(decoder, batch)
+    weights = reference.weights_of(decoder)
+    want, nats = reference.objective(model, weights, batch, config.objective)
+    np.testing.assert_allclose(sums.objective, want, rtol=1e-5)
+    np.testing.assert_allclose(sums.metrics["nats"], nats, rtol=1e-5)
     assert (
         int(sums.metrics["target_bytes"]) == (batch["target_bytes"] * (batch["weights"] > 0)).sum()
     )
+    got = {path: np.asarray(p[...], np.float64) for path, p in named_parameters(gradients)}
+    largest = max(np.linalg.norm(gradient) for gradient in got.values())
+    rng = np.random.default_rng(0)
+    for path, values in weights.items():
+        if role_of(dict(named_parameters(decoder))[path]) == "state":
+            assert not got[path].any(), path
+            continue
+        direction = rng.normal(size=values.shape)
+        direction /= np.linalg.norm(direction)
+
+        def along(step, path=path, values=values, direction=direction):
+            moved = {**weights, path: values + step * direction}
+            return reference.objective(model, moved, batch, config.objective)[0]
+
+        slope = (along(1e-5) - along(-1e-5)) / 2e-5
+        # A direction may be one along which next to nothing changes.
+        near = 1e-5 * max(np.linalg.norm(got[path]), 1e-3 * largest)
+        np.testing.assert_allclose(
+            np.vdot(got[path], direction), slope, rtol=1e-4, atol=near, err_msg=path
+        )
 
 
 def test_greedy_text_is_what_whole_sequences_give(model, mesh, decoder):
@@ -130,7 +235,7 @@ def test_greedy_text_is_what_whole_sequences_give(model, mesh, decoder):
     for (token,) in tokens:
         whole = np.asarray([sequence])
         logits = reference.logits(
-            decoder, whole, np.ones_like(whole), np.arange(len(sequence))[None]
+            decoder, whole, np.ones_like(whole), np.arange(len(sequence))[None], length=11
         )
         assert token == logits[0, -1].argmax()
         sequence.append(token)

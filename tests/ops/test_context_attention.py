@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from maxlm.config.schema import MeshConfig
-from maxlm.kernels.mask import causal
+from maxlm.kernels.mask import causal, in_chunks
 from maxlm.ops.attention import CHUNKED
 from maxlm.ops.context_attention import context_attention
 from maxlm.sharding.context import places
@@ -23,7 +23,7 @@ from tests.train.program import make_config
 LAYERS, BATCH, LENGTH, HEADS, KV_HEADS, HEAD_DIM, V_DIM = 2, 1, 64, 16, 8, 4, 6
 
 
-def compile_gradients(kind, devices, *, window=None, length=LENGTH):
+def compile_gradients(kind, devices, *, window=None, chunk=None, length=LENGTH):
     """Compile the forward and backward pass of some layers' attention, as a scan over them; return
     it and its mesh.
     """
@@ -31,7 +31,9 @@ def compile_gradients(kind, devices, *, window=None, length=LENGTH):
     how = {"kernel": CHUNKED, "kind": kind}
 
     def program(q, k, v, segments):
-        mask = causal(segments, places(segments), window)
+        place = places(segments)
+        mask = causal(segments, place, window)
+        mask = in_chunks(mask, place, chunk) if chunk else mask
 
         def layer(carry, qkv):
             return carry, context_attention(*qkv, mask, None, **how)
@@ -67,13 +69,14 @@ QUERIES, RESULT = (4 * BATCH * LENGTH * HEADS * dim for dim in (HEAD_DIM, V_DIM)
 
 
 @pytest.mark.parametrize(
-    ("devices", "window", "hops", "journeys"),
-    # 8 devices, chunks of 4 tokens: a window of 9 reaches 2 chunks back, to 2 neighbours on either
-    # side.
-    [(4, None, 3, 1), (8, 9, 4, 2)],
+    ("devices", "narrowed", "hops", "journeys"),
+    # 8 devices with 2 x 4 tokens: a window of 9 reaches back over two parts of 4, to 2 neighbours on
+    # either side, and so do chunks of attention.
+    [(4, {}, 3, 1), (8, {"window": 9}, 4, 2), (8, {"chunk": 5}, 2, 2)],
+    ids=str,
 )
-def test_ring(devices, window, hops, journeys):
-    floats, integers = per_layer("ring", devices, window=window)
+def test_ring(devices, narrowed, hops, journeys):
+    floats, integers = per_layer("ring", devices, **narrowed)
     # Keys and values forward and again backward, then their gradients, which also have to come
     # home.
     times = 3 * hops + journeys

@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from maxlm.jax_versions import vary_over
-from maxlm.ops.cross_entropy import LossOptions, cross_entropy
+from maxlm.ops.cross_entropy import LogitRule, LossOptions, cross_entropy
 
 
 def plain(x, output, targets, weights, options):
@@ -94,7 +94,9 @@ def _slope(function, h=1e-4):
     return (function(h) - function(-h)) / (2 * h)
 
 
-def numpy_oracle(x, output, targets, weights, *, num_ids, z_loss, label_smoothing):
+def numpy_oracle(
+    x, output, targets, weights, *, num_ids, z_loss, label_smoothing, scale=1.0, softcap=np.inf
+):
     """Return objective, nats and the gradients of the objective in fp64, on the first `num_ids`
     columns alone.
     """
@@ -103,7 +105,11 @@ def numpy_oracle(x, output, targets, weights, *, num_ids, z_loss, label_smoothin
         output[:, :num_ids].astype(np.float64),
         weights.astype(np.float64),
     )
-    logits = x @ kept
+    logits = scale * (x @ kept)
+    steepness = np.full_like(logits, scale)
+    if softcap < np.inf:
+        steepness /= np.cosh(logits / softcap) ** 2
+        logits = softcap * np.tanh(logits / softcap)
     peak = logits.max(axis=1, keepdims=True)
     total = np.exp(logits - peak).sum(axis=1)
     lse = np.log(total) + peak[:, 0]
@@ -113,7 +119,7 @@ def numpy_oracle(x, output, targets, weights, *, num_ids, z_loss, label_smoothin
     wanted[rows, targets] += 1 - label_smoothing
     objective = (lse - (wanted * logits).sum(axis=1) + z_loss * lse**2) @ weights
     d_logits = np.exp(logits - lse[:, None]) * (1 + 2 * z_loss * lse)[:, None] - wanted
-    d_logits *= weights[:, None]
+    d_logits *= weights[:, None] * steepness
     d_output = np.zeros(output.shape)
     d_output[:, :num_ids] = x.T @ d_logits
     return objective, nats @ weights, d_logits @ kept.T, d_output
@@ -147,6 +153,30 @@ def test_columns_that_fill_the_vocabulary_up_are_as_if_they_were_not_there(
     np.testing.assert_array_equal(gradients[1][:, num_ids:], 0)
     forward = run(x, output, targets, weights)
     np.testing.assert_allclose(forward, want[:2], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_devices", [1, 4])
+@pytest.mark.parametrize(("scale", "softcap"), [(0.25, None), (1.5, 2.0)])
+def test_logits_with_a_factor_and_a_cap(num_devices, scale, softcap):
+    """z-loss and smoothing see the capped logits, and columns that are no ids stay outside."""
+    rng = np.random.default_rng(3)
+    x, output = (
+        rng.normal(size=(17, 6)).astype(np.float32),
+        rng.normal(size=(6, 24)).astype(np.float32),
+    )
+    targets, weights = (
+        rng.integers(0, 21, 17).astype(np.int32),
+        (rng.random(17) > 0.3).astype(np.float32),
+    )
+    options = LossOptions(1e-2, 0.1, 7, logit_rule=LogitRule(scale, softcap), num_ids=21)
+    run = sharded(options, num_devices)
+    got, gradients = _value_and_gradients(
+        lambda x, output: run(x, output, targets, weights), x, output
+    )
+    about = {"num_ids": 21, "z_loss": 1e-2, "label_smoothing": 0.1, "scale": scale}
+    want = numpy_oracle(x, output, targets, weights, **about, softcap=softcap or np.inf)
+    for value, expected in zip((*got, *gradients), want, strict=True):
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_target_that_is_no_id_is_not_learned_unnoticed():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from maxlm.ops import grouped_matmul as implementations
-from maxlm.ops.grouped_matmul import grouped_matmul
+from maxlm.ops.grouped_matmul import add_per_group, grouped_matmul
 
 SIZES = {
     "even": [40, 40, 40, 40],
@@ -59,6 +59,21 @@ def test_the_instruction_gives_the_same(sizes):
     transposes = (implementations.ragged_transpose, implementations.tiled_transpose)
     ragged, tiled = (function(x, g, jnp.asarray(sizes)) for function in transposes)
     np.testing.assert_allclose(ragged, tiled, atol=1e-4)
+
+
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
+def test_each_group_has_its_own_vector_added(sizes):
+    _, w, g = arrays(171, hidden=7)
+    bias, rows = w[:, 0], np.repeat(np.arange(4), sizes)
+    got, transpose = jax.vjp(lambda x, b: add_per_group(x, b, jnp.asarray(sizes)), g, bias)
+    want = np.array(g)
+    want[: len(rows)] += np.asarray(bias)[rows]
+    np.testing.assert_array_equal(got, want)
+    d_x, d_bias = transpose(g)
+    np.testing.assert_array_equal(d_x, g)
+    sums = np.zeros(bias.shape)
+    np.add.at(sums, rows, np.asarray(g, np.float64)[: len(rows)])
+    np.testing.assert_allclose(d_bias, sums, atol=1e-5)
 
 
 def gradients(matmul):

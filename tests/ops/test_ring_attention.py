@@ -26,7 +26,7 @@ from maxlm.sharding.context import (
     zigzag_order,
 )
 from maxlm.sharding.mesh import build_mesh
-from tests.kernels.oracle import MASKS, attention_fp64, place_mask, relative_error
+from tests.kernels.oracle import MASKS, attention_fp64, make_scoring, place_mask, relative_error
 
 SEQUENCE = P(None, "context")
 
@@ -53,32 +53,38 @@ def make_inputs(seed, *, batch=2, length=32, heads=4, kv_heads=4, head_dim=8, v_
     return q, k, v, rng.normal(size=heads).astype(np.float32), d_out, segments
 
 
-def compare(
-    kind, devices, inputs, *, mask=None, causal=True, window=None, softcap=None, sinks=False
-):
+def compare(kind, devices, inputs, *, mask=None, causal=True, window=None, sinks=False, **how):
     """Check out and all gradients on several devices against one device."""
-    kernel = CHUNKED.with_softcap(softcap)
     *inputs, segments = inputs
+    scoring = make_scoring(inputs[0].shape[2], **how)
     index = np.arange(segments.shape[1])
     mask = mask or place_mask(segments, segments, index, index, causal=causal, window=window)
 
-    def whole(q, k, v, sink, mask):
-        return attention(q, k, v, mask, sink if sinks else None, kernel)
+    def whole(q, k, v, sink, scoring, mask):
+        return attention(q, k, v, mask, sink if sinks else None, CHUNKED, scoring)
 
-    def spread(q, k, v, sink, mask):
+    def spread(q, k, v, sink, scoring, mask):
         q, k, v, mask = jax.tree.map(zigzag, (q, k, v, mask))
-        sink = vary_over(sink, ("context",)) if sinks else None
-        return from_zigzag(context_attention(q, k, v, mask, sink, kernel=kernel, kind=kind))
+        # As parameters are, once they are gathered.
+        sink, scoring = jax.tree.map(lambda x: vary_over(x, ("context",)), (sink, scoring))
+        sink = sink if sinks else None
+        how = {"kernel": CHUNKED, "kind": kind, "scoring": scoring}
+        return from_zigzag(context_attention(q, k, v, mask, sink, **how))
 
-    def value_and_gradients(attend, q, k, v, sink, d_out, mask):
-        out, pullback = jax.vjp(lambda *primals: attend(*primals, mask), q, k, v, sink)
-        return out, *pullback(d_out)
+    def value_and_gradients(attend, q, k, v, sink, scoring, d_out, mask):
+        out, pullback = jax.vjp(lambda *primals: attend(*primals, mask), q, k, v, sink, scoring)
+        *gradients, d_scoring = pullback(d_out)
+        return out, *gradients, d_scoring
 
     spread = functools.partial(value_and_gradients, spread)
-    specs = (SEQUENCE,) * 3 + (P(),) + (SEQUENCE,) * 2
-    got = on_devices(spread, devices, specs, (SEQUENCE,) * 4 + (P(),))(*inputs, mask)
-    want = jax.jit(functools.partial(value_and_gradients, whole))(*inputs, mask)
-    for name, one, other in zip(["out", "d_q", "d_k", "d_v", "d_sink"], got, want, strict=True):
+    *inputs, d_out = inputs
+    inputs = *inputs, scoring, d_out, mask
+    specs = (SEQUENCE,) * 3 + (P(),) * 2 + (SEQUENCE,) * 2
+    *got, d_scoring = on_devices(spread, devices, specs, (SEQUENCE,) * 4 + (P(),) * 2)(*inputs)
+    *want, d_scoring_whole = jax.jit(functools.partial(value_and_gradients, whole))(*inputs)
+    tables = [x.table_NX for x in (d_scoring, d_scoring_whole) if x.table_NX is not None]
+    names = ["out", "d_q", "d_k", "d_v", "d_sink", "d_table"][: 5 + len(tables) // 2]
+    for name, one, other in zip(names, got + tables[:1], want + tables[1:], strict=True):
         np.testing.assert_allclose(
             one, other, rtol=0, atol=1e-5 * max(np.abs(other).max(), 0.1), err_msg=name
         )
@@ -88,6 +94,13 @@ def compare(
 @pytest.mark.parametrize("kind", KINDS)
 def test_equals_attention_over_the_whole_sequence(kind):
     compare(kind, 4, make_inputs(0, v_dim=12), softcap=1.5, sinks=True)
+
+
+@pytest.mark.parametrize("by_distance", ["slopes", "table"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_by_distance_equal_those_of_the_whole_sequence(kind, by_distance):
+    """Of packed documents, on devices that hold an early and a late chunk each."""
+    compare(kind, 4, make_inputs(1), sinks=True, by_distance=by_distance)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -132,6 +145,8 @@ FEATURES = st.fixed_dictionaries(
         "causal": st.booleans(),
         "window": st.sampled_from([None, 1, 2, 3, 7, 16, 31]),
         "softcap": st.sampled_from([None, 2.0]),
+        "scale": st.sampled_from([None, 0.3]),
+        "by_distance": st.sampled_from([None, "slopes", "table"]),
         "sinks": st.booleans(),
     }
 )

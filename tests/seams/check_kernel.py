@@ -8,6 +8,7 @@ import pytest
 from maxlm.config.errors import UserError
 from maxlm.kernels import dense_attention
 from maxlm.kernels.mask import causal
+from maxlm.kernels.shape import Scoring
 from maxlm.ops.attention import CHUNKED, Kernel, attention
 from maxlm.train.setup import build_program
 
@@ -42,7 +43,7 @@ def test_values_and_gradients_are_the_references(softcap):
 
     def results(kernel):
         out, pull = jax.vjp(
-            lambda q, k, v: attention(q, k, v, mask, None, kernel.with_softcap(softcap)), q, k, v
+            lambda q, k, v: attention(q, k, v, mask, None, kernel, Scoring(0.3, softcap)), q, k, v
         )
         return out, *pull(d)
 

@@ -94,7 +94,7 @@ def test_the_mixer_is_a_moving_average(load):
 @pytest.mark.parametrize("kind", ["mixer", "parallel", "ffn"])
 def test_decoding_one_by_one_as_all_at_once(kind, load):
     program, decoder = whole_program(load(kind, "model.init_std=0.3"))
-    advance = make_advance(program.declared, program.mesh, jnp.float32)
+    advance = make_advance(program.declared, program.mesh, jnp.float32, 8)
     tokens = np.random.default_rng(0).integers(0, VOCAB, (2, 6)).astype(np.int32)
     lengths, start = np.array([6, 4], np.int32), np.zeros(2, np.int32)
     want, states = advance(

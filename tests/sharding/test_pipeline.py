@@ -123,7 +123,7 @@ def test_same_as_one_device(mesh, gather, one_device):
 
 UNEVEN = {
     "num_layers": 6,
-    "prefix": [{}, {"ffn": {"kind": "mlp", "activation": "gelu", "bias": "all"}}],
+    "prefix": [{}, {"ffn": {"kind": "mlp", "activation": "gelu_tanh", "bias": "all"}}],
     "pattern": [
         {"ffn": {"kind": "moe", "num_experts": 4, "experts_per_token": 2, "expert_dim": 16}}
     ],

@@ -102,6 +102,39 @@ def test_same_on_a_split_sequence(mesh):
     check_context(mesh, microbatches=2)
 
 
+DISTANT_MODEL = {
+    "pattern": [
+        {
+            "mixer": {
+                "position": {"kind": "relative", "num_buckets": 8, "max_distance": 12},
+                "qk_norm": "rmsnorm_all",
+                "chunk": 10,
+            }
+        },
+        {
+            "mixer": {
+                "position": {"kind": "alibi"},
+                "qk_norm": "l2",
+                "scale": 0.5,
+                "temperature": {"scale": 0.3, "floor": 4},
+            }
+        },
+    ],
+    "position": {"kind": "sinusoidal"},
+    "num_layers": 4,
+    "num_kv_heads": 4,
+    "init_std": 0.2,
+}
+
+
+def test_same_with_positions_as_distances():
+    """Scores by distance, norms over heads, chunks and fixed positions, where all of them are split."""
+    mesh = {"stage": 2, "context": 2, "tensor": 2}
+    got, want = (run(make_config(model=DISTANT_MODEL, mesh=mesh, length=32)) for mesh in (mesh, {}))
+    assert_same(got, want)
+    assert np.abs(got.gradients["stack/0/0/mixer/relative_bias"]).max() > 1e-4
+
+
 def test_same_with_the_kernel_of_the_tpu_interpreted():
     model = {"pattern": [{}, {"mixer": {"window": 6, "softcap": 3.0, "sinks": True}}]}
     mesh = {"context": 2, "fsdp": 2, "tensor": 2}
@@ -153,14 +186,16 @@ MIXERS = st.fixed_dictionaries(
         "window": st.sampled_from([None, 5]),
         "softcap": st.sampled_from([None, 2.0]),
         "sinks": st.booleans(),
-        "qk_norm": st.sampled_from(["none", "rmsnorm"]),
+        "chunk": st.sampled_from([None, 6]),
+        "scale": st.sampled_from([None, 0.4]),
+        "qk_norm": st.sampled_from(["none", "rmsnorm", "rmsnorm_all", "l2"]),
         "bias": st.sampled_from(["none", "qkv", "all"]),
     }
 )
 FFNS = st.fixed_dictionaries(
     {
         "kind": st.just("mlp"),
-        "activation": st.sampled_from(["swiglu", "geglu", "relu", "gelu"]),
+        "activation": st.sampled_from(["swiglu", "geglu_exact", "relu2", "gelu_tanh"]),
         "bias": st.sampled_from(["none", "all"]),
     }
 )

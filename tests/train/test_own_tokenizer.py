@@ -4,7 +4,10 @@ import shutil
 
 import pytest
 
+import maxlm
 from data_pipeline.tokens.train_tokenizer import train_tokenizer
+from maxlm.cli import main
+from tests.data.tokenizers.kinds import EOS, byte_level, write_hf
 from tests.train.conftest import curve, read_metrics, train
 
 
@@ -30,7 +33,7 @@ def test_resuming_reads_the_run_s_own_tokenizer(write_run, data, refuse, tmp_pat
     train(
         path, *overrides, "train.num_steps=2", "schedule.total_steps=4", "schedule.warmup_steps=1"
     )
-    kept = (tmp_path / "run/tokenizer.model").read_bytes()
+    kept = (tmp_path / "run/tokenizer/tokenizer.model").read_bytes()
     assert kept == (folder / "tokenizer.model").read_bytes()
     another_tokenizer(folder / "tokenizer.model")
     settings = [
@@ -42,18 +45,43 @@ def test_resuming_reads_the_run_s_own_tokenizer(write_run, data, refuse, tmp_pat
     train(path, *settings)
     assert [step for step, *_ in curve(tmp_path / "run")] == [1, 2, 3, 4]
     assert read_metrics(tmp_path / "run")[4]["val/text/loss"] > 0
-    assert (tmp_path / "run/tokenizer.model").read_bytes() == kept
+    assert (tmp_path / "run/tokenizer/tokenizer.model").read_bytes() == kept
     # Without its copy the run takes what is named, and that is not what its tokens were made with.
-    (tmp_path / "run/tokenizer.model").unlink()
+    shutil.rmtree(tmp_path / "run/tokenizer")
     assert f"{folder}/tokenizer.model" in refuse("train", path, *settings)
     # The copy in its place again, but another one.
-    another_tokenizer(tmp_path / "run/tokenizer.model")
-    assert f"{tmp_path}/run/tokenizer.model" in refuse("train", path, *settings)
+    (tmp_path / "run/tokenizer").mkdir()
+    another_tokenizer(tmp_path / "run/tokenizer/tokenizer.model")
+    assert f"{tmp_path}/run/tokenizer/tokenizer.model" in refuse("train", path, *settings)
 
 
 def test_a_run_directory_with_another_tokenizer_is_refused(write_run, refuse, tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/tokenizer.model").write_bytes(b"left over")
+    (tmp_path / "run/tokenizer").mkdir(parents=True)
+    (tmp_path / "run/tokenizer/tokenizer.model").write_bytes(b"left over")
     message = refuse("train", write_run(), "train.batch_size=8")
-    assert f"{tmp_path}/run/tokenizer.model is another tokenizer" in message
-    assert "choose another run_dir, or move that file away" in message
+    assert f"{tmp_path}/run/tokenizer is another tokenizer" in message
+    assert "choose another run_dir, or move that folder away" in message
+
+
+def test_a_run_keeps_a_tokenizer_of_several_files(write_run, tmp_path):
+    """From a published vocabulary with one token for beginnings and ends to a model that speaks."""
+    published = write_hf(tmp_path / "published", byte_level(), {"eos_token": EOS, "more": 1})
+    settings = [
+        f"data.tokenizer={published}",
+        f"data.sources.text.path={tmp_path}/other",
+        "model.vocab_size=1024",
+    ]
+    path = write_run(train={"eval_every": 0, "num_steps": 2}, schedule={"warmup_steps": 0})
+    assert main(["prepare", str(path), *settings]) == 0
+    train(path, *settings)
+    kept = {file.name: file.read_bytes() for file in (tmp_path / "run/tokenizer").iterdir()}
+    assert kept == {file.name: file.read_bytes() for file in published.iterdir()}
+    shutil.rmtree(published)
+    values = read_metrics(tmp_path / "run")[2]
+    assert 0 < values["val/text/bits_per_byte"] < 16
+    model = maxlm.load(tmp_path / "run")
+    assert model.tokenizer.bos_id == model.tokenizer.eos_id
+    assert model.num_ids == 900
+    answer = model.generate("ember ", max_tokens=4, temperature=0)
+    assert answer
+    assert answer == "".join(model.stream("ember ", max_tokens=4, temperature=0))

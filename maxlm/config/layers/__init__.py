@@ -9,13 +9,14 @@ from typing import Annotated
 from pydantic import Field
 
 from maxlm.config.layers.attention import AttentionConfig
+from maxlm.config.layers.mla import MlaConfig
 from maxlm.config.layers.mlp import MlpConfig
 from maxlm.config.layers.moe import MoeConfig
 from maxlm.config.layers.none import NoneConfig
 from maxlm.config.layers.parallel import ParallelConfig
 
 Mixer = Annotated[
-    AttentionConfig | ParallelConfig | NoneConfig,
+    AttentionConfig | MlaConfig | ParallelConfig | NoneConfig,
     Field(discriminator="kind"),
 ]
 """What moves information between tokens."""

@@ -10,7 +10,9 @@ from pydantic import Field
 
 from maxlm.config.divisible import divisible
 from maxlm.config.errors import Problem
-from maxlm.config.rope import RopePosition
+from maxlm.config.positions.distance import AlibiPosition, RelativePosition
+from maxlm.config.positions.none import NoPosition
+from maxlm.config.positions.rope import RopePosition
 from maxlm.config.section import LayerSection, PositiveFloat, PositiveInt, Section
 
 if TYPE_CHECKING:
@@ -18,10 +20,13 @@ if TYPE_CHECKING:
     from maxlm.config.schema import RunConfig
 
 
-class NoPosition(Section):
-    """No position information besides the mask."""
+class TemperatureConfig(Section):
+    """Queries grow with their position p: times 1 + scale ln(1 + floor((p + 1) / floor))
+    (arXiv:2501.19399, as NoPE layers of long contexts have it).
+    """
 
-    kind: Literal["none"] = "none"
+    scale: PositiveFloat = 0.1
+    floor: PositiveInt = Field(8192, description="tokens for which it stays 1")
 
 
 class AttentionConfig(LayerSection):
@@ -42,12 +47,25 @@ class AttentionConfig(LayerSection):
         description="key/value heads (default: num_heads)",
     )
     head_dim: PositiveInt = Field(description="width of one head")
-    position: Annotated[RopePosition | NoPosition, Field(discriminator="kind")] = RopePosition()
+    position: Annotated[
+        RopePosition | AlibiPosition | RelativePosition | NoPosition, Field(discriminator="kind")
+    ] = RopePosition()
+    scale: PositiveFloat | None = Field(
+        None, description="factor on products of queries and keys (null: head_dim ** -0.5)"
+    )
+    temperature: TemperatureConfig | None = Field(
+        None, description="queries grow with their position (null: they do not)"
+    )
     window: PositiveInt | None = Field(
         None, description="attend to the last `window` tokens only (null: all)"
     )
-    qk_norm: Literal["none", "rmsnorm"] = Field(
-        "none", description="normalise each head's query and key"
+    chunk: PositiveInt | None = Field(
+        None, description="attend within chunks of so many tokens of a document only (null: all)"
+    )
+    qk_norm: Literal["none", "rmsnorm", "rmsnorm_all", "l2"] = Field(
+        "none",
+        description="normalise queries and keys: rmsnorm each head, rmsnorm_all over all heads, both before they are "
+        "turned; l2 each head by its root mean square, without weights, afterwards",
     )
     bias: Literal["none", "qkv", "all"] = Field("none", description="projections with a bias")
     softcap: PositiveFloat | None = Field(
@@ -65,8 +83,7 @@ class AttentionConfig(LayerSection):
         yield from divisible(
             f"{path}.num_heads", self.num_heads, {f"{path}.num_kv_heads": self.num_kv_heads}
         )
-        if isinstance(self.position, RopePosition):
-            yield from self._rope_problems(path, self.position)
+        yield from self._position_problems(path)
         mesh = run.mesh
         exchanged = mesh.context_kind == "ulysses" and mesh.context > 1
         heads = {
@@ -80,26 +97,35 @@ class AttentionConfig(LayerSection):
                 )
                 yield replace(problem, text=problem.text + other_kind)
 
-    def _rope_problems(self, path: str, position: RopePosition) -> Iterator[Problem]:
-        if self.head_dim % 2:
-            near = f"{self.head_dim - 1} or {self.head_dim + 1}" if self.head_dim > 1 else "2"
-            text = f"{path}.head_dim={self.head_dim} must be even for {path}.position.kind=rope; use {near}"
-            yield Problem(f"{path}.head_dim", text)
-        scaling, path = position.scaling, f"{path}.position.scaling"
-        if scaling and scaling.low_frequency_factor >= scaling.high_frequency_factor:
-            low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
-            text = f"{path}.low_frequency_factor={low} must be less than {path}.high_frequency_factor={high}"
-            yield Problem(f"{path}.low_frequency_factor", f"{text}; use 1.0 and 4.0")
+    def _position_problems(self, path: str) -> Iterator[Problem]:
+        position, here = self.position, f"{path}.position"
+        if isinstance(position, RopePosition):
+            yield from position.problems(here, f"{path}.head_dim", self.head_dim)
+        if isinstance(position, RelativePosition):
+            yield from position.problems(here)
+        if isinstance(position, AlibiPosition | RelativePosition) and self.softcap is not None:
+            text = f"{path}.softcap={self.softcap} would squash what {here}.kind={position.kind} adds to scores"
+            yield Problem(f"{path}.softcap", f"{text}; use {path}.softcap=null or another position")
+
+    def told_length(self, length: int) -> int:
+        """Return that of its positions."""
+        position = self.position
+        return position.told_length(length) if isinstance(position, RopePosition) else 0
 
     def mixing_flops(self, model: ModelConfig, length: int) -> float:
         """Count products of queries with keys and of scores with values.
 
         A query and a key that it sees cost 2 H FLOPs per head, a score and a value 2 H: with N
-        heads 4 N H per pair, and 12 N H with the backward pass. Pairs hidden by the causal mask or
-        by a window W are not counted. Query t = 1 ... T sees min(t, W) keys, on average (1 + ... +
-        W + (T - W) W) / T.
+        heads 4 N H per pair, and 12 N H with the backward pass. Pairs hidden by the causal mask, by
+        a window W or by chunks C are not counted. Of one chunk (or, without, of the sequence) query
+        t = 1 ... C sees min(t, W) keys, together 1 + ... + W + (C - W) W.
         """
         del model
-        window = min(self.window or length, length)
-        pairs = window * (window + 1) // 2 + (length - window) * window
-        return 12 * self.num_heads * self.head_dim * pairs / length
+        chunk = min(self.chunk or length, length)
+
+        def pairs(tokens: int) -> int:
+            window = min(self.window or tokens, tokens)
+            return window * (window + 1) // 2 + (tokens - window) * window
+
+        seen = length // chunk * pairs(chunk) + pairs(length % chunk)
+        return 12 * self.num_heads * self.head_dim * seen / length

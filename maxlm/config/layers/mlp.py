@@ -14,11 +14,21 @@ from maxlm.config.section import LayerSection, PositiveInt
 if TYPE_CHECKING:
     from maxlm.config.schema import RunConfig
 
-Activation = Literal["swiglu", "geglu", "relu", "gelu"]
+Activation = Literal[
+    "swiglu",
+    "swiglu_clamped",
+    "geglu_tanh",
+    "geglu_exact",
+    "relu",
+    "relu2",
+    "gelu_tanh",
+    "gelu_exact",
+]
+"""GELU is exact or approximated by a tanh, and says so; relu2 is the square (arXiv:2109.08668)."""
 
 
 class MlpConfig(LayerSection):
-    """Feed-forward layer; swiglu and geglu are gated (arXiv:2002.05202)."""
+    """Feed-forward layer; swiglu, swiglu_clamped and geglu are gated (arXiv:2002.05202)."""
 
     ACTIVATIONS: ClassVar = {
         "mlp_hidden": "hidden units before the nonlinearity, or before the gate",

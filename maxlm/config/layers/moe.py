@@ -18,6 +18,7 @@ from maxlm.config.section import (
     PositiveFloat,
     PositiveInt,
     Section,
+    Use,
 )
 
 if TYPE_CHECKING:
@@ -36,10 +37,16 @@ class RouterConfig(Section):
         description="weights of the picked experts: their scores divided by the sum, or the scores",
     )
     scale: PositiveFloat = Field(1.0, description="factor on the weights")
+    bias: bool = Field(
+        False, description="a learned bias on the logits, in the picking and in the weights"
+    )
     num_groups: PositiveInt = Field(1, description="groups of neighbouring experts")
     top_groups: PositiveInt = Field(
-        1,
-        description="groups a token may pick from: those with the largest sum of their two best (arXiv:2412.19437)",
+        1, description="groups a token may pick from: those with the largest `group_score`"
+    )
+    group_score: Literal["top2", "max"] = Field(
+        "top2",
+        description="of a group: the sum of its two best scores (arXiv:2412.19437), or its best (arXiv:2405.04434)",
     )
     apply_to: Literal["output", "input"] = Field(
         "output", description="what of an expert the weight multiplies"
@@ -104,14 +111,21 @@ class MoeConfig(LayerSection):
     shared_dim: Count = Field(
         0, description="hidden units of the experts that see every token, summed (0: none)"
     )
+    shared_gate: bool = Field(
+        False,
+        description="multiply what the shared experts say with sigmoid(x w), a number per token, w learned",
+    )
     activation: Activation = "swiglu"
+    bias: Literal["none", "all"] = Field(
+        "none", description="projections of the routed experts with a bias; weights multiply it too"
+    )
     router: RouterConfig = RouterConfig()
-    balance: BalanceConfig = BalanceConfig()
+    balance: Annotated[BalanceConfig, Use.TRAINING] = BalanceConfig()
     capacity_factor: PositiveFloat | None = Field(
         None,
         description="an expert takes this times its fair share of a sequence's tokens, no more (null: dropless)",
     )
-    buffer_factor: Annotated[PositiveFloat, OnResume.FREE] = Field(
+    buffer_factor: Annotated[PositiveFloat, OnResume.FREE, Use.TRAINING] = Field(
         2.0,
         description="rows that experts make room for on a device of mesh.expert, times an even load; more come in "
         "further rounds, and none is dropped",
@@ -130,6 +144,10 @@ class MoeConfig(LayerSection):
     def problems(self, path: str, run: RunConfig) -> Iterator[Problem]:
         """Yield choices that the experts do not allow, and sizes that do not divide by the mesh."""
         yield from self._choice_problems(path)
+        if self.shared_gate and not self.shared_dim:
+            text = f"{path}.shared_gate=true has no shared experts to multiply: {path}.shared_dim=0"
+            cure = f"use {path}.shared_gate=false, or {path}.shared_dim={self.expert_dim}"
+            yield Problem(f"{path}.shared_gate", f"{text}; {cure}")
         yield from self._group_problems(path)
         mesh = run.mesh
         yield from divisible(f"{path}.num_experts", self.num_experts, {"mesh.expert": mesh.expert})

@@ -36,6 +36,11 @@ class ParallelConfig(LayerSection):
         for index, mixer in enumerate(self.mixers):
             yield from mixer.problems(f"{path}.mixers.{index}", run)
 
+    def told_length(self, length: int) -> int:
+        """Return that of its mixers, or `length` where they differ."""
+        told = {mixer.told_length(length) for mixer in self.mixers} - {0}
+        return length if len(told) > 1 else next(iter(told), 0)
+
     def mixing_flops(self, model: ModelConfig, length: int) -> float:
         """Add up those of the mixers."""
         return sum(mixer.mixing_flops(model, length) for mixer in self.mixers)

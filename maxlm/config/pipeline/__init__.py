@@ -30,7 +30,7 @@ class PipelineConfig(Section):
     engine: Engine = LocalEngineConfig()
     work_dir: str | None = Field(
         None,
-        description="folder of the documents between the steps (null: .work beside the tokenizer, until all is done)",
+        description="folder of the documents between steps (null: .work beside the first source, until all is done)",
     )
     keep_steps: bool = Field(
         False, description="leave the documents of every step in work_dir, to look at them"

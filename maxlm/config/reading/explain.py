@@ -95,14 +95,17 @@ def _unknown_key(path: str, parent: Any) -> str:
     close = did_you_mean(name, known)
     if close:
         return f"{path} is not a known key; did you mean {f'{where}.' if where else ''}{close}?"
-    elsewhere = [other for other in all_paths() if other.rpartition(".")[2] == name]
+    # Kinds of a section have settings in common: each path once.
+    elsewhere = dict.fromkeys(other for other in all_paths() if other.rpartition(".")[2] == name)
     if elsewhere:
         return f"{path} is not a known key; did you mean {' or '.join(elsewhere)}?"
     return f"{path} is not a known key; remove it, or use one of {', '.join(known)}"
 
 
 def _not_one_of(path: str, value: Any, names: list[str]) -> str:
-    close = did_you_mean(str(value), names)
+    # What a longer name begins with is that name cut short, whatever else looks like it.
+    longer = [name for name in names if name.startswith(f"{value}_")]
+    close = " or ".join(longer) or did_you_mean(str(value), names)
     if len(names) == 1:
         return f"{path}={show_value(value)} is not known here; use {names[0]}"
     return f"{path}={show_value(value)} is not one of {', '.join(names)}; " + (

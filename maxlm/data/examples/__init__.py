@@ -9,7 +9,7 @@ import numpy as np
 
 from maxlm.config.objectives import Objective
 from maxlm.data.examples.next_token import NextTokenExamples
-from maxlm.data.tokenizer import Tokenizer
+from maxlm.data.tokenizers import Tokenizer
 
 
 class Examples(Protocol):

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from maxlm.data.examples.packing import NO_TOKEN, segments_and_positions
-from maxlm.data.tokenizer import Tokenizer
+from maxlm.data.examples.packing import NO_TOKEN, are_predicted, segments_and_positions
+from maxlm.data.tokenizers import Tokenizer
 
 
 class NextTokenExamples:
@@ -37,7 +37,7 @@ class NextTokenExamples:
         Returns:
           `segment_ids` (0 where there is no token) and `positions` of the `tokens`; their
           `targets`, the UTF-8 bytes that each target stands for, and `weights`: 1 where the target
-          continues the token's document, else 0.
+          continues or ends the token's document, else 0.
         """
         del rows
         bos_id, eos_id = self._tokenizer.bos_id, self._tokenizer.eos_id
@@ -46,12 +46,12 @@ class NextTokenExamples:
         tokens, targets = windows[:, :-1], windows[:, 1:]
         segment_ids, positions = segments_and_positions(tokens, bos_id)
         segment_ids = segment_ids * there[:, :-1]
-        learned = there[:, 1:] & (targets != bos_id)
+        learned = there[:, 1:] & are_predicted(targets, bos_id, eos_id)
         return {
             "tokens": np.ascontiguousarray(tokens),
             "targets": np.ascontiguousarray(targets),
             "segment_ids": segment_ids,
             "positions": positions,
-            "target_bytes": self._tokenizer.token_bytes[targets] * learned,
+            "target_bytes": self._tokenizer.bytes_of(targets, tokens) * learned,
             "weights": learned.astype(np.float32),
         }

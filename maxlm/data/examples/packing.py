@@ -1,7 +1,8 @@
 """Where documents lie in a window of tokens.
 
 Documents are stored back to back as BOS ... EOS, so a window needs no other index: a document
-starts where BOS is.
+starts where BOS is. Where BOS and EOS are one token, it stands once between documents: it ends the
+one and starts the other.
 """
 
 from __future__ import annotations
@@ -22,3 +23,9 @@ def segments_and_positions(tokens: np.ndarray, bos_id: int) -> tuple[np.ndarray,
     columns = np.arange(tokens.shape[1], dtype=np.int32)
     last_start = np.maximum.accumulate(np.where(starts, columns, np.int32(0)), axis=1)
     return np.cumsum(starts, axis=1, dtype=np.int32), columns - last_start
+
+
+def are_predicted(targets: np.ndarray, bos_id: int, eos_id: int) -> np.ndarray:
+    """Return which tokens are predicted from those before them: all but BOS, unless it is EOS too."""
+    everywhere = bos_id == eos_id
+    return (targets != bos_id) | everywhere

@@ -48,6 +48,12 @@ class TokenShards:
         return self.index.tokens
 
     @property
+    def num_targets(self) -> int:
+        """Tokens that are predicted from those before them: all that do not only start a document."""
+        shared = self.index.bos_id == self.index.eos_id
+        return self.num_tokens - (min(1, self.num_documents) if shared else self.num_documents)
+
+    @property
     def num_documents(self) -> int:
         """Documents in all shards."""
         return self.index.documents

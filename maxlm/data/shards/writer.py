@@ -96,8 +96,8 @@ class ShardFile:
 class ShardWriter:
     """Write documents as shards into an empty folder; the index is written last, by `close`.
 
-    Each document is stored as BOS, its tokens, EOS, and lies in one shard. Leaving a `with` block
-    by an exception leaves no index, so a half-written folder is never mistaken for a whole one.
+    Each document lies in one shard. Leaving a `with` block by an exception leaves no index, so a
+    half-written folder is never mistaken for a whole one.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class ShardWriter:
         if self._file is None:
             path = self._folder / shard_name(len(self._entries))
             self._file = ShardFile(path, vocab_size=self._vocab_size, first_page=self._next_page)
-        document = np.concatenate([[self._bos_id], body, [self._eos_id]])
+        document = as_stored(body, self._bos_id, self._eos_id)
         self._file.write(document, documents=1)
         if self._file.num_tokens >= self._shard_tokens:
             self._finish_shard()
@@ -171,6 +171,14 @@ class ShardWriter:
         if self._file is not None:
             self._entries.append(self._file.close())
             self._next_page, self._file = self._file.next_page, None
+
+
+def as_stored(ids: Sequence[int] | np.ndarray, bos_id: int, eos_id: int) -> np.ndarray:
+    """Return a document as it is stored, int64: BOS, its tokens, EOS. Where both are one token it
+    is stored once, in front: the document before ends there.
+    """
+    end = [] if bos_id == eos_id else [eos_id]
+    return np.concatenate([[bos_id], np.asarray(ids, np.int64), np.asarray(end, np.int64)])
 
 
 def shard_name(number: int) -> str:

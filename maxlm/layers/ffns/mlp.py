@@ -1,8 +1,12 @@
-"""Feed-forward layers, gated (SwiGLU, GeGLU; arXiv:2002.05202) and plain (ReLU, GELU)."""
+"""Feed-forward layers, gated (SwiGLU, GeGLU; arXiv:2002.05202) and plain (ReLU, its square, GELU)."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import jax
+import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
@@ -14,15 +18,33 @@ from maxlm.ops.linear import linear
 from maxlm.sharding.mesh import FSDP_AXES
 from maxlm.sharding.parameters import Constant, Normal, weight
 
-ACTIVATIONS = {
-    "swiglu": jax.nn.silu,
-    "geglu": jax.nn.gelu,
-    "relu": jax.nn.relu,
-    "gelu": jax.nn.gelu,
-}
-"""GELU by its tanh approximation, as GPT-2 does."""
+GELU_TANH = functools.partial(jax.nn.gelu, approximate=True)
+GELU_EXACT = functools.partial(jax.nn.gelu, approximate=False)
 
-GATED = ("swiglu", "geglu")
+PLAIN: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "relu": jax.nn.relu,
+    "relu2": lambda hidden: jnp.square(jax.nn.relu(hidden)),
+    "gelu_tanh": GELU_TANH,
+    "gelu_exact": GELU_EXACT,
+}
+"""What is done to hidden units."""
+
+
+def _swiglu_clamped(gate: jax.Array, hidden: jax.Array) -> jax.Array:
+    """Return (hidden + 1) gate sigmoid(1.702 gate), both clamped to 7, so that bfloat16 holds them;
+    a large negative gate is left: its sigmoid is 0 (arXiv:2508.10925).
+    """
+    gate, hidden = jnp.minimum(gate, 7.0), jnp.clip(hidden, -7.0, 7.0)
+    return (hidden + 1) * gate * jax.nn.sigmoid(1.702 * gate)
+
+
+GATED: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+    "swiglu": lambda gate, hidden: jax.nn.silu(gate) * hidden,
+    "swiglu_clamped": _swiglu_clamped,
+    "geglu_tanh": lambda gate, hidden: GELU_TANH(gate) * hidden,
+    "geglu_exact": lambda gate, hidden: GELU_EXACT(gate) * hidden,
+}
+"""What a gate does to hidden units."""
 
 
 class Mlp(Layer):
@@ -78,6 +100,5 @@ class Mlp(Layer):
 
 
 def activate(activation: Activation, hidden: jax.Array, gate: jax.Array | None) -> jax.Array:
-    """Apply a nonlinearity to the hidden units, or to the gate that multiplies them."""
-    function = ACTIVATIONS[activation]
-    return function(hidden) if gate is None else function(gate) * hidden
+    """Apply a nonlinearity to the hidden units, or let the gate act on them."""
+    return PLAIN[activation](hidden) if gate is None else GATED[activation](gate, hidden)

@@ -23,7 +23,7 @@ from maxlm.config.model import ModelConfig
 from maxlm.layers.ffns.mlp import GATED, Mlp, activate
 from maxlm.layers.layer import Layer
 from maxlm.layers.sequence import SequenceInfo
-from maxlm.ops.grouped_matmul import grouped_matmul
+from maxlm.ops.grouped_matmul import add_per_group, grouped_matmul
 from maxlm.sharding.experts import (
     Plan,
     capacity_of,
@@ -75,6 +75,10 @@ class Moe(Layer):
         self.router = weight(
             (dim, experts), P(FSDP_AXES, None), init, role="router", inputs=(0,), fp32=True
         )
+        if config.router.bias:
+            self.router_linear_bias = weight(
+                (experts,), P(None), Constant(0.0), role="bias", fp32=True
+            )
         if config.balance.bias_update:
             self.router_bias = weight((experts,), P(None), Constant(0.0), role="state", fp32=True)
         self.up = weight(
@@ -87,9 +91,21 @@ class Moe(Layer):
         self.down = weight(
             (experts, hidden, dim), out_spec, init_out, role="matrix", inputs=(1,), used=used
         )
+        if config.bias == "all":
+            up_bias, zeros = ((experts, hidden), P("expert", "tensor")), Constant(0.0)
+            self.up_bias = weight(*up_bias, zeros, role="bias", used=used)
+            if config.activation in GATED:
+                self.gate_bias = weight(*up_bias, zeros, role="bias", used=used)
+            self.down_bias = weight(
+                (experts, dim), P("expert", EXPERT_FSDP_AXES), zeros, role="bias", used=used
+            )
         if config.shared_dim:
             self.shared = Mlp(
                 model, MlpConfig(hidden_dim=config.shared_dim, activation=config.activation)
+            )
+        if config.shared_gate:
+            self.shared_gate = weight(
+                (dim,), P(FSDP_AXES), init, role="router", inputs=(0,), fp32=True
             )
         self.config = config
 
@@ -111,10 +127,21 @@ class Moe(Layer):
         inputs = (x_BTD.reshape(-1, x_BTD.shape[2]), weights_NA, self._matrices())
         y_BTD = in_rounds(run, inputs, plan, rows, most).reshape(x_BTD.shape)
         if config.shared_dim:
-            y_BTD += self.shared.partial_sum(x_BTD)
+            y_BTD += self._shared(x_BTD)
         # The plan is the same on every tensor device, and its drops are counted once.
         dropped = (plan.place_NA == experts_BTA.size).sum() / lax.axis_size("tensor")
         return info.leave(y_BTD), stats._replace(dropped=dropped.astype(jnp.float32))
+
+    def _shared(self, x_BTD: jax.Array) -> jax.Array:
+        """Return what this device's hidden units of the shared experts contribute to whole
+        sequences, (B, T, D).
+        """
+        y_BTD = self.shared.partial_sum(x_BTD)
+        if not self.config.shared_gate:
+            return y_BTD
+        # Every tensor device works it out, with D multiplications a token: sending it costs more.
+        logit_BT = jnp.einsum("BTD,D->BT", x_BTD.astype(jnp.float32), self.shared_gate[...])
+        return y_BTD * jax.nn.sigmoid(logit_BT)[..., None].astype(y_BTD.dtype)
 
     def route(
         self, x_BTD: jax.Array, real_BT: jax.Array
@@ -128,6 +155,8 @@ class Moe(Layer):
             self.router[...],
             precision=lax.Precision.HIGHEST,
         )
+        if self.config.router.bias:
+            logits_BTE += self.router_linear_bias[...]
         bias_E = (
             lax.stop_gradient(self.router_bias[...]) if self.config.balance.bias_update else None
         )
@@ -158,16 +187,26 @@ class Moe(Layer):
         return copy
 
     def _matrices(self) -> Matrices:
-        gate = self.gate[...] if self.config.activation in GATED else None
-        return Matrices(self.up[...], gate, self.down[...])
+        gated, biased = self.config.activation in GATED, self.config.bias == "all"
+        return Matrices(
+            self.up[...],
+            self.gate[...] if gated else None,
+            self.down[...],
+            self.up_bias[...] if biased else None,
+            self.gate_bias[...] if biased and gated else None,
+            self.down_bias[...] if biased else None,
+        )
 
 
 class Matrices(NamedTuple):
-    """The parameters of this device's experts; no gate where the activation has none."""
+    """The parameters of this device's experts; None where there is no gate, or no bias."""
 
     up_EDF: jax.Array
     gate_EDF: jax.Array | None
     down_EFD: jax.Array
+    up_bias_EF: jax.Array | None
+    gate_bias_EF: jax.Array | None
+    down_bias_ED: jax.Array | None
 
 
 def _run_round(
@@ -194,21 +233,41 @@ def _run_round(
         weights_NA = jnp.ones_like(weights_NA)
     rows_BD, blocks = dispatch(rows_MD, plan, number, rows)
     sizes_E = blocks[1].sizes_PE.sum(axis=0)
-    hidden_BF = checkpoint_name(grouped_matmul(rows_BD, matrices.up_EDF, sizes_E), "mlp_hidden")
-    gate_BF = None
-    if matrices.gate_EDF is not None:
-        gate_BF = checkpoint_name(grouped_matmul(rows_BD, matrices.gate_EDF, sizes_E), "mlp_gate")
-    rows_BD = grouped_matmul(
-        activate(config.activation, hidden_BF, gate_BF), matrices.down_EFD, sizes_E
-    )
+    rows_BD = _experts(config, rows_BD, matrices, sizes_E)
     rows_MD = combine(rows_BD, blocks, plan.copy_M.shape[0])
     rows_MD = take(rows_MD, plan.place_NA.reshape(-1), plan.copy_M[:, None])
     return jnp.einsum("NAD,NA->ND", rows_MD.reshape(*weights_NA.shape, -1), weights_NA)
 
 
+def _experts(
+    config: MoeConfig, rows_BD: jax.Array, matrices: Matrices, sizes_E: jax.Array
+) -> jax.Array:
+    """Return what this device's hidden units make of rows that lie by expert, (B, D)."""
+    hidden_BF = _project(rows_BD, matrices.up_EDF, matrices.up_bias_EF, sizes_E)
+    hidden_BF, gate_BF = checkpoint_name(hidden_BF, "mlp_hidden"), None
+    if matrices.gate_EDF is not None:
+        gate_BF = _project(rows_BD, matrices.gate_EDF, matrices.gate_bias_EF, sizes_E)
+        gate_BF = checkpoint_name(gate_BF, "mlp_gate")
+    bias_ED = matrices.down_bias_ED
+    if bias_ED is not None:
+        # Once, not on every device of `tensor`: their rows are summed.
+        bias_ED = jnp.where(lax.axis_index("tensor") == 0, bias_ED, 0)
+    active_BF = activate(config.activation, hidden_BF, gate_BF)
+    return _project(active_BF, matrices.down_EFD, bias_ED, sizes_E)
+
+
+def _project(
+    x_RI: jax.Array, w_EIO: jax.Array, bias_EO: jax.Array | None, sizes_E: jax.Array
+) -> jax.Array:
+    y_RO = grouped_matmul(x_RI, w_EIO, sizes_E)
+    return y_RO if bias_EO is None else add_per_group(y_RO, bias_EO, sizes_E)
+
+
 # --- routers --------------------------------------------------------------------------------------
 
 SCORES = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
+BEST_OF_GROUP = {"top2": 2, "max": 1}
+"""How many of its best scores count for a group."""
 
 
 def pick(
@@ -235,11 +294,12 @@ def pick(
 
 def _within_top_groups(scores_BTE: jax.Array, config: RouterConfig) -> jax.Array:
     """Put -inf outside the groups with the largest sums of their two best scores (arXiv:2412.19437,
-    section 2.1.2).
+    section 2.1.2), or with the largest best ones (arXiv:2405.04434, section 2.1.3).
     """
     grouped_BTGE = scores_BTE.reshape(*scores_BTE.shape[:2], config.num_groups, -1)
-    best_two = lax.top_k(grouped_BTGE, min(2, grouped_BTGE.shape[3]))[0].sum(axis=3)
-    top = lax.top_k(best_two, config.top_groups)[1]
+    best = min(BEST_OF_GROUP[config.group_score], grouped_BTGE.shape[3])
+    group_BTG = lax.top_k(grouped_BTGE, best)[0].sum(axis=3)
+    top = lax.top_k(group_BTG, config.top_groups)[1]
     allowed_BTG = (top[..., None] == jnp.arange(config.num_groups)).any(axis=2)
     return jnp.where(allowed_BTG[..., None], grouped_BTGE, -jnp.inf).reshape(scores_BTE.shape)
 

@@ -10,10 +10,12 @@ from maxlm.config.model import ModelConfig
 from maxlm.config.section import LayerSection
 from maxlm.layers.layer import Mixer
 from maxlm.layers.mixers.attention import Attention
+from maxlm.layers.mixers.mla import Mla
 from maxlm.layers.mixers.parallel import Parallel
 
 MIXERS: dict[str, Callable[..., Mixer]] = {
     "attention": Attention,
+    "mla": Mla,
     "parallel": Parallel,
 }
 

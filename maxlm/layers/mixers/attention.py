@@ -1,7 +1,8 @@
-"""Multi-head, grouped-query and multi-query attention with rotary positions."""
+"""Multi-head, grouped-query and multi-query attention, and how it knows positions."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,16 +14,18 @@ from jax.sharding import PartitionSpec as P
 
 from maxlm.config.layers.attention import AttentionConfig
 from maxlm.config.model import ModelConfig
-from maxlm.config.rope import RopePosition
-from maxlm.kernels.mask import causal
-from maxlm.kernels.shape import AttentionShape
+from maxlm.config.positions.distance import AlibiPosition, RelativePosition
+from maxlm.config.positions.rope import RopePosition
+from maxlm.kernels.mask import Mask, causal, in_chunks
+from maxlm.kernels.shape import AttentionShape, Scoring
+from maxlm.layers.head_norm import build_head_norm, unit_rms
 from maxlm.layers.layer import Local, Mixer, StateArray
-from maxlm.layers.norm import RMSNorm
 from maxlm.layers.sequence import SequenceInfo
-from maxlm.ops.attention import Kernel, attention
+from maxlm.ops.attention import attention
 from maxlm.ops.context_attention import context_attention
 from maxlm.ops.linear import linear
-from maxlm.ops.rope import rotate, rotation
+from maxlm.ops.positions.distances import alibi_slopes, bucket_edges
+from maxlm.ops.positions.rope import rotate, rotation
 from maxlm.sharding.mesh import DECODING_AXES, FSDP_AXES
 from maxlm.sharding.parameters import Constant, Normal, weight
 
@@ -60,12 +63,15 @@ class Attention(Mixer):
             self.value_bias = weight((kv_heads, head_dim), P("tensor", None), zeros, role="bias")
         if config.bias == "all":
             self.out_bias = weight((dim,), P(FSDP_AXES), zeros, role="bias")
-        if config.qk_norm == "rmsnorm":
-            self.query_norm = RMSNorm(head_dim, model.norm.epsilon, P(None))
-            self.key_norm = RMSNorm(head_dim, model.norm.epsilon, P(None))
+        if config.qk_norm in ("rmsnorm", "rmsnorm_all"):
+            self.query_norm = build_head_norm(config.qk_norm, heads, head_dim, model.norm)
+            self.key_norm = build_head_norm(config.qk_norm, kv_heads, head_dim, model.norm)
+        if isinstance(config.position, RelativePosition):
+            shape, spec = (heads, config.position.num_buckets), P("tensor", None)
+            self.relative_bias = weight(shape, spec, init, role="bias", fp32=True)
         if config.sinks:
             self.sink_bias = weight((heads,), P("tensor"), zeros, role="bias")
-        self.config = config
+        self.config, self.epsilon = config, model.norm.epsilon
 
     def prepare(self, info: SequenceInfo) -> Mapping[Hashable, Any]:
         """Ask for the cosines and sines of the positions, the same for all layers with these
@@ -74,18 +80,18 @@ class Attention(Mixer):
         position = self.config.position
         if not isinstance(position, RopePosition):
             return {}
-        return {self._rotation_name: rotation(position, self.config.head_dim, info.positions_BT)}
+        turned = rotation(position, self.config.head_dim, info.positions_BT, info.length)
+        return {self._rotation_name: turned}
 
     def __call__(self, x_BTD: jax.Array, info: SequenceInfo) -> tuple[jax.Array, None]:
         """Attend within each document, across `context`; (B, T / tensor, D) -> (B, T / tensor, D),
         no report.
         """
         q_BTNH, k_BTKH, v_BTKH = self._project(info.enter(x_BTD), info)
-        mask = info.mask if self.config.window is None else info.within(self.config.window)
-        kernel, kind = self._kernel(info), info.context_kind
-        out = context_attention(
-            q_BTNH, k_BTKH, v_BTKH, mask, self._sink_N(), kernel=kernel, kind=kind
-        )
+        mask = info.within(self.config.window, self.config.chunk)
+        kernel, kind = info.kernels["attention"], info.context_kind
+        how = {"kernel": kernel, "kind": kind, "scoring": self._scoring()}
+        out = context_attention(q_BTNH, k_BTKH, v_BTKH, mask, self._sink_N(), **how)
         return self._project_out(out, info), None
 
     def decoding_state(self, batch_size: int, length: int, dtype: Any) -> Cache:
@@ -101,34 +107,28 @@ class Attention(Mixer):
         """Attend from the newest tokens to all that are kept and to themselves."""
         q_BTNH, k_BTKH, v_BTKH = self._project(x_BTD, info)
         keys, values = (
-            _written(state.keys, k_BTKH, start_B),
-            _written(state.values, v_BTKH, start_B),
+            written(state.keys, k_BTKH, start_B),
+            written(state.values, v_BTKH, start_B),
         )
-        # The causal mask hides the room for tokens to come: it lies behind every query.
-        place = jnp.broadcast_to(jnp.arange(keys.shape[1], dtype=jnp.int32), keys.shape[:2])
-        kept = {"kv_segments_BS": jnp.ones_like(place), "kv_place_BS": place}
-        mask = causal(info.segment_ids_BT, info.positions_BT, self.config.window, **kept)
-        out = attention(q_BTNH, keys, values, mask, self._sink_N(), self._kernel(info))
+        mask = kept_mask(info, keys.shape[1], self.config.window, self.config.chunk)
+        kernel, scoring = info.kernels["attention"], self._scoring()
+        out = attention(q_BTNH, keys, values, mask, self._sink_N(), kernel, scoring)
         return self._project_out(out, info), Cache(keys, values)
 
     def kernel_shapes(self, local: Local) -> dict[str, list[Any]]:
         """Return the one shape of attention on a device."""
         config = self.config
-        by_heads = local.context if local.context_kind == "ulysses" else 1
-        spread = local.context > by_heads
-        chunk = local.length // (2 * local.context) if spread else local.length
-        shape = AttentionShape(
-            device_kind=local.device_kind,
-            dtype=local.dtype,
-            num_heads=config.num_heads // (local.tensor * by_heads),
-            num_kv_heads=config.num_kv_heads // (local.tensor * by_heads),
+        by_distance = {"alibi": "slopes", "relative": "table"}.get(config.position.kind)
+        shape = shape_on_device(
+            local,
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
             key_size=config.head_dim,
             value_size=config.head_dim,
-            query_length=chunk,
-            key_length=local.length if local.context_kind == "all_gather" else chunk,
             softcap=config.softcap,
             sinks=config.sinks,
-            spread=spread,
+            by_distance=by_distance,
+            causal=config.chunk is None,
         )
         return {"attention": [shape]}
 
@@ -136,9 +136,20 @@ class Attention(Mixer):
     def _rotation_name(self) -> Hashable:
         return ("rotation", self.config.position, self.config.head_dim)
 
-    def _kernel(self, info: SequenceInfo) -> Kernel:
-        kernel: Kernel = info.kernels["attention"].with_softcap(self.config.softcap)
-        return kernel
+    def _scoring(self) -> Scoring:
+        """Return how scores are made, of this device's heads."""
+        config, position = self.config, self.config.position
+        scoring = Scoring(scale=config.scale, softcap=config.softcap)
+        if isinstance(position, AlibiPosition):
+            count = self.query[...].shape[1]
+            first = lax.axis_index("tensor") * count
+            slopes_N = jnp.asarray(alibi_slopes(config.num_heads))
+            own_N = lax.dynamic_slice_in_dim(slopes_N, first, count)
+            return dataclasses.replace(scoring, slopes_N=own_N)
+        if isinstance(position, RelativePosition):
+            edges = bucket_edges(position.num_buckets, position.max_distance)
+            return dataclasses.replace(scoring, table_NX=self.relative_bias[...], edges=edges)
+        return scoring
 
     def _sink_N(self) -> jax.Array | None:
         return self.sink_bias[...] if self.config.sinks else None
@@ -152,16 +163,30 @@ class Attention(Mixer):
         if self.config.bias != "none":
             q_BTNH, k_BTKH = q_BTNH + self.query_bias[...], k_BTKH + self.key_bias[...]
             v_BTKH = v_BTKH + self.value_bias[...]
-        if self.config.qk_norm == "rmsnorm":
-            q_BTNH, k_BTKH = self.query_norm(q_BTNH), self.key_norm(k_BTKH)
-        if self._rotation_name in info.prepared:
-            cosines, sines = info.prepared[self._rotation_name]
-            q_BTNH, k_BTKH = rotate(q_BTNH, cosines, sines), rotate(k_BTKH, cosines, sines)
+        q_BTNH, k_BTKH = self._positioned(q_BTNH, k_BTKH, info)
         return (
             checkpoint_name(q_BTNH, "query"),
             checkpoint_name(k_BTKH, "key"),
             checkpoint_name(v_BTKH, "value"),
         )
+
+    def _positioned(
+        self, q_BTNH: jax.Array, k_BTKH: jax.Array, info: SequenceInfo
+    ) -> tuple[jax.Array, jax.Array]:
+        """Normalise and rotate queries and keys, and let queries grow."""
+        config, position = self.config, self.config.position
+        if config.qk_norm in ("rmsnorm", "rmsnorm_all"):
+            q_BTNH, k_BTKH = self.query_norm(q_BTNH), self.key_norm(k_BTKH)
+        if isinstance(position, RopePosition):
+            turn = *info.prepared[self._rotation_name], position.layout
+            q_BTNH, k_BTKH = rotate(q_BTNH, *turn), rotate(k_BTKH, *turn)
+        if config.qk_norm == "l2":
+            q_BTNH, k_BTKH = unit_rms(q_BTNH, self.epsilon), unit_rms(k_BTKH, self.epsilon)
+        if config.temperature is not None:
+            stretches_BT = (info.positions_BT + 1) // config.temperature.floor
+            grown_BT = 1 + config.temperature.scale * jnp.log1p(stretches_BT.astype(jnp.float32))
+            q_BTNH = (q_BTNH * grown_BT[:, :, None, None]).astype(q_BTNH.dtype)
+        return q_BTNH, k_BTKH
 
     def _project_out(self, out_BTNH: jax.Array, info: SequenceInfo) -> jax.Array:
         y_BTD = info.leave(linear(out_BTNH, self.out[...], contract=2))
@@ -169,10 +194,48 @@ class Attention(Mixer):
         return y_BTD + self.out_bias[...] if self.config.bias == "all" else y_BTD
 
 
-def _written(cache_BSKH: jax.Array, new_BTKH: jax.Array, start_B: jax.Array) -> jax.Array:
-    """Write each sequence's new tokens behind its own earlier ones."""
+def shape_on_device(
+    local: Local, *, num_heads: int, num_kv_heads: int, **layer: Any
+) -> AttentionShape:
+    """Return what a layer asks of a kernel on a device.
+
+    Args:
+      local: the device's part of the run.
+      num_heads: of the whole layer.
+      num_kv_heads: likewise.
+      **layer: fields of `AttentionShape` that do not depend on the mesh.
+    """
+    by_heads = local.context if local.context_kind == "ulysses" else 1
+    spread = local.context > by_heads
+    chunk = local.length // (2 * local.context) if spread else local.length
+    return AttentionShape(
+        device_kind=local.device_kind,
+        dtype=local.dtype,
+        num_heads=num_heads // (local.tensor * by_heads),
+        num_kv_heads=num_kv_heads // (local.tensor * by_heads),
+        query_length=chunk,
+        key_length=local.length if local.context_kind == "all_gather" else chunk,
+        spread=spread,
+        **layer,
+    )
+
+
+def kept_mask(
+    info: SequenceInfo, length: int, window: int | None = None, chunk: int | None = None
+) -> Mask:
+    """Return which of the `length` tokens that there is room for the newest ones see."""
+    # The causal mask hides the room for tokens to come: it lies behind every query.
+    shape = (info.positions_BT.shape[0], length)
+    place = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), shape)
+    kept = {"kv_segments_BS": jnp.ones_like(place), "kv_place_BS": place}
+    mask = causal(info.segment_ids_BT, info.positions_BT, window, **kept)
+    return mask if chunk is None else in_chunks(mask, place, chunk)
+
+
+def written(cache_BS: jax.Array, new_BT: jax.Array, start_B: jax.Array) -> jax.Array:
+    """Write what is kept of each sequence's new tokens, (B, T, ...), behind its earlier ones."""
 
     def write(cache: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
         return lax.dynamic_update_slice_in_dim(cache, new, start, axis=0)
 
-    return jax.vmap(write)(cache_BSKH, new_BTKH.astype(cache_BSKH.dtype), start_B)
+    return jax.vmap(write)(cache_BS, new_BT.astype(cache_BS.dtype), start_B)

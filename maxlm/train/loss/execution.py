@@ -12,6 +12,7 @@ from maxlm.config.schema import MeshConfig, RunConfig
 from maxlm.kernels.mask import with_least
 from maxlm.layers.sequence import SequenceInfo
 from maxlm.layers.stack import BlockExecution, HeldRows, Remat, build_remat
+from maxlm.models.decoder import logit_rule_of
 from maxlm.sharding.context import gather_sequence
 from maxlm.sharding.fsdp import cast, gather
 from maxlm.sharding.pipeline import Schedule
@@ -45,9 +46,14 @@ class Execution(NamedTuple):
     def sequence_info(self, fields: Mapping[str, jax.Array]) -> SequenceInfo:
         """Say where the tokens of a microbatch stand."""
         mask = self.objective.mask(fields, fields["places"])
-        mask = with_least(mask, gather_sequence(fields["segment_ids"]))
+        whole_BT = gather_sequence(fields["segment_ids"])
         return SequenceInfo(
-            fields["positions"], fields["segment_ids"], mask, self.kernels, self.context_kind
+            fields["positions"],
+            fields["segment_ids"],
+            with_least(mask, whole_BT),
+            whole_BT.shape[1],
+            self.kernels,
+            self.context_kind,
         )
 
     @property
@@ -85,7 +91,11 @@ def build_execution(
     train = config.train
     filled_up = num_ids is not None and num_ids < config.model.vocab_size
     return Execution(
-        objective=build_objective(config.objective, num_ids=num_ids if filled_up else None),
+        objective=build_objective(
+            config.objective,
+            logit_rule=logit_rule_of(config.model),
+            num_ids=num_ids if filled_up else None,
+        ),
         gather=train.gather,
         remat=build_remat(train),
         schedule=Schedule(mesh.stage, mesh.stage_repeats, train.microbatches, layout.imbalance),

@@ -11,6 +11,7 @@ import jax
 
 from maxlm.config.objectives import Objective as ObjectiveConfig
 from maxlm.kernels.mask import Mask
+from maxlm.ops.cross_entropy import LogitRule
 from maxlm.train.objectives.next_token import NextToken
 
 
@@ -52,13 +53,16 @@ OBJECTIVES: dict[str, Any] = {
 }
 
 
-def build_objective(config: ObjectiveConfig, *, num_ids: int | None = None) -> Objective:
+def build_objective(
+    config: ObjectiveConfig, *, logit_rule: LogitRule, num_ids: int | None = None
+) -> Objective:
     """Build the run's objective.
 
     Args:
       config: its section.
+      logit_rule: how the model's logits come from products with its output projection.
       num_ids: ids that the tokenizer has, where the model's vocabulary is larger; None: all are
         ids.
     """
-    built: Objective = OBJECTIVES[config.kind](config, num_ids=num_ids)
+    built: Objective = OBJECTIVES[config.kind](config, logit_rule=logit_rule, num_ids=num_ids)
     return built

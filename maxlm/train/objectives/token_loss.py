@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from maxlm.config.objectives.token_loss import TokenLossConfig
-from maxlm.ops.cross_entropy import LossOptions, cross_entropy
+from maxlm.ops.cross_entropy import LogitRule, LossOptions, cross_entropy
 
 Fields = Mapping[str, jax.Array]
 
@@ -17,11 +17,14 @@ Fields = Mapping[str, jax.Array]
 class TokenLoss:
     """A mean over target tokens, each with a weight."""
 
-    def __init__(self, config: TokenLossConfig, *, num_ids: int | None = None):
+    def __init__(
+        self, config: TokenLossConfig, *, logit_rule: LogitRule, num_ids: int | None = None
+    ):
         self._options = LossOptions(
             z_loss=config.z_loss,
             label_smoothing=config.label_smoothing,
             chunk_tokens=config.chunk_tokens,
+            logit_rule=logit_rule,
             num_ids=num_ids,
         )
 

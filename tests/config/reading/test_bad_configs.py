@@ -260,16 +260,20 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
         ['optimizer.kind="sgd" is not known here; use adamw'],
     ),
     "union kind": (
-        {"head_dim: 16": "head_dim: 16, position: {kind: alibi}"},
+        {"head_dim: 16": "head_dim: 16, position: {kind: spiral}"},
         "",
         [],
-        ['run.yaml:6: model.block.mixer.position.kind="alibi" is not one of rope, none'],
+        [
+            'run.yaml:6: model.block.mixer.position.kind="spiral" is not one of rope, alibi, relative, none'
+        ],
     ),
     "union without kind": (
         {"head_dim: 16": "head_dim: 16, position: {theta: 1.0}"},
         "",
         [],
-        ["run.yaml:6: model.block.mixer.position.kind is missing; add one of rope, none"],
+        [
+            "run.yaml:6: model.block.mixer.position.kind is missing; add one of rope, alibi, relative, none"
+        ],
     ),
     "key of another kind": (
         {"head_dim: 16": "head_dim: 16, position: {kind: none, theta: 1.0}"},
@@ -449,6 +453,58 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
             "use model.block.mixer.num_kv_heads=8, or mesh.context=1, or mesh.context_kind=ring, which does not",
         ],
     ),
+    "an activation of two forms": (
+        {"hidden_dim: 128": "hidden_dim: 128, activation: gelu"},
+        "",
+        [],
+        [
+            'model.block.ffn.activation="gelu" is not one of',
+            "did you mean gelu_tanh or gelu_exact?",
+        ],
+    ),
+    "a gated activation of two forms": (
+        {},
+        "",
+        ["model.block.ffn.activation=geglu"],
+        ["did you mean geglu_tanh or geglu_exact?"],
+    ),
+    "one norm where there is none": (
+        {},
+        "",
+        ["model.block.norms=post", "model.block.residual=parallel_one_norm"],
+        [
+            "model.block.residual=parallel_one_norm shares the norm before mixer and ffn, but model.block.norms=post "
+            "has none; use model.block.residual=parallel, or model.block.norms=sandwich",
+            "1 problem",
+        ],
+    ),
+    "one norm where there is none, in a pattern": (
+        {},
+        "",
+        [
+            "model.block.norms=post",
+            "model.segments=[{pattern: [{}, {residual: parallel_one_norm}]}]",
+        ],
+        ["model.segments.0.pattern.1.residual=parallel_one_norm shares", "1 problem"],
+    ),
+    "a cap below nothing": (
+        {},
+        "",
+        ["model.logit_softcap=0.0", "model.residual_scale=-1.0"],
+        [
+            "model.logit_softcap=0.0 must be more than 0",
+            "model.residual_scale=-1.0 must be more than 0",
+        ],
+    ),
+    "gate of no shared expert": (
+        {},
+        "",
+        [MOE % "num_experts: 4, experts_per_token: 2, expert_dim: 32, shared_gate: true"],
+        [
+            "model.block.ffn.shared_gate=true has no shared experts to multiply: model.block.ffn.shared_dim=0; "
+            "use model.block.ffn.shared_gate=false, or model.block.ffn.shared_dim=32"
+        ],
+    ),
     "experts on mesh": (
         {},
         "mesh: {expert: 4}\n",
@@ -623,13 +679,98 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
     ),
     "rope scaling": (
         {
-            "head_dim: 16": "head_dim: 16, position: {kind: rope, scaling: {low_frequency_factor: 4.0}}"
+            "head_dim: 16": "head_dim: 16, position: {kind: rope, scaling: {kind: llama3, low_frequency_factor: 4.0}}"
         },
         "",
         [],
         [
             "low_frequency_factor=4.0 must be less than",
             "high_frequency_factor=4.0; use 1.0 and 4.0",
+        ],
+    ),
+    "half of a rotation": (
+        {"head_dim: 16": "head_dim: 16, position: {kind: rope, rotary_dim: 5}"},
+        "",
+        [],
+        [
+            "model.block.mixer.position.rotary_dim=5 must be even and at most model.block.mixer.head_dim=16; use 4"
+        ],
+    ),
+    "more than a head is rotated": (
+        {"head_dim: 16": "head_dim: 16, position: {kind: rope, rotary_dim: 40}"},
+        "",
+        [],
+        ["position.rotary_dim=40 must be even and at most model.block.mixer.head_dim=16; use 16"],
+    ),
+    "factors for each pair": (
+        {
+            "head_dim: 16": "head_dim: 16, position: {kind: rope, scaling: {kind: longrope, factor: 2.0, "
+            "original_length: 16, short_factor: [1.0], long_factor: [1, 1, 1, 1, 1, 1, 1, 1]}}"
+        },
+        "",
+        [],
+        ["position.scaling.short_factor has 1 numbers and must have 8, one for each pair"],
+    ),
+    "half of a ratio": (
+        {
+            "head_dim: 16": "head_dim: 16, position: {kind: rope, scaling: {kind: yarn, factor: 2.0, "
+            "original_length: 16, mscale: 0.7, beta_slow: 40.0}}"
+        },
+        "",
+        [],
+        [
+            "scaling.beta_slow=40.0 must be less than model.block.mixer.position.scaling.beta_fast=32.0",
+            "scaling.mscale=0.7 means nothing without model.block.mixer.position.scaling.mscale_all_dim",
+        ],
+    ),
+    "theta without turns": (
+        {
+            "head_dim: 16": "head_dim: 16, position: {kind: rope, theta: 1.0, scaling: {kind: yarn, factor: 2.0, "
+            "original_length: 16}}"
+        },
+        "",
+        [],
+        ["position.theta=1.0 must be above 1 for model.block.mixer.position.scaling.kind=yarn"],
+    ),
+    "one frequency": (
+        {
+            "head_dim: 16": "head_dim: 16, position: {kind: rope, rotary_dim: 2, scaling: {kind: ntk, factor: 2.0}}"
+        },
+        "",
+        [],
+        ["position.scaling.kind=ntk needs more than the one frequency of 2 turned numbers"],
+    ),
+    "a factor that shrinks": (
+        {
+            "head_dim: 16": "head_dim: 16, position: {kind: rope, scaling: {kind: linear, factor: 0.5}}"
+        },
+        "",
+        [],
+        ["position.scaling.factor=0.5"],
+    ),
+    "distances": (
+        {"head_dim: 16": "head_dim: 16, position: {kind: relative, max_distance: 16}"},
+        "",
+        [],
+        ["position.max_distance=16 must be above the 16 distances that have a bucket of their own"],
+    ),
+    "capped distances": (
+        {"head_dim: 16": "head_dim: 16, softcap: 5.0, position: {kind: alibi}"},
+        "",
+        [],
+        [
+            "mixer.softcap=5.0 would squash what model.block.mixer.position.kind=alibi adds to scores"
+        ],
+    ),
+    "odd sinusoids": (
+        {
+            "hidden_dim: 128}}": "hidden_dim: 128}}\n  position: {kind: sinusoidal}",
+            "embed_dim: 64": "embed_dim: 63",
+        },
+        "",
+        [],
+        [
+            "model.embed_dim=63 must be even for model.position.kind=sinusoidal; use 64",
         ],
     ),
     "warm-up": (
@@ -731,9 +872,9 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
     "a tokenizer in the run's own place": (
         {},
         "",
-        ["data.tokenizer=runs/x/../test/tokenizer.model"],
+        ["data.tokenizer=runs/x/../test/tokenizer/t"],
         [
-            "data.tokenizer='runs/x/../test/tokenizer.model' is where the run keeps its own copy of the tokenizer; use"
+            "data.tokenizer='runs/x/../test/tokenizer/t' is where the run keeps its own copy of the tokenizer; use"
         ],
     ),
     "empty path": (

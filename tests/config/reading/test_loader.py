@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from maxlm.config import ConfigError, load_run
-from maxlm.config.layers.attention import NoPosition
-from maxlm.config.model import LearnedPosition
-from maxlm.config.rope import RopePosition
+from maxlm.config.positions.embedded import LearnedPosition
+from maxlm.config.positions.none import NoPosition
+from maxlm.config.positions.rope import RopePosition
 
 
 def test_later_files_win_and_the_including_file_wins_over_all(

@@ -13,7 +13,9 @@ BYTES = np.array([0, 0, 0, 1, 2, 3, 4, 5], np.int32)
 
 
 def packed(*rows):
-    tokenizer = SimpleNamespace(bos_id=BOS, eos_id=EOS, token_bytes=BYTES)
+    tokenizer = SimpleNamespace(
+        bos_id=BOS, eos_id=EOS, bytes_of=lambda tokens, before: BYTES[tokens]
+    )
     return NextTokenExamples(None, tokenizer, seed=0)(np.array(rows, np.int32), range(len(rows)))
 
 
@@ -65,3 +67,25 @@ def test_fields_equal_a_plain_loop(rows):
     assert {name for name, dtype in NextTokenExamples.fields.items() if dtype == np.float32} == {
         "weights"
     }
+
+
+def test_one_token_that_ends_documents_and_starts_them():
+    """It is predicted as the end of the one, and seen as the beginning of the other."""
+    both = SimpleNamespace(bos_id=EOS, eos_id=EOS, bytes_of=lambda tokens, before: BYTES[tokens])
+    window = np.array([[5, 6, EOS, 7, EOS, EOS, 3]], np.int32)
+    batch = NextTokenExamples(None, both, seed=0)(window, range(1))
+    assert batch["targets"].tolist() == [[6, EOS, 7, EOS, EOS, 3]]
+    assert batch["segment_ids"].tolist() == [[1, 1, 2, 2, 3, 4]]
+    assert batch["positions"].tolist() == [[0, 1, 0, 1, 0, 0]]
+    assert batch["weights"].tolist() == [[1, 1, 1, 1, 1, 1]]
+    assert batch["target_bytes"].tolist() == [[4, 0, 5, 0, 0, 1]]
+
+
+def test_bytes_are_counted_by_what_stands_before():
+    """A space that the encoder puts in front of a document is none of its bytes."""
+    first = SimpleNamespace(
+        bos_id=BOS, eos_id=EOS, bytes_of=lambda tokens, before: BYTES[tokens] - (before == BOS)
+    )
+    window = np.array([[6, 6, EOS, BOS, 6, 6]], np.int32)
+    batch = NextTokenExamples(None, first, seed=0)(window, range(1))
+    assert batch["target_bytes"].tolist() == [[4, 0, 0, 3, 4]]

@@ -3,7 +3,7 @@ import pytest
 from data_pipeline.tokens import train_tokenizer as train_tokenizer_module
 from data_pipeline.tokens.train_tokenizer import train_tokenizer
 from maxlm.config.errors import UserError
-from maxlm.data.tokenizer import Tokenizer
+from maxlm.data.tokenizers import open_tokenizer
 
 
 @pytest.fixture
@@ -11,7 +11,7 @@ def train(tmp_path):
     def trained(texts, vocab_size):
         path = tmp_path / "tokenizer.model"
         path.write_bytes(train_tokenizer({"a": texts}, {"a": 1.0}, vocab_size))
-        return Tokenizer(path)
+        return open_tokenizer(path)
 
     return trained
 

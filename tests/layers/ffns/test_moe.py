@@ -22,13 +22,14 @@ from maxlm.layers.ffns.moe import (
 from maxlm.layers.sequence import SequenceInfo
 from maxlm.sharding.fsdp import gather, vary
 from maxlm.sharding.mesh import AXES, BATCH_AXES, TOKEN_AXES, build_mesh
-from maxlm.sharding.parameters import initialise, partition_specs
+from maxlm.sharding.parameters import initialise, map_parameters, partition_specs, role_of
 from tests.small_models import model_settings
 
 MODEL = ModelConfig.model_validate(
     model_settings(vocab_size=8, num_layers=1, embed_dim=16, init_std=0.5)
 )
 ROWS, LENGTH = 8, 8
+PARTS = ("up", "gate", "down")
 KINDS = {
     "softmax": {"shared_dim": 8, "balance": {"z_loss": 0.1}},
     "groups": {
@@ -41,6 +42,18 @@ KINDS = {
         "activation": "relu",
     },
     "capacity": {"capacity_factor": 0.75, "router": {"weights": "as_scored"}},
+    "biases": {
+        "bias": "all",
+        "activation": "swiglu_clamped",
+        "router": {"bias": True},
+        "balance": {"z_loss": 0.1},
+        "buffer_factor": 0.5,
+    },
+    "gated shared expert": {
+        "shared_dim": 8,
+        "shared_gate": True,
+        "router": {"weights": "as_scored", "num_groups": 4, "top_groups": 2, "group_score": "max"},
+    },
 }
 
 
@@ -60,7 +73,7 @@ def build(config, **sizes):
     def program(moe, x):
         real = jax.lax.pcast(jnp.ones((x.shape[0], LENGTH), jnp.int32), AXES, to="varying")
         # A router asks for nothing but what is real, and the way in and out.
-        info = SequenceInfo(None, real, None, {})
+        info = SequenceInfo(None, real, None, 0, {})
         y, stats = gather(vary(moe))(
             jax.lax.pcast(x, ("stage", "context", "data")[:2], to="varying"), info
         )
@@ -76,6 +89,7 @@ def build(config, **sizes):
 
 def scores_of(weights, x, config):
     logits = jnp.matmul(x, weights["router"], precision="highest")
+    logits += weights.get("router_linear_bias", 0)
     return logits, jax.nn.softmax(logits) if config.router.kind == "softmax" else jax.nn.sigmoid(
         logits
     )
@@ -92,16 +106,24 @@ def reference(weights, x, config, chosen, keep=None):
     for expert in range(config.num_experts):
         scale = gate[..., expert, None] * (1 if keep is None else keep[..., expert, None])
         on_input = config.router.apply_to == "input"
-        hidden = (x * scale if on_input else x) @ weights["up"][expert]
-        if "gate" in weights:
-            hidden = jax.nn.silu((x * scale if on_input else x) @ weights["gate"][expert]) * hidden
-        else:
+        bias = {
+            name: weights[f"{name}_bias"][expert] if config.bias == "all" else 0 for name in PARTS
+        }
+        hidden = (x * scale if on_input else x) @ weights["up"][expert] + bias["up"]
+        if "gate" not in weights:
             hidden = jax.nn.relu(hidden)
-        y += hidden @ weights["down"][expert] * (1 if on_input else scale)
+        else:
+            opened = (x * scale if on_input else x) @ weights["gate"][expert] + bias["gate"]
+            if config.activation == "swiglu_clamped":
+                opened, hidden = jnp.minimum(opened, 7), jnp.maximum(jnp.minimum(hidden, 7), -7)
+                hidden = opened / (1 + jnp.exp(-1.702 * opened)) * (hidden + 1)
+            else:
+                hidden *= jax.nn.silu(opened)
+        y += (hidden @ weights["down"][expert] + bias["down"]) * (1 if on_input else scale)
     if config.shared_dim:
-        y += (jax.nn.silu(x @ weights["shared_gate"]) * (x @ weights["shared_up"])) @ weights[
-            "shared_down"
-        ]
+        hidden = jax.nn.silu(x @ weights["shared/gate"]) * (x @ weights["shared/up"])
+        factor = jax.nn.sigmoid(x @ weights["shared_gate"])[..., None] if config.shared_gate else 1
+        y += hidden @ weights["shared/down"] * factor
     share = (scores / scores.sum(-1, keepdims=True)).mean((0, 1))
     load = chosen.mean((0, 1)) / config.experts_per_token
     z = (jax.nn.logsumexp(logits, axis=-1) ** 2).mean()
@@ -118,7 +140,10 @@ def chosen_experts(weights, x, config):
         own = scores[token].copy()
         groups = own.reshape(router.num_groups, -1)
         if router.top_groups < router.num_groups:
-            worst = np.argsort(np.sort(groups, axis=1)[:, -2:].sum(axis=1))[: -router.top_groups]
+            best = groups.max(axis=1)
+            if router.group_score == "top2":
+                best += np.sort(groups, axis=1)[:, -2]
+            worst = np.argsort(best)[: -router.top_groups]
             groups[worst] = -np.inf
         chosen[token][np.argsort(own)[-config.experts_per_token :]] = True
     return chosen
@@ -127,10 +152,22 @@ def chosen_experts(weights, x, config):
 def named(module):
     leaves = jax.tree_util.tree_leaves_with_path(module)
     names = (
-        jax.tree_util.keystr(path, simple=True, separator="_").removesuffix("_value")
+        jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
         for path, _ in leaves
     )
     return dict(zip(names, (np.asarray(leaf) for _, leaf in leaves), strict=True))
+
+
+def with_bias(parameter):
+    """Return what starts at zero with values that matter: some pass a clamp at 7."""
+    value, role = parameter[...], role_of(parameter)
+    if role not in ("bias", "state"):
+        return parameter
+    drawn = np.random.default_rng(value.shape).normal(size=value.shape)
+    drawn = (
+        0.1 * np.arange(value.size) if role == "state" else drawn * (4 if value.ndim > 1 else 0.3)
+    )
+    return parameter.replace(jax.device_put(drawn.astype(np.float32), value.sharding))
 
 
 def inputs():
@@ -165,16 +202,14 @@ ONE, EIGHT = {}, {"expert": 2, "fsdp": 2, "tensor": 2}
         ("softmax", EIGHT),
         ("groups", EIGHT),
         ("capacity", EIGHT),
+        ("biases", EIGHT),
+        ("gated shared expert", EIGHT),
     ],
 )
 def test_values_gradients_and_losses(kind, mesh):
     config = make_config(**KINDS[kind])
     module, run = build(config, **mesh)
-    if config.balance.bias_update:
-        bias = 0.1 * jnp.arange(config.num_experts, dtype=jnp.float32)
-        module.router_bias = module.router_bias.replace(
-            jax.device_put(bias, module.router_bias[...].sharding)
-        )
+    module = map_parameters(with_bias, module)
     x, weights = inputs(), named(module)
     chosen = chosen_experts(weights, x, config)
     keep = has_room(chosen, config) if config.capacity_factor else None

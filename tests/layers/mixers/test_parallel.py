@@ -63,7 +63,8 @@ def run(program, layer, x, info_of):
 
     def device(layer, x, direction, batch):
         def scored(layer, x):
-            y = gather(vary(layer))(x, info_of(batch))[0]
+            whole, info = gather(vary(layer)), info_of(batch)
+            y = whole(x, info._replace(prepared=whole.prepare(info)))[0]
             return (y * direction).sum(), y
 
         (_, y), gradients = jax.value_and_grad(scored, (0, 1), has_aux=True)(layer, x)

@@ -6,13 +6,15 @@ import jax
 import jax.numpy as jnp
 
 from maxlm.kernels.mask import NOTHING_SEEN, Mask
-from maxlm.kernels.shape import AttentionShape
+from maxlm.kernels.shape import PLAIN, AttentionShape, Scoring
 
 
 def unsupported(shape: AttentionShape) -> str | None:
     """Return why the kernel cannot do what is asked, or None if it can."""
     if shape.key_length > 4096:
         return f"holds all scores at once, too many for data.sequence_length={shape.key_length}"
+    if shape.by_distance:
+        return "adds nothing to scores by distance"
     return None
 
 
@@ -22,12 +24,12 @@ def forward(
     v_BSKH: jax.Array,
     mask: Mask,
     *,
-    softcap: float | None = None,
+    scoring: Scoring = PLAIN,
 ) -> tuple[jax.Array, jax.Array]:
-    """Return softmax(q k^T / sqrt(H)) v (B, T, N, H_v), and the log-sum-exp of each row's scores,
+    """Return softmax(scores) v (B, T, N, H_v), and the log-sum-exp of each row's scores,
     fp32 (B, N, T).
     """
-    scores = _scores(q_BTNH, k_BSKH, mask, softcap)
+    scores = _scores(q_BTNH, k_BSKH, mask, scoring)
     lse_BNT = jnp.maximum(jax.nn.logsumexp(scores, axis=-1), NOTHING_SEEN)
     out = jnp.einsum("BNTS,BSNH->BTNH", _weights(scores, lse_BNT), _for_queries(v_BSKH, q_BTNH))
     return out.astype(q_BTNH.dtype), lse_BNT
@@ -42,10 +44,10 @@ def backward(
     d_out_BTNH: jax.Array,
     mask: Mask,
     *,
-    softcap: float | None = None,
+    scoring: Scoring = PLAIN,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return dq, dk and dv, with ds = p (do v^T - rowsum(do * out))."""
-    scores, transpose = jax.vjp(lambda q, k: _scores(q, k, mask, softcap), q_BTNH, k_BSKH)
+    scores, transpose = jax.vjp(lambda q, k: _scores(q, k, mask, scoring), q_BTNH, k_BSKH)
     p = _weights(scores, lse_BNT)
     delta_BNT = jnp.einsum(
         "BTNH,BTNH->BNT", d_out_BTNH, out_BTNH, preferred_element_type=jnp.float32
@@ -60,9 +62,9 @@ def backward(
     return *transpose(p * (from_p - delta_BNT[..., None])), d_v
 
 
-def _scores(q_BTNH: jax.Array, k_BSKH: jax.Array, mask: Mask, softcap: float | None) -> jax.Array:
+def _scores(q_BTNH: jax.Array, k_BSKH: jax.Array, mask: Mask, scoring: Scoring) -> jax.Array:
     """Return the scores (B, N, T, S), fp32, -inf where a query does not see a key."""
-    scale = q_BTNH.shape[-1] ** -0.5
+    scale, softcap = scoring.scale_of(q_BTNH.shape[-1]), scoring.softcap
     keys = _for_queries(k_BSKH, q_BTNH)
     scores = scale * jnp.einsum("BTNH,BSNH->BNTS", q_BTNH, keys, preferred_element_type=jnp.float32)
     scores = scores if softcap is None else softcap * jnp.tanh(scores / softcap)

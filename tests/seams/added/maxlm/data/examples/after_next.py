@@ -8,7 +8,7 @@ import numpy as np
 
 from maxlm.data.examples.next_token import NextTokenExamples
 from maxlm.data.examples.packing import NO_TOKEN, segments_and_positions
-from maxlm.data.tokenizer import Tokenizer
+from maxlm.data.tokenizers import Tokenizer
 
 
 class AfterNextExamples:
@@ -35,6 +35,6 @@ class AfterNextExamples:
             "targets": np.ascontiguousarray(targets),
             "segment_ids": segment_ids,
             "positions": positions,
-            "target_bytes": self._tokenizer.token_bytes[targets] * learned,
+            "target_bytes": self._tokenizer.bytes_of(targets, windows[:, 1:-1]) * learned,
             "weights": learned.astype(np.float32),
         }

@@ -9,14 +9,17 @@ import jax.numpy as jnp
 
 from maxlm.config.objectives.after_next import AfterNextConfig
 from maxlm.kernels.mask import Mask, causal
+from maxlm.ops.cross_entropy import LogitRule
 from maxlm.train.objectives.token_loss import Fields, TokenLoss
 
 
 class AfterNext(TokenLoss):
     """Every token sees the last ones of its document, and predicts the one after the next."""
 
-    def __init__(self, config: AfterNextConfig, *, num_ids: int | None = None):
-        super().__init__(config, num_ids=num_ids)
+    def __init__(
+        self, config: AfterNextConfig, *, logit_rule: LogitRule, num_ids: int | None = None
+    ):
+        super().__init__(config, logit_rule=logit_rule, num_ids=num_ids)
         self._window = config.window
 
     def mask(self, fields: Fields, places_BT: jax.Array) -> Mask:

@@ -1,0 +1,1 @@
+"""Published weights, in and out: an engine, and a table for each family of models."""
