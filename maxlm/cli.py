@@ -186,6 +186,11 @@ def _add_conversions(commands: Any) -> None:
         default=1,
         help="add rows to the vocabulary up to a multiple, such as of mesh.tensor (default: none)",
     )
+    importing.add_argument(
+        "--check",
+        action="store_true",
+        help="compare logits with transformers, where it is installed",
+    )
     exporting = commands.add_parser(
         "export", help="write a checkpoint as weights that other libraries load"
     )

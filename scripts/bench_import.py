@@ -9,6 +9,7 @@ gives zeros, and they take no room on the disk. Every parameter is read onto one
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import math
 import tempfile
@@ -20,7 +21,7 @@ from typing import Any
 import jax
 
 from maxlm.checkpoint.hf.families import FAMILIES
-from maxlm.checkpoint.hf.family import parts_of
+from maxlm.checkpoint.hf.families.family import parts_of
 from maxlm.checkpoint.hf.load import load_each
 from maxlm.checkpoint.hf.published import model_of, open_published
 from maxlm.config.schema import MeshConfig
@@ -30,7 +31,8 @@ from maxlm.sharding.parameters import named_parameters
 
 SHARD_BYTES = 5 * 10**9
 LAYER = {"hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32}
-CONFIG = {"model_type": "qwen2", "vocab_size": 32_000, **LAYER, "use_sliding_window": True}
+WINDOWS = {"use_sliding_window": True, "sliding_window": 4096}
+CONFIG = {"model_type": "qwen2", "vocab_size": 32_000, **LAYER, **WINDOWS}
 PATTERN = ["full_attention", "sliding_attention"]  # two sets of stacked parameters, half as large
 
 
@@ -53,8 +55,7 @@ def measure(folder: Path, files: int) -> None:
     sizes = {path: 4 * math.prod(p.get_value().shape) for path, p in named_parameters(declared)}
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     mesh = build_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
-    held = iter([*sizes.values(), 0])
-    now, peak, before = next(held), 0, resident_bytes()
+    now, peak, before = 0, 0, resident_bytes()
 
     def look(elements: int) -> None:
         nonlocal peak
@@ -62,9 +63,11 @@ def measure(folder: Path, files: int) -> None:
         peak = max(peak, resident_bytes() - before - now)
 
     began = time.perf_counter()
-    for _, value in load_each(published, declared, mesh, look):
-        value.delete()
-        now = next(held)
+    loaded = load_each(published, declared, mesh, look)
+    for own in sizes.values():
+        now = own
+        next(loaded)
+        gc.collect()  # dropped before the next: arrays are in cycles
     seconds = time.perf_counter() - began
     print(f"{size / 1e9:.1f} GB in {files} files of at most {SHARD_BYTES / 1e9:.0f} GB")
     print(f"largest parameter {max(sizes.values()) / 1e9:.2f} GB in fp32, on the device")

@@ -19,6 +19,7 @@ from torch import nn
 
 from maxlm.config import RunConfig
 from maxlm.config.model import ModelConfig
+from maxlm.config.positions.rope import RopePosition
 
 NUM_BATCHES = 4
 
@@ -152,11 +153,15 @@ def refuse_unsupported(config: RunConfig) -> None:
         != {1.0},
         "model.logit_softcap": model.logit_softcap is not None,
         "model.position": model.position.kind != "none",
-        "mixer.position": mixer.position.kind != "rope" or mixer.position.scaling is not None,
+        "mixer.position": not isinstance(mixer.position, RopePosition)
+        or mixer.position != RopePosition(theta=mixer.position.theta),
         "model.segments": len(model.segments) > 1 or len(model.segments[0].pattern) > 1,
-        "mixer.window, softcap, sinks": mixer.window is not None
+        "mixer.window, chunk, softcap, sinks": mixer.window is not None
+        or mixer.chunk is not None
         or mixer.softcap is not None
         or mixer.sinks,
+        "mixer.scale, temperature": mixer.scale is not None or mixer.temperature is not None,
+        "mixer.qk_norm": mixer.qk_norm not in ("none", "rmsnorm"),
         "ffn.activation": ffn.activation != "swiglu",
         "bias": mixer.bias != "none" or ffn.bias != "none",
         "optimizer.overrides": bool(config.optimizer.overrides),

@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from maxlm.kernels import hopper_attention, triton_attention
 from maxlm.kernels.mask import Mask, causal
-from maxlm.kernels.shape import AttentionShape
+from maxlm.kernels.shape import AttentionShape, Scoring
 
 torch: Any = importlib.import_module("torch") if importlib.util.find_spec("torch") else None
 
@@ -158,7 +158,8 @@ def compile_all(kernels: list[str]) -> None:
         dtype = options.get("dtype", "bfloat16")
         arguments = make_arguments(1, 4096, (16, 4), sizes, dtype, sharding)
         q, k, v, *_, mask = arguments
-        keywords = {"softcap": options.get("softcap"), "device_kind": device["name"]}
+        scoring = Scoring(softcap=options.get("softcap"))
+        keywords = {"scoring": scoring, "device_kind": device["name"]}
         with tempfile.TemporaryDirectory() as folder:
             os.environ["MOSAIC_GPU_DUMP_TO"] = os.environ["MOSAIC_GPU_DUMP_PTX"] = folder
             for function, given in (

@@ -104,7 +104,9 @@ def _besides_weights(
     """
     published = record.get("published")
     if published is not None and run_dir.published.is_dir():
-        return sorted(run_dir.published.iterdir()), published["config"], published["vocab_size"]
+        folders = [folder for folder in (run_dir.published, run_dir.tokenizer) if folder.is_dir()]
+        files = [path for folder in folders for path in sorted(folder.iterdir())]
+        return files, published["config"], published["vocab_size"]
     path = run_dir.tokenizer
     tokenizer = open_tokenizer(path)
     if tokenizer.fingerprint != record["tokenizer"]:

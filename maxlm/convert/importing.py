@@ -21,7 +21,9 @@ from maxlm.checkpoint.hf.tensors.write_files import whole_folder
 from maxlm.checkpoint.run_directory import refuse_unsafe
 from maxlm.config.errors import UserError
 from maxlm.config.schema import CheckpointConfig, MeshConfig, RuntimeConfig
+from maxlm.convert.check import check_logits, require_transformers
 from maxlm.convert.progress import progress_bar
+from maxlm.data.tokenizers import open_tokenizer
 from maxlm.models.decoder import Decoder
 from maxlm.sharding.mesh import build_mesh
 from maxlm.sharding.parameters import parameter_count
@@ -37,6 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if arguments.vocab_multiple < 1:
         raise UserError(f"--vocab-multiple={arguments.vocab_multiple} must be at least 1")
+    if arguments.check:
+        require_transformers()
     published = open_published(arguments.hf_dir, vocab_multiple=arguments.vocab_multiple)
     target = Path(arguments.checkpoint_dir).absolute()
     refuse_unsafe("CHECKPOINT_DIR", target)
@@ -50,13 +54,16 @@ def run(arguments: argparse.Namespace) -> int:
         )
     with whole_folder(target) as folder:
         (folder / MODEL_FILE).write_text(_model_yaml(published), encoding="utf-8")
-        _copy_files(published, RunDirectory(folder).published)
-        count = _save_weights(published, folder)
+        tokenizer = _keep_tokenizer(published, RunDirectory(folder))
+        _copy_files(published, RunDirectory(folder))
+        count = _save_weights(published, folder, tokenizer)
     _say(published, target, count)
+    if arguments.check:
+        print(check_logits(published, target))
     return 0
 
 
-def _save_weights(published: Published, folder: Path) -> int:
+def _save_weights(published: Published, folder: Path, tokenizer: str | None) -> int:
     """Write the checkpoint, and return how many parameters it has."""
     model = published.model
     devices = jax.local_devices()
@@ -70,6 +77,7 @@ def _save_weights(published: Published, folder: Path) -> int:
         "config": {"model": model.model_dump(mode="json")},
         "layout": [list(rows.repetitions) for rows in lay_out(model.repeats).segments],
         "published": published.record(),
+        **({} if tokenizer is None else {"tokenizer": tokenizer}),
         "versions": {"maxlm": version("maxlm")},
     }
     with Checkpointer(RunDirectory(folder).checkpoints, CheckpointConfig()) as checkpointer:
@@ -84,11 +92,25 @@ def _model_yaml(published: Published) -> str:
     return f"# Imported from {published.folder.name}, a {published.family.name}\n{text}"
 
 
-def _copy_files(published: Published, folder: Path) -> None:
-    """Keep what the folder has besides weights: tokenizer, generation settings, licence."""
-    folder.mkdir()
+def _keep_tokenizer(published: Published, target: RunDirectory) -> str | None:
+    """Keep the tokenizer as a run does, and return its fingerprint; None, and why, if there is none
+    that maxlm can use. Its files are kept in any case.
+    """
+    try:
+        tokenizer = open_tokenizer(published.folder)
+    except UserError as error:
+        print(f"without a tokenizer that maxlm can use: {error}", file=sys.stderr)
+        return None
+    target.keep_tokenizer(tokenizer.files)
+    return tokenizer.fingerprint
+
+
+def _copy_files(published: Published, target: RunDirectory) -> None:
+    """Keep what else the folder has besides weights: generation settings, licence."""
+    target.published.mkdir()
     for path in published.other_files():
-        shutil.copyfile(path, folder / path.name)
+        if not (target.tokenizer / path.name).exists():
+            shutil.copyfile(path, target.published / path.name)
 
 
 def _say(published: Published, target: Path, count: int) -> None:

@@ -4,6 +4,7 @@ parameters.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,18 +16,21 @@ from jax.sharding import Mesh
 from pydantic import ValidationError
 
 from maxlm.checkpoint import CheckpointReader, layout
-from maxlm.checkpoint.rearrange import rearrange_layers
+from maxlm.checkpoint.hf.load import load as load_published
+from maxlm.checkpoint.hf.published import Published, is_published, open_published
 from maxlm.config.checks import resolve_mesh
 from maxlm.config.errors import UserError
 from maxlm.config.reading.explain import explain
 from maxlm.config.schema import MESH_AXES, MeshConfig, RunConfig
 from maxlm.data.tokenizers import Tokenizer, open_tokenizer
 from maxlm.models.decoder import Decoder
+from maxlm.models.saved import restore_decoder
 from maxlm.runtime import compute_dtype_of
 from maxlm.sharding.fsdp import cast
 from maxlm.sharding.mesh import build_mesh
-from maxlm.sharding.parameters import map_parameters, shardings, with_value
-from maxlm.sharding.stages import Layout, SegmentRows
+from maxlm.sharding.parameters import shardings
+
+log = logging.getLogger(__name__)
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -39,12 +43,14 @@ class Source(NamedTuple):
       reader: of its checkpoints.
       step: the one that is meant; None: the newest.
       tokenizer: the folder of its tokenizer, which may not be there.
+      published: what it is, if it is a folder of published weights.
     """
 
     path: Path
     reader: CheckpointReader
     step: int | None
     tokenizer: Path
+    published: Published | None = None
 
 
 class Loaded(NamedTuple):
@@ -68,7 +74,8 @@ class Loaded(NamedTuple):
 
 
 def find(named: Path | str, step: int | None) -> Source:
-    """Return what a path means: a run directory, a folder of checkpoints, or one checkpoint.
+    """Return what a path means: a run directory, a folder of checkpoints, one checkpoint, or a
+    folder of published weights.
 
     Raises:
       UserError: it is none of them.
@@ -76,6 +83,10 @@ def find(named: Path | str, step: int | None) -> Source:
     path = Path(named)
     if not path.is_dir():
         raise UserError(f"{path} is not a folder; give the run_dir of a run that was trained")
+    if is_published(path):
+        if step is not None:
+            raise UserError(f"{path} has published weights, and no steps; do not give one")
+        return Source(path, CheckpointReader(path), None, path, open_published(path))
     if (path / layout.RECORD).is_dir():
         if step is not None or path.resolve() != layout.step_path(
             path.resolve().parent, _number(path)
@@ -107,18 +118,28 @@ def load(
     Raises:
       UserError: there is no checkpoint, or it, its settings or its tokenizer cannot be read here.
     """
-    record = _record(source)
+    record = _record(source) if source.published is None else _published_record(source.published)
     config = _settings(record, source.path, _mesh(mesh, len(devices)))
     tokenizer = _tokenizer(source, record)
     compute_dtype = _dtype(dtype, config, devices[0])
     built = build_mesh(config.mesh, devices[: math.prod(config.mesh.sizes.values())])
-    decoder, step = _restore(source, config, built, compute_dtype)
+    decoder, step = _read(source, config, built, compute_dtype)
     return Loaded(config, built, decoder, compute_dtype, tokenizer, step)
 
 
 def _number(path: Path) -> int:
     name = path.resolve().name
     return int(name) if name.isdecimal() else -1
+
+
+def _published_record(published: Published) -> dict[str, Any]:
+    """Return what the record of a checkpoint would say of published weights."""
+    record: dict[str, Any] = {"config": {"model": published.model.model_dump()}, "step": 0}
+    try:
+        return {**record, "tokenizer": open_tokenizer(published.folder).fingerprint}
+    except UserError as error:
+        log.warning("without a tokenizer that can be used: %s", error)
+        return record
 
 
 def _record(source: Source) -> dict[str, Any]:
@@ -221,25 +242,13 @@ def _tokenizer(source: Source, record: Mapping[str, Any]) -> Tokenizer | None:
     return tokenizer
 
 
-def _restore(
-    source: Source, config: RunConfig, mesh: Mesh, dtype: jnp.dtype
-) -> tuple[Decoder, int]:
-    """Read the decoder of a checkpoint, its layers in their order, and return its step."""
-
-    def placed(declared: Decoder) -> Decoder:
-        def place(parameter: Any, sharding: Any) -> Any:
-            return with_value(parameter, parameter.get_value().update(sharding=sharding))
-
-        return map_parameters(place, declared, shardings(declared, mesh))
-
-    def saved_as(record: dict[str, Any]) -> dict[str, Decoder]:
-        segments = tuple(SegmentRows(tuple(rows), len(rows)) for rows in record["layout"])
-        return {"decoder": placed(Decoder(config.model, Layout(segments)))}
-
-    restored = source.reader.restore(None, step=source.step, partial=True, saved_as=saved_as)
-    assert restored is not None, "there is a record"
-    decoder = rearrange_layers(restored.state["decoder"], placed(Decoder(config.model)))
+def _read(source: Source, config: RunConfig, mesh: Mesh, dtype: jnp.dtype) -> tuple[Decoder, int]:
+    """Read the decoder, its layers in their order, and return the step of its checkpoint."""
+    if source.published is not None:
+        decoder, step = load_published(source.published, Decoder(config.model), mesh), 0
+    else:
+        decoder, step = restore_decoder(source.reader, config.model, mesh, source.step)
     # Once, and not whenever they are used: half the memory, and half of what a token reads.
     layouts = shardings(decoder, mesh)
     narrow = jax.jit(lambda module: cast(module, dtype), out_shardings=layouts, donate_argnums=0)
-    return decoder if dtype == jnp.float32 else narrow(decoder), restored.step
+    return decoder if dtype == jnp.float32 else narrow(decoder), step

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 from pydantic import ConfigDict, ValidationError
 
@@ -63,8 +62,8 @@ def placed(declared: Decoder, mesh: Mesh) -> Decoder:
 
 def restore_decoder(
     reader: CheckpointReader, model: ModelConfig, mesh: Mesh, step: int | None = None
-) -> Decoder:
-    """Read the decoder of a checkpoint, its layers in their order.
+) -> tuple[Decoder, int]:
+    """Read the decoder of a checkpoint, its layers in their order, and return its step.
 
     Args:
       reader: of the folder of checkpoints, which has at least one.
@@ -82,4 +81,4 @@ def restore_decoder(
     restored = reader.restore(None, step=step, partial=True, saved_as=saved_as)
     assert restored is not None, "the folder has a checkpoint"
     decoder: Decoder = rearrange_layers(restored.state["decoder"], placed(Decoder(model), mesh))
-    return jax.block_until_ready(decoder)
+    return decoder, restored.step

@@ -2,13 +2,16 @@
 
 import hashlib
 import json
+import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from safetensors.numpy import load_file, save_file
 
+import maxlm
 from maxlm import runtime
 from maxlm.checkpoint import CheckpointReader
 from maxlm.cli import main
@@ -113,6 +116,31 @@ def test_train_on_and_export(tiny_data, tmp_path, capsys):
     again = tmp_path / "again"
     assert main(["import", str(out), str(again)]) == 0
     assert "a llama" in capsys.readouterr().out
+    # What was imported, the folder itself, and the run in bf16 are one model, tokenizer included.
+    models = [maxlm.load(path, dtype="float32") for path in (again, out, tmp_path / "run")]
+    tokens = models[0].tokenizer.encode("ember quartz")
+    logits = [model.logits(tokens) for model in models]
+    np.testing.assert_array_equal(logits[0], logits[1])
+    np.testing.assert_allclose(logits[0], logits[2], atol=0.02 * np.abs(logits[0]).max())
+    assert main(["generate", str(again), "--prompt", "ember ", "--max-tokens", "3"]) == 0
+    assert capsys.readouterr().out.startswith("ember ")
+
+
+def test_check_needs_transformers(refuse, source, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    message = refuse("import", source, tmp_path / "x", "--check")
+    assert "torch and transformers cannot be found; install what it needs with: pip" in message
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["llama3", "gpt2"])
+def test_check_compares_with_transformers(name, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("transformers")
+    assert main(["import", str(FIXTURES / name), str(tmp_path / "in"), "--check"]) == 0
+    assert re.search(r"are those of transformers \S+ to \d\.\de-0[5-8]", capsys.readouterr().out)
+    monkeypatch.setattr("maxlm.convert.check.TOLERANCE", 1e-12)
+    assert main(["import", str(FIXTURES / name), str(tmp_path / "again"), "--check"]) == 1
+    assert "differ from those of transformers" in capsys.readouterr().err
 
 
 def test_what_cannot_be_imported(refuse, source, imported, tmp_path):

@@ -136,5 +136,5 @@ def test_prompts_of_any_length_get_together_the_texts_they_get_alone(model):
 
 
 def test_texts_that_devices_do_not_divide_are_filled_up():
-    model = MODELS["window"]
-    assert speaker(model, fsdp=2)(PROMPTS[:1]) == speaker(model)(PROMPTS[:1])
+    model = MODELS["experts"]
+    assert speaker(model, expert=2)(PROMPTS[:1]) == speaker(model)(PROMPTS[:1])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from maxlm.config.show import to_json_schema
-from maxlm.decoding.generate import empty_states, make_advance
+from maxlm.decoding.generate import make_advance, make_empty_states
 from maxlm.models import cost
 from maxlm.sharding.parameters import initialise, named_parameters
 from maxlm.train.setup import build_program
@@ -98,9 +98,13 @@ def test_decoding_one_by_one_as_all_at_once(kind, load):
     tokens = np.random.default_rng(0).integers(0, VOCAB, (2, 6)).astype(np.int32)
     lengths, start = np.array([6, 4], np.int32), np.zeros(2, np.int32)
     want, states = advance(
-        decoder, tokens, empty_states(decoder, program.mesh, 2, 8, jnp.float32), start, lengths
+        decoder,
+        tokens,
+        make_empty_states(decoder, program.mesh, 2, 8, jnp.float32)(),
+        start,
+        lengths,
     )
-    kept = empty_states(decoder, program.mesh, 2, 8, jnp.float32)
+    kept = make_empty_states(decoder, program.mesh, 2, 8, jnp.float32)()
     last = {}
     for place in range(6):
         got, kept = advance(
@@ -112,7 +116,7 @@ def test_decoding_one_by_one_as_all_at_once(kind, load):
     one = np.ones_like(start)
     after, _ = advance(decoder, tokens[:, :1], states, lengths, one)
     longer = np.concatenate([tokens[1:, :4], tokens[1:, :1]], axis=1)
-    alone = empty_states(decoder, program.mesh, 1, 8, jnp.float32)
+    alone = make_empty_states(decoder, program.mesh, 1, 8, jnp.float32)()
     want, _ = advance(decoder, longer, alone, start[:1], np.array([5], np.int32))
     np.testing.assert_allclose(after[1], want[0], atol=1e-4)
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
 
-from maxlm.checkpoint.hf.family import Part
+from maxlm.checkpoint.hf.families.family import Part
 from maxlm.checkpoint.hf.published import Published
 from maxlm.checkpoint.hf.tensors.axes import region, take
 from maxlm.checkpoint.hf.tensors.read_files import Tensor

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from maxlm.checkpoint.hf.families import FAMILIES
-from maxlm.checkpoint.hf.family import Family, Part, Understood, parts_of, read_config
+from maxlm.checkpoint.hf.families.family import Family, Part, Understood, parts_of, read_config
 from maxlm.checkpoint.hf.tensors.quantised import as_numbers
 from maxlm.checkpoint.hf.tensors.read_files import Tensor, open_tensors, read_json
 from maxlm.config.checks import find_problems

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from maxlm.checkpoint.hf.families import FAMILIES
-from maxlm.checkpoint.hf.family import Family, Part, parts_of, write_config
-from maxlm.checkpoint.hf.keys import GENERAL, CannotExpressError, Ignored
+from maxlm.checkpoint.hf.families.family import Family, Part, parts_of, write_config
+from maxlm.checkpoint.hf.families.keys import GENERAL, CannotExpressError, Ignored
 from maxlm.checkpoint.hf.published import CONFIG, model_of
 from maxlm.checkpoint.hf.tensors.axes import put
 from maxlm.checkpoint.hf.tensors.write_files import (

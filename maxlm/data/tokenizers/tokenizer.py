@@ -77,9 +77,8 @@ class Tokenizer:
           ValueError: an id is not in the vocabulary.
         """
         stream = self.stream()
-        return stream.push(np.asarray(ids if isinstance(ids, Sequence) else list(ids)).tolist()) + (
-            stream.end()
-        )
+        known = ids if isinstance(ids, Sequence | np.ndarray) else list(ids)
+        return stream.push(np.asarray(known).tolist()) + stream.end()
 
     def stream(self) -> StreamDecoder:
         """Return what decodes a text as its ids come."""

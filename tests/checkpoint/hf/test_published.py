@@ -39,7 +39,10 @@ def change_tensors(folder, change):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"model_type": "bert"}, "model_type='bert' is not known; known are gpt2, llama"),
+        (
+            {"model_type": "bert"},
+            "model_type='bert' is not known; known are deepseek_v2, deepseek_v3, gemma",
+        ),
         ({"model_type": None}, "model_type=None is not known"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported; known is 'silu'"),
         ({"hidden_act": ["silu"]}, r"hidden_act=\['silu'\] is not supported"),
@@ -152,5 +155,7 @@ def test_a_model_that_no_family_can_say():
 
 def test_a_family_that_is_not_known():
     model, _ = model_of(FAMILIES["llama"], LLAMA, "config.json")
-    with pytest.raises(UserError, match="--family=lama is not known; use one of gpt2, llama"):
+    with pytest.raises(
+        UserError, match="--family=lama is not known; use one of deepseek_v2, deepseek_v3, gemma"
+    ):
         plan_export(Decoder, model, vocab_size=64, about={}, family="lama")

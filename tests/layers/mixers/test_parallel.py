@@ -89,7 +89,11 @@ def test_the_sum_of_its_mixers(mixer):
     layer = initialise(mixers.build_mixer(model, model.layers[0].mixer), 0, program.mesh)
     layer = map_parameters(lambda p: with_value(p, 10 * p.get_value()), layer)
     x = np.random.default_rng(0).normal(size=(BATCH, LENGTH, MODEL["embed_dim"])).astype(np.float32)
-    info_of = program.execution.sequence_info
+
+    def info_of(batch):
+        info = program.execution.sequence_info(batch)
+        return info._replace(prepared=layer.prepare(info))
+
     y, (d_layer, d_x) = run(program, layer, x, info_of)
     parts = [run(program, own, x, info_of) for own in layer.mixers]
     assert len(parts) == 2

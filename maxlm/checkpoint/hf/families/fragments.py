@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from maxlm.checkpoint.hf.family import Row
-from maxlm.checkpoint.hf.keys import (
+from maxlm.checkpoint.hf.families.family import Row
+from maxlm.checkpoint.hf.families.keys import (
     CannotExpressError,
     Ignored,
     Key,
@@ -63,80 +63,6 @@ def tied(default: bool = False) -> Key:
     return Key("tie_word_embeddings", "model.tie_embeddings", default)
 
 
-_LLAMA3 = {
-    "factor": "factor",
-    "low_freq_factor": "low_frequency_factor",
-    "high_freq_factor": "high_frequency_factor",
-    "original_max_position_embeddings": "original_length",
-}
-SCALINGS: Mapping[str, Mapping[str, str]] = {"llama3": _LLAMA3}
-"""Ways to stretch rotary positions, by the name they have in both worlds, with their settings."""
-
-
-@dataclass(frozen=True)
-class Rope:
-    """Rotary positions: `rope_theta` and `rope_scaling`, or both in `rope_parameters`.
-
-    Attributes:
-      kind: the kind of mixers that have them.
-      theta: the base where the file has none.
-    """
-
-    kind: str = "attention"
-    theta: float = 10_000.0
-
-    def read(self, reading: Reading) -> None:
-        """Set the mixers' positions."""
-        base = float(reading.get("rope_theta", self.theta))
-        scaling = reading.get("rope_scaling")
-        newer = reading.get("rope_parameters")
-        given = dict(newer if scaling is None else scaling) if (newer or scaling) else {}
-        base = float(given.pop("rope_theta", base))
-        name = given.pop("rope_type", given.pop("type", "default"))
-        given.pop("type", None)
-        position = {"kind": "rope", "theta": base, "scaling": None}
-        if name != "default" and name not in SCALINGS:
-            reading.refuse("rope_type", name, "default or " + " or ".join(SCALINGS))
-        elif name != "default":
-            position["scaling"] = self._scaling(reading, name, given)
-        elif given:
-            reading.problems.append(f"rope_parameters has {sorted(given)}, which are not known")
-        reading.set(f"{self.kind}.position", position)
-
-    def _scaling(self, reading: Reading, name: str, given: Mapping[str, Any]) -> dict[str, Any]:
-        names = SCALINGS[name]
-        if "original_max_position_embeddings" in names:
-            length = reading.get("max_position_embeddings")
-            given = {"original_max_position_embeddings": length, **given}
-        unknown, lacking = sorted(given.keys() - names), sorted(names.keys() - given)
-        if unknown:
-            reading.problems.append(f"rope_type={name} with {unknown}, which are not known")
-        if lacking:
-            reading.problems.append(f"rope_type={name} without {lacking}")
-        values = {ours: given[theirs] for theirs, ours in names.items() if theirs in given}
-        numbers = {k: float(v) if k != "original_length" else v for k, v in values.items()}
-        return {"kind": name, **numbers}
-
-    def write(self, model: ModelConfig) -> dict[str, Any]:
-        """Write them the older way, which every reader of config.json knows."""
-        position = first_of_kind(model, self.kind).position
-        if not hasattr(position, "theta"):
-            raise CannotExpressError(
-                f"{self.kind}.position.kind={position.kind}: it has rope alone"
-            )
-        scaling = position.scaling
-        if scaling is None:
-            return {"rope_theta": position.theta, "rope_scaling": None}
-        if scaling.kind not in SCALINGS:
-            raise CannotExpressError(f"{self.kind}.position.scaling.kind={scaling.kind}")
-        names = SCALINGS[scaling.kind]
-        values = {theirs: getattr(scaling, ours) for theirs, ours in names.items()}
-        return {
-            "rope_theta": position.theta,
-            "rope_scaling": {"rope_type": scaling.kind, **values},
-        }
-
-
 @dataclass(frozen=True)
 class LayerTypes:
     """Windows of single layers: `layer_types`, or a rule that older files leave to the reader.
@@ -144,19 +70,24 @@ class LayerTypes:
     Attributes:
       switch: the key that says whether there are windows at all; none where there always are.
       first: the key of the number of first layers without one, where `layer_types` is absent.
+      every: in place of `first`: each so manieth layer has no window.
     """
 
-    switch: str = "use_sliding_window"
-    first: str = "max_window_layers"
+    switch: str | None = "use_sliding_window"
+    first: str | None = "max_window_layers"
+    every: int = 0
 
     def read(self, reading: Reading) -> None:
         """Set the windows."""
         window, count = reading.get("sliding_window"), reading.need("num_hidden_layers") or 0
-        first, types = reading.get(self.first, count), reading.get("layer_types")
-        if not reading.get(self.switch, False):
+        types = reading.get("layer_types")
+        reading.seen |= {key for key in (self.switch, self.first) if key}
+        if self.switch and not reading.get(self.switch, False):
             window = None
         if types is None:
-            types = [_WINDOW if window and layer >= first else _FULL for layer in range(count)]
+            types = [
+                _WINDOW if window and self._has(reading, n, count) else _FULL for n in range(count)
+            ]
         if not isinstance(types, list) or len(types) != count or set(types) - {_WINDOW, _FULL}:
             reading.refuse("layer_types", types, f"{count} of {_FULL} and {_WINDOW}")
             return
@@ -166,16 +97,23 @@ class LayerTypes:
         for layer, kind in enumerate(types):
             reading.of_block(layer, "mixer", {"window": window if kind == _WINDOW else None})
 
+    def _has(self, reading: Reading, layer: int, count: int) -> bool:
+        """Return whether a layer has a window, by the rule that stands for absent types."""
+        if self.every:
+            return (layer + 1) % self.every != 0
+        return layer >= int(reading.get(self.first, count) if self.first else 0)
+
     def write(self, model: ModelConfig) -> dict[str, Any]:
         """Write the type of each layer, and the window where there is one."""
         windows = [getattr(block.mixer, "window", None) for block in model.layers]
         given = sorted({window for window in windows if window})
         if len(given) > 1:
             raise CannotExpressError(f"windows of {given}: it has one size for all layers")
+        first = next((i for i, window in enumerate(windows) if window), len(windows))
         return {
-            self.switch: bool(given),
+            **({self.switch: bool(given)} if self.switch else {}),
             "sliding_window": given[0] if given else None,
-            self.first: next((i for i, window in enumerate(windows) if window), len(windows)),
+            **({self.first: first} if self.first else {}),
             "layer_types": [_WINDOW if window else _FULL for window in windows],
         }
 
@@ -199,6 +137,40 @@ class Window:
     def write(self, model: ModelConfig) -> dict[str, Any]:
         """Write the window, null where there is none."""
         return {"sliding_window": first_of_kind(model, "attention").window}
+
+
+@dataclass(frozen=True)
+class Router:
+    """How a mixture's router picks experts and weighs them.
+
+    Attributes:
+      fixed: settings of `moe.router` that are the same in all of the family.
+      normalised: the key that says whether weights are divided by their sum; None: it is in `fixed`.
+      keys: numbers of `moe.router` by their keys, whose absence means 1.
+    """
+
+    fixed: Mapping[str, Any] = field(default_factory=lambda: {"kind": "softmax"})
+    normalised: str | None = "norm_topk_prob"
+    keys: Mapping[str, str] = field(default_factory=dict)
+
+    def read(self, reading: Reading) -> None:
+        """Set the router."""
+        router = dict(self.fixed)
+        if self.normalised:
+            router["weights"] = _WEIGHTS[bool(reading.get(self.normalised, False))]
+        for theirs, ours in self.keys.items():
+            value = reading.get(theirs, 1)
+            router[ours] = float(value) if ours == "scale" else value
+        reading.set("moe.router", router)
+
+    def write(self, model: ModelConfig) -> dict[str, Any]:
+        """Write what differs between models of the family."""
+        router = first_of_kind(model, "moe").router
+        weights = {self.normalised: router.weights == "normalised"} if self.normalised else {}
+        return {**weights, **{theirs: getattr(router, ours) for theirs, ours in self.keys.items()}}
+
+
+_WEIGHTS = {True: "normalised", False: "as_scored"}
 
 
 @dataclass(frozen=True)
@@ -267,4 +239,37 @@ ROWS: Mapping[str, tuple[Row, ...]] = {
     "mlp": MLP,
 }
 """Of a model that is like Llama; a family says what differs: `{**ROWS, "moe": ...}`."""
+SANDWICH_NORMS = (
+    Row("mixer_norm/scale", LAYER + "input_layernorm.weight"),
+    Row("mixer_post_norm/scale", LAYER + "post_attention_layernorm.weight"),
+    Row("ffn_norm/scale", LAYER + "pre_feedforward_layernorm.weight"),
+    Row("ffn_post_norm/scale", LAYER + "post_feedforward_layernorm.weight"),
+)
+
+
+def experts(within: str, gate: str = "gate") -> tuple[Row, ...]:
+    """Return the rows of a router, and of experts that have a tensor each.
+
+    Args:
+      within: what names of the layer's tensors begin with.
+      gate: name of the router.
+    """
+    one = within + "experts.{e}."
+    return (
+        Row("router", within + gate + ".weight", "e d -> d e"),
+        Row("gate", one + "gate_proj.weight", "f d -> e d f"),
+        Row("up", one + "up_proj.weight", "f d -> e d f"),
+        Row("down", one + "down_proj.weight", "d f -> e f d"),
+    )
+
+
+def shared_expert(within: str) -> tuple[Row, ...]:
+    """Return the rows of the expert that sees every token; names begin with `within`."""
+    return (
+        Row("shared/gate", within + "gate_proj.weight", "f d -> d f"),
+        Row("shared/up", within + "up_proj.weight", "f d -> d f"),
+        Row("shared/down", within + "down_proj.weight", "d f -> f d"),
+    )
+
+
 ROTARY_BUFFERS = (".rotary_emb.inv_freq",)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from maxlm.checkpoint.hf.family import Family, Row
-from maxlm.checkpoint.hf.keys import Fixed, Ignored, Key, Must, TrainingOnly, same_as
+from maxlm.checkpoint.hf.families.family import Family, Row
+from maxlm.checkpoint.hf.families.keys import Fixed, Ignored, Key, Must, TrainingOnly, same_as
 
 _LAYER = "transformer.h.{layer}."
 _GELU = {

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from maxlm.checkpoint.hf.keys import GENERAL, CannotExpressError, KeyRow, Reading
+from maxlm.checkpoint.hf.families.keys import GENERAL, CannotExpressError, KeyRow, Reading
 from maxlm.checkpoint.hf.patterns import segments_of
 from maxlm.checkpoint.hf.tensors.axes import Axes, Dim
 from maxlm.config.model import ModelConfig, PatternBlock

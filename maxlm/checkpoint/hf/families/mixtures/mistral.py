@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from maxlm.checkpoint.hf.families import fragments as like
-from maxlm.checkpoint.hf.family import Family, Row
-from maxlm.checkpoint.hf.keys import Fixed, Ignored, Key, TrainingOnly
+from maxlm.checkpoint.hf.families.family import Family, Row
+from maxlm.checkpoint.hf.families.keys import Fixed, Ignored, Key, TrainingOnly
+from maxlm.checkpoint.hf.families.positions import Rope
 
 _MOE = like.LAYER + "block_sparse_moe."
 
@@ -17,7 +18,7 @@ MISTRAL = Family(
         *like.GATED_MLP,
         # An absent window is 4,096, null none.
         like.Window(absent=4096),
-        like.Rope(),
+        Rope(),
         like.rms_norm(),
         like.tied(),
     ),
@@ -33,7 +34,7 @@ MIXTRAL = Family(
         *like.SHAPE,
         *like.heads(),
         like.Window(absent=None),
-        like.Rope(theta=1e6),
+        Rope(theta=1e6),
         Key("num_local_experts", "moe.num_experts", 8),
         Key("num_experts_per_tok", "moe.experts_per_token", 2),
         Key("intermediate_size", "moe.expert_dim"),

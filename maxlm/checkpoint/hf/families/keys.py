@@ -255,6 +255,16 @@ def first_of_kind(model: ModelConfig, kind: str) -> Any:
     raise CannotExpressError(f"no layer of the model is of the kind {kind}")
 
 
+def all_of_kind(model: ModelConfig, kind: str) -> dict[int, Any]:
+    """Return the layers of a kind by the number of their block."""
+    return {
+        number: layer
+        for number, block in enumerate(model.layers)
+        for layer in (block.mixer, block.ffn)
+        if layer.kind == kind
+    }
+
+
 Default = Callable[[Reading], Any]
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from maxlm.checkpoint.hf.families import fragments as like
-from maxlm.checkpoint.hf.family import Family
-from maxlm.checkpoint.hf.keys import Key
+from maxlm.checkpoint.hf.families.family import Family
+from maxlm.checkpoint.hf.families.keys import Key
+from maxlm.checkpoint.hf.families.positions import Rope
 
 LLAMA = Family(
     name="llama",
@@ -15,7 +16,7 @@ LLAMA = Family(
         *like.GATED_MLP,
         Key("attention_bias", "attention.bias", False, like.BIAS),
         Key("mlp_bias", "mlp.bias", False, like.BIAS),
-        like.Rope(),
+        Rope(),
         like.rms_norm(),
         like.tied(),
     ),

@@ -1,0 +1,1 @@
+"""Families with experts, and their relatives without."""
