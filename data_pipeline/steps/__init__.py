@@ -1,0 +1,15 @@
+"""Steps of the pipeline, one file each, and the table that finds a step by its section's kind."""
+
+from __future__ import annotations
+
+from data_pipeline.steps.dedup.exact_dedup import ExactDedup
+from data_pipeline.steps.dedup.near_dedup import NearDedup
+from data_pipeline.steps.sample import Sample
+from data_pipeline.steps.step import GlobalStep, Step
+
+STEPS: dict[str, type[Step] | type[GlobalStep]] = {
+    "sample": Sample,
+    "exact_dedup": ExactDedup,
+    "near_dedup": NearDedup,
+}
+"""In the order in which a pipeline usually has them; a run's order is that of its YAML."""
