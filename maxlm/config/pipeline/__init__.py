@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field
 
 from maxlm.config.pipeline.dedup.exact_dedup import ExactDedupConfig
 from maxlm.config.pipeline.dedup.near_dedup import NearDedupConfig
+from maxlm.config.pipeline.dedup.substring_dedup import SubstringDedupConfig
 from maxlm.config.pipeline.engine import LocalEngineConfig, RayEngineConfig
 from maxlm.config.pipeline.sample import SampleConfig
 from maxlm.config.section import PositiveInt, Section, as_tuple, kind_or
@@ -18,7 +19,7 @@ Engine = Annotated[
 """Who runs the tasks."""
 
 PipelineStep = Annotated[
-    SampleConfig | ExactDedupConfig | NearDedupConfig,
+    SampleConfig | ExactDedupConfig | NearDedupConfig | SubstringDedupConfig,
     Field(discriminator="kind"),
 ]
 """What is done with documents between reading and tokenizing."""

@@ -1,0 +1,172 @@
+"""Remove passages that occur elsewhere in the corpus, or mark them to be kept out of the loss.
+
+Three rounds: minimizers of every shard; which of them occur twice (`shared`), and fingerprints of
+the windows that have those (`windows`); which windows occur twice (`repeats`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from data_pipeline.dedup.passages import fingerprints, is_among, spans_of, windows_of
+from data_pipeline.dedup.sorted_keys import (
+    Copies,
+    KeyFile,
+    Part,
+    find_copies,
+    parts_needed,
+    rows_of,
+    sorted_table,
+)
+from data_pipeline.dedup.words import Words, batches, hash_words
+from data_pipeline.documents import Document, Dropped
+from data_pipeline.steps.dedup.parts import Plan, found_in, rows_in
+from data_pipeline.steps.step import Arrays, Decision, Shard, Work
+from maxlm.config.pipeline.dedup.substring_dedup import SubstringDedupConfig
+
+MASK = "loss_masked"
+"""Metadata of the spans that are kept out of the loss: `first-end,first-end`, in characters."""
+
+
+class SubstringDedup:
+    """Finds windows of `min_tokens` that occur again; what they cover goes or is marked."""
+
+    def __init__(self, config: SubstringDedupConfig):
+        self._config = config
+
+    def keys(self, documents: Iterator[Document], shard: Shard, given: Sequence[Path]) -> Arrays:
+        """Return the shard's minimizers, each once, and which of them it has more often."""
+        del shard, given
+        sample = [
+            windows_of(words, self._config.min_tokens).sample
+            for _, words in self._with_words(documents)
+        ]
+        values, counts = np.unique(
+            np.concatenate([*sample, np.empty(0, np.uint64)]), return_counts=True
+        )
+        return sorted_table("sample", np.arange(values.size), values) | {"again": counts > 1}
+
+    def reduce(self, keys: Sequence[Path], work: Work) -> Decision:
+        """Find the minimizers that occur twice, then the windows."""
+        plan, given = self._plan(keys, "sample", work)
+        shared = work.over_parts("shared", plan.parts, given=given)
+        windows = work.over_shards("windows", given=[*given, *shared])
+        plan, given = self._plan(windows, "window", work)
+        repeats = work.over_parts("repeats", plan.parts, given=given)
+        verdicts = (
+            self._verdict(windows[shard], repeats, shard, goes=not protected)
+            for shard, protected in enumerate(plan.protected)
+        )
+        report = {
+            "minimizers": sum(rows_in(path, "sample") for path in keys),
+            "minimizers_shared_by_shards": sum(rows_in(path) for path in shared),
+            "windows_compared": sum(rows_in(path, "window") for path in windows),
+            "windows_repeated_in_other_shards": sum(rows_in(path) for path in repeats),
+        }
+        return Decision(verdicts, report)
+
+    def shared(self, part: int, given: Sequence[Path]) -> Arrays:
+        """Return the minimizers that several shards have, in a part of the key space."""
+        found = self._copies("sample", part, given)
+        return {"rows": np.unique(np.concatenate(found))}
+
+    def windows(self, documents: Iterator[Document], shard: Shard, given: Sequence[Path]) -> Arrays:
+        """Return fingerprints of the windows whose minimizer occurs twice, each window once, and
+        where the shard has one again.
+        """
+        num_shards = Plan.read(given[0]).protected.size
+        twice = self._occurring_twice(given[1 + shard.index], given[1 + num_shards :], shard.index)
+        found, prints, first = [np.empty(0, np.int64)], [np.empty((2, 0), np.uint64)], 0
+        for _, words in self._with_words(documents):
+            windows = windows_of(words, self._config.min_tokens)
+            starts = windows.starts[is_among(windows.minimizers, twice)]
+            found.append(first + starts)
+            prints.append(fingerprints(words, starts, self._config.min_tokens))
+            first += words.hashes.size
+        return self._once_and_again(np.concatenate(found), np.concatenate(prints, axis=1))
+
+    def repeats(self, part: int, given: Sequence[Path]) -> Arrays:
+        """Return the windows that an earlier shard has, in a part of the key space; with keep=none
+        also those that a later one has.
+        """
+        found = self._copies("window", part, given)
+        rows = np.concatenate(found) if self._config.keep == "none" else found.rows
+        return {"rows": np.unique(rows)}
+
+    def apply(self, documents: Iterator[Document], verdict: Arrays) -> Iterator[Document | Dropped]:
+        """Yield the documents without the passages, or with their places in the metadata."""
+        starts, first = verdict["starts"], 0
+        for portion, words in self._with_words(documents):
+            for document, begin, end in zip(
+                portion, words.offsets[:-1], words.offsets[1:], strict=True
+            ):
+                where = np.searchsorted(starts, (first + begin, first + end))
+                tokens = spans_of(starts[slice(*where)] - first, self._config.min_tokens)
+                yield self._without(
+                    document, words.starts[tokens[:, 0]], words.ends[tokens[:, 1] - 1]
+                )
+            first += words.hashes.size
+
+    def _without(
+        self, document: Document, begins: np.ndarray, ends: np.ndarray
+    ) -> Document | Dropped:
+        if begins.size == 0:
+            return document
+        spans = list(zip(begins.tolist(), ends.tolist(), strict=True))
+        if self._config.action == "mask":
+            masked = ",".join(f"{begin}-{end}" for begin, end in spans)
+            return replace(document, meta={**document.meta, MASK: masked})
+        text = "".join(
+            document.text[after:before]
+            for after, before in zip([0, *ends.tolist()], [*begins.tolist(), None], strict=True)
+        )
+        if text.strip():
+            return replace(document, text=text)
+        return Dropped(document, "substring_dedup", "all of it occurs elsewhere")
+
+    def _with_words(self, documents: Iterator[Document]) -> Iterator[tuple[list[Document], Words]]:
+        for portion in batches(documents, lambda document: len(document.text)):
+            yield portion, hash_words([document.text for document in portion], exactly=True)
+
+    def _plan(self, files: Sequence[Path], table: str, work: Work) -> tuple[Plan, list[Path]]:
+        """Return how the key space of a table is cut, and what its parts are given."""
+        number = sum(rows_in(path, table) for path in files)
+        plan = Plan.of(work, parts_needed(number, work.memory_bytes))
+        return plan, [plan.write(work.folder / f"{table}.safetensors"), *files]
+
+    @staticmethod
+    def _copies(table: str, part: int, given: Sequence[Path]) -> Copies:
+        plan = Plan.read(given[0])
+        files = [KeyFile(shard, given[1 + shard]) for shard in plan.precedence]
+        return find_copies(files, table, Part(part, plan.parts))
+
+    @staticmethod
+    def _occurring_twice(keys: Path, shared: Sequence[Path], shard: int) -> np.ndarray:
+        """Return the minimizers of a shard that it or others have again, ascending."""
+        arrays = load_file(keys)
+        twice = arrays["again"].copy()
+        twice[rows_of(found_in(shared, shard)["rows"])] = True
+        return arrays["sample.high"][twice]
+
+    def _once_and_again(self, starts: np.ndarray, prints: np.ndarray) -> Arrays:
+        order = np.lexsort((prints[1], prints[0]))
+        starts, prints = starts[order], prints[:, order]
+        new = np.ones(starts.size, bool)
+        new[1:] = (prints[:, 1:] != prints[:, :-1]).any(axis=0)
+        again = ~new
+        if self._config.keep == "none":
+            again[:-1] |= ~new[1:]
+        table = sorted_table("window", starts[new], prints[0, new], prints[1, new])
+        return table | {"again": np.sort(starts[again])}
+
+    @staticmethod
+    def _verdict(windows: Path, repeats: Sequence[Path], shard: int, *, goes: bool) -> Arrays:
+        if not goes:
+            return {"starts": np.empty(0, np.int64)}
+        elsewhere = rows_of(found_in(repeats, shard)["rows"]).astype(np.int64)
+        return {"starts": np.union1d(load_file(windows)["again"], elsewhere)}
