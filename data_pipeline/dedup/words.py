@@ -133,6 +133,18 @@ def word_grams(words: Words, size: int) -> Grams:
     return Grams(mixed(hashes), first, offsets)
 
 
+def rolling_hashes(words: np.ndarray, longest: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (size, hashes of all runs of that many words) for sizes from 1 on, across texts.
+
+    The hash of a run is the same whatever `longest` is; hashes may be empty.
+    """
+    hashes = words
+    yield 1, hashes
+    for size in range(2, longest + 1):
+        hashes = hashes[:-1] * _WORD_BASE + words[size - 1 :]
+        yield size, hashes
+
+
 def mixed(hashes: np.ndarray) -> np.ndarray:
     """Spread each number's bits over all 64, one to one (the finaliser of SplitMix64)."""
     hashes = (hashes ^ (hashes >> np.uint64(30))) * _MIX

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from data_pipeline.steps.dedup.decontaminate import Decontaminate
 from data_pipeline.steps.dedup.exact_dedup import ExactDedup
 from data_pipeline.steps.dedup.near_dedup import NearDedup
 from data_pipeline.steps.dedup.substring_dedup import SubstringDedup
@@ -13,5 +14,6 @@ STEPS: dict[str, type[Step] | type[GlobalStep]] = {
     "exact_dedup": ExactDedup,
     "near_dedup": NearDedup,
     "substring_dedup": SubstringDedup,
+    "decontaminate": Decontaminate,
 }
 """In the order in which a pipeline usually has them; a run's order is that of its YAML."""
