@@ -57,8 +57,14 @@ def windows_of(words: Words, length: int) -> Windows:
 
 def fingerprints(words: Words, starts: np.ndarray, length: int) -> np.ndarray:
     """Return uint64 (2, num_starts): 128 bits of the windows that begin with some tokens."""
-    halves = [_run_hashes(words.hashes, length, base)[starts] for base in _BASES]
-    return np.stack([mixed(half) for half in halves])
+    # The tokens of these windows alone, put together; a window's own stay neighbours.
+    spans = spans_of(starts, length)
+    steps = np.zeros(words.hashes.size + 1, np.int8)
+    steps[spans[:, 0]] = 1
+    steps[spans[:, 1]] = -1
+    used = steps[:-1].cumsum(dtype=np.int8).astype(bool)
+    tokens, places = words.hashes[used], used.cumsum()[starts] - 1
+    return np.stack([mixed(_run_hashes(tokens, length, base)[places]) for base in _BASES])
 
 
 def is_among(values: np.ndarray, ascending: np.ndarray) -> np.ndarray:
@@ -80,6 +86,7 @@ def spans_of(starts: np.ndarray, length: int) -> np.ndarray:
     """
     if starts.size == 0:
         return np.empty((0, 2), np.int64)
+    # Windows that touch are one passage, with the space between them.
     apart = np.flatnonzero(starts[1:] > starts[:-1] + length)
     firsts = starts[np.concatenate([[0], apart + 1])]
     lasts = starts[np.concatenate([apart, [starts.size - 1]])]

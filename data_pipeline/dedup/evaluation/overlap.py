@@ -81,8 +81,8 @@ class OverlapIndex:
         num_items = self._short_counts.size
         pair = found.texts * num_items + found.items
         # An item's run counts once, however often a text repeats it.
-        distinct = np.unique(np.stack([pair.astype(np.uint64), hashes[found.begins]]), axis=1)[0]
-        pairs, counts = np.unique(distinct.astype(np.int64), return_counts=True)
+        _, distinct = _distinct(hashes[found.begins], pair)
+        pairs, counts = np.unique(distinct, return_counts=True)
         of_item = self._short_counts[pairs % max(num_items, 1)]
         most = (counts >= self._rules.near_coverage * of_item) & (of_item >= LEAST_RUNS)
         enough = np.isin(pair, pairs[most])
@@ -151,8 +151,12 @@ class _Runs:
 
 
 def _distinct(hashes: np.ndarray, items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    pairs = np.unique(np.stack([hashes, items.astype(np.uint64)]), axis=1)
-    return pairs[0], pairs[1].astype(np.int64)
+    """Return the pairs (hash, item), each once."""
+    order = np.lexsort((items, hashes))
+    hashes, items = hashes[order], items[order]
+    new = np.ones(hashes.size, bool)
+    new[1:] = (hashes[1:] != hashes[:-1]) | (items[1:] != items[:-1])
+    return hashes[new], items[new]
 
 
 def _joined(matches: Sequence[Matches]) -> Matches:

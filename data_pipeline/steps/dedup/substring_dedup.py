@@ -82,13 +82,16 @@ class SubstringDedup:
         num_shards = Plan.read(given[0]).protected.size
         twice = self._occurring_twice(given[1 + shard.index], given[1 + num_shards :], shard.index)
         found, prints, first = [np.empty(0, np.int64)], [np.empty((2, 0), np.uint64)], 0
+        ends = [np.empty(0, np.int64)]
         for _, words in self._with_words(documents):
             windows = windows_of(words, self._config.min_tokens)
             starts = windows.starts[is_among(windows.minimizers, twice)]
             found.append(first + starts)
             prints.append(fingerprints(words, starts, self._config.min_tokens))
+            ends.append(first + words.offsets[1:])
             first += words.hashes.size
-        return self._once_and_again(np.concatenate(found), np.concatenate(prints, axis=1))
+        table = self._once_and_again(np.concatenate(found), np.concatenate(prints, axis=1))
+        return table | {"ends": np.concatenate(ends)}
 
     def repeats(self, part: int, given: Sequence[Path]) -> Arrays:
         """Return the windows that an earlier shard has, in a part of the key space; with keep=none
@@ -100,23 +103,16 @@ class SubstringDedup:
 
     def apply(self, documents: Iterator[Document], verdict: Arrays) -> Iterator[Document | Dropped]:
         """Yield the documents without the passages, or with their places in the metadata."""
-        starts, first = verdict["starts"], 0
-        for portion, words in self._with_words(documents):
-            for document, begin, end in zip(
-                portion, words.offsets[:-1], words.offsets[1:], strict=True
-            ):
-                where = np.searchsorted(starts, (first + begin, first + end))
-                tokens = spans_of(starts[slice(*where)] - first, self._config.min_tokens)
-                yield self._without(
-                    document, words.starts[tokens[:, 0]], words.ends[tokens[:, 1] - 1]
-                )
-            first += words.hashes.size
+        starts, begin = verdict["starts"], 0
+        for document, end in zip(documents, verdict["ends"].tolist(), strict=True):
+            mine = starts[slice(*np.searchsorted(starts, (begin, end)))] - begin
+            yield self._without(document, mine) if mine.size else document
+            begin = end
 
-    def _without(
-        self, document: Document, begins: np.ndarray, ends: np.ndarray
-    ) -> Document | Dropped:
-        if begins.size == 0:
-            return document
+    def _without(self, document: Document, starts: np.ndarray) -> Document | Dropped:
+        words = hash_words([document.text], exactly=True)
+        tokens = spans_of(starts, self._config.min_tokens)
+        begins, ends = words.starts[tokens[:, 0]], words.ends[tokens[:, 1] - 1]
         spans = list(zip(begins.tolist(), ends.tolist(), strict=True))
         if self._config.action == "mask":
             masked = ",".join(f"{begin}-{end}" for begin, end in spans)
@@ -153,7 +149,7 @@ class SubstringDedup:
         twice[rows_of(found_in(shared, shard)["rows"])] = True
         return arrays["sample.high"][twice]
 
-    def _once_and_again(self, starts: np.ndarray, prints: np.ndarray) -> Arrays:
+    def _once_and_again(self, starts: np.ndarray, prints: np.ndarray) -> dict[str, np.ndarray]:
         order = np.lexsort((prints[1], prints[0]))
         starts, prints = starts[order], prints[:, order]
         new = np.ones(starts.size, bool)
@@ -166,7 +162,7 @@ class SubstringDedup:
 
     @staticmethod
     def _verdict(windows: Path, repeats: Sequence[Path], shard: int, *, goes: bool) -> Arrays:
-        if not goes:
-            return {"starts": np.empty(0, np.int64)}
+        arrays = load_file(windows)
         elsewhere = rows_of(found_in(repeats, shard)["rows"]).astype(np.int64)
-        return {"starts": np.union1d(load_file(windows)["again"], elsewhere)}
+        starts = np.union1d(arrays["again"], elsewhere) if goes else arrays["again"][:0]
+        return {"starts": starts, "ends": arrays["ends"]}
