@@ -94,6 +94,12 @@ def rows_of(names: np.ndarray) -> np.ndarray:
     return names.astype(np.uint32)
 
 
+def of_shard(ascending: np.ndarray, shard: int) -> slice:
+    """Return where a shard's rows stand among ascending names."""
+    ends = np.array([shard, shard + 1], np.uint64) << _ROW_BITS
+    return slice(*np.searchsorted(ascending, ends).tolist())
+
+
 def read_slice(arrays: Any, name: str, where: slice) -> np.ndarray:
     """Return a slice of an array in an open safetensors file, which refuses empty ones itself."""
     column = arrays.get_slice(name)

@@ -245,6 +245,5 @@ def _exact() -> np.ndarray:
     letters = _fold()
     table = points | np.where(letters, letters & np.uint32(_ALONE), np.uint32(_ALONE))
     table[[point for point in range(0x3001) if chr(point).isspace()]] = 0
-    # What `take` gives for all code points beyond the table.
-    table[[0, -1]] = 0
+    table[-1] = 0  # stands for all code points beyond the table
     return table

@@ -1,6 +1,6 @@
 """Remove passages that occur elsewhere in the corpus, or mark them to be kept out of the loss.
 
-Three rounds: minimizers of every shard; which of them occur twice (`shared`), and fingerprints of
+Three rounds: minimizers of every shard; which of them occur twice (`twice`), and fingerprints of
 the windows that have those (`windows`); which windows occur twice (`repeats`).
 """
 
@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from data_pipeline.dedup.passages import fingerprints, is_among, spans_of, windows_of
@@ -19,8 +20,12 @@ from data_pipeline.dedup.sorted_keys import (
     KeyFile,
     Part,
     find_copies,
+    of_shard,
     parts_needed,
+    read_slice,
+    row_names,
     rows_of,
+    slice_of_part,
     sorted_table,
 )
 from data_pipeline.dedup.words import Words, batches, hash_words
@@ -54,8 +59,8 @@ class SubstringDedup:
     def reduce(self, keys: Sequence[Path], work: Work) -> Decision:
         """Find the minimizers that occur twice, then the windows."""
         plan, given = self._plan(keys, "sample", work)
-        shared = work.over_parts("shared", plan.parts, given=given)
-        windows = work.over_shards("windows", given=[*given, *shared])
+        twice = work.over_parts("twice", plan.parts, given=given)
+        windows = work.over_shards("windows", given=twice)
         plan, given = self._plan(windows, "window", work)
         repeats = work.over_parts("repeats", plan.parts, given=given)
         verdicts = (
@@ -64,23 +69,35 @@ class SubstringDedup:
         )
         report = {
             "minimizers": sum(rows_in(path, "sample") for path in keys),
-            "minimizers_shared_by_shards": sum(rows_in(path) for path in shared),
+            "minimizers_occurring_twice": sum(rows_in(path) for path in twice),
             "windows_compared": sum(rows_in(path, "window") for path in windows),
             "windows_repeated_in_other_shards": sum(rows_in(path) for path in repeats),
         }
         return Decision(verdicts, report)
 
-    def shared(self, part: int, given: Sequence[Path]) -> Arrays:
-        """Return the minimizers that several shards have, in a part of the key space."""
+    def twice(self, part: int, given: Sequence[Path]) -> Arrays:
+        """Return the minimizers that occur twice, in a shard or in several, for a part of the key
+        space; one row for every shard that has them.
+        """
+        share, num_files = Part(part, Plan.read(given[0]).parts), len(given) - 1
         found = self._copies("sample", part, given)
-        return {"rows": np.unique(np.concatenate(found))}
+        several = np.unique(np.concatenate(found))
+        rows, values = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
+        for shard in range(num_files):
+            with safe_open(given[1 + shard], framework="numpy") as arrays:
+                where = slice_of_part(arrays.get_slice("sample.high"), share)
+                again = read_slice(arrays, "again", where)
+                value = read_slice(arrays, "sample.high", where)
+            again[rows_of(several[of_shard(several, shard)]) - where.start] = True
+            rows.append(row_names(shard, where.start + np.flatnonzero(again)))
+            values.append(value[again])
+        return {"rows": np.concatenate(rows), "values": np.concatenate(values)}
 
     def windows(self, documents: Iterator[Document], shard: Shard, given: Sequence[Path]) -> Arrays:
         """Return fingerprints of the windows whose minimizer occurs twice, each window once, and
         where the shard has one again.
         """
-        num_shards = Plan.read(given[0]).protected.size
-        twice = self._occurring_twice(given[1 + shard.index], given[1 + num_shards :], shard.index)
+        twice = found_in(given, shard.index)["values"]
         found, prints, first = [np.empty(0, np.int64)], [np.empty((2, 0), np.uint64)], 0
         ends = [np.empty(0, np.int64)]
         for _, words in self._with_words(documents):
@@ -140,14 +157,6 @@ class SubstringDedup:
         plan = Plan.read(given[0])
         files = [KeyFile(shard, given[1 + shard]) for shard in plan.precedence]
         return find_copies(files, table, Part(part, plan.parts))
-
-    @staticmethod
-    def _occurring_twice(keys: Path, shared: Sequence[Path], shard: int) -> np.ndarray:
-        """Return the minimizers of a shard that it or others have again, ascending."""
-        arrays = load_file(keys)
-        twice = arrays["again"].copy()
-        twice[rows_of(found_in(shared, shard)["rows"])] = True
-        return arrays["sample.high"][twice]
 
     def _once_and_again(self, starts: np.ndarray, prints: np.ndarray) -> dict[str, np.ndarray]:
         order = np.lexsort((prints[1], prints[0]))
