@@ -118,6 +118,12 @@ def test_documents_that_hold_items_go_and_are_counted_by_benchmark(run_step, in_
         "",
     ]
     step = Decontaminate(DecontaminateConfig(benchmarks=benchmarks, near_coverage=0.75))
+    assert [path.name for path in step.files] == [
+        "quiz.jsonl",
+        "table.parquet",
+        "story.txt",
+        "list.json",
+    ]
     outcome = run_step(step, in_shards(texts, 3))
     assert [(one.document.id, one.reason, one.detail) for one in outcome.dropped] == [
         ("web/1", "decontaminate/quiz", "holds quiz.jsonl 1"),
