@@ -33,7 +33,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import scipy
-from safetensors.numpy import save_file
 from scipy.sparse import csr_array
 
 from data_pipeline.dedup.near.sets import distinct_grams
@@ -41,6 +40,7 @@ from data_pipeline.dedup.words import hash_words, word_grams
 from data_pipeline.documents import Document
 from data_pipeline.steps import STEPS
 from data_pipeline.steps.step import Shard
+from data_pipeline.storage.arrays import write_arrays
 from maxlm.config.pipeline.dedup.decontaminate import DecontaminateConfig
 from maxlm.config.pipeline.dedup.exact_dedup import ExactDedupConfig
 from maxlm.config.pipeline.dedup.near_dedup import NearDedupConfig
@@ -147,10 +147,7 @@ class Work:
         paths = []
         for number, call in enumerate(calls):
             paths.append(self.root / f"{method}-{number}")
-            save_file(
-                {k: np.ascontiguousarray(v) for k, v in getattr(self.step, method)(*call).items()},
-                paths[-1],
-            )
+            write_arrays(paths[-1], getattr(self.step, method)(*call))
         self.seconds[method] = time.process_time() - start
         return paths
 
@@ -315,10 +312,12 @@ def pieces() -> Iterator[str]:
         table = {} if alphabet == 0 else str.maketrans(string.ascii_lowercase, "".join(letters))
         for file in files:
             text = file.read_text(errors="replace").translate(table)
-            while len(text) > 500:
-                end = text.rfind("\n", 500, PIECE_CHARACTERS) + 1 or PIECE_CHARACTERS
-                yield text[:end]
-                text = text[end:]
+            begin = 0
+            while len(text) - begin > 500:
+                most = begin + PIECE_CHARACTERS
+                end = text.rfind("\n", begin + 500, most) + 1 or most
+                yield text[begin:end]
+                begin = end
 
 
 def write_file(path: Path, documents) -> list[str]:

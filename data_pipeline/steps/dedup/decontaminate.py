@@ -8,13 +8,13 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file
 
 from data_pipeline.dedup.evaluation.items import Item, check_files, read_items
 from data_pipeline.dedup.evaluation.overlap import Matches, OverlapIndex, Rules
 from data_pipeline.dedup.words import Words, batches, hash_words
 from data_pipeline.documents import Document, Dropped
 from data_pipeline.steps.step import Arrays, Decision, Shard, Work
+from data_pipeline.storage.arrays import read_arrays
 from maxlm.config.pipeline.dedup.decontaminate import DecontaminateConfig
 
 _KEYS = {
@@ -64,10 +64,10 @@ class Decontaminate:
     def reduce(self, keys: Sequence[Path], work: Work) -> Decision:
         """Count what was found of each benchmark; a shard's own passages are its verdict."""
         verdicts = (
-            _nothing() if shard.source in work.protected else load_file(path)
+            _nothing() if shard.source in work.protected else read_arrays(path)
             for shard, path in zip(work.shards, keys, strict=True)
         )
-        return Decision(verdicts, {"benchmarks": self._report(load_file(path) for path in keys)})
+        return Decision(verdicts, {"benchmarks": self._report(read_arrays(path) for path in keys)})
 
     def _report(self, shards: Iterator[Arrays]) -> dict[str, dict[str, int]]:
         names = list(self._config.benchmarks)

@@ -11,8 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
-from safetensors.numpy import load_file
 
 from data_pipeline.dedup.passages import fingerprints, is_among, spans_of, windows_of
 from data_pipeline.dedup.sorted_keys import (
@@ -22,7 +20,6 @@ from data_pipeline.dedup.sorted_keys import (
     find_copies,
     of_shard,
     parts_needed,
-    read_slice,
     row_names,
     rows_of,
     slice_of_part,
@@ -32,6 +29,7 @@ from data_pipeline.dedup.words import Words, batches, hash_words
 from data_pipeline.documents import Document, Dropped
 from data_pipeline.steps.dedup.parts import Plan, found_in, rows_in
 from data_pipeline.steps.step import Arrays, Decision, Shard, Work
+from data_pipeline.storage.arrays import read_arrays, read_rows
 from maxlm.config.pipeline.dedup.substring_dedup import SubstringDedupConfig
 
 MASK = "loss_masked"
@@ -84,10 +82,10 @@ class SubstringDedup:
         several = np.unique(np.concatenate(found))
         rows, values = [np.empty(0, np.uint64)], [np.empty(0, np.uint64)]
         for shard in range(num_files):
-            with safe_open(given[1 + shard], framework="numpy") as arrays:
-                where = slice_of_part(arrays.get_slice("sample.high"), share)
-                again = read_slice(arrays, "again", where)
-                value = read_slice(arrays, "sample.high", where)
+            path = given[1 + shard]
+            where = slice_of_part(path, "sample.high", share)
+            again = read_rows(path, "again", where.start, where.stop)
+            value = read_rows(path, "sample.high", where.start, where.stop)
             again[rows_of(several[of_shard(several, shard)]) - where.start] = True
             rows.append(row_names(shard, where.start + np.flatnonzero(again)))
             values.append(value[again])
@@ -171,7 +169,7 @@ class SubstringDedup:
 
     @staticmethod
     def _verdict(windows: Path, repeats: Sequence[Path], shard: int, *, goes: bool) -> Arrays:
-        arrays = load_file(windows)
+        arrays = read_arrays(windows)
         elsewhere = rows_of(found_in(repeats, shard)["rows"]).astype(np.int64)
         starts = np.union1d(arrays["again"], elsewhere) if goes else arrays["again"][:0]
         return {"starts": starts, "ends": arrays["ends"]}
