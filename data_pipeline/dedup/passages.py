@@ -6,8 +6,8 @@ does, so windows are what is looked for, by fingerprints of 128 bits. Most windo
 they are not written down: of each window's shorter runs, the one of the least hash (its minimizer;
 Schleimer et al. 2003) stands for it, equal windows have equal ones, and a window goes on only if
 its minimizer occurs twice. That leaves one number of 64 bits for every 13th token of a corpus.
-A suffix array with the common prefixes finds the same, eight times as slowly and within one block;
-across blocks it needs fingerprints or a merge besides.
+A suffix array with the common prefixes finds the same in three times the time, and within one block
+alone: across blocks it needs fingerprints or a merge besides.
 """
 
 from __future__ import annotations
