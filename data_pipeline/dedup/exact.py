@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
@@ -31,16 +31,19 @@ def units_of(text: str, unit: Unit) -> list[str]:
     return ["".join(parts[place : place + 2]) for place in range(0, len(parts), 2)]
 
 
-def digests(units: Iterable[str], *, ignore_case: bool) -> np.ndarray:
-    """Return uint64 (2, num_units): the first 128 bits of SHA-256 of each unit's words, joined by
-    single spaces.
+def digests(
+    units: Iterable[str], *, ignore_case: bool, min_words: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the units of at least `min_words` words, int64 (num,), and uint64 (2, num): the first
+    128 bits of SHA-256 of each one's words, joined by single spaces.
     """
-    raw = b"".join(_normalised_digests(units, ignore_case=ignore_case))
-    # Big-endian, so that the numbers sort as the digests do; native again for numpy's speed.
-    return np.frombuffer(raw, ">u8").astype(np.uint64).reshape(-1, 2).T
-
-
-def _normalised_digests(units: Iterable[str], *, ignore_case: bool) -> Iterator[bytes]:
-    for unit in units:
+    rows, found = [], []
+    for row, unit in enumerate(units):
         words = (unit.casefold() if ignore_case else unit).split()
-        yield hashlib.sha256(" ".join(words).encode("utf-8", "surrogatepass")).digest()[:16]
+        if len(words) >= min_words:
+            normalised = " ".join(words).encode("utf-8", "surrogatepass")
+            rows.append(row)
+            found.append(hashlib.sha256(normalised).digest()[:16])
+    # Big-endian, so that the numbers sort as the digests do; native again for numpy's speed.
+    halves = np.frombuffer(b"".join(found), ">u8").astype(np.uint64)
+    return np.array(rows, np.int64), halves.reshape(-1, 2).T

@@ -9,36 +9,21 @@ shard sorts its keys once, and a part merges its slices; nothing is ever rewritt
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from safetensors import safe_open
 
+from data_pipeline.storage.arrays import array_names, read_rows
+
 PEAK_BYTES_PER_KEY = 96
 """What `find_copies` takes at most for each key of its part, all copies that numpy makes included."""
 
-_DTYPES = {
-    "BOOL": np.bool_,
-    "U8": np.uint8,
-    "U32": np.uint32,
-    "I64": np.int64,
-    "U64": np.uint64,
-    "F64": np.float64,
-}
 _ROW_BITS = np.uint64(32)
-
-
-class FileColumn(Protocol):
-    """An array in a safetensors file, of which slices are read."""
-
-    def get_shape(self) -> list[int]:
-        """Return its shape."""
-        ...
-
-    def __getitem__(self, where: slice, /) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -94,24 +79,20 @@ def rows_of(names: np.ndarray) -> np.ndarray:
     return names.astype(np.uint32)
 
 
-def read_slice(arrays: Any, name: str, where: slice) -> np.ndarray:
-    """Return a slice of an array in an open safetensors file, which refuses empty ones itself."""
-    column = arrays.get_slice(name)
-    if where.start < where.stop:
-        return column[where]
-    return np.empty((0, *column.get_shape()[1:]), _DTYPES[column.get_dtype()])
+def of_shard(ascending: np.ndarray, shard: int) -> slice:
+    """Return where a shard's rows stand among ascending names."""
+    ends = np.array([shard, shard + 1], np.uint64) << _ROW_BITS
+    return slice(*np.searchsorted(ascending, ends).tolist())
 
 
-def slice_of_shard(ascending: FileColumn, shard: int) -> slice:
+def slice_of_shard(path: Path, name: str, shard: int) -> slice:
     """Return where a shard's rows stand among the ascending names in a file."""
-    count = ascending.get_shape()[0]
-    return slice(*(_bisect(ascending, count, (shard + more) << 32) for more in (0, 1)))
+    return _bisected(path, name, [shard << 32, (shard + 1) << 32])
 
 
-def slice_of_part(ascending: FileColumn, part: Part) -> slice:
+def slice_of_part(path: Path, name: str, part: Part) -> slice:
     """Return where a part of the key space stands among the ascending keys in a file."""
-    count = ascending.get_shape()[0]
-    return slice(*(_bisect(ascending, count, bound) for bound in (part.first, part.last + 1)))
+    return _bisected(path, name, [part.first, part.last + 1])
 
 
 def parts_needed(num_keys: int, memory_bytes: int) -> int:
@@ -187,21 +168,24 @@ def _ascending(rows: np.ndarray, firsts: np.ndarray) -> Copies:
 
 def _slice(file: KeyFile, name: str, part: Part) -> tuple[np.ndarray, np.ndarray]:
     """Return the keys, uint64 (1 or 2, num), and the names of a file's rows in a part."""
-    with safe_open(file.path, framework="numpy") as arrays:
-        where = slice_of_part(arrays.get_slice(f"{name}.high"), part)
-        halves = [half for half in ("high", "low") if f"{name}.{half}" in arrays.keys()]  # noqa: SIM118 (no mapping)
-        keys = [read_slice(arrays, f"{name}.{half}", where) for half in halves]
-        rows = read_slice(arrays, f"{name}.row", where)
+    where = slice_of_part(file.path, f"{name}.high", part)
+    halves = [f"{name}.{half}" for half in ("high", "low")]
+    keys = [
+        read_rows(file.path, half, where.start, where.stop)
+        for half in halves
+        if half in array_names(file.path)
+    ]
+    rows = read_rows(file.path, f"{name}.row", where.start, where.stop)
     return np.stack(keys), row_names(file.shard, rows)
 
 
-def _bisect(ascending: FileColumn, count: int, bound: int) -> int:
-    """Return how many of a file's ascending numbers are below a bound, reading a few of them."""
-    low, high = 0, count
-    while low < high:
-        middle = (low + high) // 2
-        if int(ascending[middle : middle + 1][0]) < bound:
-            low = middle + 1
-        else:
-            high = middle
-    return low
+def _bisected(path: Path, name: str, bounds: Sequence[int]) -> slice:
+    """Return where numbers of two bounds stand in an ascending array, of which a few are read."""
+    with safe_open(path, framework="numpy") as file:
+        ascending = file.get_slice(name)
+        (count,) = ascending.get_shape()
+        places = [
+            bisect_left(range(count), bound, key=lambda place: int(ascending[place : place + 1][0]))
+            for bound in bounds
+        ]
+    return slice(*places)

@@ -2,8 +2,9 @@
 (n-grams) as hashes.
 
 A word is a run of letters, marks and digits, in lower case; what stands between words does not
-count. In scripts that put no spaces between words every character is a word. All of it is numpy
-over code points, about 60 MB/s, and a pure function of each text.
+count. In scripts that put no spaces between words every character is a word. Read exactly, case
+counts and every symbol is a word, too: only white space is left out. All of it is numpy over code
+points, about 60 MB/s, and a pure function of each text.
 """
 
 from __future__ import annotations
@@ -90,12 +91,17 @@ def batches(items: Iterable[Item], size_of: Callable[[Item], int]) -> Iterator[l
         yield batch
 
 
-def hash_words(texts: Sequence[str]) -> Words:
-    """Find and hash the words of texts."""
+def hash_words(texts: Sequence[str], *, exactly: bool = False) -> Words:
+    """Find and hash the words of texts.
+
+    Args:
+      exactly: tell upper from lower case, and let each symbol be a word.
+    """
     parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     counts = np.zeros(len(texts) + 1, np.int64)
-    for group in _groups(texts):
-        hashes, starts, ends, places = _pass([piece for _, _, piece in group])
+    table = _exact() if exactly else _fold()
+    for group in _groups(texts, table):
+        hashes, starts, ends, places = _pass([piece for _, _, piece in group], table)
         for (index, _, _), count in zip(group, np.diff(places), strict=True):
             counts[index + 1] += count
         shift = np.array([start for _, start, _ in group], np.int64).repeat(np.diff(places))
@@ -127,6 +133,18 @@ def word_grams(words: Words, size: int) -> Grams:
     return Grams(mixed(hashes), first, offsets)
 
 
+def rolling_hashes(words: np.ndarray, longest: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (size, hashes of all runs of that many words) for sizes from 1 on, across texts.
+
+    The hash of a run is the same whatever `longest` is; hashes may be empty.
+    """
+    hashes = words
+    yield 1, hashes
+    for size in range(2, longest + 1):
+        hashes = hashes[:-1] * _WORD_BASE + words[size - 1 :]
+        yield size, hashes
+
+
 def mixed(hashes: np.ndarray) -> np.ndarray:
     """Spread each number's bits over all 64, one to one (the finaliser of SplitMix64)."""
     hashes = (hashes ^ (hashes >> np.uint64(30))) * _MIX
@@ -134,12 +152,12 @@ def mixed(hashes: np.ndarray) -> np.ndarray:
     return hashes ^ (hashes >> np.uint64(31))
 
 
-def _groups(texts: Sequence[str]) -> Iterator[list[tuple[int, int, str]]]:
+def _groups(texts: Sequence[str], table: np.ndarray) -> Iterator[list[tuple[int, int, str]]]:
     """Yield groups of (text's index, start, piece) of at most _GROUP code points together."""
     group: list[tuple[int, int, str]] = []
     size = 0
     for index, text in enumerate(texts):
-        for start, piece in _pieces(text):
+        for start, piece in _pieces(text, table):
             if group and size + len(piece) + 1 > _GROUP:
                 yield group
                 group, size = [], 0
@@ -149,30 +167,32 @@ def _groups(texts: Sequence[str]) -> Iterator[list[tuple[int, int, str]]]:
         yield group
 
 
-def _pieces(text: str) -> Iterator[tuple[int, str]]:
+def _pieces(text: str, table: np.ndarray) -> Iterator[tuple[int, str]]:
     """Cut a long text: where depends on the text alone, so its words do not on its neighbours."""
     start = 0
     while len(text) - start > _PIECE:
         piece = text[start : start + _PIECE]
-        separators = np.flatnonzero(_letters(piece) == 0)
+        separators = np.flatnonzero(_letters(piece, table) == 0)
         end = int(separators[-1]) + 1 if separators.size else _PIECE
         yield start, piece[:end]
         start += end
     yield start, text[start:]
 
 
-def _letters(text: str) -> np.ndarray:
-    """Return uint32 per code point: the letter in lower case, 0 for a separator."""
+def _letters(text: str, table: np.ndarray) -> np.ndarray:
+    """Return what a table has for each code point, uint32: a letter, 0 for a separator."""
     points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-    return _fold().take(points.astype(np.intp), mode="clip")
+    return table.take(points.astype(np.intp), mode="clip")
 
 
-def _pass(pieces: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _pass(
+    pieces: Sequence[str], table: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return hashes, starts and ends (within their piece) of the words, and where each piece's
     begin.
     """
     letters = np.zeros(sum(map(len, pieces)) + len(pieces) + 1, np.uint32)
-    letters[1:-1] = _letters("\n".join(pieces))
+    letters[1:-1] = _letters("\n".join(pieces), table)
     inside = letters != 0
     within = inside[1:] & inside[:-1]
     alone = letters >= _ALONE
@@ -215,4 +235,15 @@ def _fold() -> np.ndarray:
             table[point] = ord(lower) if len(lower) == 1 else point
     for first, last in _SCRIPTS_WITHOUT_SPACES:
         table[first : last + 1] |= np.where(table[first : last + 1], np.uint32(_ALONE), 0)
+    return table
+
+
+@cache
+def _exact() -> np.ndarray:
+    """Return the table of code points as they are, symbols marked as words, or 0 for space."""
+    points = np.arange(_CODE_POINTS, dtype=np.uint32)
+    letters = _fold()
+    table = points | np.where(letters, letters & np.uint32(_ALONE), np.uint32(_ALONE))
+    table[[point for point in range(0x3001) if chr(point).isspace()]] = 0
+    table[-1] = 0  # stands for all code points beyond the table
     return table

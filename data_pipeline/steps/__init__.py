@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from data_pipeline.steps.dedup.decontaminate import Decontaminate
 from data_pipeline.steps.dedup.exact_dedup import ExactDedup
 from data_pipeline.steps.dedup.near_dedup import NearDedup
+from data_pipeline.steps.dedup.substring_dedup import SubstringDedup
 from data_pipeline.steps.sample import Sample
 from data_pipeline.steps.step import GlobalStep, Step
 
@@ -11,5 +13,7 @@ STEPS: dict[str, type[Step] | type[GlobalStep]] = {
     "sample": Sample,
     "exact_dedup": ExactDedup,
     "near_dedup": NearDedup,
+    "substring_dedup": SubstringDedup,
+    "decontaminate": Decontaminate,
 }
 """In the order in which a pipeline usually has them; a run's order is that of its YAML."""

@@ -49,3 +49,15 @@ def read_rows(path: Path, name: str, start: int = 0, stop: int | None = None) ->
             return np.empty((0, *more), _DTYPES[stored.get_dtype()])
         rows: np.ndarray = stored[start:stop]
         return rows
+
+
+def array_names(path: Path) -> list[str]:
+    """Return the names of a file's arrays, sorted."""
+    with safe_open(path, framework="numpy") as file:
+        return sorted(file.keys())
+
+
+def count_rows(path: Path, name: str) -> int:
+    """Return how many rows an array has, without reading it."""
+    with safe_open(path, framework="numpy") as file:
+        return int(file.get_slice(name).get_shape()[0])

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file
 
 from data_pipeline.dedup.near.sets import Sets, as_bytes, as_texts
 from data_pipeline.dedup.sorted_keys import sorted_table
+from data_pipeline.storage.arrays import read_arrays
 from maxlm.config.errors import UserError
 from maxlm.files import read_regular, write_whole
 
@@ -53,7 +53,7 @@ def index_arrays(
 
 def read_sets(path: Path, rows: np.ndarray) -> tuple[np.ndarray, Sets, list[str]]:
     """Return bands, sets and ids of some rows of an index file."""
-    arrays = load_file(path)
+    arrays = read_arrays(path)
     ends = arrays["set_end"]
     begins = np.concatenate([[0], ends[:-1]])
     sizes = (ends - begins)[rows]

@@ -4,19 +4,17 @@ cluster's share at a time.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors import safe_open
 
 from data_pipeline.dedup.near.verify import Candidates
-from data_pipeline.dedup.sorted_keys import Part, read_slice, slice_of_part
+from data_pipeline.dedup.sorted_keys import Part, slice_of_part
 from data_pipeline.dedup.words import Grams, mixed
+from data_pipeline.storage.arrays import read_rows
 
-_OPEN_FILES = 32
 _COLUMNS = ("rows", "cluster", "score", "fixed", "bands", "set_begin", "set_end", "id")
 
 
@@ -90,7 +88,6 @@ class CandidateFiles:
 
     def __init__(self, paths: Sequence[Path], part: Part):
         self._paths = paths
-        self._open: OrderedDict[int, Any] = OrderedDict()
         read = [self._columns(place, part) for place in range(len(paths))]
         columns = {
             name: np.concatenate([one[name] for one in read]) for name in ("file", *_COLUMNS[:-1])
@@ -104,24 +101,15 @@ class CandidateFiles:
     def grams(self, candidate: int) -> np.ndarray:
         """Return a candidate's set of n-grams."""
         place = int(self._file[candidate])
-        where = slice(int(self._begin[candidate]), int(self._end[candidate]))
-        return read_slice(self._opened(place), "grams", where)
+        begin, end = int(self._begin[candidate]), int(self._end[candidate])
+        return read_rows(self._paths[place], "grams", begin, end)
 
     def id(self, candidate: int) -> str:
         """Return a candidate's document's id."""
         return self._ids[candidate]
 
     def _columns(self, place: int, part: Part) -> dict[str, np.ndarray]:
-        arrays = self._opened(place)
-        where = slice_of_part(arrays.get_slice("share"), part)
-        columns = {name: read_slice(arrays, name, where) for name in _COLUMNS}
+        path = self._paths[place]
+        where = slice_of_part(path, "share", part)
+        columns = {name: read_rows(path, name, where.start, where.stop) for name in _COLUMNS}
         return columns | {"file": np.full(where.stop - where.start, place)}
-
-    def _opened(self, place: int) -> Any:
-        """Return a file's arrays; those used least lately are closed, as there may be thousands."""
-        if place not in self._open:
-            if len(self._open) == _OPEN_FILES:
-                self._open.popitem(last=False)
-            self._open[place] = safe_open(self._paths[place], framework="numpy")
-        self._open.move_to_end(place)
-        return self._open[place]

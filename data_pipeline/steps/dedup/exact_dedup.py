@@ -37,16 +37,17 @@ class ExactDedup:
     def keys(self, documents: Iterator[Document], shard: Shard, given: Sequence[Path]) -> Arrays:
         """Return the sorted digests of the shard's units."""
         del shard, given
+        # All documents are compared, blank lines and short ones are not.
+        least = 0 if self._config.unit == "document" else self._config.min_words
+        rows, keys, first = [np.empty(0, np.int64)], [np.empty((2, 0), np.uint64)], 0
         units = self._units(documents)
-        rows, keys, first = [], [np.empty((2, 0), np.uint64)], 0
         while portion := list(islice(units, _UNITS_AT_A_TIME)):
-            counted = np.array([self._counts(unit) for unit in portion])
-            compared = [unit for unit, counts in zip(portion, counted, strict=True) if counts]
-            rows.append(first + np.flatnonzero(counted))
-            keys.append(digests(compared, ignore_case=self._config.ignore_case))
+            row, key = digests(portion, ignore_case=self._config.ignore_case, min_words=least)
+            rows.append(first + row)
+            keys.append(key)
             first += len(portion)
         high, low = np.concatenate(keys, axis=1)
-        return sorted_table(_TABLE, np.concatenate([*rows, np.empty(0, np.int64)]), high, low)
+        return sorted_table(_TABLE, np.concatenate(rows), high, low)
 
     def reduce(self, keys: Sequence[Path], work: Work) -> Decision:
         """Find the copies, one part of the key space after the other."""
@@ -90,12 +91,6 @@ class ExactDedup:
     def _units(self, documents: Iterable[Document]) -> Iterator[str]:
         for document in documents:
             yield from units_of(document.text, self._config.unit)
-
-    def _counts(self, unit: str) -> bool:
-        """Say whether a unit is compared: all documents are, blank lines and short ones are not."""
-        if self._config.unit == "document":
-            return True
-        return len(unit.split(maxsplit=self._config.min_words)) >= self._config.min_words
 
     def _detail(self, firsts: Iterable[np.uint64]) -> str:
         first = np.array([min(firsts)])

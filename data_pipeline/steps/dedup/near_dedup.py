@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
 
 from data_pipeline.dedup.near.clusters import connected_rows
 from data_pipeline.dedup.near.index import (
@@ -51,6 +50,7 @@ from data_pipeline.steps.dedup.parts import (
     rows_in,
 )
 from data_pipeline.steps.step import Arrays, Decision, Shard, Work
+from data_pipeline.storage.arrays import read_arrays, write_arrays
 from maxlm.config.pipeline.dedup.near_dedup import NearDedupConfig
 
 # Files of earlier corpora are numbered from here on among the shards.
@@ -68,6 +68,11 @@ class NearDedup:
         self._earlier = [
             file for folder in config.earlier for file in index_files(Path(folder), self._signing)
         ]
+
+    @property
+    def files(self) -> list[Path]:
+        """What it reads besides the documents: the indexes of earlier corpora."""
+        return self._earlier
 
     def keys(self, documents: Iterator[Document], shard: Shard, given: Sequence[Path]) -> Arrays:
         """Return the sorted band keys of the shard's documents; those without words have none."""
@@ -96,7 +101,7 @@ class NearDedup:
         if self._config.index is not None:
             stays = work.over_shards("index_rows", given=decided)
             write_index(Path(self._config.index), self._signing, stays)
-        report = summary((load_file(path) for path in decided), work.shards)
+        report = summary((read_arrays(path) for path in decided), work.shards)
         return Decision(found_by_shard(decided, len(work.shards)), report)
 
     def _clusters(self, keys: Sequence[Path], work: Work) -> tuple[np.ndarray, list[Path]]:
@@ -106,14 +111,14 @@ class NearDedup:
         plan = Plan.of(work, parts_needed(number, work.memory_bytes))
         plan_file = plan.write(work.folder / "links.safetensors")
         linked = work.over_parts("links", plan.parts, given=[plan_file, *files])
-        batch = (load_file(path) for path in linked)
+        batch = (read_arrays(path) for path in linked)
         clusters = connected_rows((one["rows"], one["cluster"]) for one in batch)
         # Clusters of earlier documents alone hold nothing to decide.
         ours = clusters[0] < np.uint64(_EARLIER << 32)
         open_clusters = np.unique(clusters[1, ours])
         clusters = clusters[:, np.isin(clusters[1], open_clusters)]
         path = work.folder / "clusters.safetensors"
-        save_file({"rows": clusters[0].copy(), "cluster": clusters[1].copy()}, path)
+        write_arrays(path, {"rows": clusters[0], "cluster": clusters[1]})
         return clusters, [plan_file, path]
 
     def links(self, part: int, given: Sequence[Path]) -> Arrays:
@@ -123,7 +128,7 @@ class NearDedup:
         files = [KeyFile(*one) for one in zip(shards, given[1:], strict=True)]
         share = Part(part, plan.parts)
         linked = connected_rows(find_copies(files, name, share) for name in self._signing.tables)
-        return {"rows": linked[0].copy(), "cluster": linked[1].copy()}
+        return {"rows": linked[0], "cluster": linked[1]}
 
     def sets(self, documents: Iterator[Document], shard: Shard, given: Sequence[Path]) -> Arrays:
         """Return the candidates of a shard."""

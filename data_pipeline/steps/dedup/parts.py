@@ -7,12 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
 
-from data_pipeline.dedup.sorted_keys import read_slice, slice_of_shard
+from data_pipeline.dedup.sorted_keys import slice_of_shard
 from data_pipeline.documents import Document
 from data_pipeline.steps.step import Work
+from data_pipeline.storage.arrays import (
+    array_names,
+    count_rows,
+    read_arrays,
+    read_rows,
+    write_arrays,
+)
 
 
 @dataclass(frozen=True)
@@ -35,12 +40,12 @@ class Plan:
     @classmethod
     def read(cls, path: Path) -> Plan:
         """Read what `write` wrote."""
-        arrays = load_file(path)
+        arrays = read_arrays(path)
         return cls(int(arrays["parts"][0]), arrays["protected"])
 
     def write(self, path: Path) -> Path:
         """Write the plan to a file and return its path."""
-        save_file({"parts": np.array([self.parts]), "protected": self.protected}, path)
+        write_arrays(path, {"parts": np.array([self.parts]), "protected": self.protected})
         return path
 
     @property
@@ -51,9 +56,7 @@ class Plan:
 
 def rows_in(path: Path, table: str | None = None) -> int:
     """Return how many rows a file of keys (of its table) or of copies has, without reading them."""
-    with safe_open(path, framework="numpy") as arrays:
-        name = "rows" if table is None else f"{table}.row"
-        return int(arrays.get_slice(name).get_shape()[0])
+    return count_rows(path, "rows" if table is None else f"{table}.row")
 
 
 def found_in(parts: Sequence[Path], shard: int) -> dict[str, np.ndarray]:
@@ -82,10 +85,9 @@ def documents_at(documents: Iterable[Document], rows: np.ndarray) -> Iterator[Do
 
 
 def _slice(path: Path, shard: int) -> dict[str, np.ndarray]:
-    with safe_open(path, framework="numpy") as arrays:
-        where = slice_of_shard(arrays.get_slice("rows"), shard)
-        names = sorted(name for name in arrays.keys() if not name.startswith("report."))  # noqa: SIM118 (no mapping)
-        return {name: read_slice(arrays, name, where) for name in names}
+    where = slice_of_shard(path, "rows", shard)
+    names = [name for name in array_names(path) if not name.startswith("report.")]
+    return {name: read_rows(path, name, where.start, where.stop) for name in names}
 
 
 def _concatenated(arrays: Sequence[np.ndarray]) -> np.ndarray:

@@ -6,8 +6,10 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
+from maxlm.config.pipeline.dedup.decontaminate import DecontaminateConfig
 from maxlm.config.pipeline.dedup.exact_dedup import ExactDedupConfig
 from maxlm.config.pipeline.dedup.near_dedup import NearDedupConfig
+from maxlm.config.pipeline.dedup.substring_dedup import SubstringDedupConfig
 from maxlm.config.pipeline.engine import LocalEngineConfig, RayEngineConfig
 from maxlm.config.pipeline.sample import SampleConfig
 from maxlm.config.section import PositiveInt, Section, as_tuple, kind_or
@@ -18,7 +20,7 @@ Engine = Annotated[
 """Who runs the tasks."""
 
 PipelineStep = Annotated[
-    SampleConfig | ExactDedupConfig | NearDedupConfig,
+    SampleConfig | ExactDedupConfig | NearDedupConfig | SubstringDedupConfig | DecontaminateConfig,
     Field(discriminator="kind"),
 ]
 """What is done with documents between reading and tokenizing."""

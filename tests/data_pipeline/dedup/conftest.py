@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from data_pipeline.documents import Document, Dropped
 from data_pipeline.steps.step import Shard
+from data_pipeline.storage.arrays import write_arrays
 
 
 class Work:
@@ -27,7 +27,7 @@ class Work:
 
     def _stored(self, name, arrays):
         path = self.root / name
-        save_file({key: np.ascontiguousarray(array) for key, array in arrays.items()}, path)
+        write_arrays(path, arrays)
         return path
 
     def over_shards(self, method, *, given=()):

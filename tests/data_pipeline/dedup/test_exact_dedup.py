@@ -34,11 +34,14 @@ def test_an_indented_paragraph_keeps_its_indentation():
 
 
 def test_digests_see_words_and_not_the_space_between():
-    same = digests(["a b", " a\n\tb ", "A b", "ab"], ignore_case=False).T.tolist()
+    rows, same = digests(["a b", " a\n\tb ", "A b", "ab"], ignore_case=False, min_words=0)
+    assert rows.tolist() == [0, 1, 2, 3]
+    same = same.T.tolist()
     assert same[0] == same[1]
     assert len({tuple(one) for one in same}) == 3
-    folded = digests(["a B\u00df", "A bSS"], ignore_case=True).T.tolist()
-    assert folded[0] == folded[1]
+    rows, folded = digests(["a B\u00df", "one", "A bSS", ""], ignore_case=True, min_words=2)
+    assert rows.tolist() == [0, 2]
+    assert folded[:, 0].tolist() == folded[:, 1].tolist()
 
 
 @pytest.mark.parametrize("unit", ["document", "paragraph", "line"])
