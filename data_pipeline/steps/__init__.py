@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from data_pipeline.steps.clean.extract import Extract
 from data_pipeline.steps.dedup.exact_dedup import ExactDedup
 from data_pipeline.steps.dedup.near_dedup import NearDedup
 from data_pipeline.steps.sample import Sample
@@ -11,5 +12,6 @@ STEPS: dict[str, type[Step] | type[GlobalStep]] = {
     "sample": Sample,
     "exact_dedup": ExactDedup,
     "near_dedup": NearDedup,
+    "extract": Extract,
 }
 """In the order in which a pipeline usually has them; a run's order is that of its YAML."""

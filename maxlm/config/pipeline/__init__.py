@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
+from maxlm.config.pipeline.clean.extract import ExtractConfig
 from maxlm.config.pipeline.dedup.exact_dedup import ExactDedupConfig
 from maxlm.config.pipeline.dedup.near_dedup import NearDedupConfig
 from maxlm.config.pipeline.engine import LocalEngineConfig, RayEngineConfig
@@ -18,7 +19,7 @@ Engine = Annotated[
 """Who runs the tasks."""
 
 PipelineStep = Annotated[
-    SampleConfig | ExactDedupConfig | NearDedupConfig,
+    SampleConfig | ExactDedupConfig | NearDedupConfig | ExtractConfig,
     Field(discriminator="kind"),
 ]
 """What is done with documents between reading and tokenizing."""
