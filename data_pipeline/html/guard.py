@@ -56,6 +56,7 @@ _TAG = re.compile(
     rf"|({RAW_TEXT})(?=[\s/>])({_ATTRIBUTES})(?:>|\Z)(?:[^<]++|<(?!/\1[\s/>]))*+"
     rf"|(/?[a-z][^\s/>]*+)({_ATTRIBUTES}))"
 )
+_WHOLE_TAG = re.compile(_TAG.pattern + ">?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,14 @@ def find_danger(html: str, limits: HtmlLimits) -> str | None:
     if _deepest(names, limits.max_depth) > limits.max_depth:
         return "depth"
     return None
+
+
+def without_tags(html: str) -> str:
+    """Return what of a page is neither tag, comment, script nor style; linear in its length.
+
+    For counting: references such as `&amp;` stay as they are.
+    """
+    return _WHOLE_TAG.sub("", html)
 
 
 def _deepest(names: list[str], enough: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from data_pipeline.steps.clean.extract import Extract
 from data_pipeline.steps.dedup.exact_dedup import ExactDedup
 from data_pipeline.steps.dedup.near_dedup import NearDedup
+from data_pipeline.steps.filters.heuristics import Heuristics
 from data_pipeline.steps.filters.language import Language
 from data_pipeline.steps.filters.url import Url
 from data_pipeline.steps.sample import Sample
@@ -17,5 +18,6 @@ STEPS: dict[str, type[Step] | type[GlobalStep]] = {
     "extract": Extract,
     "url": Url,
     "language": Language,
+    "heuristics": Heuristics,
 }
 """In the order in which a pipeline usually has them; a run's order is that of its YAML."""

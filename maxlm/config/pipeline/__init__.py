@@ -10,6 +10,7 @@ from maxlm.config.pipeline.clean.extract import ExtractConfig
 from maxlm.config.pipeline.dedup.exact_dedup import ExactDedupConfig
 from maxlm.config.pipeline.dedup.near_dedup import NearDedupConfig
 from maxlm.config.pipeline.engine import LocalEngineConfig, RayEngineConfig
+from maxlm.config.pipeline.filters.heuristics import HeuristicsConfig
 from maxlm.config.pipeline.filters.language import LanguageConfig
 from maxlm.config.pipeline.filters.url import UrlConfig
 from maxlm.config.pipeline.sample import SampleConfig
@@ -21,7 +22,13 @@ Engine = Annotated[
 """Who runs the tasks."""
 
 PipelineStep = Annotated[
-    SampleConfig | ExactDedupConfig | NearDedupConfig | ExtractConfig | UrlConfig | LanguageConfig,
+    SampleConfig
+    | ExactDedupConfig
+    | NearDedupConfig
+    | ExtractConfig
+    | UrlConfig
+    | LanguageConfig
+    | HeuristicsConfig,
     Field(discriminator="kind"),
 ]
 """What is done with documents between reading and tokenizing."""
