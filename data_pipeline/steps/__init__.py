@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from data_pipeline.steps.clean.extract import Extract
+from data_pipeline.steps.clean.pii import Pii
 from data_pipeline.steps.dedup.exact_dedup import ExactDedup
 from data_pipeline.steps.dedup.near_dedup import NearDedup
 from data_pipeline.steps.filters.heuristics import Heuristics
@@ -19,5 +20,6 @@ STEPS: dict[str, type[Step] | type[GlobalStep]] = {
     "url": Url,
     "language": Language,
     "heuristics": Heuristics,
+    "pii": Pii,
 }
 """In the order in which a pipeline usually has them; a run's order is that of its YAML."""

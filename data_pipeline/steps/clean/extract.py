@@ -57,9 +57,9 @@ class Extract:
     def _is_html(self, document: Document) -> bool:
         if self._config.input != "auto":
             return self._config.input == "html"
-        media_type = str(document.meta.get("media_type", "")).partition(";")[0].strip().lower()
-        if media_type:
-            return media_type in _HTML_TYPES
+        content_type = str(document.meta.get("content_type", "")).partition(";")[0].strip().lower()
+        if content_type:
+            return content_type in _HTML_TYPES
         return _PAGE.match(document.text) is not None
 
     @cached_property

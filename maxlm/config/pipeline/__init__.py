@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import BeforeValidator, Field
 
 from maxlm.config.pipeline.clean.extract import ExtractConfig
+from maxlm.config.pipeline.clean.pii import PiiConfig
 from maxlm.config.pipeline.dedup.exact_dedup import ExactDedupConfig
 from maxlm.config.pipeline.dedup.near_dedup import NearDedupConfig
 from maxlm.config.pipeline.engine import LocalEngineConfig, RayEngineConfig
@@ -28,7 +29,8 @@ PipelineStep = Annotated[
     | ExtractConfig
     | UrlConfig
     | LanguageConfig
-    | HeuristicsConfig,
+    | HeuristicsConfig
+    | PiiConfig,
     Field(discriminator="kind"),
 ]
 """What is done with documents between reading and tokenizing."""

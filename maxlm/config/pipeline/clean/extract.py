@@ -21,7 +21,7 @@ class ExtractConfig(StepSection):
 
     kind: Literal["extract"] = "extract"
     input: Literal["auto", "html", "text"] = Field(
-        "auto", description="auto: HTML if `media_type` says so or the text begins like a page"
+        "auto", description="auto: HTML if `content_type` says so or the text begins like a page"
     )
     extractor: Literal["resiliparse", "trafilatura"] = Field(
         "resiliparse", description="trafilatura finds tables and lists better, 15 times as slow"

@@ -39,10 +39,10 @@ def test_what_is_html_and_what_is_not(verdicts) -> None:
     code = "# <html> in a comment\nx = '<p>'"
     assert verdicts(step, [code]) == [code]
     assert verdicts(step, ["<p>a fragment of a page</p>"]) == ["<p>a fragment of a page</p>"]
-    assert verdicts(step, ["<p>a fragment</p>"], media_type="text/html; charset=x") == [
+    assert verdicts(step, ["<p>a fragment</p>"], content_type="text/html; charset=x") == [
         "a fragment"
     ]
-    assert verdicts(step, [PAGE], media_type="text/plain") == [PAGE]
+    assert verdicts(step, [PAGE], content_type="text/plain") == [PAGE]
     assert verdicts(Extract(ExtractConfig(input="text")), [PAGE]) == [PAGE]
     assert verdicts(Extract(ExtractConfig(input="html")), ["a<br>b"]) == ["a\nb"]
 
