@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.pii.scan import FINDERS, find_all, replace_all
@@ -96,6 +96,7 @@ PIECES = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(PIECES)
 def test_spans_are_in_order_apart_and_whole(pieces: list[str]) -> None:
     text = "".join(pieces)

@@ -3,7 +3,7 @@
 import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.text.cleaning import clean, cut_marks
@@ -12,6 +12,7 @@ ANY_TEXT = st.text(st.characters(codec=None), max_size=60)  # lone surrogates to
 MARKS = st.text(st.sampled_from("ae\u0301\u0327\u0323\u1100 "), max_size=40)
 
 
+@settings(deadline=None)
 @given(ANY_TEXT)
 def test_every_string_becomes_valid_text(text: str) -> None:
     cleaned = clean(text)
@@ -20,6 +21,7 @@ def test_every_string_becomes_valid_text(text: str) -> None:
     assert clean(cleaned) == cleaned
 
 
+@settings(deadline=None)
 @given(MARKS, st.integers(1, 5))
 def test_runs_of_marks_end(text: str, most: int) -> None:
     expected, run = "", 0

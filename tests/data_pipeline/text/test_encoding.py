@@ -1,7 +1,7 @@
 """Bytes in the encodings of the web come back as text."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.text.encoding import decode
@@ -50,6 +50,7 @@ def test_declarations_that_name_no_encoding_are_ignored(declared: str) -> None:
     assert decode(b"+AGE- \\u0041 caf\xe9", declared=declared).text == "+AGE- \\u0041 caf\u00e9"
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200), st.sampled_from([None, "utf-16", "euc-jp", "hz", "big5"]))
 def test_any_bytes_become_a_text(data: bytes, declared) -> None:
     decoded = decode(data, declared=declared, is_html=True)

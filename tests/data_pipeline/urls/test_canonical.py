@@ -1,7 +1,7 @@
 """Spellings of one address have one key; different pages have different ones."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.urls.canonical import canonical_url, parse_address
@@ -55,6 +55,7 @@ def test_examples(url: str, key: str) -> None:
     assert canonical_url(url) == key
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(codec=None), max_size=80))
 def test_any_text_has_a_key_in_valid_utf8(text: str) -> None:
     key = canonical_url("http://a.com/" + text.replace("://", ""))

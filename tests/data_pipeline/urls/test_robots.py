@@ -4,7 +4,7 @@ import re
 from urllib.robotparser import RobotFileParser
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.urls.robots import OptOuts, fits
@@ -31,6 +31,7 @@ def test_patterns(pattern: str, path: str, expected: bool) -> None:
     assert fits(pattern, path) is expected
 
 
+@settings(deadline=None)
 @given(st.text("/ab*$", max_size=6), st.text("/ab$", max_size=8))
 def test_patterns_against_regular_expressions(pattern: str, path: str) -> None:
     body = pattern[:-1] if pattern.endswith("$") else pattern

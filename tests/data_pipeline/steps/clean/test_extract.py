@@ -3,7 +3,7 @@
 import unicodedata
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.documents import Document, Dropped
@@ -88,6 +88,7 @@ PIECES = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(PIECES)
 def test_whatever_comes_valid_text_or_a_reason_goes(pieces: list[str]) -> None:
     document = Document("a", "s", "<html>" + "".join(pieces), {"url": "u"})
