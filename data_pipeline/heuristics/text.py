@@ -19,7 +19,7 @@ WordKind = Literal["tokens", "whitespace"]
 _SPACELESS = (
     "\u0e01-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 )
-_SPACELESS_SIGN = re.compile(f"[{_SPACELESS}]")
+SPACELESS_SIGN = re.compile(f"[{_SPACELESS}]")
 # Marks around a word are tokens of their own, as are hyphens and slashes in it; other marks within
 # a word are part of it: `don't`, `3.14`, `example.com`. Runs of dots and of hyphens are one token.
 _TOKENS = re.compile(r"\w(?:[^\s/-]*\w)?|\.\.+|--+|[^\w\s]")
@@ -58,7 +58,7 @@ class Text:
         """The words, in order."""
         if self.word_kind == "whitespace":
             return Words(self.content.split())
-        if self.content.isascii() or not _SPACELESS_SIGN.search(self.content):
+        if self.content.isascii() or not SPACELESS_SIGN.search(self.content):
             return Words(_TOKENS.findall(self.content))
         return Words(_TOKENS_AND_SIGNS.findall(self.content))
 

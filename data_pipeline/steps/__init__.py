@@ -8,6 +8,7 @@ from data_pipeline.steps.dedup.exact_dedup import ExactDedup
 from data_pipeline.steps.dedup.near_dedup import NearDedup
 from data_pipeline.steps.filters.heuristics import Heuristics
 from data_pipeline.steps.filters.language import Language
+from data_pipeline.steps.filters.toxicity import Toxicity
 from data_pipeline.steps.filters.url import Url
 from data_pipeline.steps.sample import Sample
 from data_pipeline.steps.step import GlobalStep, Step
@@ -20,6 +21,7 @@ STEPS: dict[str, type[Step] | type[GlobalStep]] = {
     "url": Url,
     "language": Language,
     "heuristics": Heuristics,
+    "toxicity": Toxicity,
     "pii": Pii,
 }
 """In the order in which a pipeline usually has them; a run's order is that of its YAML."""

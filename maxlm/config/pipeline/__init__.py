@@ -13,6 +13,7 @@ from maxlm.config.pipeline.dedup.near_dedup import NearDedupConfig
 from maxlm.config.pipeline.engine import LocalEngineConfig, RayEngineConfig
 from maxlm.config.pipeline.filters.heuristics import HeuristicsConfig
 from maxlm.config.pipeline.filters.language import LanguageConfig
+from maxlm.config.pipeline.filters.toxicity import ToxicityConfig
 from maxlm.config.pipeline.filters.url import UrlConfig
 from maxlm.config.pipeline.sample import SampleConfig
 from maxlm.config.section import PositiveInt, Section, as_tuple, kind_or
@@ -30,6 +31,7 @@ PipelineStep = Annotated[
     | UrlConfig
     | LanguageConfig
     | HeuristicsConfig
+    | ToxicityConfig
     | PiiConfig,
     Field(discriminator="kind"),
 ]
