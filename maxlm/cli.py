@@ -1,4 +1,4 @@
-"""The command line: `maxlm config | prepare | train | plan | generate`.
+"""The command line: `maxlm config | prepare | data | train | plan | generate`.
 
 Exit codes: 0 done or stopped cleanly, 2 the user's mistake, 1 anything else. Only the command that
 was asked for is imported, so `maxlm config` answers without loading jax.
@@ -23,6 +23,7 @@ from maxlm.config.show import to_json_schema, to_yaml
 # Each module has `run(arguments) -> exit code`.
 COMMANDS = {
     "prepare": "data_pipeline.prepare",
+    "data": "data_pipeline.command",
     "train": "maxlm.train.command",
     "plan": "maxlm.plan.command",
     "generate": "maxlm.decoding.command",
@@ -118,6 +119,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(prepare)
     prepare.add_argument("--force", action="store_true", help="prepare again although it is done")
 
+    _add_data(commands.add_parser("data", help="train what steps of the text pipeline judge by"))
+
     _add_run(commands.add_parser("train", help="train, or resume the run in its run_dir"))
 
     plan = commands.add_parser(
@@ -165,6 +168,30 @@ def _parser() -> argparse.ArgumentParser:
     )
     generate.add_argument("--step", type=int, help="checkpoint to load (default: the newest)")
     return parser
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    _add_train_classifier(
+        actions.add_parser("train-classifier", help="learn to tell good texts from bad ones")
+    )
+
+
+def _add_train_classifier(parser: argparse.ArgumentParser) -> None:
+    texts = "a file, folder or quoted pattern of {kind} texts: .txt, .md, .jsonl, .parquet, ..."
+    parser.add_argument("good", metavar="GOOD", help=texts.format(kind="good"))
+    parser.add_argument("bad", metavar="BAD", help=texts.format(kind="bad"))
+    parser.add_argument("--output", required=True, metavar="FILE", help="the classifier's file")
+    numbers = [
+        ("--l2", 1e-5, "penalty of the squared weights"),
+        ("--bits", 20, "words and pairs are hashed into 2^bits weights"),
+        ("--held-out", 0.2, "share of texts that calibrates and tests"),
+        ("--max-documents", 100_000, "texts to take of each set"),
+    ]
+    for name, default, about in numbers:
+        text = f"{about} (default: %(default)s)"
+        parser.add_argument(name, type=type(default), default=default, help=text)
+    parser.add_argument("--text-key", default="text", help="of JSON lines and Parquet: the text")
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:

@@ -6,8 +6,10 @@ from data_pipeline.steps.clean.extract import Extract
 from data_pipeline.steps.clean.pii import Pii
 from data_pipeline.steps.dedup.exact_dedup import ExactDedup
 from data_pipeline.steps.dedup.near_dedup import NearDedup
+from data_pipeline.steps.filters.classifier import ClassifierStep
 from data_pipeline.steps.filters.heuristics import Heuristics
 from data_pipeline.steps.filters.language import Language
+from data_pipeline.steps.filters.top_fraction import TopFraction
 from data_pipeline.steps.filters.toxicity import Toxicity
 from data_pipeline.steps.filters.url import Url
 from data_pipeline.steps.sample import Sample
@@ -22,6 +24,8 @@ STEPS: dict[str, type[Step] | type[GlobalStep]] = {
     "language": Language,
     "heuristics": Heuristics,
     "toxicity": Toxicity,
+    "classifier": ClassifierStep,
+    "top_fraction": TopFraction,
     "pii": Pii,
 }
 """In the order in which a pipeline usually has them; a run's order is that of its YAML."""

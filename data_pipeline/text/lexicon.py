@@ -14,7 +14,7 @@ _WORDS = re.compile(r"\w+")
 class Hits(NamedTuple):
     """What was found: how many entries, the first of them, and the words of the whole text."""
 
-    count: int
+    entries: int
     first: str
     words: int
 

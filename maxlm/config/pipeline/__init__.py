@@ -11,8 +11,10 @@ from maxlm.config.pipeline.clean.pii import PiiConfig
 from maxlm.config.pipeline.dedup.exact_dedup import ExactDedupConfig
 from maxlm.config.pipeline.dedup.near_dedup import NearDedupConfig
 from maxlm.config.pipeline.engine import LocalEngineConfig, RayEngineConfig
+from maxlm.config.pipeline.filters.classifier import ClassifierConfig
 from maxlm.config.pipeline.filters.heuristics import HeuristicsConfig
 from maxlm.config.pipeline.filters.language import LanguageConfig
+from maxlm.config.pipeline.filters.top_fraction import TopFractionConfig
 from maxlm.config.pipeline.filters.toxicity import ToxicityConfig
 from maxlm.config.pipeline.filters.url import UrlConfig
 from maxlm.config.pipeline.sample import SampleConfig
@@ -32,6 +34,8 @@ PipelineStep = Annotated[
     | LanguageConfig
     | HeuristicsConfig
     | ToxicityConfig
+    | ClassifierConfig
+    | TopFractionConfig
     | PiiConfig,
     Field(discriminator="kind"),
 ]

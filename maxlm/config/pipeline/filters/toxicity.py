@@ -1,4 +1,4 @@
-"""Settings of the step that judges a document by a list of unwanted words."""
+"""Settings of the step that judges a document by unwanted words, or a classifier of such texts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from maxlm.config.errors import Problem
-from maxlm.config.pipeline.filters.word_list import EMPTY, WordList
+from maxlm.config.pipeline.filters.word_list import EMPTY, WordList, missing_file
 from maxlm.config.pipeline.step import StepSection
 from maxlm.config.section import Count, Fraction
 
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 class ToxicityConfig(StepSection):
-    """Drop documents with words of your lists (`toxicity_hits`). No list is built in."""
+    """Drop documents with words of your lists (`toxicity_hits`), or that are like the texts you
+    labelled (`toxicity_score`). No list and no model is built in.
+    """
 
     kind: Literal["toxicity"] = "toxicity"
     lexicon: WordList = Field(EMPTY, description="words and phrases, in any case")
@@ -25,11 +27,18 @@ class ToxicityConfig(StepSection):
         0, description="documents with more of them go (C4, arXiv:1910.10683, 2.2: none is allowed)"
     )
     max_ratio: Fraction | None = Field(None, description="documents with more per word go")
+    model: str | None = Field(
+        None, description="a classifier of `maxlm data train-classifier TOXIC OTHER`"
+    )
+    threshold: Fraction = Field(
+        0.5, description="documents that are toxic with this probability, or a higher one, go"
+    )
 
     def problems(self, path: str, data: DataConfig) -> Iterator[Problem]:
         """Yield files that are not there, and settings that judge nothing."""
         del data
         yield from self.lexicon.problems(f"{path}.lexicon")
-        if not self.lexicon:
-            text = f"{path}.lexicon is empty; give entries, or files with one on each line"
-            yield Problem(f"{path}.lexicon", text)
+        if self.model is not None:
+            yield from missing_file(f"{path}.model", self.model)
+        elif not self.lexicon:
+            yield Problem(path, f"{path} judges by nothing; give {path}.lexicon or {path}.model")

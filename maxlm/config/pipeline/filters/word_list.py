@@ -29,9 +29,13 @@ class WordListConfig(Section):
 def missing_files(path: str, files: tuple[str, ...]) -> Iterator[Problem]:
     """Yield a problem for each file that is not there; `path` is the setting that names them."""
     for index, name in enumerate(files):
-        if not Path(name).is_file():
-            where = f"{path}.{index}"
-            yield Problem(where, f"{where}: {name}: there is no such file; correct or remove it")
+        yield from missing_file(f"{path}.{index}", name)
+
+
+def missing_file(path: str, name: str) -> Iterator[Problem]:
+    """Yield a problem if a file is not there; `path` is the setting that names it."""
+    if not Path(name).is_file():
+        yield Problem(path, f"{path}: {name}: there is no such file; correct or remove it")
 
 
 def _entries(value: Any) -> Any:

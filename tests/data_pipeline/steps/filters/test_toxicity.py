@@ -2,10 +2,13 @@
 
 import re
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipeline.classifier.features import grams
+from data_pipeline.classifier.model import Classifier, Header
 from data_pipeline.documents import Document
 from data_pipeline.steps.filters.toxicity import Toxicity
 from data_pipeline.text.lexicon import Lexicon
@@ -51,7 +54,7 @@ def test_a_kept_document_says_how_many() -> None:
     ],
 )
 def test_what_counts_as_found(entries: list[str], text: str, count: int) -> None:
-    assert Lexicon(entries).find(text).count == count
+    assert Lexicon(entries).find(text).entries == count
 
 
 @settings(deadline=None)
@@ -72,8 +75,26 @@ def test_files(tmp_path, verdicts) -> None:
         verdicts(Toxicity(config(lexicon={"files": [str(path)]})), ["x"])
 
 
+def test_a_classifier_of_the_users_labels(tmp_path) -> None:
+    weights = np.zeros(2**8, np.float32)
+    weights[grams("darn", 8, 100)] = 3.0
+    path = str(tmp_path / "model")
+    Classifier(Header(bits=8, bias=-2.0), weights).save(tmp_path / "model")
+    # Of one word the probability is sigmoid(3 - 2), of none sigmoid(-2).
+    words = [Document("a", "s", "Darn"), Document("b", "s", "...")]
+    dropped, kept = Toxicity(config(model=path))(iter(words))
+    assert (dropped.reason, dropped.detail) == ("toxicity/score", "0.7311")
+    assert kept.meta == {"toxicity_score": 0.119203}
+    mild = config(model=path, threshold=0.74, lexicon=["darn"])
+    assert [result.reason for result in Toxicity(mild)(iter(words[:1]))] == ["toxicity/max_count"]
+    [kept] = Toxicity(config(model=path, threshold=0.74))(iter(words[:1]))
+    assert kept.meta == {"toxicity_score": 0.731059}
+
+
 def test_problems() -> None:
     [problem] = config().problems("steps.0", None)
-    assert problem.text.startswith("steps.0.lexicon is empty")
+    assert problem.text.startswith("steps.0 judges by nothing")
+    [problem] = config(model="nowhere").problems("steps.0", None)
+    assert problem.text.startswith("steps.0.model: nowhere: there is no such file")
     [problem] = config(lexicon={"files": ["nowhere.txt"]}).problems("steps.0", None)
     assert "nowhere.txt: there is no such file" in problem.text
