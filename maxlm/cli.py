@@ -175,6 +175,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     _add_train_classifier(
         actions.add_parser("train-classifier", help="learn to tell good texts from bad ones")
     )
+    _add_train_ngrams(
+        actions.add_parser("train-ngrams", help="learn how words follow each other in good texts")
+    )
 
 
 def _add_train_classifier(parser: argparse.ArgumentParser) -> None:
@@ -182,15 +185,42 @@ def _add_train_classifier(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("good", metavar="GOOD", help=texts.format(kind="good"))
     parser.add_argument("bad", metavar="BAD", help=texts.format(kind="bad"))
     parser.add_argument("--output", required=True, metavar="FILE", help="the classifier's file")
-    numbers = [
+    _add_numbers(
+        parser,
         ("--l2", 1e-5, "penalty of the squared weights"),
         ("--bits", 20, "words and pairs are hashed into 2^bits weights"),
         ("--held-out", 0.2, "share of texts that calibrates and tests"),
         ("--max-documents", 100_000, "texts to take of each set"),
-    ]
+    )
+    _add_text_key(parser)
+
+
+def _add_train_ngrams(parser: argparse.ArgumentParser) -> None:
+    texts = "files, folders and quoted patterns of texts: .txt, .md, .jsonl, .parquet, ..."
+    parser.add_argument("texts", metavar="TEXT", nargs="+", help=texts)
+    output = "the model's file; one that ends in .arpa is written in that format"
+    parser.add_argument("--output", required=True, metavar="FILE", help=output)
+    _add_numbers(
+        parser,
+        ("--order", 5, "words of the longest n-grams"),
+        ("--vocabulary", 200_000, "words to tell apart, the most frequent ones"),
+        ("--held-out", 0.02, "share of documents whose perplexities are measured"),
+        ("--memory-mb", 1024, "MiB for sorting; what is beyond goes to the disk"),
+    )
+    forms = "letters small, digits as 0, marks apart; or what stands between spaces"
+    parser.add_argument(
+        "--words", choices=("normalised", "whitespace"), default="normalised", help=forms
+    )
+    _add_text_key(parser)
+
+
+def _add_numbers(parser: argparse.ArgumentParser, *numbers: tuple[str, float, str]) -> None:
     for name, default, about in numbers:
         text = f"{about} (default: %(default)s)"
         parser.add_argument(name, type=type(default), default=default, help=text)
+
+
+def _add_text_key(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text-key", default="text", help="of JSON lines and Parquet: the text")
 
 

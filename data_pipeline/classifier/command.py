@@ -12,18 +12,25 @@ from data_pipeline.classifier.examples import Examples, read_examples
 from data_pipeline.classifier.figures import accuracy, area_under_curve, calibration_error
 from data_pipeline.classifier.fitting import fit_calibration, fit_logistic
 from data_pipeline.classifier.model import Classifier, Header
+from data_pipeline.command import check_arguments
 from data_pipeline.storage.disk import disk_errors
 from data_pipeline.text.corpus import Corpus
 from maxlm.config.errors import UserError
 
 LEAST_TEXTS = 5
 """Of each kind in each part: fewer calibrate and test nothing."""
+BOUNDS = {
+    "bits": (8, 28),
+    "l2": (1e-12, 1e6),
+    "held_out": (0.02, 0.9),
+    "max_documents": (1, 10**7),
+}
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command; return its exit code."""
     output = Path(arguments.output)
-    _check(arguments, output)
+    check_arguments(arguments, BOUNDS)
     header = Header(bits=arguments.bits)
     sets = {
         name: Corpus([path], text_key=arguments.text_key)
@@ -70,26 +77,6 @@ def train(parts: dict[str, Examples], header: Header, *, l2: float) -> Classifie
     figures |= {"good_share": good, "l2": l2, **counts}
     about = {"bias": fit.bias, "slope": slope, "shift": shift, "figures": figures}
     return Classifier(Header.model_validate({**header.model_dump(), **about}), weights)
-
-
-def _check(arguments: argparse.Namespace, output: Path) -> None:
-    bounds = {
-        "bits": (8, 28),
-        "l2": (1e-12, 1e6),
-        "held_out": (0.02, 0.9),
-        "max_documents": (1, 10**7),
-    }
-    wrong = [
-        f"--{name.replace('_', '-')} {getattr(arguments, name)}: give {low:g} to {high:g}"
-        for name, (low, high) in bounds.items()
-        if not low <= getattr(arguments, name) <= high
-    ]
-    if output.exists():
-        wrong.append(f"--output {output}: it exists already; remove it or give another name")
-    elif not output.absolute().parent.is_dir():
-        wrong.append(f"--output {output}: there is no folder {output.absolute().parent}; make it")
-    if wrong:
-        raise UserError("\n  ".join(wrong))
 
 
 def _check_sizes(parts: dict[str, Examples]) -> None:

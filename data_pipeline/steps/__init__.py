@@ -9,6 +9,7 @@ from data_pipeline.steps.dedup.near_dedup import NearDedup
 from data_pipeline.steps.filters.classifier import ClassifierStep
 from data_pipeline.steps.filters.heuristics import Heuristics
 from data_pipeline.steps.filters.language import Language
+from data_pipeline.steps.filters.perplexity import Perplexity
 from data_pipeline.steps.filters.top_fraction import TopFraction
 from data_pipeline.steps.filters.toxicity import Toxicity
 from data_pipeline.steps.filters.url import Url
@@ -26,6 +27,7 @@ STEPS: dict[str, type[Step] | type[GlobalStep]] = {
     "toxicity": Toxicity,
     "classifier": ClassifierStep,
     "top_fraction": TopFraction,
+    "perplexity": Perplexity,
     "pii": Pii,
 }
 """In the order in which a pipeline usually has them; a run's order is that of its YAML."""

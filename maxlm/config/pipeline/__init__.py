@@ -14,6 +14,7 @@ from maxlm.config.pipeline.engine import LocalEngineConfig, RayEngineConfig
 from maxlm.config.pipeline.filters.classifier import ClassifierConfig
 from maxlm.config.pipeline.filters.heuristics import HeuristicsConfig
 from maxlm.config.pipeline.filters.language import LanguageConfig
+from maxlm.config.pipeline.filters.perplexity import PerplexityConfig
 from maxlm.config.pipeline.filters.top_fraction import TopFractionConfig
 from maxlm.config.pipeline.filters.toxicity import ToxicityConfig
 from maxlm.config.pipeline.filters.url import UrlConfig
@@ -36,6 +37,7 @@ PipelineStep = Annotated[
     | ToxicityConfig
     | ClassifierConfig
     | TopFractionConfig
+    | PerplexityConfig
     | PiiConfig,
     Field(discriminator="kind"),
 ]
