@@ -6,11 +6,20 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
+from maxlm.config.pipeline.clean.extract import ExtractConfig
+from maxlm.config.pipeline.clean.pii import PiiConfig
 from maxlm.config.pipeline.dedup.decontaminate import DecontaminateConfig
 from maxlm.config.pipeline.dedup.exact_dedup import ExactDedupConfig
 from maxlm.config.pipeline.dedup.near_dedup import NearDedupConfig
 from maxlm.config.pipeline.dedup.substring_dedup import SubstringDedupConfig
 from maxlm.config.pipeline.engine import LocalEngineConfig, RayEngineConfig
+from maxlm.config.pipeline.filters.classifier import ClassifierConfig
+from maxlm.config.pipeline.filters.heuristics import HeuristicsConfig
+from maxlm.config.pipeline.filters.language import LanguageConfig
+from maxlm.config.pipeline.filters.perplexity import PerplexityConfig
+from maxlm.config.pipeline.filters.top_fraction import TopFractionConfig
+from maxlm.config.pipeline.filters.toxicity import ToxicityConfig
+from maxlm.config.pipeline.filters.url import UrlConfig
 from maxlm.config.pipeline.sample import SampleConfig
 from maxlm.config.section import PositiveInt, Section, as_tuple, kind_or
 
@@ -20,7 +29,20 @@ Engine = Annotated[
 """Who runs the tasks."""
 
 PipelineStep = Annotated[
-    SampleConfig | ExactDedupConfig | NearDedupConfig | SubstringDedupConfig | DecontaminateConfig,
+    SampleConfig
+    | ExactDedupConfig
+    | NearDedupConfig
+    | SubstringDedupConfig
+    | DecontaminateConfig
+    | ExtractConfig
+    | UrlConfig
+    | LanguageConfig
+    | HeuristicsConfig
+    | ToxicityConfig
+    | ClassifierConfig
+    | TopFractionConfig
+    | PerplexityConfig
+    | PiiConfig,
     Field(discriminator="kind"),
 ]
 """What is done with documents between reading and tokenizing."""
