@@ -13,7 +13,7 @@ from maxlm.config.errors import UserError
 from maxlm.files import read_regular, write_whole
 
 MANIFEST_NAME = "manifest.json"
-FORMAT = "maxlm-prepared-2"
+FORMAT = "maxlm-prepared-3"
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:

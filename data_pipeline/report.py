@@ -8,8 +8,64 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+
+LINE_SECONDS = 30.0  # between the lines about a step, where there is no terminal
+
+
+class _Meter:
+    """How much of a step is done, and how fast."""
+
+    def __init__(self, name: str, documents: int, size: int):
+        self._name, self._all = name, (documents, size)
+        self._documents = self._bytes = 0
+        self._began = self._told = time.perf_counter()
+
+    def add(self, documents: int, size: int) -> None:
+        """Count what was done."""
+        self._documents, self._bytes = self._documents + documents, self._bytes + size
+
+    def is_due(self) -> bool:
+        """Tell whether the last line is long ago, and start counting anew if it is."""
+        now = time.perf_counter()
+        if now - self._told < LINE_SECONDS:
+            return False
+        self._told = now
+        return True
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since it began."""
+        return time.perf_counter() - self._began
+
+    @property
+    def part(self) -> float:
+        """The share that is done: of bytes, or of documents where bytes are not known."""
+        documents, size = self._all
+        return self._bytes / size if size else self._documents / max(documents, 1)
+
+    @property
+    def rates(self) -> str:
+        """Documents and megabytes per second; nothing where neither is known."""
+        if not self._documents:
+            return ""
+        seconds = max(self.seconds, 1e-9)
+        rates = f"{self._documents / seconds:,.0f} documents/s"
+        return f"{rates}, {self._bytes / 1e6 / seconds:.1f} MB/s" if self._bytes else rates
+
+    @property
+    def left(self) -> str:
+        """The time that is left at this rate."""
+        seconds = self.seconds * (1 / self.part - 1) if self.part else 0.0
+        return f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
 
 
 class Report:
@@ -40,6 +96,42 @@ class Report:
             yield lambda _: None
         self.line(f"{name}: {time.perf_counter() - began:.1f} s")
 
+    @contextmanager
+    def progress(
+        self, name: str, documents: int, size: int
+    ) -> Iterator[Callable[[int, int], None]]:
+        """Show how far a step is; yields a function that is told documents and bytes done.
+
+        In a terminal it is a bar with the time that is left, elsewhere a line every half minute;
+        in either case a line at the end.
+        """
+        meter = _Meter(name, documents, size)
+        if self._console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TaskProgressColumn(),
+                TextColumn("{task.fields[rates]}"),
+                TimeRemainingColumn(),
+            )
+            with Progress(*columns, console=self._console, transient=True) as bars:
+                task = bars.add_task(name, total=1.0, rates="")
+
+                def draw(more_documents: int, more_bytes: int) -> None:
+                    meter.add(more_documents, more_bytes)
+                    bars.update(task, completed=meter.part, rates=meter.rates)
+
+                yield draw
+        else:
+
+            def tell(more_documents: int, more_bytes: int) -> None:
+                meter.add(more_documents, more_bytes)
+                if meter.is_due():
+                    self.line(f"{name}: {meter.part:.0%}, {meter.rates}, {meter.left} left")
+
+            yield tell
+        self.line(f"{name}: {', '.join(filter(None, (f'{meter.seconds:.1f} s', meter.rates)))}")
+
     def summary(self, manifests: Mapping[str, Mapping[str, Any]]) -> None:
         """Print one column of figures per source."""
         table = Table(title="Prepared text", title_justify="left")
@@ -61,8 +153,9 @@ def _figures(manifest: Mapping[str, Any]) -> dict[str, str]:
     reading, splits = manifest["reading"], manifest["splits"]
     figures = {"documents read": f"{reading['documents']:,}"}
     figures["skipped"] = f"{sum(skipped['count'] for skipped in reading['skipped'].values()):,}"
-    figures["exact duplicates dropped"] = f"{reading['exact_duplicates']:,}"
-    figures["near duplicates dropped"] = f"{reading['near_duplicates']:,}"
+    for step in manifest["steps"]:
+        for reason, count in step["reasons"].items():
+            figures[f"dropped: {reason}"] = f"{count:,}"
     for split, counts in splits.items():
         figures[f"{split} documents"] = f"{counts['documents']:,}"
         figures[f"{split} tokens"] = f"{counts['tokens']:,}"

@@ -4,7 +4,6 @@ place.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import shutil
@@ -13,17 +12,25 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data_pipeline.manifest import MANIFEST_NAME
+from data_pipeline.storage.disk import disk_errors
+from data_pipeline.tokens.order import SPLITS
 from maxlm.config.errors import UserError
 from maxlm.data.shards import INDEX_NAME
 
 STAGING_NAME = ".preparing"
-SPLITS = ("train", "validation")
+INPUTS_NAME, REPORT_NAME, DROPPED_NAME = "inputs.jsonl", "report.json", "dropped.parquet"
+ABOUT = (INPUTS_NAME, REPORT_NAME, DROPPED_NAME)
 
 
 @contextmanager
-def staging(folder: Path, *, replace: bool) -> Iterator[Path]:
-    """Yield an empty folder to write the splits to, on the disk where they will stay; remove it in
-    the end.
+def staging(folder: Path, *, replace: bool, afresh: bool) -> Iterator[Path]:
+    """Yield a folder to write the splits to, on the disk where they will stay; remove it in the
+    end. If the block fails, it stays, so that a later try goes on where this one was.
+
+    Args:
+      folder: the prepared folder.
+      replace: shards that are there may go.
+      afresh: what an earlier try has left may not be used.
 
     Raises:
       UserError: another process is preparing the folder, something else is there, or the disk
@@ -35,51 +42,35 @@ def staging(folder: Path, *, replace: bool) -> Iterator[Path]:
         stage.mkdir(parents=True, exist_ok=True)
         lock = os.open(stage, os.O_RDONLY)
         try:
-            _lock(lock, folder)
+            lock_folder(lock, folder)
             _check_replaceable(folder, replace or interrupted)
-            _empty(stage)
-            try:
-                yield stage
-            except BaseException:
-                # The folder itself stays: it says that what is beside it may be unfinished.
-                _empty(stage)
-                raise
+            if afresh:
+                for leftover in stage.iterdir():
+                    shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            yield stage
             shutil.rmtree(stage)
         finally:
             os.close(lock)
 
 
 def publish(stage: Path, folder: Path) -> None:
-    """Rename the splits into place."""
+    """Rename the splits, and the files about them, into place."""
+    for old in stage.glob("old-*"):  # of a run that was stopped here
+        shutil.rmtree(old)
     for split in SPLITS:
         if (folder / split).exists():
             (folder / split).rename(stage / f"old-{split}")
         (stage / split).rename(folder / split)
+    for name in ABOUT:
+        (stage / name).replace(folder / name)
 
 
-@contextmanager
-def disk_errors(folder: Path) -> Iterator[None]:
-    """Turn a full, read-only or forbidden disk into a message for the user."""
-    cures = {
-        errno.ENOSPC: "free some space",
-        errno.EDQUOT: "free some space",
-        errno.EROFS: "use another path",
-        errno.EACCES: "use another path, or change its permissions",
-        errno.EPERM: "use another path, or change its permissions",
-        errno.EEXIST: "use another path",
-        errno.ENOTDIR: "use another path",
-    }
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in cures:
-            raise
-        raise UserError(
-            f"{error.filename or folder}: {error.strerror}; {cures[error.errno]}"
-        ) from None
+def lock_folder(descriptor: int, folder: Path) -> None:
+    """Lock an open folder until it is closed.
 
-
-def _lock(descriptor: int, folder: Path) -> None:
+    Raises:
+      UserError: another process has locked it; the message names `folder`.
+    """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -100,8 +91,3 @@ def _check_replaceable(folder: Path, replace: bool) -> None:
                 f"{path}: token shards without {MANIFEST_NAME} are there; use another path, "
                 "or replace them with: maxlm prepare RUN.yaml --force"
             )
-
-
-def _empty(stage: Path) -> None:
-    for leftover in stage.iterdir():
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()

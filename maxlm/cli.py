@@ -1,5 +1,4 @@
-"""The command line: `maxlm config | prepare | train | plan | generate | ladder | optimal | import |
-export`.
+"""The command line: reads what was asked for, and imports the module that does it.
 
 Exit codes: 0 done or stopped cleanly, 2 the user's mistake, 1 anything else. Only the command that
 was asked for is imported, so `maxlm config` answers without loading jax.
@@ -22,12 +21,14 @@ from maxlm.config.errors import RunFailedError, UserError
 from maxlm.config.ladder import LadderConfig
 from maxlm.config.reading.loader import load_run
 from maxlm.config.schema import RunConfig
+from maxlm.config.section import Section
 from maxlm.config.show import to_json_schema, to_yaml
 
+SCHEMAS: dict[str, type[Section]] = {"run": RunConfig, "ladder": LadderConfig}
 # Each module has `run(arguments) -> exit code`.
-SCHEMAS = {"run": RunConfig, "ladder": LadderConfig}
 COMMANDS = {
     "prepare": "data_pipeline.prepare",
+    "data": "data_pipeline.command",
     "train": "maxlm.train.command",
     "plan": "maxlm.plan.command",
     "generate": "maxlm.decoding.command",
@@ -127,6 +128,8 @@ def _parser() -> argparse.ArgumentParser:
     prepare = commands.add_parser("prepare", help="turn raw text into token shards")
     _add_run(prepare)
     prepare.add_argument("--force", action="store_true", help="prepare again although it is done")
+
+    _add_data(commands.add_parser("data", help="train what steps of the text pipeline judge by"))
 
     _add_run(commands.add_parser("train", help="train, or resume the run in its run_dir"))
 
@@ -257,6 +260,60 @@ def _add_conversions(commands: Any) -> None:
         help="of the tensors (default: %(default)s)",
     )
     exporting.add_argument("--family", help="model_type to write (default: the first that can)")
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    _add_train_classifier(
+        actions.add_parser("train-classifier", help="learn to tell good texts from bad ones")
+    )
+    _add_train_ngrams(
+        actions.add_parser("train-ngrams", help="learn how words follow each other in good texts")
+    )
+
+
+def _add_train_classifier(parser: argparse.ArgumentParser) -> None:
+    texts = "a file, folder or quoted pattern of {kind} texts: .txt, .md, .jsonl, .parquet, ..."
+    parser.add_argument("good", metavar="GOOD", help=texts.format(kind="good"))
+    parser.add_argument("bad", metavar="BAD", help=texts.format(kind="bad"))
+    parser.add_argument("--output", required=True, metavar="FILE", help="the classifier's file")
+    _add_numbers(
+        parser,
+        ("--l2", 1e-5, "penalty of the squared weights"),
+        ("--bits", 20, "words and pairs are hashed into 2^bits weights"),
+        ("--held-out", 0.2, "share of texts that calibrates and tests"),
+        ("--max-documents", 100_000, "texts to take of each set"),
+    )
+    _add_text_key(parser)
+
+
+def _add_train_ngrams(parser: argparse.ArgumentParser) -> None:
+    texts = "files, folders and quoted patterns of texts: .txt, .md, .jsonl, .parquet, ..."
+    parser.add_argument("texts", metavar="TEXT", nargs="+", help=texts)
+    output = "the model's file; one that ends in .arpa is written in that format"
+    parser.add_argument("--output", required=True, metavar="FILE", help=output)
+    _add_numbers(
+        parser,
+        ("--order", 5, "words of the longest n-grams"),
+        ("--vocabulary", 200_000, "words to tell apart, the most frequent ones"),
+        ("--held-out", 0.02, "share of documents whose perplexities are measured"),
+        ("--memory-mb", 1024, "MiB for sorting; what is beyond goes to the disk"),
+    )
+    forms = "letters small, digits as 0, marks apart; or what stands between spaces"
+    parser.add_argument(
+        "--words", choices=("normalised", "whitespace"), default="normalised", help=forms
+    )
+    _add_text_key(parser)
+
+
+def _add_numbers(parser: argparse.ArgumentParser, *numbers: tuple[str, float, str]) -> None:
+    for name, default, about in numbers:
+        text = f"{about} (default: %(default)s)"
+        parser.add_argument(name, type=type(default), default=default, help=text)
+
+
+def _add_text_key(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--text-key", default="text", help="of JSON lines and Parquet: the text")
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:

@@ -21,8 +21,7 @@ import grain
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from data_pipeline.documents import Document
-from data_pipeline.train_tokenizer import train_tokenizer
+from data_pipeline.tokens.train_tokenizer import train_tokenizer
 from maxlm.config.schema import DataConfig
 from maxlm.data.dataset import Dataset, build_dataset
 from maxlm.data.shards import ShardWriter, TokenShards
@@ -201,7 +200,7 @@ def open_dataset(folder: Path, weights: dict[str, float], length: int, batch_siz
 
 def write_tokenizer(path: Path) -> Tokenizer:
     text = "".join(f"word{number % 977} stands here\n" for number in range(20_000))
-    path.write_bytes(train_tokenizer({"text": [Document("text", text)]}, {"text": 1.0}, 4096))
+    path.write_bytes(train_tokenizer({"text": [text]}, {"text": 1.0}, 4096))
     return open_tokenizer(path)
 
 

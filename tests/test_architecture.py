@@ -59,8 +59,8 @@ NO_LAYER = "none"  # a section and nothing else: the block has a layer less
 FOLDERS_OF_KINDS = {folder for _, home, tables in REGISTRIES.values() for folder in (home, *tables)}
 
 VAGUE_NAMES = {"utils", "util", "common", "misc", "helpers", "helper", "base", "core", "stuff"}
-# Where a family's name may stand: the name tables of checkpoint import, and a published formula
-# called after it.
+# Where a family's name may stand: the name tables of checkpoint import, a published formula called
+# after it, and a crawler that has it in its name.
 MODEL_NAMES = re.compile(
     r"llama|qwen|gemma|mistral|mixtral|deepseek|gpt|olmo|falcon|bloom|phi-?\d", re.IGNORECASE
 )
@@ -71,6 +71,7 @@ MODEL_NAMES_ALLOWED = {
         ("maxlm/ops/positions/frequencies.py", name)
         for name in ("llama3", "_llama3", "Llama3Scaling")
     ),
+    ("maxlm/config/pipeline/filters/url.py", "GPTBot"),
 }
 
 MOST_ARGUMENTS = 8

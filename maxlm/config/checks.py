@@ -283,6 +283,11 @@ def _remat_names(config: RunConfig) -> Iterator[Problem]:
 # --- data, objective, optimizer, schedule ---------------------------------------------------------
 
 
+def _pipeline(config: RunConfig) -> Iterator[Problem]:
+    for index, step in enumerate(config.data.pipeline.steps):
+        yield from step.problems(f"data.pipeline.steps.{index}", config.data)
+
+
 def _data_paths(config: RunConfig) -> Iterator[Problem]:
     seen: dict[str, str] = {}
     for name, source in config.data.sources.items():
@@ -429,6 +434,7 @@ _CHECKS: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _sequence_on_mesh,
     _stages,
     _data_paths,
+    _pipeline,
     _objective,
     _optimizer,
     _schedule,

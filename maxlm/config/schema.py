@@ -14,6 +14,8 @@ from pydantic import BeforeValidator, Field
 from maxlm.config.model import ModelConfig
 from maxlm.config.objectives import DEFAULT_OBJECTIVE, Objective
 from maxlm.config.optim import DEFAULT_OPTIMIZER, Optimizer
+from maxlm.config.pipeline import PipelineConfig
+from maxlm.config.pipeline.raw import RawTextConfig
 from maxlm.config.section import (
     Count,
     Fraction,
@@ -70,31 +72,6 @@ class MeshConfig(Section):
         return self.stage * self.stage_repeats
 
 
-class RawTextConfig(Section):
-    """Where raw text comes from, for `maxlm prepare`."""
-
-    kind: Literal["python_stdlib", "files"] = Field(
-        description="python_stdlib: sources of the running Python's standard library; files: text files under `paths`"
-    )
-    paths: Annotated[tuple[str, ...], BeforeValidator(as_tuple)] = Field(
-        (), description="files, or folders searched for *.txt, *.md, *.py and *.jsonl (key `text`)"
-    )
-    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.05, description="share of documents held out, chosen by a hash of the document's name"
-    )
-    max_document_bytes: PositiveInt = Field(
-        1_000_000, description="longer documents are cut here; all pieces go to one split"
-    )
-    follow_links: bool = Field(
-        False, description="read files and folders elsewhere that links in the folders lead to"
-    )
-    duplicates: Literal["drop", "drop_exact", "keep"] = Field(
-        "drop",
-        description="copies of earlier documents of any source of the run: drop them and near copies (word 5-grams, "
-        "Jaccard similarity 0.8), drop exact ones alone, or keep all, and risk that both splits hold the same text",
-    )
-
-
 class SourceConfig(Section):
     """A folder of token shards (`train/` and `validation/`), and its share of the mixture.
 
@@ -119,6 +96,10 @@ class DataConfig(Section):
     )
     sequence_length: PositiveInt = Field(description="tokens per sequence")
     shuffle: Literal["global", "none"] = "global"
+    pipeline: Annotated[PipelineConfig, OnResume.FREE] = Field(
+        PipelineConfig(),
+        description="what `maxlm prepare` does with raw text before it tokenizes it",
+    )
     prefetch_batches: Annotated[int, Field(ge=1, le=1000), OnResume.FREE] = 4
 
 

@@ -8,6 +8,9 @@ import pytest
 
 from maxlm.config import load_run
 from maxlm.config.checks import resolve_mesh
+from maxlm.config.ladder import LadderConfig
+from maxlm.config.reading.loader import load_ladder
+from maxlm.config.show import to_json_schema
 
 ROOT = Path(__file__).parents[2]
 LADDERS = sorted((ROOT / "configs/ladder").glob("*.yaml"))

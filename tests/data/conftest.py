@@ -5,8 +5,7 @@ them.
 import numpy as np
 import pytest
 
-from data_pipeline.documents import Document
-from data_pipeline.train_tokenizer import train_tokenizer
+from data_pipeline.tokens.train_tokenizer import train_tokenizer
 from maxlm.config.schema import DataConfig
 from maxlm.data.dataset import build_dataset
 from maxlm.data.shards import ShardWriter
@@ -21,7 +20,7 @@ TEXT = (
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory):
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
-    path.write_bytes(train_tokenizer({"text": [Document("text", TEXT)]}, {"text": 1.0}, 320))
+    path.write_bytes(train_tokenizer({"text": [TEXT]}, {"text": 1.0}, 320))
     return open_tokenizer(path)
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from maxlm.config.errors import UserError
-from maxlm.data.shards import INDEX_NAME, PAGE_BYTES, ShardWriter, TokenShards
+from maxlm.data.shards import INDEX_NAME, ShardWriter, TokenShards
+from maxlm.data.shards.index import PAGE_BYTES
 
 
 def test_every_window_is_what_was_written(write_shards, tmp_path):

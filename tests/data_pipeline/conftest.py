@@ -7,8 +7,14 @@ import random
 import pytest
 from rich.console import Console
 
+from data_pipeline import prepare as prepare_module
+from data_pipeline.engine.isolation.limits import Limits
+from data_pipeline.engine.isolation.watch import Watch
+from data_pipeline.engine.task import Task
+from data_pipeline.operations import perform
 from data_pipeline.prepare import prepare
 from data_pipeline.report import Report
+from data_pipeline.stages.shards import Workshop
 from maxlm.config.schema import RunConfig
 from tests.small_models import model_settings
 
@@ -54,7 +60,7 @@ def raw(tmp_path):
 def run_config(raw, tmp_path):
     """Return a function that makes the run, with settings of its sources' `raw` replaced."""
 
-    def make(*, vocab_size=400, source="text", out=None, **settings):
+    def make(*, vocab_size=400, source="text", out=None, pipeline=None, **settings):
         out = out or tmp_path / "out"
         raw_settings = {"kind": "files", "paths": [str(raw)], "validation_fraction": 0.2} | settings
         return RunConfig.model_validate(
@@ -65,6 +71,7 @@ def run_config(raw, tmp_path):
                     "sources": {source: {"path": str(out / source), "raw": raw_settings}},
                     "tokenizer": str(out / "tokenizer.model"),
                     "sequence_length": 16,
+                    "pipeline": {"engine": {"workers": 1}} | (pipeline or {}),
                 },
                 "train": {"num_steps": 1, "batch_size": 1},
             }
@@ -74,8 +81,9 @@ def run_config(raw, tmp_path):
 
 
 @pytest.fixture
-def do():
-    """Return a function that prepares a run and returns what it printed."""
+def do(monkeypatch):
+    """Return a function that prepares a run within this process and returns what it printed."""
+    monkeypatch.setattr(prepare_module, "build_engine", lambda _: InProcess())
 
     def prepared(config, *, force=False):
         out = io.StringIO()
@@ -97,3 +105,32 @@ def hashes():
         }
 
     return of
+
+
+class InProcess:
+    """An engine that runs tasks here, one after the other."""
+
+    def __init__(self):
+        self.limits = Limits(2**31, 60.0)
+
+    def run(self, tasks, done):
+        for task in tasks:
+            perform(Task.from_json(task.to_json()), Watch(self.limits))
+            done(task)
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def workshop(tmp_path):
+    """A place to work at without other processes."""
+    return Workshop(
+        folder=tmp_path / "work",
+        engine=InProcess(),
+        report=Report(Console(file=io.StringIO())),
+        memory_bytes=2**31,
+        shard_bytes=10**6,
+        shard_tokens=2**28,
+        keep_steps=False,
+    )

@@ -48,14 +48,13 @@ def test_what_is_prepared_can_be_read_and_says_what_was_put_in(run_config, do, r
     assert manifest["reading"] == {
         "documents": 41,
         "skipped": {"empty document": {"count": 1, "example": (raw / "empty.txt").as_posix()}},
-        "exact_duplicates": 1,
-        "near_duplicates": 0,
     }
+    assert [step["reasons"] for step in manifest["steps"]] == [{}, {"exact_dedup/document": 1}, {}]
     counted = sum(counts["bytes"] for counts in manifest["splits"].values())
     assert counted == sum(len(text.encode()) for text in expected)
     for name, figure in {
         "documents read": "41",
-        "exact duplicates dropped": "1",
+        "dropped: exact_dedup/document": "1",
         "gzip -9": "",
     }.items():
         assert any(name in line and figure in line for line in out.splitlines())
@@ -77,7 +76,7 @@ def test_same_texts_give_the_same_bytes(run_config, do, hashes, tmp_path):
     do(run_config(out=tmp_path / "one"))
     do(run_config(out=tmp_path / "two"))
     assert hashes(tmp_path / "one") == hashes(tmp_path / "two")
-    assert len(hashes(tmp_path / "one")) == 7
+    assert len(hashes(tmp_path / "one")) == 12
 
 
 def test_a_second_time_says_so_and_changes_nothing(run_config, do, hashes, tmp_path, raw):
@@ -202,16 +201,21 @@ def more_raw(raw, make_text):
     return folder
 
 
-def with_more(settings, more_raw, path, **raw_settings):
+def with_more(settings, more_raw, path):
     """Return the run with a second source, first in the order of names."""
     text = settings["data"]["sources"]["text"]
-    more = text | {
-        "path": str(path),
-        "raw": text["raw"] | {"paths": (str(more_raw),)} | raw_settings,
-    }
+    more = text | {"path": str(path), "raw": text["raw"] | {"paths": (str(more_raw),)}}
     return RunConfig.model_validate(
         settings | {"data": settings["data"] | {"sources": {"text": text, "more": more}}}
     )
+
+
+def protecting(config, *names):
+    """Return the run with sources that lose nothing."""
+    settings = config.model_dump()
+    for step in settings["data"]["pipeline"]["steps"]:
+        step["protect"] = names
+    return RunConfig.model_validate(settings)
 
 
 def documents_of(config):
@@ -237,17 +241,23 @@ def test_a_text_in_two_sources_is_in_one_split(run_config, do, more_raw, tmp_pat
     do(config)
     documents = documents_of(config)
     assert sum(map(len, documents.values())) == len(set.union(*documents.values())) == 60
-    reading = json.loads((tmp_path / "out/more/manifest.json").read_text())["reading"]
-    assert (reading["exact_duplicates"], reading["near_duplicates"]) == (10, 10)
+    steps = json.loads((tmp_path / "out/more/manifest.json").read_text())["steps"]
+    assert [step["reasons"] for step in steps[1:]] == [
+        {"exact_dedup/document": 10},
+        {"near_dedup": 10},
+    ]
     assert "already prepared" in do(config)
 
 
-def test_copies_are_kept_if_asked(run_config, do, more_raw, tmp_path):
-    config = with_more(
-        run_config().model_dump(), more_raw, tmp_path / "out/more", duplicates="keep"
-    )
-    do(config)
-    assert sum(map(len, documents_of(config).values())) == 80
+@pytest.mark.parametrize(
+    ("names", "text", "more"), [(("more",), 20, 40), (("more", "text"), 40, 40)]
+)
+def test_a_protected_source_keeps_its_copies(run_config, do, more_raw, tmp_path, names, text, more):
+    config = with_more(run_config().model_dump(), more_raw, tmp_path / "out/more")
+    do(protecting(config, *names))
+    left = documents_of(config)
+    assert len(left["text", "train"] | left["text", "validation"]) == text
+    assert len(left["more", "train"] | left["more", "validation"]) == more
 
 
 def test_a_source_whose_text_is_gone_cannot_be_compared(run_config, do, more_raw, raw, tmp_path):
@@ -260,7 +270,9 @@ def test_a_source_whose_text_is_gone_cannot_be_compared(run_config, do, more_raw
         ):
             do(with_more(settings, more_raw, tmp_path / "out/more"))
         raw = raw.rename(raw.with_name("moved"))
-    do(with_more(settings, more_raw, tmp_path / "out/more", duplicates="keep"))
+    # Settings are those of a run: with others, what is prepared is not what the run asks for.
+    with pytest.raises(UserError, match=r"steps\.0-exact_dedup\.protect: \[\] -> \['more'\]"):
+        do(protecting(with_more(settings, more_raw, tmp_path / "out/more"), "more"))
 
 
 def test_sources_that_were_never_compared_are_refused(run_config, do, more_raw, tmp_path):
@@ -303,8 +315,8 @@ def test_two_sources_share_a_tokenizer_and_one_is_added_later(
     before = hashes(tmp_path / "out/text")
     config = with_more(settings, more_raw, tmp_path / "out/more")
     out = do(config)
-    assert "more: tokenize train" in out
-    assert "text: tokenize train" not in out
+    assert "more: tokenize" in out
+    assert "text: tokenize" not in out
     assert hashes(tmp_path / "out/text") == before
     build_dataset(config.data, seed=0, batch_size=2, split="train").rows(0, 2)
 
@@ -360,7 +372,9 @@ def test_disk_that_refuses(run_config, do, hashes, tmp_path, monkeypatch, number
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", refuse)
-        with pytest.raises(UserError, match=r"out/text: .*(free some space|use another path)"):
+        with pytest.raises(
+            UserError, match=r"out/(text|\.work).*: .*(free some space|use another path)"
+        ):
             do(run_config(validation_fraction=0.5), force=True)
     assert hashes(tmp_path / "out") == before
     do(run_config())
@@ -396,7 +410,9 @@ def test_stop_at_any_rename_starts_again_cleanly(
     assert hashes(tmp_path / "out/text") == hashes(tmp_path / "expected/text")
 
 
-def test_killed_at_random_moments_starts_again_cleanly(run_config, hashes, tmp_path, do):
+def test_killed_at_any_moment_goes_on_to_the_same_bytes(
+    run_config, hashes, tmp_path, do, monkeypatch
+):
     do(run_config(out=tmp_path / "expected"))
     run_file = tmp_path / "run.json"
     run_file.write_text(run_config().model_dump_json())
@@ -404,16 +420,23 @@ def test_killed_at_random_moments_starts_again_cleanly(run_config, hashes, tmp_p
         "import sys; from data_pipeline.prepare import prepare; from data_pipeline.report import Report;"
         "from maxlm.config.schema import RunConfig;"
         "config = RunConfig.model_validate_json(open(sys.argv[1]).read()); print('ready', flush=True);"
-        "prepare(config, force=True, report=Report())"
+        "prepare(config, force=False, report=Report())"
     )
-    for delay in (0.0, 0.03, 0.06, 0.1, 0.2, 0.4):
+    said = []
+    for lines in range(1, 14, 2):  # killed soon after it has told so many steps
         process = subprocess.Popen(
-            [sys.executable, "-c", program, str(run_file)], stdout=subprocess.PIPE
+            [sys.executable, "-c", program, str(run_file)], stdout=subprocess.PIPE, text=True
         )
-        process.stdout.readline()
-        time.sleep(delay)
+        told = [process.stdout.readline() for _ in range(lines)]
+        time.sleep(0.01 * lines)
         process.send_signal(signal.SIGKILL)
-        process.communicate()
+        said.append(
+            [line.partition(":")[0] for line in told + process.communicate()[0].split("\n")]
+        )
+        if "Prepared text" in said[-1]:
+            break
+    assert sum("read" in names for names in said) == 1  # what was finished is not done again
+    monkeypatch.undo()
     do(run_config())
     assert hashes(tmp_path / "out") == hashes(tmp_path / "expected")
 

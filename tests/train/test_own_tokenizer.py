@@ -5,8 +5,7 @@ import shutil
 import pytest
 
 import maxlm
-from data_pipeline.documents import Document
-from data_pipeline.train_tokenizer import train_tokenizer
+from data_pipeline.tokens.train_tokenizer import train_tokenizer
 from maxlm.cli import main
 from tests.data.tokenizers.kinds import EOS, byte_level, write_hf
 from tests.train.conftest import curve, read_metrics, train
@@ -24,7 +23,7 @@ def data(tiny_data, tmp_path):
 
 
 def another_tokenizer(path):
-    texts = [Document("other", "".join(chr(97 + index * index % 26) for index in range(20_000)))]
+    texts = ["".join(chr(97 + index * index % 26) for index in range(20_000))]
     path.write_bytes(train_tokenizer({"text": texts}, {"text": 1.0}, 320))
 
 

@@ -1,0 +1,1 @@
+"""Evaluation data: read from files, and found in documents."""

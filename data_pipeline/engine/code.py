@@ -1,0 +1,62 @@
+"""Which code a task runs: a hash of a module's source and of all it imports from this package, so
+that a change of one step makes the tasks of that step others, and no more.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+PACKAGES = ("data_pipeline", "maxlm.data")
+# These run tasks and show what is done, or list all steps: what a task writes does not depend on
+# them.
+WITHOUT = ("data_pipeline.engine", "data_pipeline.report", "data_pipeline.steps.STEPS")
+
+
+@functools.cache
+def code_of(module: str) -> str:
+    """Return the hash, in hexadecimal, of a module's code and of what it imports, in turn, from
+    this package.
+    """
+    found: dict[str, bytes] = {}
+    to_do = [module]
+    while to_do:
+        name = to_do.pop()
+        path = _path(name)
+        if name not in found and path is not None:
+            found[name] = path.read_bytes()
+            to_do += filter(_counts, _imports(found[name]))
+    digest = hashlib.sha256()
+    for name, source in sorted(found.items()):
+        digest.update(f"{name}\0{len(source)}\0".encode() + source)
+    return digest.hexdigest()
+
+
+def _path(module: str) -> Path | None:
+    """Return a module's file; None for a name within a module."""
+    root, *parts = module.split(".")
+    spec = importlib.util.find_spec(root)
+    assert spec is not None
+    assert spec.origin is not None
+    place = Path(spec.origin).parent.joinpath(*parts)
+    files = (place / "__init__.py", place.with_name(f"{place.name}.py"))
+    return next((file for file in files if file.is_file()), None)
+
+
+def _imports(source: bytes) -> Iterator[str]:
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            if node.module != "data_pipeline.steps":  # its table imports all of them
+                yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def _counts(name: str) -> bool:
+    inside = any(f"{name}.".startswith(f"{package}.") for package in PACKAGES)
+    return inside and not any(f"{name}.".startswith(f"{without}.") for without in WITHOUT)

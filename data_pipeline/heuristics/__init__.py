@@ -1,0 +1,1 @@
+"""Published rules about texts, and the statistics that they share."""

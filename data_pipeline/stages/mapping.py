@@ -1,0 +1,42 @@
+"""A stage that maps each shard by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_pipeline.engine.task import Record, Task
+from data_pipeline.stages.shards import DocumentShard, Workshop
+from data_pipeline.steps import STEPS
+from maxlm.config.pipeline.step import StepSection
+
+APPLY = "data_pipeline.operations.apply"
+
+
+class MappingStage:
+    """Applies a step to every shard."""
+
+    def __init__(self, name: str, config: StepSection, folder: Path):
+        self.name, self._kind = name, config.kind
+        self._section = config.model_dump(mode="json")
+        self._folder = folder / name
+        self._modules = (STEPS[config.kind].__module__, APPLY)
+
+    def tasks(self, before: Sequence[DocumentShard]) -> list[Task]:
+        """Return a task for each shard."""
+        return [
+            Task(
+                "step",
+                self._modules,
+                self._folder,
+                f"{shard.index:06d}",
+                {"step": self._section, "source": shard.source},
+                ((shard.path, shard.sha256),),
+            )
+            for shard in before
+        ]
+
+    def run(self, before: Sequence[DocumentShard], workshop: Workshop) -> list[Record]:
+        """Apply the step where that was not done yet."""
+        sizes = {f"{shard.index:06d}": (shard.documents, shard.text_bytes) for shard in before}
+        return workshop.finish(self._kind, self.tasks(before), lambda task: sizes[task.name])

@@ -1,0 +1,110 @@
+"""Keep the documents of the highest scores, over all shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import ceil
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline.documents import Document, Dropped
+from data_pipeline.steps.step import Arrays, Decision, Shard, Work
+from data_pipeline.storage.arrays import read_arrays
+from maxlm.config.pipeline.filters.top_fraction import TopFractionConfig
+
+_DIGIT_BITS = 16
+_SIGN = np.uint64(1 << 63)
+
+
+class TopFraction:
+    """Keeps a share of the documents; of equal scores at the threshold the first.
+
+    Documents without the score are below all others.
+    """
+
+    def __init__(self, config: TopFractionConfig):
+        self._config = config
+
+    def keys(self, documents: Iterator[Document], shard: Shard, given: Sequence[Path]) -> Arrays:
+        """Return a number for each document that sorts as its score."""
+        del shard, given
+        values = (document.meta.get(self._config.score) for document in documents)
+        return {"order": sortable(np.array([_number(value) for value in values], np.float64))}
+
+    def reduce(self, keys: Sequence[Path], work: Work) -> Decision:
+        """Find the score at the threshold, sixteen bits at a time."""
+        protected = work.protected | set(self._config.protect)
+        own = [
+            path
+            for path, shard in zip(keys, work.shards, strict=True)
+            if shard.source not in protected
+        ]
+        total = sum(_order(path).size for path in own)
+        wanted = ceil(total * self._config.fraction)
+        least, ties = _select(own, wanted) if wanted else (0, 0)
+        report = {"documents": total, "kept": wanted, "least": _score(least)}
+        return Decision(self._verdicts(keys, set(own), least, ties), report)
+
+    def apply(self, documents: Iterator[Document], verdict: Arrays) -> Iterator[Document | Dropped]:
+        """Yield the documents of a shard that stay."""
+        for document, keep in zip(documents, verdict["keep"].tolist(), strict=True):
+            score = document.meta.get(self._config.score)
+            yield document if keep else Dropped(document, "top_fraction", f"{score}")
+
+    def _verdicts(
+        self, keys: Sequence[Path], own: set[Path], least: int, ties: int
+    ) -> Iterator[Arrays]:
+        for path in keys:
+            order = _order(path)
+            keep = np.ones(order.size, bool)
+            if path in own:
+                equal = order == np.uint64(least)
+                rank = np.cumsum(equal)
+                keep = (order > np.uint64(least)) | (equal & (rank <= ties))
+                ties -= min(ties, int(equal.sum()))
+            yield {"keep": keep}
+
+
+def sortable(values: np.ndarray) -> np.ndarray:
+    """Return uint64 numbers in the order of float64 ones, nan below all others."""
+    bits = np.where(values == 0, 0.0, values).view(np.uint64)  # -0.0 is 0.0
+    order = np.where(bits & _SIGN, ~bits, bits | _SIGN)
+    return np.where(np.isnan(values), np.uint64(0), order)
+
+
+def _score(order: int) -> float | None:
+    """Return the score that a number of `sortable` stands for."""
+    bits = order ^ (1 << 63) if order >> 63 else ~order & (2**64 - 1)
+    return float(np.uint64(bits).view(np.float64)) if order else None
+
+
+def _select(paths: Sequence[Path], wanted: int) -> tuple[int, int]:
+    """Return the wanted-th greatest number of all files, and how many equal to it are wanted.
+
+    Each pass counts the next 16 bits of the numbers that begin as the one that is sought: whatever
+    the number of documents, the counts and one file are in memory.
+    """
+    prefix = 0
+    for shift in range(64 - _DIGIT_BITS, -1, -_DIGIT_BITS):
+        counts = np.zeros(1 << _DIGIT_BITS, np.int64)
+        for path in paths:
+            order = _order(path)
+            if shift + _DIGIT_BITS < 64:
+                order = order[order >> np.uint64(shift + _DIGIT_BITS) == np.uint64(prefix)]
+            digits = (order >> np.uint64(shift)) & np.uint64((1 << _DIGIT_BITS) - 1)
+            counts += np.bincount(digits.astype(np.int64), minlength=counts.size)
+        from_above = np.cumsum(counts[::-1])
+        place = int(np.searchsorted(from_above, wanted))
+        digit = counts.size - 1 - place
+        wanted -= int(from_above[place] - counts[digit])
+        prefix = (prefix << _DIGIT_BITS) | digit
+    return prefix, wanted
+
+
+def _order(path: Path) -> np.ndarray:
+    return read_arrays(path)["order"]
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else float("nan")

@@ -1,0 +1,1 @@
+"""Text as it should be: decoded, repaired, normalised; and its words."""

@@ -1,0 +1,1 @@
+"""Documents to tokens: who is held out, in which order, and in which files."""

@@ -1,0 +1,1 @@
+"""Settings of steps that change what a document says."""

@@ -1,0 +1,1 @@
+"""Settings of steps that judge a document by itself."""

@@ -1,0 +1,57 @@
+"""Settings of the step that judges a document by how well a language model predicts it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from maxlm.config.errors import Problem
+from maxlm.config.pipeline.filters.word_list import missing_file
+from maxlm.config.pipeline.step import StepSection
+from maxlm.config.section import Fraction, PositiveFloat, as_tuple
+
+if TYPE_CHECKING:
+    from maxlm.config.schema import DataConfig
+
+Bucket = Literal["head", "middle", "tail"]
+
+
+class PerplexityConfig(StepSection):
+    """Say how well an n-gram model predicts a document (`perplexity`, `perplexity_bucket`), and keep
+    certain buckets, as CCNet (arXiv:1911.00359, 4.1) has them.
+    """
+
+    kind: Literal["perplexity"] = "perplexity"
+    model: str = Field(description="file of `maxlm data train-ngrams`, or of ARPA's text format")
+    words: Literal["normalised", "whitespace"] = Field(
+        "normalised", description="how a text is cut into words, if the model is an .arpa file"
+    )
+    head: Fraction = Field(
+        0.3, description="share of the documents held out in training that are in the head"
+    )
+    middle: Fraction = Field(0.6, description="share of those in head and middle")
+    max_head: PositiveFloat | None = Field(None, description="perplexity to use instead of head")
+    max_middle: PositiveFloat | None = Field(None, description="instead of middle")
+    keep: Annotated[tuple[Bucket, ...], BeforeValidator(as_tuple), Field(min_length=1)] = (
+        "head",
+        "middle",
+    )
+
+    def problems(self, path: str, data: DataConfig) -> Iterator[Problem]:
+        """Yield a model that is not there, and bounds that are none."""
+        del data
+        yield from missing_file(f"{path}.model", self.model)
+        if (self.max_head is None) != (self.max_middle is None):
+            text = f"{path}.max_head and {path}.max_middle: give both or none"
+            yield Problem(f"{path}.max_head", text)
+        elif self.max_head is None and self.model.endswith(".arpa"):
+            text = f"{path}.max_head, {path}.max_middle: an ARPA file has no percentiles; give both"
+            yield Problem(f"{path}.max_head", text)
+        pairs = (("head", "middle"), ("max_head", "max_middle"))
+        for lower, upper in pairs:
+            low, high = getattr(self, lower), getattr(self, upper)
+            if low is not None and high is not None and low > high:
+                text = f"{path}.{lower}={low:g} is above {path}.{upper}={high:g}; lower it"
+                yield Problem(f"{path}.{lower}", text)

@@ -1,0 +1,50 @@
+"""Settings that every step of the text pipeline has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import BeforeValidator, Field
+
+from maxlm.config.errors import Problem
+from maxlm.config.section import Name, Section, as_tuple
+
+if TYPE_CHECKING:
+    from maxlm.config.schema import DataConfig
+
+
+class StepSection(Section):
+    """The settings of a kind of step; the base of all.
+
+    Attributes:
+      kind: the name of the kind, by which the step is found.
+    """
+
+    kind: str
+
+    def problems(self, path: str, data: DataConfig) -> Iterator[Problem]:
+        """Yield what is wrong between its settings, and with those of the run's data.
+
+        Args:
+          path: where the section stands, such as data.pipeline.steps.0.
+          data: the run's data: its sources, its tokenizer.
+        """
+        del path, data
+        yield from ()
+
+
+class GlobalStepSection(StepSection):
+    """The settings of a step that compares documents of all sources; the base of all such."""
+
+    protect: Annotated[tuple[Name, ...], BeforeValidator(as_tuple)] = Field(
+        (), description="sources that lose nothing; others are compared with them all the same"
+    )
+
+    def problems(self, path: str, data: DataConfig) -> Iterator[Problem]:
+        """Yield sources that are none."""
+        for index, name in enumerate(self.protect):
+            if name not in data.sources:
+                known = ", ".join(data.sources)
+                text = f"{path}.protect={name!r} is not a source; name some of {known}"
+                yield Problem(f"{path}.protect.{index}", text)

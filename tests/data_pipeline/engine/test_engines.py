@@ -1,0 +1,64 @@
+"""The same bytes from any engine and any number of workers, also when one is killed."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+
+from data_pipeline import prepare as prepare_module
+from data_pipeline.engine.build import build_engine
+from data_pipeline.engine.cluster import ClusterEngine
+from data_pipeline.engine.isolation.limits import Limits
+from maxlm.config.pipeline.engine import RayEngineConfig
+
+
+@pytest.fixture
+def corpus(raw, make_text):
+    """Lines beside the files, copies and near copies, in several shards."""
+    lines = [make_text(seed % 25, 300) + (" end" if seed > 30 else "") for seed in range(40)]
+    (raw / "lines.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in lines))
+    return raw
+
+
+@pytest.fixture
+def prepared(corpus, run_config, do, hashes, tmp_path, monkeypatch):
+    """Return a function that prepares the corpus with an engine, and returns the files' hashes."""
+    monkeypatch.setattr("data_pipeline.stages.reading.LEAST_BYTES", 2000)
+
+    def run(name, engine=None):
+        pipeline = {"shard_tokens": 3000} | ({"engine": engine} if engine else {})
+        config = run_config(out=tmp_path / name, pipeline=pipeline)
+        if engine:
+            monkeypatch.setattr(prepare_module, "build_engine", build_engine)
+        do(config)
+        return hashes(tmp_path / name)
+
+    return run
+
+
+def test_output_does_not_depend_on_engine_or_workers(prepared, tmp_path):
+    expected = prepared("here")
+    assert len([name for name in expected if name.endswith(".tokens")]) >= 4
+    dropped = pq.read_table(tmp_path / "here/text/dropped.parquet").to_pylist()
+    assert {one["reason"] for one in dropped} == {"exact_dedup/document", "near_dedup"}
+    for workers in (1, 2, 3):
+        assert prepared(f"local{workers}", {"kind": "local", "workers": workers}) == expected
+    assert prepared("ray", {"kind": "ray", "workers": 2}) == expected
+
+
+def test_a_killed_worker_of_a_cluster_loses_and_repeats_nothing(obedient, step_task, tmp_path):
+    config = RayEngineConfig(workers=2)
+    engine = ClusterEngine(config, Limits(2**28, 5.0))
+    texts = ["a", f"kill-parent-once {tmp_path}/mark", "b"]
+    tasks = [step_task("killed", *texts), step_task("other", "c"), step_task("bad", "raise", "d")]
+    done = []
+    try:
+        engine.run(tasks, lambda task: done.append(task.name))
+    finally:
+        engine.close()
+    assert sorted(done) == ["bad", "killed", "other"]
+    assert (tmp_path / "mark").exists()
+    figures = {task.name: task.record().figures for task in tasks}
+    assert figures["killed"]["documents_out"] == 3
+    assert figures["killed"]["reasons"] == figures["other"]["reasons"] == {}
+    assert figures["bad"]["reasons"] == {"set_aside": 1}

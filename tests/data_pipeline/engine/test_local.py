@@ -1,0 +1,85 @@
+"""Tasks that fail: run again alone, then without the document at fault, which is counted and named."""
+
+import subprocess
+import sys
+import time
+
+import pyarrow.parquet as pq
+import pytest
+
+from data_pipeline.engine.isolation.limits import Limits
+from data_pipeline.engine.local import LocalEngine
+from data_pipeline.storage.document_files import read_documents
+from maxlm.config.errors import RunFailedError
+
+
+@pytest.fixture
+def engine():
+    engine = LocalEngine(2, Limits(2**28, 1.0))
+    yield engine
+    engine.close()
+
+
+def outcome(task):
+    record = task.record()
+    kept = [document.text for document in read_documents(record.outputs[0].path)]
+    dropped = pq.read_table(record.outputs[1].path).to_pylist()
+    return kept, {one["id"]: (one["reason"], one["detail"]) for one in dropped}
+
+
+def test_documents_that_a_step_cannot_work_on_are_set_aside_and_named(obedient, step_task, engine):
+    good = step_task("good", "a", "b")
+    bad = step_task("bad", "a", "hang", "b", "eat", "raise", "c", "die", "d")
+    done = []
+    engine.run([bad, good], lambda task: done.append(task.name))
+    assert done == ["good", "bad"]
+    assert outcome(good) == (["a", "b"], {})
+    kept, dropped = outcome(bad)
+    assert kept == ["a", "b", "c", "d"]
+    assert dropped == {
+        "s/bad:1": ("set_aside", "it takes longer than 1 s"),
+        "s/bad:3": ("set_aside", "it takes more than 256 MiB"),
+        "s/bad:4": ("set_aside", "ValueError: no such luck"),
+        "s/bad:6": ("set_aside", "its process ended by SIGKILL"),
+    }
+    assert bad.record().figures["reasons"] == {"set_aside": 4}
+    assert bad.record().figures["documents_in"] == 8
+
+
+def test_a_process_that_died_by_chance_loses_nothing(obedient, step_task, engine, tmp_path):
+    task = step_task("once", "a", f"die-once {tmp_path}/mark", "b")
+    engine.run([task], lambda _: None)
+    assert outcome(task) == (["a", f"die-once {tmp_path}/mark", "b"], {})
+
+
+def test_a_step_that_always_raises_ends_the_run_with_its_traceback(obedient, step_task, engine):
+    task = step_task("bug", *["raise"] * 150)
+    with pytest.raises(RunFailedError, match=r"(?s)out/bug.*ValueError: no such luck.*what is fin"):
+        engine.run([task], lambda _: None)
+    assert task.record() is None
+    assert not list(task.folder.glob("*.unfinished"))
+
+
+def test_no_process_outlives_the_one_that_leads(obedient, step_task, tmp_path, find_children):
+    task = step_task("long", f"sleep {tmp_path}/started")
+    program = (
+        "import sys; sys.path[:0] = sys.argv[2:]\n"
+        "from data_pipeline.engine.task import Task\n"
+        "from data_pipeline.engine.local import LocalEngine\n"
+        "from data_pipeline.engine.isolation.limits import Limits\n"
+        "LocalEngine(1, Limits(2**30, 600.0)).run([Task.from_json(sys.argv[1])], lambda task: None)"
+    )
+    leader = subprocess.Popen([sys.executable, "-c", program, task.to_json(), *sys.path])
+    wait_for((tmp_path / "started").exists)
+    assert len(find_children(leader.pid)) == 1
+    leader.kill()
+    leader.wait()
+    wait_for(lambda: not find_children(leader.pid))
+    assert task.record() is None
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -1,0 +1,99 @@
+"""When a task counts as done, and what makes it another task."""
+
+import dataclasses
+import json
+import os
+
+import pytest
+
+from data_pipeline.engine import code
+from data_pipeline.engine.task import Task
+
+
+@pytest.fixture
+def finished(tmp_path):
+    task = Task("read", ("data_pipeline.documents",), tmp_path, "000001", {"a": [1]})
+    path = tmp_path / "000001.parquet"
+    path.write_bytes(b"12345678")
+    task.finish({path: {"documents": 3}}, figures={"x": 1}, cost={})
+    return task
+
+
+def test_a_record_says_what_was_written(finished):
+    again = Task.from_json(finished.to_json())
+    assert again == finished
+    (file,) = again.record().outputs
+    assert (file.path.name, file.bytes, file.about) == ("000001.parquet", 8, {"documents": 3})
+    assert file.sha256 == "ef797c8118f02dfb649607dd5d3f8c7623048c9c063d532cc95c5ed7a898a64f"
+
+
+@pytest.mark.parametrize("size", [0, 7, 9, None])
+def test_partial_output_never_looks_whole(finished, size):
+    path = finished.folder / "000001.parquet"
+    path.unlink() if size is None else os.truncate(path, size)
+    assert finished.record() is None
+    assert finished.record(with_outputs=False) is not None
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"identity": 5}'])
+def test_a_damaged_record_is_none(finished, text):
+    (finished.folder / "000001.json").write_text(text)
+    assert finished.record(with_outputs=False) is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"settings": {"a": [2]}},
+        {"operation": "step"},
+        {"modules": ("data_pipeline.manifest",)},
+        {"inputs": ((None, "0"),)},
+    ],
+)
+def test_another_task_is_not_done(finished, changes):
+    assert dataclasses.replace(finished, **changes).record() is None
+
+
+def test_where_an_input_lies_does_not_matter(finished, tmp_path):
+    here, there = (dataclasses.replace(finished, inputs=((tmp_path / name, "0"),)) for name in "ab")
+    assert here.identity == there.identity
+
+
+def test_code_is_that_of_a_module_and_what_it_imports(monkeypatch):
+    read = code.code_of("data_pipeline.operations.read")
+    apply = code.code_of("data_pipeline.operations.apply")
+    sample = code.code_of("data_pipeline.steps.sample")
+
+    def others(changed):
+        """Return which of the three are others once a file is."""
+        paths = code._path
+
+        def path(module):
+            found = paths(module)
+            return (
+                type("Changed", (), {"read_bytes": lambda self: found.read_bytes() + b"\n"})()
+                if (module == changed)
+                else found
+            )
+
+        with monkeypatch.context() as patch:
+            patch.setattr(code, "_path", path)
+            code.code_of.cache_clear()
+            names = ("operations.read", "operations.apply", "steps.sample")
+            now = [code.code_of(f"data_pipeline.{name}") for name in names]
+        code.code_of.cache_clear()
+        return [one != two for one, two in zip(now, (read, apply, sample), strict=True)]
+
+    assert others("data_pipeline.readers.warc") == [True, False, False]
+    assert others("data_pipeline.storage.document_files") == [True, True, False]
+    assert others("data_pipeline.steps.sample") == [False, False, True]
+    assert others("data_pipeline.documents") == [True, True, True]
+    assert others("data_pipeline.engine.local") == [False, False, False]
+    assert others("data_pipeline.report") == [False, False, False]
+
+
+def test_identity_is_what_it_was(finished):
+    """Settings in another order are the same settings."""
+    one = dataclasses.replace(finished, settings={"a": 1, "b": 2})
+    two = dataclasses.replace(finished, settings=json.loads('{"b": 2, "a": 1}'))
+    assert one.identity == two.identity

@@ -1,0 +1,132 @@
+import json
+import os
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.readers import lines as lines_module
+from maxlm.config.errors import UserError
+
+
+def test_folders_are_searched_for_text_in_a_fixed_order(tmp_path, read):
+    for name in ("b.txt", "a/z.md", "a/x.py", "c.bin", "a.txt", "d.TXT~"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    reading = read(tmp_path)
+    assert reading.texts == ["a/x.py", "a/z.md", "a.txt", "b.txt"]
+    assert reading.names == [(tmp_path / name).as_posix() for name in reading.texts]
+
+
+def test_a_named_file_is_text_whatever_its_suffix(tmp_path, read):
+    (tmp_path / "LICENSE").write_text("x")
+    assert read(tmp_path / "LICENSE").texts == ["x"]
+
+
+def test_text_that_is_hard_to_read(tmp_path, read):
+    (tmp_path / "bom.txt").write_bytes(b"\xef\xbb\xbfbom")
+    (tmp_path / "crlf.txt").write_bytes(b"a\r\nb\rc\n")
+    (tmp_path / "empty.txt").write_bytes(b"")
+    (tmp_path / "latin.txt").write_bytes(b"\xe9t\xe9")
+    (tmp_path / "nul.txt").write_bytes(b"a\0b")
+    (tmp_path / "spaces.txt").write_bytes(b" \n\t ")
+    (tmp_path / "surrogate.txt").write_bytes(b"\xed\xa0\x80")
+    (tmp_path / "utf16.txt").write_bytes("text".encode("utf-16"))
+    reading = read(tmp_path)
+    assert reading.texts == ["bom", "a\nb\nc\n", "a\0b"]
+    assert reading.skipped.counts == {"empty document": 2, "undecodable file": 3}
+
+
+def test_python_files_declare_their_encoding(tmp_path, read):
+    (tmp_path / "latin.py").write_bytes(b"# -*- coding: latin-1 -*-\n# \xe9\n")
+    (tmp_path / "unknown.py").write_bytes(b"# -*- coding: klingon -*-\n")
+    (tmp_path / "undeclared.py").write_bytes(b"# \xe9\n")
+    (tmp_path / "two.py").write_bytes(b"\xef\xbb\xbf# -*- coding: latin-1 -*-\n")
+    reading = read(tmp_path)
+    assert reading.texts == ["# -*- coding: latin-1 -*-\n# \u00e9\n"]
+    assert reading.skipped.counts == {"undecodable file": 3}
+
+
+def test_json_lines(tmp_path, read):
+    lines = [
+        json.dumps({"text": "one", "id": 1}),
+        "",
+        json.dumps({"text": "lone \ud800 surrogate"}),
+        '{"text": "pair \\ud83d\\ude00"}',
+        json.dumps({"text": ""}),
+        json.dumps({"text": 5}),
+        json.dumps({"body": "x"}),
+        json.dumps(["text"]),
+        "not json",
+        "[" * 100_000,
+        "1" * 5000,
+        '{"text": "cut off',
+    ]
+    path = tmp_path / "lines.jsonl"
+    path.write_bytes("\n".join(lines).encode() + b'\n{"text": "\xff"}\n{"text": "last"}')
+    reading = read(path)
+    assert reading.texts == ["one", "lone \ufffd surrogate", "pair \U0001f600", "last"]
+    assert reading.names[0] == f"{path.as_posix()}:1"
+    assert reading.skipped.counts == {
+        "empty document": 1,
+        "line without a `text`": 3,
+        "line that is not JSON": 4,
+        "line that is not UTF-8": 1,
+    }
+    assert reading.skipped.examples["line that is not UTF-8"] == f"{path.as_posix()}:13"
+
+
+def test_line_that_is_too_long_is_skipped(tmp_path, monkeypatch, read):
+    monkeypatch.setattr(lines_module, "MAX_RECORD_BYTES", 64)
+    lines = [json.dumps({"text": "x" * size}) for size in (10, 200, 52, 53, 20)]
+    (tmp_path / "lines.jsonl").write_text("\n".join(lines) + "\n")
+    reading = read(tmp_path)
+    assert [len(text) for text in reading.texts] == [10, 52, 20]
+    assert reading.skipped.counts == {"line too long": 2}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_unreadable_file_is_counted(tmp_path, read):
+    (tmp_path / "a.txt").write_text("x")
+    (tmp_path / "b.txt").write_text("x")
+    (tmp_path / "b.txt").chmod(0)
+    assert read(tmp_path).skipped.counts == {"unreadable file": 1}
+
+
+def test_nothing_to_read(tmp_path, read):
+    with pytest.raises(UserError, match=r"no such file or folder"):
+        read(tmp_path / "nothing")
+    assert read(tmp_path).documents == []
+    with pytest.raises(UserError, match=r"raw\.paths is empty"):
+        read()
+
+
+def test_standard_library_is_read_without_what_was_installed_or_tests(read):
+    reading = read(kind="python_stdlib")
+    names = reading.names
+    assert {"argparse.py", "asyncio/events.py", "json/decoder.py"} <= set(names)
+    assert not [
+        name for name in names if {"site-packages", "test", "tests"} & set(Path(name).parts)
+    ]
+    assert len(names) == len(set(names))
+    root = Path(sysconfig.get_paths()["stdlib"])
+    by_name = dict(zip(names, reading.texts, strict=True))
+    assert by_name["argparse.py"] == (root / "argparse.py").read_text(encoding="utf-8")
+    assert 5e6 < sum(map(len, by_name.values())) < 40e6
+
+
+def test_names_that_differ_in_undecodable_bytes_are_two(tmp_path, read):
+    # The last is how U+FFFD is written.
+    for name in (b"\xff.txt", b"\xfe.txt", b"\xef\xbf\xbd.txt"):
+        (Path(os.fsdecode(bytes(tmp_path / "x")[:-1] + name))).write_text("x")
+    found = read(tmp_path)
+    assert len(found.names) == len(set(found.names)) == 3
+
+
+def test_lines_are_numbered_as_an_editor_numbers_them(tmp_path, read):
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n\n\n{"text": "y"}\n{}\n')
+    reading = read(tmp_path)
+    assert [name.rpartition(":")[2] for name in reading.names] == ["1", "4"]
+    assert reading.skipped.examples == {
+        "line without a `text`": f"{(tmp_path / 'a.jsonl').as_posix()}:5"
+    }

@@ -1,0 +1,82 @@
+"""The documents of the highest scores stay, against sorting all of them."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipeline.documents import Document, Dropped
+from data_pipeline.steps.filters.top_fraction import TopFraction, sortable
+from data_pipeline.steps.step import Shard
+from data_pipeline.storage.arrays import write_arrays
+from maxlm.config.pipeline.filters.top_fraction import TopFractionConfig
+
+SCORES = st.one_of(
+    st.none(), st.sampled_from([0.0, -0.0, 1, 0.5]), st.floats(allow_nan=False), st.text(max_size=1)
+)
+
+
+def decide(folder, shards, sources, **values):
+    """Return which documents of each shard stay, and the report."""
+    step = TopFraction(TopFractionConfig(score="s", **values))
+    documents = [
+        [
+            Document(f"{number}", "x", "t", {} if score is None else {"s": score})
+            for number, score in enumerate(shard)
+        ]
+        for shard in shards
+    ]
+    infos = [Shard(number, source, len(shards[number])) for number, source in enumerate(sources)]
+    keys = [folder / f"{number}" for number in range(len(shards))]
+    for path, shard, info in zip(keys, documents, infos, strict=True):
+        write_arrays(path, step.keys(iter(shard), info, ()))
+    work = SimpleNamespace(shards=infos, protected=frozenset())
+    decision = step.reduce(keys, work)
+    results = [
+        [not isinstance(result, Dropped) for result in step.apply(iter(shard), verdict)]
+        for shard, verdict in zip(documents, decision.verdicts, strict=True)
+    ]
+    return results, decision.report
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.lists(SCORES, max_size=8), min_size=1, max_size=4), st.floats(0.01, 0.99))
+def test_against_sorting(tmp_path_factory, shards, fraction) -> None:
+    found, _ = decide(
+        tmp_path_factory.mktemp("keys"), shards, ["x"] * len(shards), fraction=fraction
+    )
+    places = [(shard, row) for shard, scores in enumerate(shards) for row in range(len(scores))]
+
+    def rank(place):
+        score = shards[place[0]][place[1]]
+        return (
+            -score if isinstance(score, int | float) else math.inf,
+            score is None or isinstance(score, str),
+            place,
+        )
+
+    kept = set(sorted(places, key=rank)[: math.ceil(len(places) * fraction)])
+    assert [
+        [(shard, row) in kept for row in range(len(scores))] for shard, scores in enumerate(shards)
+    ] == found
+
+
+def test_protected_sources_stay_and_do_not_count(tmp_path) -> None:
+    shards, sources = [[0.9, 0.8], [0.1, 0.2, 0.3, 0.4]], ["best", "x"]
+    found, report = decide(tmp_path, shards, sources, fraction=0.5, protect=["best"])
+    assert found == [[True, True], [False, False, True, True]]
+    assert report == {"documents": 4, "kept": 2, "least": 0.3}
+    found, _ = decide(tmp_path, shards, sources, fraction=0.5)
+    assert found == [[True, True], [False, False, False, True]]
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_order_of_numbers(seed: int) -> None:
+    values = np.random.default_rng(seed).normal(size=1000) * 10.0 ** np.arange(-500, 500).clip(
+        -300, 300
+    )
+    assert (np.argsort(sortable(values)) == np.argsort(values)).all()
+    assert sortable(np.array([np.nan])) < sortable(np.array([-np.inf]))
