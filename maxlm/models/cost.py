@@ -1,15 +1,21 @@
-"""What a model costs: parameters and FLOPs, read from its parameter lines and its layers' sections."""
+"""What a model costs: parameters, FLOPs and what decoding keeps, read from its parameter lines and
+its layers' sections and declarations.
+"""
 
 from __future__ import annotations
 
 import functools
 import math
 from collections.abc import Iterator
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from maxlm.config.model import ModelConfig
 from maxlm.config.schema import MeshConfig, RunConfig
+from maxlm.layers.layer import StateArray
 from maxlm.models.decoder import Decoder
 from maxlm.sharding.parameters import named_parameters, path_in_block, role_of
 from maxlm.sharding.stages import Layout, lay_out
@@ -76,6 +82,28 @@ def flops_parts(model: ModelConfig, sequence_length: int) -> dict[str, float]:
         parts["mixing"] += block.mixer.mixing_flops(model, sequence_length)
         parts["mixing"] += block.ffn.mixing_flops(model, sequence_length)
     return parts
+
+
+def cache_bytes_per_token(model: ModelConfig, dtype: Any) -> int:
+    """Count the bytes that decoding keeps for each token of each sequence, over all layers.
+
+    What is kept for a sequence whatever its length is not counted.
+
+    Args:
+      model: the architecture.
+      dtype: of the activations that are kept.
+    """
+    total = 0
+    for segment, repeat in zip(_declared(model).stack, model.repeats, strict=True):
+        for block in segment:
+            one, two = (_bytes(block.decoding_state(1, tokens, dtype)) for tokens in (1, 2))
+            total += repeat * (two - one)
+    return total
+
+
+def _bytes(states: Any) -> int:
+    arrays = jax.tree.leaves(states, is_leaf=lambda node: isinstance(node, StateArray))
+    return sum(math.prod(array.shape) * jnp.dtype(array.dtype).itemsize for array in arrays)
 
 
 def lay_out_on(config: RunConfig, mesh: MeshConfig) -> Layout:

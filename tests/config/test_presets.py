@@ -35,6 +35,12 @@ DEVICES = {
     "llama3_405b_v5p2048": 2048,
     "mixtral_8x7b_v5p128": 128,
     "deepseek_v3_v5p1024": 1024,
+    "llama3.1_8b_continue_v5p64": 64,
+    "qwen3_8b_continue_v5p64": 64,
+    "olmo2_7b_continue_v5p64": 64,
+    "mistral_7b_continue_v5p64": 64,
+    "gemma3_4b_continue_h100x8": 8,
+    "smollm3_3b_continue_h100x8": 8,
 }
 
 
@@ -45,7 +51,8 @@ def names(paths: list[Path]) -> list[str]:
 @pytest.mark.parametrize("path", PRESETS, ids=names(PRESETS))
 def test_header_and_schema(path: Path) -> None:
     lines = path.read_text().splitlines()
-    assert lines[0] == "# yaml-language-server: $schema=../schema.json"
+    above = "../" * (len(path.relative_to(ROOT / "configs").parts) - 1)
+    assert lines[0] == f"# yaml-language-server: $schema={above}schema.json"
     assert lines[1].startswith("# ")
     assert len(lines[1]) > 20
     if path.parent.name == "run":

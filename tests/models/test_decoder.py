@@ -262,13 +262,14 @@ def test_top_k_and_top_p_never_choose_what_they_exclude():
 
 
 @pytest.mark.parametrize(
-    "path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}"
+    "path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONFIGS))
 )
 def test_every_preset_builds(path, tmp_path):
     """Without memory: parameters counted, every array's layout checked against the preset's mesh."""
     overrides = []
-    if path.parent.name != "run":
-        if path.parent.name != "model":
+    kind = path.relative_to(CONFIGS).parts[0]
+    if kind != "run":
+        if kind != "model":
             pytest.skip("not a model; its values are validated by tests/config/test_presets.py")
         base = {"include": str(path), "run_dir": "x", "train": {"num_steps": 10, "batch_size": 8}}
         data = {"sources": {"x": {"path": "x"}}, "tokenizer": "x", "sequence_length": 16}

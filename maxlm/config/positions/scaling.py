@@ -69,8 +69,8 @@ class YarnScaling(Section):
 
     def problems(self, path: str) -> Iterator[Problem]:
         """Yield a ramp that does not rise, and half a ratio."""
-        if self.beta_slow >= self.beta_fast:
-            text = f"{path}.beta_slow={self.beta_slow} must be less than {path}.beta_fast={self.beta_fast}"
+        if self.beta_slow > self.beta_fast:
+            text = f"{path}.beta_slow={self.beta_slow} must not be greater than {path}.beta_fast={self.beta_fast}"
             yield Problem(f"{path}.beta_slow", f"{text}; use 1.0 and 32.0")
         if (self.mscale is None) != (self.mscale_all_dim is None):
             given, other = ("mscale", "mscale_all_dim")[:: 1 if self.mscale else -1]

@@ -719,7 +719,7 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
         "",
         [],
         [
-            "scaling.beta_slow=40.0 must be less than model.block.mixer.position.scaling.beta_fast=32.0",
+            "scaling.beta_slow=40.0 must not be greater than model.block.mixer.position.scaling.beta_fast=32.0",
             "scaling.mscale=0.7 means nothing without model.block.mixer.position.scaling.mscale_all_dim",
         ],
     ),

@@ -29,6 +29,8 @@ CASES = {
     "yarn": (1e4, YarnScaling(**YARN), 1),
     "yarn_mscale": (1e4, YarnScaling(**YARN, mscale=0.707, mscale_all_dim=1.3), 1),
     "yarn_whole": (1.5e5, YarnScaling(factor=32.0, original_length=4096, truncate=False), 1),
+    # as Kimi K2 has it: kept or divided, none between
+    "yarn_step": (5e4, YarnScaling(factor=32.0, original_length=4096, beta_fast=1.0), 1),
     "llama3": (5e5, Llama3Scaling(factor=8.0), 1),
     "longrope_4096": (1e4, LONGROPE, 4096),
     "longrope_4097": (1e4, LONGROPE, 4097),
@@ -110,6 +112,19 @@ PUBLISHED = {
             1.8188337e-05,
             4.0999785e-06,
             9.2420896e-07,
+        ),
+    ),
+    "yarn_step": (
+        1.3465736,
+        (
+            1.0000000e00,
+            2.5860015e-01,
+            6.6874035e-02,
+            1.7293634e-02,
+            4.4721360e-03,
+            3.6140467e-05,
+            9.3459303e-06,
+            2.4168587e-06,
         ),
     ),
     "llama3": (
