@@ -1,4 +1,4 @@
-"""`maxlm data ACTION`: what is done with texts beside preparing them."""
+"""`maxlm data`: what is done with texts beside preparing them."""
 
 from __future__ import annotations
 

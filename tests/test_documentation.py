@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from data_pipeline.command import ACTIONS
 from maxlm import cli
 from maxlm.config import load_run
 from tests.conftest import QUICK_COMPILE
@@ -34,6 +35,7 @@ NAMES_OF_COMMANDS = [
     ["config"],
     ["config", "check"],
     ["config", "show"],
+    *(["data", action] for action in ACTIONS),
 ]
 CACHE = os.environ.get("JAX_COMPILATION_CACHE_DIR", "")
 
