@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import types
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from data_pipeline.command import ACTIONS
 from maxlm import cli
 from maxlm.config.errors import UserError
 
@@ -70,6 +72,13 @@ def test_commands_get_their_arguments_and_return_the_exit_code(
         5,
         None,
     )
+
+
+def test_actions_on_data_are_those_of_its_table(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["data", "nothing"])
+    shown = capsys.readouterr().err.partition("choose from ")[2]
+    assert re.findall(r"[\w-]+", shown) == list(ACTIONS)
 
 
 @pytest.mark.parametrize(

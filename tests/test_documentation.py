@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from data_pipeline.command import ACTIONS
 from maxlm import cli
 from maxlm.config import load_run
 from tests.conftest import QUICK_COMPILE
@@ -35,6 +36,7 @@ NAMES_OF_COMMANDS = [
     ["config", "check"],
     ["config", "show"],
     ["ladder", "fit"],
+    *(["data", action] for action in ACTIONS),
 ]
 LADDER = "configs/ladder/python_stdlib.yaml"
 CACHE = os.environ.get("JAX_COMPILATION_CACHE_DIR", "")

@@ -113,6 +113,8 @@ class _Reader:
 
     def _words(self, rows: list[tuple[list[str], float, float]]) -> tuple[Vocabulary, Level]:
         by_word = {words[0]: (log, weight) for words, log, weight in rows}
+        if len(by_word) < len(rows):
+            self._fail("a 1-gram is there twice")
         if "<UNK>" in by_word and UNKNOWN not in by_word:
             by_word[UNKNOWN] = by_word.pop("<UNK>")
         missing = [mark for mark in (UNKNOWN, START, END) if mark not in by_word]

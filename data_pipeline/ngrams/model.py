@@ -99,12 +99,16 @@ class NgramModel:
 
 def find(keys: np.ndarray, contexts: np.ndarray, words: np.ndarray, bits: int) -> np.ndarray:
     """Return the rows of n-grams, int64, or -1: those of their words but the last, and the last."""
-    wanted = (contexts.astype(np.uint64) << np.uint64(bits)) | words.astype(np.uint64)
-    if not keys.size:
-        return np.full(words.size, -1)
-    rows = np.searchsorted(keys, wanted)
-    is_there = (contexts >= 0) & (keys[np.minimum(rows, keys.size - 1)] == wanted)
-    return np.where(is_there, rows, -1)
+    rows = np.full(words.size, -1)
+    known = np.flatnonzero(contexts >= 0)
+    if keys.size:
+        wanted = (contexts[known].astype(np.uint64) << np.uint64(bits)) | words[known].astype(
+            np.uint64
+        )
+        places = np.searchsorted(keys, wanted)
+        is_there = keys[np.minimum(places, keys.size - 1)] == wanted
+        rows[known[is_there]] = places[is_there]
+    return rows
 
 
 def find_all(levels: Sequence[Level], columns: Sequence[np.ndarray], bits: int) -> np.ndarray:

@@ -16,6 +16,7 @@ MOST_WORDS = 1024
 """Of a sentence; a longer line is several."""
 MOST_COUNTED = 4_000_000
 """Different words that are counted at a time; beyond, words that were met once so far are forgotten."""
+_SHORT_CHARS = 2**16
 
 WordForm = Literal["normalised", "whitespace"]
 
@@ -31,10 +32,12 @@ def sentences(text: str, form: WordForm) -> Iterator[list[str]]:
         scores (arXiv:1911.00359, 4.1); whitespace: what stands between spaces, as it is.
     """
     pattern = _PATTERNS[form]
+    if form == "normalised":
+        text = _DIGIT.sub("0", text.lower())
     for line in text.split("\n"):
-        if form == "normalised":
-            line = _DIGIT.sub("0", line.lower())
-        found = (match[0] for match in pattern.finditer(line))
+        # findall is quicker, but would hold all words of a line at once.
+        is_short = len(line) <= _SHORT_CHARS
+        found = iter(pattern.findall(line)) if is_short else (m[0] for m in pattern.finditer(line))
         while words := list(islice(found, MOST_WORDS)):
             yield words
 
@@ -81,6 +84,6 @@ class Vocabulary:
 
 def joined(parts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Return sentences one after the other, and the place of each word in its sentence, int64."""
-    places = [np.arange(part.size) for part in parts]
-    empty = [np.empty(0, np.int64)]
-    return np.concatenate([*parts, *empty]), np.concatenate([*places, *empty])
+    sizes = np.array([part.size for part in parts], np.int64)
+    words = np.concatenate([*parts, np.empty(0, np.int64)])
+    return words, np.arange(words.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)

@@ -8,6 +8,8 @@ from pathlib import Path
 from data_pipeline.engine.task import Record, Task
 from data_pipeline.stages.shards import DocumentShard, Workshop
 from data_pipeline.steps import STEPS
+from data_pipeline.storage.whole import file_sha256
+from maxlm.config.errors import UserError
 from maxlm.config.pipeline.step import StepSection
 
 APPLY = "data_pipeline.operations.apply"
@@ -20,6 +22,7 @@ class MappingStage:
         self.name, self._kind = name, config.kind
         self._section = config.model_dump(mode="json")
         self._folder = folder / name
+        self._files = tuple((Path(path), _sha256(path)) for path in config.files())
         self._modules = (STEPS[config.kind].__module__, APPLY)
 
     def tasks(self, before: Sequence[DocumentShard]) -> list[Task]:
@@ -31,7 +34,7 @@ class MappingStage:
                 self._folder,
                 f"{shard.index:06d}",
                 {"step": self._section, "source": shard.source},
-                ((shard.path, shard.sha256),),
+                ((shard.path, shard.sha256), *self._files),
             )
             for shard in before
         ]
@@ -40,3 +43,10 @@ class MappingStage:
         """Apply the step where that was not done yet."""
         sizes = {f"{shard.index:06d}": (shard.documents, shard.text_bytes) for shard in before}
         return workshop.finish(self._kind, self.tasks(before), lambda task: sizes[task.name])
+
+
+def _sha256(name: str) -> str:
+    try:
+        return file_sha256(Path(name))
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read: {error.strerror}; give another path") from None

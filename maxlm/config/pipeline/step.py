@@ -33,6 +33,10 @@ class StepSection(Section):
         del path, data
         yield from ()
 
+    def files(self) -> Iterator[str]:
+        """Yield the files beside the documents that the step reads: a change of one is another step."""
+        yield from ()
+
 
 class GlobalStepSection(StepSection):
     """The settings of a step that compares documents of all sources; the base of all such."""

@@ -97,6 +97,22 @@ def test_probabilities_of_a_context_add_up_to_one(tmp_path) -> None:
         assert total == pytest.approx(1, abs=1e-6)
 
 
+def test_sentences_shorter_than_the_longest_ngrams(tmp_path) -> None:
+    texts = [f"{first}\n{second}" for first in WORDS for second in WORDS]
+    model, _ = train(texts, recipe(order=5), tmp_path)
+    assert [level.logs.size for level in model.levels] == [29, 52, 26, 0, 0]
+    save_ngrams(model, tmp_path / "model")
+    write_arpa(model, tmp_path / "model.arpa")
+    for again in (
+        model,
+        load_ngrams(tmp_path / "model"),
+        read_arpa(tmp_path / "model.arpa", "normalised"),
+    ):
+        # Any of 26 words, then the end: less what is put aside for words that were not seen.
+        assert 26 < again.perplexity("wa") ** 2 < 52
+        assert again.perplexity("wa") == model.perplexity("wa")
+
+
 def test_what_fits_memory_does_not_matter(tmp_path, monkeypatch) -> None:
     models = []
     for name, rows, block in (("one", 10**6, 2**18), ("many", 64, 50)):
@@ -209,6 +225,7 @@ def test_arpa_by_hand(tmp_path) -> None:
         ("-0.4 a b", "-0.4 a c", "'c' is in a 2-gram, but no 1-gram"),
         ("-0.4 a b", "-0.4 <s> a", "twice"),
         ("-2 <unk>", "-2 c", "there is no <unk>"),
+        ("-0.7 b", "-0.7 a", "1-gram is there twice"),
         ("\\2-grams:", "\\3-grams:", "2-grams: is to stand here"),
     ],
 )
@@ -258,7 +275,9 @@ def test_sentences_and_words() -> None:
     text = "Hello, World 42!\n\n  \nx"
     assert list(sentences(text, "normalised")) == [["hello", ",", "world", "00", "!"], ["x"]]
     assert list(sentences(text, "whitespace")) == [["Hello,", "World", "42!"], ["x"]]
-    assert [len(part) for part in sentences("a " * 2500, "normalised")] == [1024, 1024, 452]
+    for number in (2500, 40_000):  # the latter is too long to be cut into words at once
+        lengths = [len(part) for part in sentences("a " * number, "normalised")]
+        assert lengths == [1024] * (number // 1024) + [number % 1024]
     vocabulary = Vocabulary.of(["b b a <s>", "a b c"], "whitespace", 5)
     assert vocabulary.words == ["<unk>", "<s>", "</s>", "b", "a"]
     assert [part.tolist() for part in vocabulary.encode("c <s> b", "whitespace")] == [

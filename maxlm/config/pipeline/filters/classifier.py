@@ -33,3 +33,7 @@ class ClassifierConfig(StepSection):
         """Yield a model that is not there."""
         del data
         yield from missing_file(f"{path}.model", self.model)
+
+    def files(self) -> Iterator[str]:
+        """Yield the model."""
+        yield self.model

@@ -55,3 +55,7 @@ class PerplexityConfig(StepSection):
             if low is not None and high is not None and low > high:
                 text = f"{path}.{lower}={low:g} is above {path}.{upper}={high:g}; lower it"
                 yield Problem(f"{path}.{lower}", text)
+
+    def files(self) -> Iterator[str]:
+        """Yield the model."""
+        yield self.model

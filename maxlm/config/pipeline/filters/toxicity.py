@@ -42,3 +42,8 @@ class ToxicityConfig(StepSection):
             yield from missing_file(f"{path}.model", self.model)
         elif not self.lexicon:
             yield Problem(path, f"{path} judges by nothing; give {path}.lexicon or {path}.model")
+
+    def files(self) -> Iterator[str]:
+        """Yield the lists and the model."""
+        yield from self.lexicon.files
+        yield from filter(None, [self.model])

@@ -61,3 +61,9 @@ class UrlConfig(StepSection):
                 yield Problem(
                     where, f"{text}; put a backslash before a special sign that stands for itself"
                 )
+
+    def files(self) -> Iterator[str]:
+        """Yield the lists."""
+        for name in LISTS:
+            yield from getattr(self, name).files
+        yield from self.robots_files

@@ -1,0 +1,73 @@
+"""Steps that read files of the user's, in a whole run: a changed file is another step."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from data_pipeline.classifier.model import Classifier, Header
+from data_pipeline.ngrams.storage import save_ngrams
+from data_pipeline.ngrams.training import Recipe, train
+from data_pipeline.stages.mapping import MappingStage
+from data_pipeline.stages.shards import DocumentShard
+from maxlm.config.errors import UserError
+from maxlm.config.pipeline import PipelineConfig
+
+
+def identities(step: dict, folder: Path) -> set[str]:
+    """Return the identity of a step's task."""
+    [section] = PipelineConfig.model_validate({"steps": [step]}).steps
+    shard = DocumentShard(0, folder / "0.parquet", "0" * 64, "text", 1, 1)
+    return {task.identity for task in MappingStage("01", section, folder).tasks([shard])}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"kind": "toxicity", "lexicon": {"files": ["NAME"]}},
+        {"kind": "toxicity", "model": "NAME"},
+        {"kind": "classifier", "model": "NAME"},
+        {"kind": "perplexity", "model": "NAME"},
+        {"kind": "url", "words": {"files": ["NAME"]}},
+        {"kind": "url", "robots_files": ["NAME"]},
+    ],
+)
+def test_another_content_is_another_task(tmp_path, settings) -> None:
+    path = tmp_path / "file"
+    step = json.loads(json.dumps(settings).replace("NAME", str(path)))
+    with pytest.raises(UserError, match="file: cannot be read: No such file"):
+        identities(step, tmp_path)
+    path.write_text("one")
+    first = identities(step, tmp_path)
+    path.write_text("two")
+    assert identities(step, tmp_path) != first
+    path.write_text("one")
+    assert identities(step, tmp_path) == first
+
+
+def test_a_whole_run(run_config, do, raw, make_text, tmp_path) -> None:
+    weights = np.zeros(2**8, np.float32)
+    Classifier(Header(bits=8, bias=1.0), weights).save(tmp_path / "classifier")
+    recipe = Recipe(order=3, held_out=0.3)
+    (tmp_path / "work").mkdir()
+    texts = [make_text(seed) for seed in range(100, 160)]
+    save_ngrams(train(texts, recipe, tmp_path / "work").model, tmp_path / "ngrams")
+    (tmp_path / "words.txt").write_text("unwanted\n")
+    (raw / "bad.txt").write_text("An unwanted text " * 10)
+    (raw / "odd.txt").write_text("zzz yyy xxx " * 30)
+    steps = [
+        {"kind": "toxicity", "lexicon": {"files": [str(tmp_path / "words.txt")]}},
+        {"kind": "classifier", "model": str(tmp_path / "classifier"), "score": "quality"},
+        {"kind": "top_fraction", "score": "quality", "fraction": 0.5},
+        {"kind": "perplexity", "model": str(tmp_path / "ngrams"), "middle": 1.0},
+    ]
+    do(run_config(pipeline={"steps": steps}))
+    dropped = pq.read_table(tmp_path / "out/text/dropped.parquet").to_pylist()
+    found = {Path(row["id"]).name: row["reason"] for row in dropped}
+    assert found["bad.txt"] == "toxicity/max_count"
+    # All scores are equal, so the first half stays.
+    assert found["odd.txt"] == "perplexity/tail"
+    last = {f"text{number}.txt" for number in range(20, 40)}
+    assert {name for name, reason in found.items() if reason == "top_fraction"} == last
