@@ -4,6 +4,7 @@ messages are printed.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -13,9 +14,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
+import maxlm
 from data_pipeline.command import ACTIONS
 from maxlm import cli
 from maxlm.config import load_run
@@ -111,7 +114,7 @@ def test_commands_are_understood(page: Path, monkeypatch: pytest.MonkeyPatch) ->
             LADDER
             if word == "LADDER.yaml"
             else QUICKSTART
-            if word in ("RUN.yaml", "mine.yaml", "configs/run/NAME.yaml")
+            if word in ("RUN.yaml", "mine.yaml", "first.yaml", "more.yaml", "configs/run/NAME.yaml")
             else word
             for word in words
         ]
@@ -235,6 +238,24 @@ def run(folder: Path, script: str, seconds: int) -> str:
 def test_own_text_of_the_readme(checkout: Path) -> None:
     block = next(block for block in blocks(README, "sh") if "mine.yaml" in block)
     assert "20/20" in run(checkout, ". .venv/bin/activate\n" + block, 300)
+
+
+def test_tutorial_of_continued_pretraining(checkout: Path) -> None:
+    """Published, imported, trained on on two meshes, published again: the same losses and logits."""
+    page = (ROOT / "docs/continue_pretraining.md").read_text()
+    run(checkout, ". .venv/bin/activate\n" + "\n".join(blocks(page, "sh")), 600)
+    losses = {}
+    for name in ("first", "more", "mesh"):
+        lines = (checkout / f"runs/{name}/metrics.jsonl").read_text().splitlines()
+        found = [json.loads(line) for line in lines]
+        losses[name] = [line["val/text/loss"] for line in found if "val/text/loss" in line][-1]
+    assert losses["more"] < losses["first"]
+    assert losses["mesh"] == pytest.approx(losses["more"], rel=1e-4)
+    # The published folder says what the run's own checkpoint says.
+    folder, trained = (maxlm.load(checkout / name) for name in ("weights/more", "runs/more"))
+    tokens = np.arange(1, 40) % trained.num_ids
+    wanted = trained.logits(tokens)
+    np.testing.assert_allclose(folder.logits(tokens), wanted, rtol=0, atol=1e-5 * abs(wanted).max())
 
 
 @pytest.mark.slow
