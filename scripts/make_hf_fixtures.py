@@ -328,7 +328,7 @@ def likeliest(model: Any, prompts: Iterable[torch.Tensor]) -> dict[str, torch.Te
 
 
 def divergence(model: Any, low: Any, prompts: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Return KL(fp32 || low) in nats, the mean of all prompts' tokens."""
+    """Return KL(fp32 || low) in nats of each of all prompts' tokens."""
     terms = []
     for tokens in prompts.values():
         with torch.no_grad():
@@ -337,11 +337,13 @@ def divergence(model: Any, low: Any, prompts: dict[str, torch.Tensor]) -> torch.
                 for one in (model, low)
             )
         terms.append((p.exp() * (p - q)).sum(-1))
-    return torch.cat(terms).mean().float()[None]
+    return torch.cat(terms).float()
 
 
 def gradients(model: Any, tokens: torch.Tensor) -> torch.Tensor:
     """Return fp32 (N, 2), by the published tensors' names in order: norm and product."""
+    # Else the row of pad_token_id has no gradient, although the prompt has the token.
+    model.get_input_embeddings().padding_idx = None
     logits = model(tokens, use_cache=False).logits[0, :-1]
     torch.nn.functional.cross_entropy(logits, tokens[0, 1:]).backward()
     moved = copy.deepcopy(model)  # a model of gradients, for those who publish rename and split

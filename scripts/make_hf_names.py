@@ -36,6 +36,7 @@ def _sizes(*values: int, **others: Any) -> dict[str, Any]:
     return {**dict(zip(_COLUMNS, values, strict=True)), **others}
 
 
+_MIXTRAL = {"num_local_experts": 8, "num_experts_per_tok": 2}
 _LATENT: dict[str, Any] = {
     "kv_lora_rank": 512,
     "q_lora_rank": 1536,
@@ -52,7 +53,7 @@ _DEEPSEEK_V3: dict[str, Any] = {
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "Llama 3.1 405B": ("llama", _sizes(16384, 53248, 126, 128, 8, 128256)),
     "Mistral Large 2": ("mistral", _sizes(12288, 28672, 88, 96, 8, 32768, head_dim=128)),
-    "Mixtral 8x22B": ("mixtral", _sizes(6144, 16384, 56, 48, 8, 32000, num_local_experts=8)),
+    "Mixtral 8x22B": ("mixtral", _sizes(6144, 16384, 56, 48, 8, 32000, **_MIXTRAL)),
     "Qwen2.5 72B": ("qwen2", _sizes(8192, 29568, 80, 64, 8, 152064)),
     "Qwen2 57B-A14B": (
         "qwen2_moe",
@@ -108,6 +109,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             head_dim=128,
             intermediate_size_mlp=16384,
             num_local_experts=128,
+            num_experts_per_tok=1,
             interleave_moe_layer_step=2,
         ),
     ),

@@ -143,7 +143,7 @@ class Rope:
         return {**theta, **outside, "rope_scaling": {"rope_type": scaling.kind, **values}}
 
 
-def _outside(kind: str, values: Mapping[str, Any]) -> dict[str, int]:
+def _outside(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the lengths that readers look up beside the scaling, not in it."""
     original = values.get(_ORIGINAL)
     if kind == "longrope":
