@@ -1,7 +1,7 @@
 """What transformers computed with the fixtures, besides logits: what it generated with its cache, its
 gradients, and how far its runs in fewer bits are from fp32.
 
-Which fixtures: those whose attention, cache and positions differ; all where they are `slow`.
+Generation is of those whose attention, cache and positions differ, and of all in `slow`.
 """
 
 import functools
@@ -26,7 +26,7 @@ from maxlm.train.setup import build_program
 
 FOLDER = Path(__file__).parents[1] / "fixtures"
 GENERATED = {"gemma3", "gpt_oss", "llama4", "deepseek_v3", "phi3_long"}
-LOW = {"llama3", "gemma3", "gpt_oss"}
+LOW = ("llama3", "gemma3", "olmo2")
 
 
 def some(quick):
@@ -116,11 +116,11 @@ def loss_gradients(published, tokens):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("name", some(LOW))
+@pytest.mark.parametrize("name", LOW)
 def test_fewer_bits_lose_no_more_than_those_of_transformers(name, dtype):
     """KL to the logits that transformers has in fp32, the mean of all tokens.
 
-    Of mixtures the middle one: a rounding that sends a token to another expert, in either, is chance.
+    Not of mixtures, where it is chance whose rounding sends a token to another expert.
     """
     model = maxlm.load(FOLDER / name, dtype=dtype)
     terms = []
@@ -128,9 +128,7 @@ def test_fewer_bits_lose_no_more_than_those_of_transformers(name, dtype):
         wanted = log_softmax(expected(name)[f"logits_{prompt}"])
         found = log_softmax(model.logits(expected(name)[f"tokens_{prompt}"]))
         terms.append((np.exp(wanted) * (wanted - found)).sum(-1))
-    mixture = any(block.ffn.kind == "moe" for block in model.config.layers)
-    average = np.median if mixture else np.mean
-    assert average(np.concatenate(terms)) <= average(expected(name)[f"divergence_{dtype}"])
+    assert np.concatenate(terms).mean() <= expected(name)[f"divergence_{dtype}"].mean()
 
 
 def log_softmax(logits):
