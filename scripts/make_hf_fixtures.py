@@ -4,21 +4,28 @@
     .venv/bin/python scripts/make_hf_fixtures.py [NAME ...]
 
 Each is a folder of tests/checkpoint/hf/fixtures as its authors would publish it, with
-expected.safetensors beside it: prompts (`tokens_...`) and their logits in fp32 (`logits_...`). The
-tests need neither torch nor transformers. No parameter is at its initial value: a bias that is
-forgotten must show.
+expected.safetensors beside it: prompts (`tokens_...`) and their logits in fp32 (`logits_...`); the
+likeliest tokens after the start of one (`start`, `generated`); how far the logits of a run in fewer
+bits are from those in fp32 (`divergence_DTYPE`, nats a token); and for some the gradients of the
+long prompt's loss (`gradients`: of each tensor, by name, its norm and its product with the
+direction that `direction` gives). The tests need neither torch nor transformers. No parameter is at
+its initial value: a bias that is forgotten must show.
 """
 
 from __future__ import annotations
 
+import copy
 import shutil
 import sys
+import tempfile
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 FOLDER = Path(__file__).parents[1] / "tests/checkpoint/hf/fixtures"
@@ -26,6 +33,11 @@ LENGTHS = {"short": 12, "other": 9, "long": 48}
 """Of the prompts: short and other are packed together too, long is longer than any window and any
 original context below.
 """
+START, GENERATED = 6, 16
+"""Tokens of a prompt's start, and of what follows: past the windows and chunks below, and on one
+side of the original contexts, for what is cached is turned as it was when it was cached.
+"""
+WITH_GRADIENTS = ("llama3", "gemma3", "deepseek_v3")
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 64,
@@ -77,6 +89,13 @@ MODELS: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": True,
     },
     "llama_biases": {"model_type": "llama", **SHAPE, "attention_bias": True, "mlp_bias": True},
+    "llama_dynamic": {
+        "model_type": "llama",
+        **SHAPE,
+        "num_hidden_layers": 1,
+        "max_position_embeddings": 24,
+        "rope_parameters": {"rope_type": "dynamic", "factor": 3.0, "rope_theta": 10000.0},
+    },
     "mistral": {"model_type": "mistral", **SHAPE, "sliding_window": 7, "head_dim": 12},
     "mixtral": {
         "model_type": "mixtral",
@@ -274,9 +293,80 @@ def make(name: str, settings: dict[str, Any]) -> None:
         with torch.no_grad():
             expected[f"logits_{prompt}"] = model(tokens, use_cache=False).logits[0].contiguous()
         expected[f"tokens_{prompt}"] = tokens[0].to(torch.int32)
+    prompts = {name: expected[f"tokens_{name}"].long()[None] for name in LENGTHS}
+    expected |= likeliest(model, prompts.values())
+    for dtype in (torch.bfloat16, torch.float16):
+        key = f"divergence_{str(dtype).removeprefix('torch.')}"
+        low = copy.deepcopy(model).to(dtype)
+        low.set_experts_implementation("eager")  # the others need larger experts in bf16
+        expected[key] = divergence(model, low, prompts)
+    if folder.name in WITH_GRADIENTS:
+        expected["gradients"] = gradients(model, prompts["long"])
     save_file(expected, folder / "expected.safetensors")
     size = sum(path.stat().st_size for path in folder.iterdir())
     print(f"{name}: {size / 1e3:.0f} kB, {sorted(path.name for path in folder.iterdir())}")
+
+
+def likeliest(model: Any, prompts: Iterable[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return int32 `start` (START,) of a prompt, and `generated` (GENERATED,), decoded with a cache.
+
+    It is the first prompt with which no two tokens are about as likely, so that rounding decides.
+    """
+    model = copy.deepcopy(model)
+    model.generation_config.eos_token_id = None
+    for prompt in prompts:
+        start = prompt[:, :START]
+        given = {"attention_mask": torch.ones_like(start), "do_sample": False}
+        whole = model.generate(start, max_new_tokens=GENERATED, **given)
+        with torch.no_grad():
+            logits = model(whole, use_cache=False).logits[0, START - 1 : -1]
+        (best, second), tokens = logits.topk(2).values.T, whole[0, START:]
+        if (best - second).min() > 1e-4 * logits.abs().max():
+            assert torch.equal(tokens, logits.argmax(-1)), "its cache gives something else"
+            return {"start": start[0].to(torch.int32), "generated": tokens.to(torch.int32)}
+    raise ValueError("two tokens are about as likely, whatever the prompt: take other weights")
+
+
+def divergence(model: Any, low: Any, prompts: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return KL(fp32 || low) in nats of each of all prompts' tokens."""
+    terms = []
+    for tokens in prompts.values():
+        with torch.no_grad():
+            p, q = (
+                one(tokens, use_cache=False).logits[0].double().log_softmax(-1)
+                for one in (model, low)
+            )
+        terms.append((p.exp() * (p - q)).sum(-1))
+    return torch.cat(terms).float()
+
+
+def gradients(model: Any, tokens: torch.Tensor) -> torch.Tensor:
+    """Return fp32 (N, 2), by the published tensors' names in order: norm and product."""
+    # Else the row of pad_token_id has no gradient, although the prompt has the token.
+    model.get_input_embeddings().padding_idx = None
+    logits = model(tokens, use_cache=False).logits[0, :-1]
+    torch.nn.functional.cross_entropy(logits, tokens[0, 1:]).backward()
+    moved = copy.deepcopy(model)  # a model of gradients, for those who publish rename and split
+    with torch.no_grad():
+        for buffer in moved.buffers():
+            buffer.zero_()
+        for own, parameter in zip(moved.parameters(), model.parameters(), strict=True):
+            own.copy_(parameter.grad)
+    with tempfile.TemporaryDirectory() as folder:
+        moved.save_pretrained(folder)
+        named = load_file(Path(folder) / "model.safetensors")
+    return torch.tensor(
+        [
+            [gradient.norm(), (gradient * torch.from_numpy(direction(name, gradient.shape))).sum()]
+            for name, gradient in sorted(named.items())
+        ]
+    )
+
+
+def direction(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Return fp32 numbers of one standard deviation, fixed by a tensor's name."""
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    return rng.standard_normal(shape).astype(np.float32)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ Fetch = Callable[[Sequence[str]], Mapping[str, np.ndarray]]
 """Returns parameters by path, whole, rows in front."""
 
 GENERATION_CONFIG = "generation_config.json"
+_NO_TOKENS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
 _SHOWN = 6
 _WRITTEN_ANEW = {"architectures", "model_type", "dtype", "torch_dtype", "transformers_version"}
 
@@ -150,7 +151,8 @@ def _as_family(
         key for row in (GENERAL, *family.keys) if isinstance(row, Ignored) for key in row.theirs
     }
     kept = {key: value for key, value in about.items() if key in ignored - _WRITTEN_ANEW}
-    config = {**kept, **write_config(family, model)}
+    # Null, for a reader's default may be a row that a smaller vocabulary does not have.
+    config = {**_NO_TOKENS, **kept, **write_config(family, model)}
     try:
         again, _ = model_of(family, config, family.name)
     except UserError as error:

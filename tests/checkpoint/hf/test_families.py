@@ -73,7 +73,7 @@ def test_what_is_written_is_what_was_read_bit_for_bit(folder, published, decoder
         dtype=np.dtype(np.float32),
         files=[],
         advance=lambda elements: None,
-        shard_bytes=60_000,
+        shard_bytes=30_000,
     )
     again = open_published(tmp_path / "out")
     assert again.model == published.model

@@ -96,10 +96,10 @@ class Rope:
         names = SCALINGS[name]
         longest = reading.get("max_position_embeddings")
         first = reading.get(_ORIGINAL, longest)
-        given = {key: value for key, value in given.items() if value is not None}
         if _ORIGINAL in names:
             given = {_ORIGINAL: first, **given}
-        if name == "longrope":
+        given = {key: value for key, value in given.items() if value is not None}
+        if name == "longrope" and longest and _ORIGINAL in given:
             given = {"factor": longest / given[_ORIGINAL], **given}
         unknown = sorted(given.keys() - names)
         lacking = sorted(names.keys() - given - _OPTIONAL)
@@ -139,8 +139,17 @@ class Rope:
         names = SCALINGS[scaling.kind]
         values = {theirs: _plain(getattr(scaling, ours)) for theirs, ours in names.items()}
         values = {name: value for name, value in values.items() if value is not None}
-        outside = {_ORIGINAL: values[_ORIGINAL]} if scaling.kind == "longrope" else {}
+        outside = _outside(scaling.kind, values)
         return {**theta, **outside, "rope_scaling": {"rope_type": scaling.kind, **values}}
+
+
+def _outside(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the lengths that readers look up beside the scaling, not in it."""
+    original = values.get(_ORIGINAL)
+    if kind == "longrope":
+        longest = round(original * values["factor"])
+        return {_ORIGINAL: original, "max_position_embeddings": longest}
+    return {"max_position_embeddings": original} if kind == "dynamic" else {}
 
 
 def _as_number(name: str, value: Any) -> Any:

@@ -75,6 +75,19 @@ class FirstDense:
         }
 
 
+@dataclass(frozen=True)
+class KeyHeads:
+    """As many heads of keys as of queries: readers whose default is another must be told."""
+
+    def read(self, reading: Reading) -> None:
+        """Count the key as known: latent attention has no groups of heads."""
+        reading.seen.add("num_key_value_heads")
+
+    def write(self, model: ModelConfig) -> dict[str, Any]:
+        """Write their number."""
+        return {"num_key_value_heads": like.first_of_kind(model, "mla").num_heads}
+
+
 _ALIKE: tuple[KeyRow, ...] = (
     *like.SHAPE,
     Key("num_attention_heads", "mla.num_heads"),
@@ -86,7 +99,8 @@ _ALIKE: tuple[KeyRow, ...] = (
     LatentRope(Rope(kind="mla", layout="interleaved")),
     Must("attention_bias", False),
     TrainingOnly("attention_dropout"),
-    Ignored(("num_key_value_heads", "head_dim", "qk_head_dim", "ep_size", "moe_layer_freq")),
+    KeyHeads(),
+    Ignored(("head_dim", "qk_head_dim", "ep_size", "moe_layer_freq")),
     Ignored(("aux_loss_alpha", "seq_aux", "output_router_logits")),
     Key("intermediate_size", "mlp.hidden_dim"),
     Key("hidden_act", "mlp.activation", "silu", like.SILU),
