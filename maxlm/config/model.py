@@ -96,6 +96,19 @@ class SegmentConfig(Section):
         return tuple(block for block in self.pattern for _ in range(block.repeat))
 
 
+class MtpConfig(Section):
+    """Modules behind the stack, of which the k-th predicts the token k places behind the next one
+    (arXiv:2412.19437, section 2.2); training uses them, decoding does not.
+    """
+
+    depth: Annotated[int, Field(ge=1, le=MAX_LAYERS)] = Field(
+        description="modules, a token further each"
+    )
+    block: Annotated[BlockConfig, OnResume.FREE] = Field(
+        description="the block of each module: what it does not say is as in model.block"
+    )
+
+
 class ModelConfig(Section):
     """A decoder: `num_layers` blocks, each like `block` unless its segment's pattern says
     otherwise.
@@ -115,6 +128,9 @@ class ModelConfig(Section):
         default=({},),  # type: ignore[arg-type] # validated as what a user writes
         validate_default=True,
         description="patterns of blocks that follow each other; a block says what differs from model.block",
+    )
+    mtp: MtpConfig | None = Field(
+        None, description="modules that predict further tokens (null: none)"
     )
     norm: NormConfig = NormConfig()
     position: Annotated[
@@ -153,6 +169,16 @@ class ModelConfig(Section):
             [_completed(segment, whole) for segment in segments] if _is_list(segments) else segments
         )
 
+    @field_validator("mtp", mode="before")
+    @classmethod
+    def _complete_module(cls, mtp: Any, info: ValidationInfo) -> Any:
+        """Fill what the block of the modules leaves open from `block`."""
+        block = info.data.get("block")
+        own = mtp.get("block", {}) if isinstance(mtp, Mapping) else None
+        if block is None or not isinstance(own, Mapping):
+            return mtp
+        return {**mtp, "block": _over(block.model_dump(exclude_unset=True), own)}
+
     @property
     def repeats(self) -> tuple[int, ...]:
         """How often the pattern of each segment stands in the model."""
@@ -161,6 +187,11 @@ class ModelConfig(Section):
             segment.repeat or (self.num_layers - given) // len(segment.blocks)
             for segment in self.segments
         )
+
+    @property
+    def mtp_depth(self) -> int:
+        """How many further tokens there are modules for."""
+        return self.mtp.depth if self.mtp else 0
 
     @property
     def layers(self) -> tuple[PatternBlock, ...]:
@@ -186,6 +217,11 @@ class ModelConfig(Section):
                     if (name, layer) not in seen:
                         yield path, layer
                     seen.add((name, layer))
+        for name in ("mixer", "ffn"):
+            layer = getattr(self.mtp.block if self.mtp else self.block, name)
+            if self.mtp and (name, layer) not in seen:
+                shared = layer == getattr(self.block, name)
+                yield f"model.{'' if shared else 'mtp.'}block.{name}", layer
 
     def told_length(self, length: int) -> int:
         """Return a length of whole sequences that no layer tells from `length`: programs of both
@@ -218,6 +254,9 @@ class ModelConfig(Section):
             for place, block in enumerate(segment.pattern):
                 if (block.norms, block.residual) != (self.block.norms, self.block.residual):
                     yield from block.problems(f"model.segments.{number}.pattern.{place}")
+        own = self.mtp.block if self.mtp else self.block
+        if (own.norms, own.residual) != (self.block.norms, self.block.residual):
+            yield from own.problems("model.mtp.block")
 
     def _count_problems(self) -> Iterator[Problem]:
         open_ended = [
@@ -256,10 +295,10 @@ class ModelConfig(Section):
 
 
 def shared_path(path: str) -> str:
-    """Return where a setting of a pattern's block is that the pattern does not say: in
+    """Return where a setting of a block is that a pattern or `model.mtp` does not say: in
     `model.block`.
     """
-    return re.sub(r"^model\.segments\.\d+\.pattern\.\d+\.", "model.block.", path)
+    return re.sub(r"^model\.(segments\.\d+\.pattern\.\d+|mtp\.block)\.", "model.block.", path)
 
 
 def _completed(segment: Any, block: Mapping[str, Any]) -> Any:

@@ -116,6 +116,7 @@ def build_dataset(
     source: str | None = None,
     vocab_size: int | None = None,
     objective: Objective = DEFAULT_OBJECTIVE,
+    depth: int = 0,
 ) -> Dataset:
     """Open the sources of a run, or one of them, and check all that is cheap to check.
 
@@ -126,6 +127,7 @@ def build_dataset(
       source: name of the only source to read.
       vocab_size: the model's vocabulary, which the tokenizer must fit in.
       objective: what the fields of a batch are for.
+      depth: how many further tokens the model has modules for.
 
     Raises:
       UserError: folders, indexes or shards that are missing or damaged, or a tokenizer that does
@@ -141,7 +143,7 @@ def build_dataset(
         )
     shards = _open_all(configs, split, tokenizer)
     length, shuffle = data.sequence_length, data.shuffle == "global"
-    examples = build_examples(objective, tokenizer, seed=seed)
+    examples = build_examples(objective, tokenizer, seed=seed, depth=depth)
     more: dict[str, int] = {"sequence_length": length, "tokens_after": examples.tokens_after}
     windows: dict[str, Windows] = {}
     for name, opened in shards.items():

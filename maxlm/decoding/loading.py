@@ -189,7 +189,8 @@ def _run_of(saved: SavedSettings, mesh: MeshConfig) -> RunConfig:
     train = {"num_steps": 1, "batch_size": mesh.batch_devices}
     settings = {
         "run_dir": "none",
-        "model": saved.model,
+        # Modules for further tokens are of use in training alone.
+        "model": saved.model.model_copy(update={"mtp": None}),
         "objective": saved.objective,
         "data": {**none, "sequence_length": mesh.tensor},
         "train": {**train, "compute_dtype": saved.train.compute_dtype},

@@ -28,7 +28,7 @@ from maxlm.sharding.host import HOST_MEMORY
 from maxlm.sharding.parameters import stack_layers
 from maxlm.sharding.stages import EMPTY, Layout
 
-Gather = Callable[[Block], Block]
+Gather = Callable[[Any], Any]
 Segment = nnx.List  # of blocks
 Stack = nnx.List  # of segments
 StackReports = list[list[Reports]]
@@ -218,8 +218,19 @@ def decode_stack(
 def run_block(
     execution: BlockExecution, info: SequenceInfo, *, prevent_cse: bool
 ) -> Callable[..., tuple[Streams, Reports, Any]]:
-    """Return run(block, streams, carried) whose backward pass recomputes what `remat` does not
-    keep.
+    """Return run(block, streams, carried); see `recomputed`."""
+
+    def call(block: Block, streams: Streams, carried: Any) -> tuple[Streams, Reports, Any]:
+        return block(streams, info, carried)
+
+    return recomputed(execution, call, prevent_cse=prevent_cse)
+
+
+def recomputed(
+    execution: BlockExecution, function: Callable[..., Any], *, prevent_cse: bool
+) -> Callable[..., Any]:
+    """Return function(module, x, ...) that takes the shards of a module, and whose backward pass
+    recomputes what `remat` does not keep; x, a tree, is what it always keeps or moves to the host.
 
     Whole parameters are never kept where they are gathered layer by layer: they would be all
     parameters, unsharded. In a loop the compiler cannot merge the recomputation with the forward
@@ -227,12 +238,9 @@ def run_block(
     """
     gather, remat = execution
 
-    def run(shard: Block, streams: Streams, carried: Any) -> tuple[Streams, Reports, Any]:
-        streams = jax.tree.map(lambda x: checkpoint_name(x, _BLOCK_INPUT), streams)
-        result: tuple[Streams, Reports, Any] = (gather(shard) if gather else shard)(
-            streams, info, carried
-        )
-        return result
+    def run(shard: Any, x: Any, *more: Any) -> Any:
+        x = jax.tree.map(lambda x: checkpoint_name(x, _BLOCK_INPUT), x)
+        return function(gather(shard) if gather else shard, x, *more)
 
     if remat.everything and gather is None:
         return run
@@ -247,4 +255,4 @@ def run_block(
         offload_dst=HOST_MEMORY,
     )
     policy = keep_all_but_gathers if remat.everything else named
-    return jax.checkpoint(run, policy=policy, prevent_cse=prevent_cse)  # type: ignore[no-any-return]
+    return jax.checkpoint(run, policy=policy, prevent_cse=prevent_cse)

@@ -36,7 +36,11 @@ def _of_layers() -> Iterator[Metric]:
 
 def _of_objectives(group: str, where: str) -> Iterator[Metric]:
     """Yield what the kinds of objectives say that they report, by the names that it has in a group."""
-    for name, (unit, meaning) in _said_by(Objective).items():
+    said = _said_by(Objective)
+    if group == "train/":
+        for kind in sections(Objective):
+            said |= kind.TRAINING_METRICS  # type: ignore[attr-defined]
+    for name, (unit, meaning) in said.items():
         yield Metric(f"{group}{name}", unit, f"{meaning}; {where}")
 
 

@@ -37,8 +37,11 @@ def active_parameter_count(model: ModelConfig) -> int:
 
 
 def parameter_parts(model: ModelConfig) -> dict[str, int]:
-    """Count parameters by part: embedding, mixers, feed-forward layers, norms, head."""
+    """Count parameters by part: embedding, mixers, feed-forward layers, norms, head, and what is in
+    modules for further tokens, if there are some.
+    """
     parts = dict.fromkeys(("embedding", "mixers", "feed-forward", "norms", "head"), 0)
+    parts |= {"mtp": 0} if model.mtp else {}
     for path, _, size in _parameters(model):
         parts[_part_of(path)] += size
     return parts
@@ -73,14 +76,21 @@ def flops_per_token(model: ModelConfig, sequence_length: int) -> float:
 
 
 def flops_parts(model: ModelConfig, sequence_length: int) -> dict[str, float]:
-    """Split `flops_per_token` by part; `mixing` is what layers multiply besides weights."""
+    """Split `flops_per_token` by part; `mixing` is what layers multiply besides weights, and `mtp`
+    all of the modules for further tokens, each of which has the head predict once more.
+    """
     parts = dict.fromkeys(("mixers", "mixing", "feed-forward", "head"), 0.0)
+    parts |= {"mtp": 0.0} if model.mtp else {}
     for path, parameter, size in _parameters(model):
         if flops := 6 * _multiplied(parameter) * size:
             parts["head" if path.startswith("embedding/") else _part_of(path)] += flops
     for block in model.layers:
         parts["mixing"] += block.mixer.mixing_flops(model, sequence_length)
         parts["mixing"] += block.ffn.mixing_flops(model, sequence_length)
+    for layer in (model.mtp.block.mixer, model.mtp.block.ffn) if model.mtp else ():
+        parts["mtp"] += model.mtp_depth * layer.mixing_flops(model, sequence_length)
+    if model.mtp:
+        parts["mtp"] += model.mtp_depth * parts["head"]
     return parts
 
 
@@ -141,7 +151,8 @@ def _parameters(model: ModelConfig) -> Iterator[tuple[str, nnx.Param, int]]:
 def _part_of(path: str) -> str:
     """Name the part of a model that a parameter belongs to, by the beginning of its path."""
     if not path.startswith("stack/"):
-        return {"embedding": "embedding", "head": "head", "norm": "norms"}[path.split("/")[0]]
+        first = path.split("/")[0]
+        return {"norm": "norms"}.get(first, first)
     layer = path_in_block(path).split("/")[0]
     return {"mixer": "mixers", "ffn": "feed-forward"}.get(layer, "norms")
 

@@ -12,6 +12,7 @@ from maxlm.config.model import ModelConfig
 from maxlm.layers.block import Block, Reports
 from maxlm.layers.embedding import Embedding, Head
 from maxlm.layers.layer import Streams
+from maxlm.layers.mtp import build_modules, run_module
 from maxlm.layers.norm import build_norm
 from maxlm.layers.sequence import SequenceInfo
 from maxlm.layers.stack import (
@@ -43,6 +44,7 @@ class Decoder(nnx.Module):
         self.embedding = Embedding(model)
         self.stack = build_stack(model, layout or lay_out(model.repeats))
         self.norm = build_norm(model.norm, model.embed_dim)
+        self.mtp = build_modules(model)
         if not model.tie_embeddings:
             self.head = Head(model)
         self.model = model
@@ -71,9 +73,46 @@ class Decoder(nnx.Module):
         streams, reports, to_next = self.run_blocks(streams, info, execution, carried=carried)
         return self.norm(streams.x_BTD), reports, to_next
 
+    def further(
+        self,
+        hidden_BTD: jax.Array,
+        tokens_DBT: Sequence[jax.Array],
+        info: SequenceInfo,
+        execution: BlockExecution,
+    ) -> tuple[list[jax.Array], StackReports]:
+        """From the last hidden states to those that predict further tokens, a depth after the other.
+
+        Args:
+          hidden_BTD: of the stack, normalised.
+          tokens_DBT: tokens 1, 2, ... places behind the model's.
+          info: where the model's tokens stand.
+          execution: how the modules are run: as blocks are.
+
+        Returns:
+          normalised hidden states of each depth, (B, T / tensor, D), and what the modules' layers
+          report, to go behind what the stack's do.
+        """
+        info = self.prepared(info)
+
+        run = run_module(execution, info)
+        hidden, reports = [], []
+        for module, tokens_BT in zip(self.mtp, tokens_DBT, strict=True):
+            row = jax.tree.map(lambda x: x[0], module)
+            hidden_BTD, report = run(row, (hidden_BTD, self.embedding(tokens_BT, info)))
+            hidden.append(hidden_BTD)
+            reports.append(jax.tree.map(lambda x: x[None], report))
+        return hidden, [reports] if reports else []
+
+    def segments(self) -> list[list[Block]]:
+        """Return the blocks of each segment, and behind them those of `model.mtp`'s modules, if it
+        has some.
+        """
+        behind = [[module.block for module in self.mtp]] if self.mtp else []
+        return [*map(list, self.stack), *behind]
+
     def prepared(self, info: SequenceInfo) -> SequenceInfo:
         """Work out once what blocks ask for."""
-        asked = (block.prepare(info) for segment in self.stack for block in segment)
+        asked = (block.prepare(info) for segment in self.segments() for block in segment)
         return info._replace(
             prepared={name: value for answers in asked for name, value in answers.items()}
         )
@@ -130,7 +169,7 @@ class Decoder(nnx.Module):
         values: dict[str, float] = {}
         for place, of_block in metrics.items():
             segment, number = map(int, place.split("/"))
-            layers = layers_of_block(self.stack[segment][number])
+            layers = layers_of_block(self.segments()[segment][number])
             for name, of_rows in of_block.items():
                 group, _, rest = name.partition("/")
                 pairs = zip(layers, of_rows, strict=True)
@@ -149,15 +188,20 @@ class Decoder(nnx.Module):
           before: the decoder before the step.
           reports: of the step, summed over all devices.
         """
-        stack = [
+        moved = [
             nnx.List([new.after_step(old, own) for new, old, own in zip(*segments, strict=True)])
-            for segments in zip(self.stack, before.stack, reports, strict=True)
+            for segments in zip(self.segments(), before.segments(), reports, strict=True)
         ]
-        return self.with_stack(nnx.List(stack))
+        count = len(self.stack)
+        copy = self.with_stack(nnx.List(moved[:count]))
+        for module, block in zip(copy.mtp, *moved[count:], strict=True) if self.mtp else ():
+            module.block = block
+        return copy
 
     def _reporting(self, reports: StackReports) -> Iterator[tuple[str, Block, Reports]]:
         """Yield the blocks with a report."""
-        for number, (segment, of_segment) in enumerate(zip(self.stack, reports, strict=True)):
+        pairs = zip(self.segments(), reports, strict=True)
+        for number, (segment, of_segment) in enumerate(pairs):
             for place, (block, own) in enumerate(zip(segment, of_segment, strict=True)):
                 if own:
                     yield f"{number}/{place}", block, own
@@ -180,8 +224,16 @@ class Decoder(nnx.Module):
         copy.stack = stack
         return copy
 
+    def without_modules(self) -> Decoder:
+        """Return the decoder that predicts the next token alone."""
+        copy = self.with_stack(self.stack)
+        copy.mtp = nnx.List([])
+        return copy
+
     def whole_outside_stack(self, compute_dtype: Any) -> Decoder:
-        """Return the decoder with everything but the stack cast and gathered."""
+        """Return the decoder with everything but the stack cast and gathered; the modules behind it
+        are gathered where they run, as its blocks are.
+        """
         copy = self.with_stack(self.stack)
         copy.embedding = gather(cast(self.embedding, compute_dtype))
         copy.norm = gather(cast(self.norm, compute_dtype))

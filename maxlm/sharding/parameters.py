@@ -214,10 +214,10 @@ def _initial_value(seed_key: jax.Array, path: str, parameter: nnx.Param) -> jax.
 
 
 def path_in_block(path: str) -> str:
-    """Return the path of a stacked parameter within its block: stack/0/1/mixer/query ->
-    mixer/query.
+    """Return the path of a stacked parameter within its block, stack/0/1/mixer/query ->
+    mixer/query, or within its module, mtp/0/block/mixer/query -> block/mixer/query.
     """
-    return path.split("/", 3)[3]
+    return path.split("/", 3)[3] if path.startswith("stack/") else path.split("/", 2)[2]
 
 
 def _path_key(seed_key: jax.Array, path: str) -> jax.Array:

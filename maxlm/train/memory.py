@@ -16,6 +16,7 @@ from maxlm.config.schema import RunConfig
 from maxlm.jax_versions import vary_over
 from maxlm.layers.block import Block
 from maxlm.layers.layer import Streams
+from maxlm.layers.mtp import run_module
 from maxlm.layers.stack import BlockExecution, Remat, run_block
 from maxlm.models.decoder import Decoder
 from maxlm.sharding.fsdp import GATHERED_AXES, vary
@@ -95,8 +96,9 @@ def _whole_sizes(decoder: Decoder, mesh: Mesh) -> dict[str, float]:
         kept = [axes for axes in spec if axes is not None and axes not in GATHERED_AXES]
         names = [name for axes in kept for name in ((axes,) if isinstance(axes, str) else axes)]
         size = math.prod(shape) / math.prod(mesh.shape[name] for name in names)
-        if path.startswith("stack/"):
-            block = "/".join(path.split("/")[:3])
+        if path.startswith(("stack/", "mtp/")):
+            # A module behind the stack is whole where it runs, as a block is.
+            block = "/".join(path.split("/")[: 3 if path.startswith("stack/") else 2])
             blocks[block] = blocks.get(block, 0.0) + size
             rows[block] = shape[0] // mesh.shape["stage"]
         else:
@@ -119,16 +121,23 @@ def _activation_bytes(
         num_rows, length = piece["tokens"].shape
         shape = (num_rows, length // lax.axis_size("tensor"), decoder.model.embed_dim)
         x_BTD = vary_over(jnp.zeros(shape, execution.compute_dtype), AXES)
-        shared = decoder.embed(piece["tokens"], info).shared
+        streams = Streams(x_BTD, decoder.embed(piece["tokens"], info).shared)
         everything = BlockExecution(execution.whole, Remat(everything=True))
+        ways = execution.blocks._replace(gather=execution.whole), everything
+
         for stacked in (block for segment in decoder.stack for block in segment):
             rows = jax.tree.leaves(stacked)[0].shape[0]
-            block = jax.tree.map(lambda x: x[0], stacked)
+            runs = (run_block(how, info, prevent_cse=False) for how in ways)
             kept, whole = (
-                _saved_bytes(run_block(how, info, prevent_cse=False), block, Streams(x_BTD, shared))
-                for how in (execution.blocks._replace(gather=execution.whole), everything)
+                _saved_bytes(_with_carried(run, stacked, num_rows), stacked, streams)
+                for run in runs
             )
             found.append((rows, kept, whole))
+        for module in decoder.mtp:
+            kept, whole = (
+                _saved_bytes(run_module(how, info), module, (x_BTD, x_BTD)) for how in ways
+            )
+            found.append((1, kept, whole))
         return lax.psum(x_BTD.sum(), AXES)
 
     specs = partition_specs(decoder), dict.fromkeys(batch, BATCH_SPEC)
@@ -138,22 +147,26 @@ def _activation_bytes(
     return sum(rows * kept for rows, kept, _ in found) + 1.5 * max(whole for *_, whole in found)
 
 
-def _saved_bytes(run: Any, block: Block, streams: Streams) -> float:
-    """Count what automatic differentiation keeps of a block, without its parameters and what is
-    there for all blocks.
+def _with_carried(run: Any, stacked: Block, num_rows: int) -> Any:
+    """Return run(block, streams), with zeros for what the block's mixer carries."""
+    block = jax.tree.map(lambda x: x[0], stacked)
+    carried = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), block.carried_state(num_rows))
+    return lambda block, streams: run(block, streams, carried)
+
+
+def _saved_bytes(run: Any, stacked: Any, inputs: Any) -> float:
+    """Count what automatic differentiation keeps of a block or a module, without its parameters and
+    what is there for all blocks.
 
     The same value, worked out in two places, counts once, as the compiler merges them.
     """
 
-    carried = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype), block.carried_state(streams.x_BTD.shape[0])
-    )
-
-    def saved(block: Block, streams: Streams) -> list[jax.Array]:
-        _, pull = jax.vjp(lambda block, streams: run(block, streams, carried), block, streams)
+    def saved(block: Any, inputs: Any) -> list[jax.Array]:
+        _, pull = jax.vjp(run, block, inputs)
         return [leaf for leaf in jax.tree.leaves(pull) if isinstance(leaf, jax.Array)]
 
-    program = jax.make_jaxpr(saved)(block, streams).jaxpr
+    block = jax.tree.map(lambda x: x[0], stacked)
+    program = jax.make_jaxpr(saved)(block, inputs).jaxpr
     # Values by how they are computed; None for what depends on nothing that is different in every
     # block.
     names: dict[Any, Any] = {variable: (place,) for place, variable in enumerate(program.invars)}
@@ -164,10 +177,10 @@ def _saved_bytes(run: Any, block: Block, streams: Streams) -> float:
             for value in equation.invars
         )
         if any(isinstance(name, tuple) for name in inputs):
-            how = (equation.primitive.name, str(equation.params), inputs)
+            computed = (equation.primitive.name, str(equation.params), inputs)
             for place, variable in enumerate(equation.outvars):
                 names[variable] = numbers.setdefault(
-                    (how, place), (len(program.invars) + len(numbers),)
+                    (computed, place), (len(program.invars) + len(numbers),)
                 )
     given = set(program.invars)
     kept = {

@@ -17,7 +17,7 @@ from maxlm.config.checks import resolve_mesh
 from maxlm.config.errors import ConfigError, Problem
 from maxlm.config.schema import MeshConfig, RunConfig
 from maxlm.data.dataset import Dataset, build_dataset, validation_sources
-from maxlm.data.examples import EXAMPLES
+from maxlm.data.examples import fields_of
 from maxlm.jax_versions import FUSED_GATHERS
 from maxlm.layers.layer import Local
 from maxlm.models import cost
@@ -119,7 +119,8 @@ def open_datasets(config: RunConfig) -> Datasets:
         "vocab_size": config.model.vocab_size,
         "objective": config.objective,
     }
-    train = build_dataset(config.data, split="train", **shared)
+    # Held-out text is for the next token alone.
+    train = build_dataset(config.data, split="train", depth=config.model.mtp_depth, **shared)
     sources = validation_sources(config.data)
     return Datasets(
         train,
@@ -236,7 +237,7 @@ def kernel_shapes(
         context_kind=mesh.context_kind,
     )
     shapes: dict[str, dict[Any, None]] = {}
-    for block in (block for segment in declared.stack for block in segment):
+    for block in (block for segment in declared.segments() for block in segment):
         for _, layer in block.layers():
             for operation, asked in layer.kernel_shapes(local).items():
                 shapes.setdefault(operation, {}).update(dict.fromkeys(asked))
@@ -300,7 +301,7 @@ def compile_losses(program: Program) -> Callable[[Decoder, Batch], Sums]:
 def batch_shapes(config: RunConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """Return the global batch as `jax.ShapeDtypeStruct`s."""
     shape, sharding = (config.train.batch_size, config.data.sequence_length), batch_sharding(mesh)
-    fields = EXAMPLES[config.objective.kind].fields
+    fields = fields_of(config.objective, config.model.mtp_depth)
     return {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
         for name, dtype in fields.items()

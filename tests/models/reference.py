@@ -26,27 +26,66 @@ def logits(decoder, tokens, segments, positions, length=None):
 
 def objective(model, weights, batch, loss):
     """Return (what is differentiated, nats): the mean loss of a batch with what `loss` adds, and
-    the balance losses of its mixtures; the sum of plain cross entropy.
+    the balance losses of its mixtures; the sum of plain cross entropy, and with modules for further
+    tokens that of theirs.
     """
     penalties = []
     tokens = batch["tokens"]
     places = Places(batch["segment_ids"], batch["positions"], tokens.shape[1])
-    z = logits_of(model, weights, tokens, places, penalties)
+    x = hidden_of(model, weights, tokens, places, penalties)
+    count = batch["weights"].astype(np.float64).sum()
+    total, *nats = _cross_entropy(model, weights, x, batch["targets"], batch["weights"], loss)
+    if model.mtp is None:
+        return total / count + sum(penalties), *nats
+    next_tokens, of_modules = batch["targets"], 0.0
+    for k in range(1, model.mtp.depth + 1):
+        x = _further(x, next_tokens, weights, k - 1, model, places, penalties)
+        next_tokens = batch[f"targets_{k}"]
+        parts = _cross_entropy(model, weights, x, next_tokens, batch[f"weights_{k}"], loss)
+        total += loss.mtp_weight / model.mtp.depth * parts[0]
+        of_modules += parts[1]
+    return total / count + sum(penalties), *nats, of_modules
+
+
+def _cross_entropy(model, weights, x, targets, counted, loss):
+    """Return sums over the tokens that count: with what `loss` adds, and plain."""
+    z = _head(model, weights, x)
     log_z = np.log(np.exp(z - z.max(-1, keepdims=True)).sum(-1)) + z.max(-1)
-    target = np.take_along_axis(z, batch["targets"][..., None], axis=-1)[..., 0]
+    target = np.take_along_axis(z, targets[..., None], axis=-1)[..., 0]
     each = log_z - (1 - loss.label_smoothing) * target - loss.label_smoothing * z.mean(-1)
     each += loss.z_loss * log_z**2
-    counted = batch["weights"].astype(np.float64)
-    nats = (counted * (log_z - target)).sum()
-    return (counted * each).sum() / counted.sum() + sum(penalties), nats
+    counted = counted.astype(np.float64)
+    return (counted * each).sum(), (counted * (log_z - target)).sum()
 
 
-def logits_of(model, weights, tokens, places, penalties=None):
+def _further(x, next_tokens, weights, number, model, places, penalties):
+    """arXiv:2412.19437, eq. 21 to 23, with the halves as published weights have them."""
+    prefix = f"mtp/{number}/"
+    w = {path[len(prefix) :]: v[0] for path, v in weights.items() if path.startswith(prefix)}
+    embedded = _norm(_embedded(model, weights, next_tokens, places), w, "embed_norm/", model)
+    size = model.embed_dim
+    mixed = embedded @ w["project"][:size]
+    mixed = mixed + _norm(x, w, "hidden_norm/", model) @ w["project"][size:]
+    block = {path[len("block/") :]: v for path, v in w.items() if path.startswith("block/")}
+    return _norm(_block(mixed, block, model, model.mtp.block, places, penalties), w, "norm/", model)
+
+
+def logits_of(model, weights, tokens, places):
+    return _head(model, weights, hidden_of(model, weights, tokens, places))
+
+
+def _embedded(model, weights, tokens, places):
     x = model.embed_scale * weights["embedding/tokens"][tokens]
     if model.position.kind == "learned":
         x = x + weights["embedding/positions"][places.positions]
     if model.position.kind == "sinusoidal":
         x = x + _sinusoids(places.positions, x.shape[-1], model.position.theta)
+    return x
+
+
+def hidden_of(model, weights, tokens, places, penalties=None):
+    """Return what the head sees."""
+    x = _embedded(model, weights, tokens, places)
     penalties = [] if penalties is None else penalties
     for number, (segment, repeats) in enumerate(zip(model.segments, model.repeats, strict=True)):
         for repeat in range(repeats):
@@ -58,7 +97,10 @@ def logits_of(model, weights, tokens, places, penalties=None):
                     if path.startswith(prefix)
                 }
                 x = _block(x, block, model, config, places, penalties)
-    x = _norm(x, weights, "norm/", model)
+    return _norm(x, weights, "norm/", model)
+
+
+def _head(model, weights, x):
     output = weights["embedding/tokens"].T if model.tie_embeddings else weights["head/output"]
     z = model.logit_scale * (x @ output)
     return (

@@ -131,6 +131,27 @@ def test_what_a_mixture_with_every_bias_has_more():
     assert cost.flops_per_token(more, 3) == cost.flops_per_token(plain, 3) + 2 * 6 * 4
 
 
+def test_modules_for_further_tokens_are_a_part():
+    """Two of a mixture like the stack's, a projection of 8 * 4, and three norms of 4 besides."""
+    modules = ModelConfig.model_validate({**MIXED.model_dump(), "mtp": {"depth": 2, "block": {}}})
+    block = modules.mtp.block
+    assert block == modules.block
+    one = ModelConfig.model_validate(
+        {**MIXED.model_dump(exclude={"segments"}), "num_layers": 1, "segments": [{}]}
+    )
+    of_block = (
+        sum(cost.parameter_parts(one)[part] for part in ("mixers", "feed-forward", "norms")) - 4
+    )
+    parts = cost.parameter_parts(modules)
+    assert parts.pop("mtp") == 2 * (of_block + 8 * 4 + 3 * 4)
+    assert parts == cost.parameter_parts(MIXED)
+    assert parameter_count(Decoder(modules)) == cost.parameter_count(modules)
+    flops, of_one = cost.flops_parts(modules, 3), cost.flops_parts(one, 3)
+    again = sum(of_one[part] for part in ("mixers", "mixing", "feed-forward", "head"))
+    assert flops.pop("mtp") == 2 * (again + 6 * 8 * 4)
+    assert flops == cost.flops_parts(MIXED, 3)
+
+
 def test_parameters_by_part():
     # per layer: q 4*6, k and v 4*3 each, out 6*4; gate, up, down 3*4*5; two norms of 4
     assert cost.parameter_parts(TINY) == {

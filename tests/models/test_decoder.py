@@ -116,6 +116,18 @@ MODELS = {
             {"residual": "parallel_one_norm", "norms": "sandwich", "mixer": {"kind": "none"}},
         ],
     },
+    "further_tokens": {
+        "num_layers": 1,
+        "embed_scale": 2.0,
+        "tie_embeddings": True,
+        "mtp": {
+            "depth": 2,
+            "block": {
+                "norms": "sandwich",
+                "ffn": {**MOE, "balance": {"auxiliary_loss": 0.1, "bias_update": 0.01}},
+            },
+        },
+    },
     "mixtures": {
         "pattern": [
             {
@@ -192,9 +204,11 @@ def test_loss_and_gradients_equal_the_plain_implementation(model, mesh, decoder)
     execution = build_execution(config, config.mesh, lay_out(model.repeats), **about)
     gradients, sums = jax.jit(make_gradients(Decoder(model), mesh, execution))(decoder, batch)
     weights = reference.weights_of(decoder)
-    want, nats = reference.objective(model, weights, batch, config.objective)
+    want, nats, *of_modules = reference.objective(model, weights, batch, config.objective)
     np.testing.assert_allclose(sums.objective, want, rtol=1e-5)
     np.testing.assert_allclose(sums.metrics["nats"], nats, rtol=1e-5)
+    if model.mtp:
+        np.testing.assert_allclose(sums.metrics["mtp_nats"], *of_modules, rtol=1e-5)
     assert (
         int(sums.metrics["target_bytes"]) == (batch["target_bytes"] * (batch["weights"] > 0)).sum()
     )

@@ -75,9 +75,11 @@ def make_batch(config, step):
         "positions": columns - begins,
         "target_bytes": rng.integers(0, 5, shape),
     }
-    return {name: value.astype(np.int32) for name, value in batch.items()} | {
-        "weights": (rng.random(shape) > 0.1).astype(np.float32)
-    }
+    weights = {"weights": (rng.random(shape) > 0.1).astype(np.float32)}
+    for depth in range(1, config.model.mtp_depth + 1):
+        batch[f"targets_{depth}"] = rng.integers(0, config.model.vocab_size, shape)
+        weights[f"weights_{depth}"] = (rng.random(shape) > 0.3).astype(np.float32)
+    return {name: value.astype(np.int32) for name, value in batch.items()} | weights
 
 
 def run(config):

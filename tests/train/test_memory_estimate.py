@@ -19,6 +19,7 @@ SIZES = {
     "mlp_dim": 8,
 }
 MOE = {"kind": "moe", "num_experts": 4, "experts_per_token": 2, "expert_dim": 8}
+EXPERTS = {**MOE, "num_experts": 8, "expert_dim": 192}
 # Of a block; of its norms; of the rest.
 WEIGHTS, NORMS, OUTSIDE = 4 * 4 * 8 + 3 * 4 * 8, 2 * 4, 2 * 48 + 4
 
@@ -45,6 +46,15 @@ def test_one_device_by_hand():
     assert memory["logits"] == 2 * 4 * (4 * 8) * 12
 
 
+def test_a_module_is_gathered_as_a_block_is():
+    plain, more = (estimate(remat="full", model={"mtp": mtp})[2] for mtp in (None, {"depth": 1}))
+    module = WEIGHTS + NORMS + 2 * 4 * 4 + 3 * 4
+    assert more["parameters"] == plain["parameters"] + 4 * module
+    assert more["gathered weights"] == 4 * (module + OUTSIDE)
+    # kept besides: a hidden state and an embedding of 32 tokens
+    assert more["activations"] >= plain["activations"] + 4 * 2 * 4 * 32
+
+
 def test_experts_stay_where_they_are():
     one, two = (
         estimate(model={"pattern": [{"ffn": MOE}]}, mesh={"expert": size})[2] for size in (1, 2)
@@ -55,18 +65,18 @@ def test_experts_stay_where_they_are():
 
 
 @pytest.mark.parametrize(
-    ("remat", "ffn", "mesh", "off"),
+    ("remat", "more", "mesh", "off"),
     [
         ("none", {}, {}, 0.15),
         ("full", {}, {}, 0.15),
         # the compiler lets go of most of the block that it computes again while it goes backward
         # through it
         ({"mlp_hidden": "save", "mlp_gate": "save"}, {}, {"fsdp": 2}, 0.3),
-        ("none", {**MOE, "num_experts": 8, "expert_dim": 192}, {"expert": 4}, 0.15),
+        ("none", {"pattern": [{"ffn": EXPERTS}]}, {"expert": 4}, 0.15),
     ],
     ids=["none", "full", "named", "experts"],
 )
-def test_near_the_compilers_figure(remat, ffn, mesh, off):
+def test_near_the_compilers_figure(remat, more, mesh, off):
     sizes = {
         "vocab_size": 512,
         "num_layers": 4,
@@ -75,7 +85,7 @@ def test_near_the_compilers_figure(remat, ffn, mesh, off):
         "num_kv_heads": 2,
         "head_dim": 32,
     }
-    model = {**sizes, "mlp_dim": 384, "pattern": [{"ffn": ffn}]}
+    model = {**sizes, "mlp_dim": 384, **more}
     config, program, memory = estimate(
         model=model,
         mesh=mesh,

@@ -5,7 +5,7 @@ are.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from maxlm.checkpoint.hf.families import FAMILIES
 from maxlm.checkpoint.hf.families.family import Family, Part, Understood, parts_of, read_config
+from maxlm.checkpoint.hf.families.fragments import LAYER
 from maxlm.checkpoint.hf.tensors.quantised import as_numbers
 from maxlm.checkpoint.hf.tensors.read_files import Tensor, open_tensors, read_json
 from maxlm.config.checks import find_problems
@@ -79,8 +80,21 @@ class Published:
           UserError: tensors are missing, not known, or of another shape: all are named.
         """
         parts = parts_of(self.family, declared, self.vocab_size)
-        _check_tensors(parts, self.tensors, self.family, self.folder)
+        wanted = {part.tensor: part.shape for part in parts}
+        behind = self._modules() if declared.model.mtp is None else ()
+        tensors = {
+            name: tensor
+            for name, tensor in self.tensors.items()
+            if name in wanted or not name.startswith(behind)
+        }
+        _check_tensors(wanted, tensors, self.family, self.folder)
         return parts
+
+    def _modules(self) -> tuple[str, ...]:
+        """Return what names of the tensors of modules for further tokens begin with."""
+        first = self.model.num_layers
+        last = first + (self.config.get(self.family.modules) or 0)
+        return tuple(LAYER.format(layer=layer) for layer in range(first, last))
 
 
 def is_published(path: Path | str) -> bool:
@@ -103,9 +117,10 @@ def open_published(folder: Path | str, *, vocab_multiple: int = 1) -> Published:
         raise UserError(f"{folder} has no {CONFIG}; give a folder of published weights")
     config, where = read_json(folder / CONFIG), str(folder / CONFIG)
     family = _family(config, where)
+    tensors = as_numbers(open_tensors(folder), config.get("quantization_config"), where)
+    config, notes = _without_absent_modules(config, family, tensors)
     model, understood = model_of(family, config, where)
     padded = -(-model.vocab_size // vocab_multiple) * vocab_multiple
-    tensors = as_numbers(open_tensors(folder), config.get("quantization_config"), where)
     return Published(
         folder,
         config,
@@ -114,8 +129,21 @@ def open_published(folder: Path | str, *, vocab_multiple: int = 1) -> Published:
         understood.settings,
         model.vocab_size,
         _named(tensors, family),
-        tuple(understood.notes),
+        (*understood.notes, *notes),
     ).for_vocabulary(padded)
+
+
+def _without_absent_modules(
+    config: dict[str, Any], family: Family, tensors: Mapping[str, Tensor]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return a config.json without a count of modules for further tokens that are not there, and a
+    note of that: transformers leaves them out when it saves, but not their number.
+    """
+    first = LAYER.format(layer=config.get("num_hidden_layers"))
+    if not config.get(family.modules) or any(name.startswith(first) for name in tensors):
+        return config, []
+    text = f"{family.modules}={config[family.modules]}, but the folder has no such module: there is none"
+    return {**config, family.modules: 0}, [text]
 
 
 def model_of(
@@ -164,9 +192,11 @@ def _named(tensors: Mapping[str, Tensor], family: Family) -> dict[str, Tensor]:
 
 
 def _check_tensors(
-    parts: Sequence[Part], tensors: Mapping[str, Tensor], family: Family, folder: Path
+    expected: Mapping[str, tuple[int, ...]],
+    tensors: Mapping[str, Tensor],
+    family: Family,
+    folder: Path,
 ) -> None:
-    expected = {part.tensor: part.shape for part in parts}
     # A head that is tied to the embedding is in some files all the same.
     heads = {row.theirs for row in family.rows["model"] if row.ours.startswith("head/")}
     unexpected = [

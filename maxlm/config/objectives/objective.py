@@ -20,9 +20,13 @@ class ObjectiveSection(Section):
       METRICS: what the objective reports of a batch, by its name behind `train/` and
       `val/<source>/`: the unit and the
         meaning of each.
+      TRAINING_METRICS: likewise, what it reports by its name behind `train/` alone.
+      FURTHER: whether it can have the modules of `model.mtp` predict further tokens.
     """
 
     METRICS: ClassVar[Metrics] = {}
+    TRAINING_METRICS: ClassVar[Metrics] = {}
+    FURTHER: ClassVar[bool] = False
 
     kind: str
 

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from maxlm.config.errors import Problem
+from maxlm.config.model import shared_path
 from maxlm.config.reading.paths import all_paths, kinds, members, read_location, sections
 from maxlm.config.schema import RunConfig
 from maxlm.config.section import INT32_MAX
@@ -104,10 +105,10 @@ def _unknown_key(path: str, parent: Any, root: type[BaseModel]) -> str:
     close = did_you_mean(name, known)
     if close:
         return f"{path} is not a known key; did you mean {f'{where}.' if where else ''}{close}?"
-    # Kinds of a section have settings in common: each path once.
-    elsewhere = dict.fromkeys(
-        other for other in all_paths(root) if other.rpartition(".")[2] == name
-    )
+    # Kinds of a section have settings in common, and other blocks have those of `model.block`: each
+    # path once.
+    same = (other for other in all_paths(root) if other.rpartition(".")[2] == name)
+    elsewhere = dict.fromkeys(map(shared_path, same))
     if elsewhere:
         return f"{path} is not a known key; did you mean {' or '.join(elsewhere)}?"
     return f"{path} is not a known key; remove it, or use one of {', '.join(known)}"

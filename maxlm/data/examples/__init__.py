@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from maxlm.config.objectives import Objective
+from maxlm.data.examples.further import further_fields
 from maxlm.data.examples.next_token import NextTokenExamples
 from maxlm.data.tokenizers import Tokenizer
 
@@ -34,7 +35,17 @@ EXAMPLES: dict[str, Any] = {
 }
 
 
-def build_examples(objective: Objective, tokenizer: Tokenizer, *, seed: int) -> Examples:
-    """Build what turns windows into the fields of an objective."""
-    built: Examples = EXAMPLES[objective.kind](objective, tokenizer, seed=seed)
+def build_examples(
+    objective: Objective, tokenizer: Tokenizer, *, seed: int, depth: int = 0
+) -> Examples:
+    """Build what turns windows into the fields of an objective; with a depth, into those of so many
+    further tokens too.
+    """
+    more = {"depth": depth} if depth else {}
+    built: Examples = EXAMPLES[objective.kind](objective, tokenizer, seed=seed, **more)
     return built
+
+
+def fields_of(objective: Objective, depth: int = 0) -> dict[str, np.dtype]:
+    """Return the names and types of an objective's fields, with those of so many further tokens."""
+    return {**EXAMPLES[objective.kind].fields, **further_fields(depth)}

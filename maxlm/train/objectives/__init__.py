@@ -48,6 +48,29 @@ class Objective(Protocol):
         """
 
 
+class FurtherObjective(Objective, Protocol):
+    """One whose section says `FURTHER`: it has targets for the modules of `model.mtp` as well."""
+
+    def further_loss(
+        self,
+        hidden_TD: jax.Array,
+        output_DV: jax.Array,
+        fields: Mapping[str, jax.Array],
+        *,
+        depth: int,
+        depths: int,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Return a depth's part of what is differentiated, and other sums; see `Objective.loss`.
+
+        Args:
+          hidden_TD: of the module of that depth.
+          output_DV: this device's columns of the output projection.
+          fields: of the same tokens, (T,) each.
+          depth: from 1.
+          depths: how many there are.
+        """
+
+
 OBJECTIVES: dict[str, Any] = {
     "next_token": NextToken,
 }

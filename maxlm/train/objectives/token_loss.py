@@ -38,12 +38,15 @@ class TokenLoss:
         """Sum cross entropy with z-loss and smoothing, and without both: `nats`; and the targets'
         bytes of text.
         """
-        weights_T = fields["weights"]
-        objective, nats = cross_entropy(
-            hidden_TD, output_DV, fields["targets"], weights_T, self._options
-        )
-        target_bytes = jnp.where(weights_T > 0, fields["target_bytes"], 0).sum()
+        objective, nats = self._cross_entropy(hidden_TD, output_DV, fields)
+        target_bytes = jnp.where(fields["weights"] > 0, fields["target_bytes"], 0).sum()
         return objective, {"nats": nats, "target_bytes": target_bytes}
+
+    def _cross_entropy(
+        self, hidden_TD: jax.Array, output_DV: jax.Array, fields: Fields
+    ) -> tuple[jax.Array, jax.Array]:
+        targets_T, weights_T = fields["targets"], fields["weights"]
+        return cross_entropy(hidden_TD, output_DV, targets_T, weights_T, self._options)
 
     def metrics(self, weight: float, sums: Mapping[str, float]) -> dict[str, float]:
         """Return loss (nats per token), perplexity and bits per byte."""

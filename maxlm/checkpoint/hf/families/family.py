@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from maxlm.checkpoint.hf.families.keys import GENERAL, CannotExpressError, KeyRow, Reading
 from maxlm.checkpoint.hf.patterns import segments_of
 from maxlm.checkpoint.hf.tensors.axes import Axes, Dim
-from maxlm.config.model import ModelConfig, PatternBlock
+from maxlm.config.model import BlockConfig, ModelConfig
 from maxlm.sharding.parameters import layers_of, named_parameters, path_in_block
 from maxlm.sharding.stages import EMPTY
 
@@ -41,12 +41,14 @@ class Family:
       name: also `model_type` of its config.json.
       architecture: the class that transformers loads it with.
       keys: rows for config.json.
-      rows: rows for the tensors: of `model` (outside the stack), of `block` (its norms), and of
-        each kind of layer.
+      rows: rows for the tensors: of `model` (outside the stack), of `block` (its norms), of each
+        kind of layer, and of `mtp` (a module for a further token, without its block).
       mixer: kind of the mixers, where a block does not say otherwise.
       ffn: likewise of the ffns.
       unused: endings of names of tensors that say nothing, such as buffers.
       optional_prefix: what names may begin with or not.
+      modules: the key of config.json that counts modules for further tokens, which stand behind
+        the layers and have their names; none where there never are any.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Family:
     ffn: str = "mlp"
     unused: tuple[str, ...] = ()
     optional_prefix: str = ""
+    modules: str = ""
 
 
 class Part(NamedTuple):
@@ -183,16 +186,23 @@ def _group(model: ModelConfig, path: str) -> tuple[tuple[Any, ...], str]:
 
     Parameters of one layer are a group, for they may be in one tensor together.
     """
-    if not path.startswith("stack/"):
+    first, segment, *_ = path.split("/")
+    if first not in ("stack", "mtp"):
         return ("model",), path
-    _, segment, place, _ = path.split("/", 3)
-    block, within = model.segments[int(segment)].blocks[int(place)], path_in_block(path)
+    within, place = path_in_block(path), path.split("/")[2]
+    if first == "stack":
+        block: BlockConfig = model.segments[int(segment)].blocks[int(place)]
+    else:
+        assert model.mtp is not None, path
+        if place != "block":
+            return ("mtp", segment), within
+        block, within = model.mtp.block, within.removeprefix("block/")
     name, _, rest = within.partition("/")
     kind = _kind(block, name)
-    return (kind, segment, place, name), rest if kind != "block" else within
+    return (kind, first, segment, place, name), rest if kind != "block" else within
 
 
-def _kind(block: PatternBlock, name: str) -> str:
+def _kind(block: BlockConfig, name: str) -> str:
     return str(getattr(block, name).kind) if name in ("mixer", "ffn") else "block"
 
 

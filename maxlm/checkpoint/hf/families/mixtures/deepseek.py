@@ -169,6 +169,23 @@ DEEPSEEK_V2 = Family(
     unused=like.ROTARY_BUFFERS,
 )
 
+MODULES = "num_nextn_predict_layers"
+
+
+@dataclass(frozen=True)
+class Modules:
+    """Modules for further tokens; their block is like the last layers'."""
+
+    def read(self, reading: Reading) -> None:
+        """Add them."""
+        depth = reading.get(MODULES, 0)
+        reading.set("model.mtp", {"depth": depth} if depth else None)
+
+    def write(self, model: ModelConfig) -> dict[str, Any]:
+        """Count them."""
+        return {MODULES: model.mtp_depth}
+
+
 DEEPSEEK_V3 = Family(
     name="deepseek_v3",
     architecture="DeepseekV3ForCausalLM",
@@ -187,13 +204,22 @@ DEEPSEEK_V3 = Family(
         # The bias is theirs; how fast it moves is not in the file. 0.001 is the paper's.
         Fixed("moe.balance", {"auxiliary_loss": 0.0, "bias_update": 0.001}),
         Must("rope_interleave", True),
-        Ignored(("scoring_func", "topk_method", "num_nextn_predict_layers")),
+        Modules(),
+        Ignored(("scoring_func", "topk_method")),
     ),
     rows={
         **like.ROWS,
         "mla": _LATENT,
         "moe": (*_MIXTURE, Row("router_bias", _MOE + "gate.e_score_correction_bias")),
+        "mtp": (
+            Row("embed_norm/scale", like.LAYER + "enorm.weight"),
+            Row("hidden_norm/scale", like.LAYER + "hnorm.weight"),
+            Row("project", like.LAYER + "eh_proj.weight", "d e -> e d"),
+            Row("norm/scale", like.LAYER + "shared_head.norm.weight"),
+        ),
     },
-    unused=like.ROTARY_BUFFERS,
+    # The modules' embedding and head are copies of the model's.
+    unused=(*like.ROTARY_BUFFERS, ".embed_tokens.weight", ".shared_head.head.weight"),
+    modules=MODULES,
 )
 KIMI_K2 = Family(**{**DEEPSEEK_V3.__dict__, "name": "kimi_k2"})
