@@ -37,12 +37,13 @@ def equations(jaxpr):
 def forward_kernels(monkeypatch, remat):
     """Count the places in the program where the forward kernel multiplies queries with keys."""
 
-    def forward_kernel(*arguments):
-        return CHUNKED.forward(*arguments)
+    def named(*arguments, scoring):
+        def forward_kernel(*arguments):
+            return CHUNKED.forward(*arguments, scoring=scoring)
 
-    monkeypatch.setattr(
-        "maxlm.ops.attention.CHUNKED", Kernel(jax.jit(forward_kernel), CHUNKED.backward)
-    )
+        return jax.jit(forward_kernel)(*arguments)
+
+    monkeypatch.setattr("maxlm.ops.attention.CHUNKED", Kernel(named, CHUNKED.backward))
     kernels = [
         e.params["jaxpr"]
         for e in equations(trace(remat=remat))
