@@ -1,8 +1,10 @@
 """What a run has consumed, over changes of its batch size and beyond 32 bits."""
 
+from types import SimpleNamespace
+
 from maxlm.checkpoint import Restored
 from maxlm.models.cost import flops_per_token
-from maxlm.train import loop
+from maxlm.train import initial
 from maxlm.train.state import Consumed, Consumption
 from tests.train.program import make_config
 
@@ -20,7 +22,12 @@ def test_consumption_is_exact_beyond_what_devices_count():
     )
 
 
-def test_what_was_consumed_is_in_the_record():
-    assert loop._consumed(None) == (0, 0, 0)
+def test_what_was_consumed_is_in_the_record(monkeypatch):
+    monkeypatch.setattr(initial, "_random_state", lambda program, config: "random")
+    monkeypatch.setattr(initial, "rearrange_layers", lambda saved, wanted: saved)
+    program, config = SimpleNamespace(state=None), make_config()
+    fresh = initial.start_of(None, None, program, config)
+    assert (fresh.state, fresh.step, fresh.consumed) == ("random", 0, (0, 0, 0))
     record = {"consumed": {"rows": 1, "tokens": 2, "flops": 3}}
-    assert loop._consumed(Restored(6, None, record)) == (1, 2, 3)
+    resumed = initial.start_of(Restored(6, "saved", record), None, program, config)
+    assert (resumed.state, resumed.step, resumed.consumed) == ("saved", 6, (1, 2, 3))
