@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from data_pipeline.engine.engine import Engine
 from data_pipeline.engine.task import Record, Task
@@ -125,9 +125,3 @@ def shards_known(stages: Sequence[Stage], workshop: Workshop) -> list[DocumentSh
     if all(record is not None for record in records):
         return shards_of(record for record in records if record is not None)
     return documents_of(stages, workshop)
-
-
-def figures_of(stage: Stage, before: Sequence[DocumentShard]) -> list[Mapping[str, Any]]:
-    """Return the figures of a finished stage's tasks, in their order."""
-    records = (task.record(with_outputs=False) for task in stage.tasks(before))
-    return [record.figures for record in records if record is not None]

@@ -20,7 +20,12 @@ def run(arguments: argparse.Namespace) -> int:
         best = read_fitted(Path(arguments.ladder)).best_at(arguments.flops)
         source = arguments.ladder
     else:
-        found = best_size(published(arguments.law), arguments.flops)
+        try:
+            found = best_size(published(arguments.law), arguments.flops)
+        except ValueError:
+            raise UserError(
+                f"--flops={arguments.flops:g} is too little or too much for the published law; give 1e12 to 1e30"
+            ) from None
         names = ("parameters", "tokens", "tokens_per_parameter", "loss")
         best = {name: Range(getattr(found, name), math.nan, math.nan) for name in names}
         source = f"the published law ({arguments.law})"

@@ -17,11 +17,6 @@ from data_pipeline.dedup.words import Grams, mixed
 _ROW_BASE = np.uint64(0xA0761D6478BD642F)
 
 
-def chance_of_candidate(similarity: float, *, bands: int, rows: int) -> float:
-    """Return the probability that two sets of this similarity share a band."""
-    return float(1 - (1 - similarity**rows) ** bands)
-
-
 def band_keys(grams: Grams, *, bands: int, rows: int) -> np.ndarray:
     """Return the band keys of each text's set of n-grams, uint64 (bands, num_texts); all texts
     without words share theirs.

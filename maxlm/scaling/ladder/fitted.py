@@ -87,6 +87,11 @@ class FittedLadder(NamedTuple):
                 others.append(best_size(one, flops, self.cost))
             except ValueError:
                 continue  # one reweighting without an optimum is part of the spread it leaves
+        if not others:
+            raise UserError(
+                f"the {self.fit.law.name} law names a best size at {flops:g} FLOPs, and none of its fits to reweighted "
+                "runs does; add runs"
+            )
         names = ("parameters", "tokens", "tokens_per_parameter", "loss")
         return {
             name: Range(

@@ -14,8 +14,6 @@ from maxlm.files import write_whole
 from maxlm.scaling.ladder.results import read_results
 from maxlm.scaling.ladder.rungs import Rung
 
-STOPPED = 75
-
 
 def run_ladder(
     ladder: LadderConfig, rungs: list[Rung], *, jobs: int, say: Callable[[str], None]
@@ -80,7 +78,7 @@ def _ended(ladder: LadderConfig, rung: Rung, code: int, say: Callable[[str], Non
     log = Path(ladder.run_dir) / "logs" / f"{rung.name}.log"
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     last = lines[-1] if lines else "it wrote nothing"
-    if code in (0, STOPPED):
+    if code == 0:
         say(f"{rung.name}: stopped at step {result.step}; the same command goes on with it")
         return False
     write_whole(_failure_of(ladder, rung), f"exit code {code}: {last}\n".encode())

@@ -107,9 +107,8 @@ def _at_width(base: RunConfig, width: int, sizes: WidthSizes) -> RunConfig:
     model = base.model.model_dump(mode="json", exclude_unset=True)
     factor = width / base.model.embed_dim
     model["embed_dim"] = width
-    marked = base.model.model_copy()
-    model["block"] = _scaled(marked.block, model["block"], factor, sizes.multiple_of)
-    segments = zip(marked.segments, model.get("segments", ()), strict=False)
+    model["block"] = _scaled(base.model.block, model["block"], factor, sizes.multiple_of)
+    segments = zip(base.model.segments, model.get("segments", ()), strict=False)
     for segment, plain in segments:
         plain["pattern"] = [
             _scaled(block, own, factor, sizes.multiple_of)

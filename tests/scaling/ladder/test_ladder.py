@@ -216,3 +216,8 @@ def test_optimal_by_published_laws(
     factor = (a * of_size / (b * of_tokens)) ** (1 / (a + b))  # arXiv:2203.15556, eq. 4
     assert found == pytest.approx(factor * (5.76e23 / 6) ** (b / (a + b)), rel=1e-3)
     assert "hours" in shown
+
+
+def test_a_budget_without_a_best_size_is_refused(capsys: pytest.CaptureFixture[str]):
+    assert main(["optimal", "--flops", "1e6"]) == 2
+    assert "give 1e12 to 1e30" in capsys.readouterr().err

@@ -51,6 +51,10 @@ GATED_MLP: tuple[KeyRow, ...] = (
     Key("hidden_act", "mlp.activation", "silu", SILU),
 )
 BIAS = {False: "none", True: "all"}
+BIASES: tuple[KeyRow, ...] = (
+    Key("attention_bias", "attention.bias", False, BIAS),
+    Key("mlp_bias", "mlp.bias", False, BIAS),
+)
 
 
 def rms_norm(default: float = 1e-6) -> Key:
@@ -137,6 +141,19 @@ class Window:
     def write(self, model: ModelConfig) -> dict[str, Any]:
         """Write the window, null where there is none."""
         return {"sliding_window": first_of_kind(model, "attention").window}
+
+
+def layers_with_rope(reading: Reading) -> list[int]:
+    """Return 1 for each layer with rotary positions, 0 for others: `no_rope_layers`, or all but each
+    so manieth.
+    """
+    count = reading.need("num_hidden_layers") or 0
+    every = reading.get("no_rope_layer_interval", 4)
+    rule = [int((layer + 1) % every != 0) for layer in range(count)]
+    turned = reading.get("no_rope_layers") or rule
+    if len(turned) != count:
+        reading.refuse("no_rope_layers", turned, f"{count} of 0 and 1")
+    return list(turned)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from maxlm.checkpoint.hf.families import fragments as like
 from maxlm.checkpoint.hf.families.family import Family
-from maxlm.checkpoint.hf.families.keys import Key
 from maxlm.checkpoint.hf.families.positions import Rope
 
 LLAMA = Family(
@@ -14,8 +13,7 @@ LLAMA = Family(
         *like.SHAPE,
         *like.heads(),
         *like.GATED_MLP,
-        Key("attention_bias", "attention.bias", False, like.BIAS),
-        Key("mlp_bias", "mlp.bias", False, like.BIAS),
+        *like.BIASES,
         Rope(),
         like.rms_norm(),
         like.tied(),

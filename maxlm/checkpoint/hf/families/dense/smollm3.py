@@ -7,7 +7,7 @@ from typing import Any
 
 from maxlm.checkpoint.hf.families import fragments as like
 from maxlm.checkpoint.hf.families.family import Family
-from maxlm.checkpoint.hf.families.keys import Key, Reading
+from maxlm.checkpoint.hf.families.keys import Reading
 from maxlm.checkpoint.hf.families.positions import Rope
 from maxlm.config.model import ModelConfig
 
@@ -18,15 +18,7 @@ class NoRope:
 
     def read(self, reading: Reading) -> None:
         """Take the positions of single layers away; those of all are read before."""
-        count, every = (
-            reading.need("num_hidden_layers") or 0,
-            reading.get("no_rope_layer_interval", 4),
-        )
-        rule = [int((layer + 1) % every != 0) for layer in range(count)]
-        turned = reading.get("no_rope_layers", rule)
-        if len(turned) != count:
-            reading.refuse("no_rope_layers", turned, f"{count} of 0 and 1")
-        for layer, rope in enumerate(turned):
+        for layer, rope in enumerate(like.layers_with_rope(reading)):
             if not rope:
                 reading.of_block(layer, "mixer", {"position": {"kind": "none"}})
 
@@ -44,8 +36,7 @@ SMOLLM3 = Family(
         *like.SHAPE,
         *like.heads(),
         *like.GATED_MLP,
-        Key("attention_bias", "attention.bias", False, like.BIAS),
-        Key("mlp_bias", "mlp.bias", False, like.BIAS),
+        *like.BIASES,
         like.LayerTypes(),
         Rope(theta=2_000_000.0),
         NoRope(),

@@ -31,14 +31,9 @@ class GlobalLayers:
 
     def read(self, reading: Reading) -> None:
         """Set what the others have, and take it away from these."""
-        count, every = (
-            reading.need("num_hidden_layers") or 0,
-            reading.get("no_rope_layer_interval", 4),
-        )
-        rule = [int((layer + 1) % every != 0) for layer in range(count)]
-        turned = reading.get("no_rope_layers", rule) or rule
+        turned = like.layers_with_rope(reading)
         types = ["chunked_attention" if rope else "full_attention" for rope in turned]
-        if reading.get("layer_types", types) != types or len(turned) != count:
+        if reading.get("layer_types", types) != types:
             reading.refuse("layer_types", reading.get("layer_types"), "what no_rope_layers says")
         norm = "l2" if reading.get("use_qk_norm", True) else "none"
         reading.set("attention.qk_norm", norm)
