@@ -40,6 +40,8 @@ SIZE_STEP = 32
 """Head sizes are filled up with zeros to whole steps: TMA writes and wgmma reads tiles of 32 or 64
 columns.
 """
+TILE_ROWS = 8
+"""Of the tiles that matrices are copied in: sequences are filled up to whole ones."""
 COMPUTING = 2
 """Warpgroups that compute; one more fetches."""
 ROWS = 64
@@ -113,7 +115,8 @@ def forward(
         jax.ShapeDtypeStruct((batch, num_heads, length + -length % _TILE), jnp.float32),
     )
     out, lse = _call(_forward_kernel, problem, mask, inputs, outputs, scratch, interpret)
-    return out[..., : v_BSKH.shape[3]], lse[:, :, :length]
+    length = q_BTNH.shape[1]
+    return out[:, :length, :, : v_BSKH.shape[3]], lse[:, :, :length]
 
 
 def backward(
@@ -156,7 +159,8 @@ def backward(
         outputs = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in like)
         gradients += _call(body, problem, mask, inputs, outputs, scratch, interpret)
     d_q, d_k, d_v = (
-        x[..., : y.shape[3]] for x, y in zip(gradients, (q_BTNH, k_BSKH, v_BSKH), strict=True)
+        x[:, : y.shape[1], :, : y.shape[3]]
+        for x, y in zip(gradients, (q_BTNH, k_BSKH, v_BSKH), strict=True)
     )
     return d_q, d_k, d_v
 
@@ -316,6 +320,7 @@ def _forward_kernel(problem, table, q_words, kv_words, q, k, v, out, lse, shared
             scores, _ = problem.scores(products)
             if masked:
                 scores = _hide(scores, -jnp.inf, own_words, shared.mask_ring.at[slot])
+                _end_reading()
             plgpu.barrier_arrive(shared.first_free.at[slot])
             new_peak = jnp.maximum(peak, jnp.max(scores, axis=1) * problem.exponent)
             p = jnp.exp2(
@@ -403,6 +408,8 @@ def _gradient_kernel(  # type: ignore[no-untyped-def]
                     (first_tile, first), (second_tile, second), weigh
                 )
             d_p -= _of_queries("delta", own_vectors, shared, slot, d_p.shape)
+            if problem.of_keys or masked:
+                _end_reading()
             plgpu.barrier_arrive(shared.second_free.at[slot])
             sums = _accumulate(sums[0], (p_slope * d_p).astype(jnp.bfloat16), first), *sums[1:]
             plgpu.barrier_arrive(shared.first_free.at[slot])
@@ -460,6 +467,7 @@ def _d_kv_apart_kernel(  # type: ignore[no-untyped-def]
                 shared.first_tile.at[_opaque(jnp.int32(0))], shared.first_ring.at[slot]
             )
             p, p_slope = _weigh(problem, own_words, {}, shared, slot, masked, products)
+            _end_reading()
             plgpu.barrier_arrive(shared.first_free.at[slot])
             pl.when(n > 0)(lambda: plgpu.barrier_wait(shared.p_taken))
             shared.p_tile[0, ...] = p_slope
@@ -488,6 +496,7 @@ def _d_kv_apart_kernel(  # type: ignore[no-untyped-def]
             plgpu.barrier_wait(shared.second_ready.at[slot])
             d_p = _multiply(v_tile, shared.second_ring.at[slot])
             d_p -= _of_queries("delta", {}, shared, slot, d_p.shape)
+            _end_reading()
             plgpu.barrier_arrive(shared.second_free.at[slot])
             plgpu.barrier_wait(shared.p_ready)
             d_s = (shared.p_tile[0, ...] * d_p).astype(jnp.bfloat16)
@@ -680,6 +689,16 @@ def _load_words(ref: Any, *, axis: int) -> list[jax.Array]:
     return [_load(ref.at[i], axis=axis) for i in range(ref.shape[0])]
 
 
+def _end_reading() -> None:
+    """Order what threads have read of a ring before what TMA will write there.
+
+    The threads read masks and vectors through one proxy, TMA writes through another: a barrier
+    alone orders accesses of one (PTX, memory consistency model, proxies). What wgmma reads, it
+    reads through TMA's.
+    """
+    plgpu.commit_smem()
+
+
 def _write(*copies: tuple[Any, Any]) -> None:
     """Copy from shared memory and wait until it is done."""
     plgpu.commit_smem()
@@ -700,13 +719,14 @@ def _zeros(columns: int | None = None) -> jax.Array:
     return plgpu.layout_cast(jnp.full((ROWS, columns), 0, jnp.float32), plgpu.Layout.WGMMA)
 
 
-def _fill_up(x: jax.Array) -> jax.Array:
-    """Fill heads up to what the kernels take; zeros add nothing to any product."""
-    return jnp.pad(x, (*((0, 0),) * 3, (0, -x.shape[3] % SIZE_STEP)))
+def _fill_up(x_BTNH: jax.Array) -> jax.Array:
+    """Fill sequences and heads up to what TMA and the kernels take; zeros add nothing to any product."""
+    missing = -x_BTNH.shape[1] % TILE_ROWS, -x_BTNH.shape[3] % SIZE_STEP
+    return jnp.pad(x_BTNH, ((0, 0), (0, missing[0]), (0, 0), (0, missing[1])))
 
 
 def _matrices(count: int, rows: int, tile: int, columns: int, dtype: Any = jnp.bfloat16) -> Any:
     """Return shared memory for matrices, laid out in tiles of 8 rows, as wgmma reads them."""
     swizzle = tile * jnp.dtype(dtype).itemsize
-    transforms = plgpu.TilingTransform((8, tile)), plgpu.SwizzleTransform(swizzle)  # type: ignore[abstract]  # jax 0.11
+    transforms = plgpu.TilingTransform((TILE_ROWS, tile)), plgpu.SwizzleTransform(swizzle)  # type: ignore[abstract]  # jax 0.11
     return plgpu.SMEM((count, rows, columns), dtype, transforms=transforms)

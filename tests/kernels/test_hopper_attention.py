@@ -33,8 +33,16 @@ memory = pytest.importorskip("jax._src.pallas.mosaic.interpret.shared_memory")
 NAMES = ("out", "lse", "dq", "dk", "dv")
 
 
-def product(x, y):
-    return jnp.dot(x[...].astype(jnp.float32), y[...].astype(jnp.float32).T, precision="highest")
+def product(x, y, dot=lambda x, y: x @ y.T):
+    with jax.default_matmul_precision("highest"):
+        products = dot(*(z[...].astype(jnp.float32) for z in (x, y)))
+    # wgmma reads as TMA writes. To the simulator this was a thread: what it reads needs a fence.
+    plgpu.commit_smem()
+    return products
+
+
+def accumulate(sums, x, y):
+    return sums + product(x, y, dot=jnp.matmul)
 
 
 def multiply(x, y, then=lambda: None):
@@ -60,19 +68,10 @@ def simulated(monkeypatch):
             weigh(product(*one)),
             product(*two),
         ),
-        (hopper_attention, "_accumulate"): lambda sums, x, y: (
-            sums + jnp.dot(x.astype(jnp.float32), y[...].astype(jnp.float32), precision="highest")
-        ),
+        (hopper_attention, "_accumulate"): accumulate,
         (callbacks, "_handle_out_of_bounds_read"): zeros_beyond_the_end,
         (memory.Buffer, "__setitem__"): memory.Buffer.set_in_bounds_portion,
     }
-    if jax.__version_info__ >= (0, 11):
-        # Its simulator takes what wgmma reads, by hardware, for reads of the threads, and wants a
-        # fence before TMA may write there again.
-        arrive = plgpu.barrier_arrive
-        replaced[plgpu, "barrier_arrive"] = lambda barrier: (plgpu.commit_smem(), arrive(barrier))[
-            1
-        ]
     for (owner, name), replacement in replaced.items():
         monkeypatch.setattr(owner, name, replacement)
     yield interpret_params.InterpretGPUParams(detect_races=True)
