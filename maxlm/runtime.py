@@ -39,6 +39,7 @@ HEARTBEAT_SECONDS = 10
 # How long a process that is done waits for the others to be done; process 0 may still be writing
 # its summary.
 SHUTDOWN_SECONDS = 60
+GPU_MEMORY_SHARE = "0.92"
 # A collective that fails is mostly the echo of another process that ended: that one is to be seen
 # first, and named.
 ECHO_SECONDS = 1.0
@@ -78,6 +79,8 @@ def start(runtime: RuntimeConfig) -> None:
         jax.config.update(
             "jax_compilation_cache_dir", _make_folder(Path(runtime.compile_cache).expanduser())
         )
+    # JAX would leave a quarter of a GPU's memory to others; the rest is for NCCL and cuBLAS.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", GPU_MEMORY_SHARE)
     _hush_libraries()
     if "TPU_SKIP_MDS_QUERY" in os.environ:  # jax sets it where it sees no TPU
         hush_libtpu()

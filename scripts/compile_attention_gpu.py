@@ -1,8 +1,8 @@
-"""Compile the GPU attention kernels without a GPU and print what ptxas says of them; measure them
-where there is one.
+"""Compile the GPU attention kernels without a GPU and print what ptxas says of them.
 
 python scripts/compile_attention_gpu.py             # any machine with jax[cuda13]: registers, spills
-python scripts/compile_attention_gpu.py --measure   # on a GPU: TFLOP/s beside cuDNN and PyTorch, taking turns
+
+What they do on a GPU, `scripts/gpu_report` measures.
 """
 
 from __future__ import annotations
@@ -15,27 +15,22 @@ import importlib.util
 import os
 import re
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from maxlm.kernels import hopper_attention, triton_attention
-from maxlm.kernels.mask import Mask, causal
-from maxlm.kernels.shape import AttentionShape, Scoring
-
-torch: Any = importlib.import_module("torch") if importlib.util.find_spec("torch") else None
+from maxlm.kernels.mask import Mask
+from maxlm.kernels.shape import Scoring
 
 KERNELS = {"flash_hopper": hopper_attention, "flash_triton": triton_attention}
 # What the compiler wants to know of a GPU; NVIDIA's data sheets and CUDA's table of compute
@@ -215,113 +210,15 @@ def versions() -> str:
     return ", ".join(f"{name} {installed[name]}" for name in names if name in installed)
 
 
-def measure(turns: int) -> None:
-    """Print TFLOP/s of forward, and of forward and backward: causal, 16 heads, 16,384 tokens or one
-    sequence.
-    """
-    device = jax.devices()[0]
-    print(f"{dt.date.today()}, {device.device_kind}, {versions()}\n")
-    print(
-        "| head | length | kernel | forward, TFLOP/s | forward and backward, TFLOP/s |\n|---|---|---|---|---|"
-    )
-    for size in (64, 128):
-        for length in (1 << n for n in range(10, 16)):
-            batch = max(1, (1 << 14) // length)
-            flops = 4 * batch * 16 * size * length**2 / 2
-            calls = dict(make_calls(device, batch, length, size))
-            seconds: dict[str, list[list[float]]] = {name: [[], []] for name in calls}
-            for _ in range(turns):
-                for name, pair in calls.items():
-                    for kept, call in zip(seconds[name], pair, strict=True):
-                        kept.append(seconds_of(call))
-            for name, (forward, both) in seconds.items():
-                speeds = (
-                    n * flops / statistics.median(x) / 1e12 for n, x in ((1, forward), (3.5, both))
-                )
-                print(
-                    f"| {size} | {length} | {name} | "
-                    + " | ".join(f"{x:.0f}" for x in speeds)
-                    + " |",
-                    flush=True,
-                )
-
-
-def make_calls(
-    device: Any, batch: int, length: int, size: int
-) -> Iterator[tuple[str, tuple[Callable[[], Any], ...]]]:
-    """Yield each implementation's name, forward, and forward and backward."""
-    shape = (batch, length, 16, size)
-    q, k, v, d_out = (
-        jax.random.normal(key, shape, jnp.bfloat16)
-        for key in jax.random.split(jax.random.key(0), 4)
-    )
-    ones = jnp.ones((batch, length), jnp.int32)
-    mask = causal(ones, jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), ones.shape))
-    described = AttentionShape(device.device_kind, "bfloat16", 16, 16, size, size, length, length)
-
-    def pair_of(module: Any) -> tuple[Callable[[], Any], ...]:
-        keywords = {"device_kind": device.device_kind}
-        forward = jax.jit(functools.partial(module.forward, **keywords))
-
-        @jax.jit
-        def both(q: jax.Array, k: jax.Array, v: jax.Array, d_out: jax.Array, mask: Mask) -> Any:
-            out, lse = module.forward(q, k, v, mask, **keywords)
-            return module.backward(q, k, v, out, lse, d_out, mask, **keywords)
-
-        return lambda: forward(q, k, v, mask), lambda: both(q, k, v, d_out, mask)
-
-    for name, module in KERNELS.items():
-        if module.unsupported(described) is None:
-            yield name, pair_of(module)
-    cudnn = functools.partial(jax.nn.dot_product_attention, is_causal=True, implementation="cudnn")
-    forward, both = (
-        jax.jit(cudnn),
-        jax.jit(lambda q, k, v, d_out: jax.vjp(cudnn, q, k, v)[1](d_out)),
-    )
-    yield "cuDNN", (lambda: forward(q, k, v), lambda: both(q, k, v, d_out))
-    if torch and torch.cuda.is_available():
-        tensors = [
-            torch.randn(batch, 16, length, size, dtype=torch.bfloat16, device="cuda")
-            for _ in range(4)
-        ]
-        for tensor in tensors[:3]:
-            tensor.requires_grad_()
-        attention = torch.nn.functional.scaled_dot_product_attention
-        attend = functools.partial(attention, *tensors[:3], is_causal=True)
-        yield "PyTorch", (attend, lambda: torch.autograd.grad(attend(), tensors[:3], tensors[3]))
-
-
-def seconds_of(call: Callable[[], Any], repeats: int = 10) -> float:
-    """Return the time of one call: of several at once, after one to warm up."""
-
-    def wait(result: Any) -> None:
-        jax.block_until_ready([x for x in jax.tree.leaves(result) if isinstance(x, jax.Array)])
-        if torch and torch.cuda.is_available():
-            torch.cuda.synchronize()
-
-    wait(call())
-    start = time.perf_counter()
-    for _ in range(repeats):
-        result = call()
-    wait(result)
-    return (time.perf_counter() - start) / repeats
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--measure", action="store_true", help="run the kernels on this machine's GPU"
-    )
-    parser.add_argument(
-        "--turns", type=int, default=5, help="of each implementation; the median counts"
-    )
-    parser.add_argument(
         "--kernels", nargs="+", choices=KERNELS, default=list(KERNELS), help="to compile"
     )
     arguments = parser.parse_args()
-    measure(arguments.turns) if arguments.measure else compile_all(arguments.kernels)
+    compile_all(arguments.kernels)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
 FlashAttention-3 (arXiv:2407.08608). A thread block is one warpgroup that brings blocks from memory
 (TMA) into rings of buffers, and two that compute (wgmma), each with its own 64 queries (forward,
 dq) or keys (dk and dv, all query heads of the group one after the other: nothing is repeated in
-memory, no atomics, two runs give the same bits). In the forward pass the two take turns: while one
-has the tensor cores, the other computes exponentials. Where the sums of dk and dv are too large for
+memory, no atomics, two runs give the same bits). In the forward pass each computes exponentials of
+a block while the tensor cores multiply the weights of the block before, and where that is faster
+the two take turns at the tensor cores. Where the sums of dk and dv are too large for
 one, both have the same keys: one computes p and sums dv, the other takes p and sums dk.
 
 Blocks that nobody sees are not visited, blocks in which every pair is visible need no mask
@@ -172,6 +173,7 @@ class _Problem:
     kernel: str
     block: int
     apart: bool
+    turns: bool
     groups: int
     key_size: int
     value_size: int
@@ -189,6 +191,7 @@ class _Problem:
             kernel,
             getattr(blocks, kernel),
             apart,
+            blocks.turns,
             groups,
             key_size,
             value_size,
@@ -307,40 +310,47 @@ def _forward_kernel(problem, table, q_words, kv_words, q, k, v, out, lse, shared
         )
         own_words = _load_words(q_words.at[batch, :, queries], axis=0)
         plgpu.barrier_wait(shared.tile_ready.at[warpgroup])
-        pl.when(warpgroup == 1)(lambda: _swap(shared.turn))
+        if problem.turns:
+            pl.when(warpgroup == 1)(lambda: _swap(shared.turn))
+
+        def started() -> None:
+            if problem.turns:
+                plgpu.barrier_arrive(shared.turn)
 
         def visit(n: jax.Array, carry: Any, *, masked: bool, **_: Any) -> Any:
-            sums, peak, total = carry
-            slot = lax.rem(n, jnp.int32(STAGES))
-            q_tile = shared.q_tile.at[_opaque(warpgroup)]
+            # The keys of this block, and the values of the one before: while the tensor cores do
+            # the second product, this warpgroup computes exponentials of the first. At n = 0 the
+            # weights are zeros, and the values are block 0's.
+            sums, *state = carry
+            slot, before = (
+                lax.rem(n, jnp.int32(STAGES)),
+                lax.rem(jnp.maximum(n - 1, 0), jnp.int32(STAGES)),
+            )
+            pl.when(n != 1)(lambda: plgpu.barrier_wait(shared.second_ready.at[before]))
             plgpu.barrier_wait(shared.first_ready.at[slot])
-            products = _multiply(
-                q_tile, shared.first_ring.at[slot], then=functools.partial(_swap, shared.turn)
-            )
-            scores, _ = problem.scores(products)
-            if masked:
-                scores = _hide(scores, -jnp.inf, own_words, shared.mask_ring.at[slot])
-                _end_reading()
-            plgpu.barrier_arrive(shared.first_free.at[slot])
-            new_peak = jnp.maximum(peak, jnp.max(scores, axis=1) * problem.exponent)
-            p = jnp.exp2(
-                scores * problem.exponent - lax.broadcast_in_dim(new_peak, scores.shape, [0])
-            )
-            shrink = jnp.exp2(peak - new_peak)
+            weigh = functools.partial(_soften, problem, own_words, shared, slot, masked)
+            sums, state, shrink = _accumulate_beside(
+                sums, state, shared.second_ring.at[before],
+                (shared.q_tile.at[_opaque(warpgroup)], shared.first_ring.at[slot]),
+                started, weigh, beside=not masked,
+            )  # fmt: skip
+            pl.when(n > 0)(lambda: plgpu.barrier_arrive(shared.second_free.at[before]))
             sums *= lax.broadcast_in_dim(shrink, sums.shape, [0])
-            total = total * shrink + jnp.sum(p, axis=1)
-            # All of this before the tensor cores are taken.
-            sums, total, p = lax.optimization_barrier((sums, total, p.astype(jnp.bfloat16)))
-            plgpu.barrier_arrive(shared.turn)
-            plgpu.barrier_wait(shared.second_ready.at[slot])
-            plgpu.barrier_wait(shared.turn)
-            sums = _accumulate(sums, p, shared.second_ring.at[slot])
-            plgpu.barrier_arrive(shared.second_free.at[slot])
-            return sums, new_peak, total
+            if problem.turns:
+                plgpu.barrier_wait(shared.turn)
+                _swap(shared.turn)
+            return sums, *state
 
-        carry = _zeros(problem.value_size), _zeros() + _FLOOR, _zeros()
-        sums, peak, total = problem.visits(table, batch, row).walk(visit, carry)
-        pl.when(warpgroup == 0)(lambda: _swap(shared.turn))
+        p = plgpu.layout_cast(jnp.zeros((ROWS, problem.block), jnp.bfloat16), plgpu.Layout.WGMMA)
+        visits = problem.visits(table, batch, row)
+        carry = _zeros(problem.value_size), _zeros() + _FLOOR, _zeros(), p
+        sums, peak, total, p = visits.walk(visit, carry)
+        if problem.turns:
+            pl.when(warpgroup == 0)(lambda: _swap(shared.turn))
+        last = lax.rem(jnp.maximum(visits.count - 1, 0), jnp.int32(STAGES))
+        pl.when(visits.count > 1)(lambda: plgpu.barrier_wait(shared.second_ready.at[last]))
+        sums = _accumulate(sums, p, shared.second_ring.at[last])
+        pl.when(visits.count > 0)(lambda: plgpu.barrier_arrive(shared.second_free.at[last]))
         # Both are done: the ring is free for what goes out, which may be wider than the queries.
         _swap(shared.turn)
         seen = total > 0
@@ -349,7 +359,9 @@ def _forward_kernel(problem, table, q_words, kv_words, q, k, v, out, lse, shared
             shared.second_ring.at[warpgroup, pl.ds(0, ROWS)],
             shared.lse_tile.at[warpgroup],
         )
-        out_tile[...] = (sums * lax.broadcast_in_dim(1 / total, sums.shape, [0])).astype(
+        # Where no block was visited, values that nobody brought were multiplied with zeros.
+        seen_sums = jnp.where(lax.broadcast_in_dim(seen, sums.shape, [0]), sums, 0.0)
+        out_tile[...] = (seen_sums * lax.broadcast_in_dim(1 / total, sums.shape, [0])).astype(
             jnp.bfloat16
         )
         lse_tile[...] = jnp.where(seen, (peak + jnp.log(total) * _LOG2_E) / _LOG2_E, NOTHING_SEEN)
@@ -357,6 +369,20 @@ def _forward_kernel(problem, table, q_words, kv_words, q, k, v, out, lse, shared
 
     sources = _keys_and_values(problem, batch, head, k, v, kv_words)
     _share_work(compute, lambda: _fetch_blocks(problem.visits(table, batch, row), sources, shared))
+
+
+def _soften(problem, own_words, shared, slot, masked, products, state):  # type: ignore[no-untyped-def]
+    """Turn q k^T into weights, bf16, with each row's greatest exponent and sum so far; and what sums shrink by."""
+    peak, total, _ = state
+    scores, _ = problem.scores(products)
+    if masked:
+        scores = _hide(scores, -jnp.inf, own_words, shared.mask_ring.at[slot])
+        _end_reading()
+    plgpu.barrier_arrive(shared.first_free.at[slot])
+    new_peak = jnp.maximum(peak, jnp.max(scores, axis=1) * problem.exponent)
+    p = jnp.exp2(scores * problem.exponent - lax.broadcast_in_dim(new_peak, scores.shape, [0]))
+    shrink = jnp.exp2(peak - new_peak)
+    return (new_peak, total * shrink + jnp.sum(p, axis=1), p.astype(jnp.bfloat16)), shrink
 
 
 def _gradient_kernel(  # type: ignore[no-untyped-def]
@@ -669,6 +695,36 @@ def _multiply_both(
 def _accumulate(sums: jax.Array, x: jax.Array, y: Any) -> jax.Array:
     """Return sums + x y, x in registers and y in shared memory."""
     return pl.run_state(lambda acc: plgpu.wgmma(acc, x, y))(plgpu.ACC.init(sums))
+
+
+def _accumulate_beside(sums, state, y, product, then, weigh, beside=True):  # type: ignore[no-untyped-def]
+    """Return sums + p y, p the last of the state, and weigh(product, state), computed meanwhile.
+
+    `then` runs when both products are on their way. Not `beside`: one after the other, for which
+    fewer registers are enough.
+    """
+
+    if not beside:
+        sums = _accumulate(sums, state[-1], y)
+        return sums, *weigh(_multiply(product[0], product[1], then), state)
+
+    def start(refs: Any) -> None:
+        acc, shrink, *kept = refs
+
+        def multiply(products: Any) -> jax.Array:
+            plgpu.wgmma(products, product[0], plgpu.transpose_ref(product[1], (1, 0)))
+            plgpu.wgmma(acc, kept[-1][...], y)
+            then()
+            return plgpu.wgmma_accumulator_load(products, wait_n=1)
+
+        shape = product[0].shape[0], product[1].shape[0]
+        products = pl.run_scoped(multiply, plgpu.ACC(shape, jnp.float32))
+        new, shrink[...] = weigh(products, [ref[...] for ref in kept])
+        for ref, value in zip(kept, new, strict=True):
+            ref[...] = value
+
+    sums, shrink, *state = pl.run_state(start)((plgpu.ACC.init(sums), state[0], *state))
+    return sums, state, shrink
 
 
 def _opaque(index: jax.Array) -> jax.Array:

@@ -105,7 +105,7 @@ ATTENTION = Operation(
     },
     order={
         "cpu": ("chunked",),
-        "gpu": ("flash_triton", "chunked"),
+        "gpu": ("flash_hopper", "flash_triton", "chunked"),
         "tpu": ("flash_tpu", "chunked"),
     },
 )

@@ -8,9 +8,10 @@ on:
 
 Rows behind the last group belong to none; what comes out for them is undefined, and never read by
 the caller. The custom gradient keeps x and w and nothing else. `lax.ragged_dot` runs where it is
-one instruction (TPU, GPU); on the TPU that is a kernel whose number of tiles is read from the
-sizes, so rows behind the last group cost nothing. On the CPU it is E matmuls over all rows, masked,
-with E copies of x in memory; there a loop over tiles does only the work that is needed. So it does
+one instruction: on the TPU it is a kernel whose number of tiles is read from the sizes, so rows
+behind the last group cost nothing. On CPU and GPU it is E matmuls over all rows, masked, with E
+copies of x in memory (58 GiB for 65,536 rows, 64 groups and two layers); there a loop over tiles
+does only the work that is needed. So it does
 for dw on the TPU, whose compiler (libtpu 0.0.42, 2026-11-23) masks as well: for 65,536 rows, half
 of them in use, 7,168 x 2,048 and 4 groups on v5p that is 8 times the FLOPs, the loop about half of
 the peak. Which of them runs is decided when the program is lowered, so one compiled for another
@@ -34,12 +35,14 @@ TILE_ROWS = 64
 """Rows that the loop multiplies at once: a tile with two groups in it is multiplied twice."""
 TPU_TILE_ROWS = 1024
 """On the TPU each tile reads and writes the fp32 sum of a whole matrix: few large ones."""
+GPU_TILE_ROWS = 512
+"""Large enough to fill a GPU, small enough that groups of a thousand rows waste little."""
 
 
 @jax.custom_vjp
 def grouped_matmul(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
     """Multiply each group of rows with its matrix; (R, D) x (E, D, F) -> (R, F), int32 sizes (E,)."""
-    return lax.platform_dependent(x_RD, w_EDF, sizes_E, cpu=tiled, default=ragged)
+    return lax.platform_dependent(x_RD, w_EDF, sizes_E, cpu=tiled, tpu=ragged, default=_GPU)
 
 
 def _forward(x, w, sizes):  # type: ignore[no-untyped-def]
@@ -48,10 +51,10 @@ def _forward(x, w, sizes):  # type: ignore[no-untyped-def]
 
 def _backward(saved, g):  # type: ignore[no-untyped-def]
     x, w, sizes = saved
-    dx = lax.platform_dependent(g, w.swapaxes(1, 2), sizes, cpu=tiled, default=ragged)
-    in_large_tiles = functools.partial(tiled_transpose, tile_rows=TPU_TILE_ROWS)
+    turned = w.swapaxes(1, 2)
+    dx = lax.platform_dependent(g, turned, sizes, cpu=tiled, tpu=ragged, default=_GPU)
     dw = lax.platform_dependent(
-        x, g, sizes, cpu=tiled_transpose, tpu=in_large_tiles, default=ragged_transpose
+        x, g, sizes, cpu=tiled_transpose, tpu=_TPU_TRANSPOSE, default=_GPU_TRANSPOSE
     )
     return dx.astype(x.dtype), dw.astype(w.dtype), None
 
@@ -105,10 +108,25 @@ class _Visits(NamedTuple):
     ends_E: jax.Array
     total: jax.Array
 
+    def most(self, *, static: bool) -> Any:
+        """Return how many to do: those that are used, or `static`, all entries."""
+        return self.group.shape[0] if static else self.total
 
-def tiled(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
-    """Return the grouped product, tile by tile; rows behind the last group are 0."""
-    tile_rows = min(TILE_ROWS, x_RD.shape[0])
+
+def tiled(
+    x_RD: jax.Array,
+    w_EDF: jax.Array,
+    sizes_E: jax.Array,
+    *,
+    tile_rows: int = TILE_ROWS,
+    static: bool = False,
+) -> jax.Array:
+    """Return the grouped product, tile by tile; rows behind the last group are 0.
+
+    `static`: a number of visits that the host knows, some of them for nothing. On a GPU it would
+    wait for the number before each visit.
+    """
+    tile_rows = min(tile_rows, x_RD.shape[0])
     visits = _visits(sizes_E, x_RD.shape[0], tile_rows)
 
     def visit(index: jax.Array, y_RF: jax.Array) -> jax.Array:
@@ -119,15 +137,19 @@ def tiled(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
         before = lax.dynamic_slice_in_dim(y_RF, first, tile_rows)
         return lax.dynamic_update_slice_in_dim(y_RF, jnp.where(own, product, before), first, axis=0)
 
-    return _loop(
-        visits.total, visit, (x_RD.shape[0], w_EDF.shape[2]), x_RD.dtype, x_RD, w_EDF, sizes_E
-    )
+    count = visits.most(static=static)
+    return _loop(count, visit, (x_RD.shape[0], w_EDF.shape[2]), x_RD.dtype, x_RD, w_EDF, sizes_E)
 
 
 def tiled_transpose(
-    x_RD: jax.Array, g_RF: jax.Array, sizes_E: jax.Array, *, tile_rows: int = TILE_ROWS
+    x_RD: jax.Array,
+    g_RF: jax.Array,
+    sizes_E: jax.Array,
+    *,
+    tile_rows: int = TILE_ROWS,
+    static: bool = False,
 ) -> jax.Array:
-    """Return the gradient of the matrices, fp32 (E, D, F), tile by tile."""
+    """Return the gradient of the matrices, fp32 (E, D, F), tile by tile; `static` as in `tiled`."""
     tile_rows = min(tile_rows, x_RD.shape[0])
     visits = _visits(sizes_E, x_RD.shape[0], tile_rows)
 
@@ -140,7 +162,13 @@ def tiled_transpose(
         return lax.dynamic_update_index_in_dim(dw_EDF, before + product, group, 0)
 
     shape = (sizes_E.shape[0], x_RD.shape[1], g_RF.shape[1])
-    return _loop(visits.total, visit, shape, jnp.float32, x_RD, g_RF, sizes_E)
+    count = visits.most(static=static)
+    return _loop(count, visit, shape, jnp.float32, x_RD, g_RF, sizes_E)
+
+
+_TPU_TRANSPOSE = functools.partial(tiled_transpose, tile_rows=TPU_TILE_ROWS)
+_GPU = functools.partial(tiled, tile_rows=GPU_TILE_ROWS, static=True)
+_GPU_TRANSPOSE = functools.partial(tiled_transpose, tile_rows=GPU_TILE_ROWS, static=True)
 
 
 def _visits(sizes_E: jax.Array, num_rows: int, tile_rows: int) -> _Visits:
@@ -162,7 +190,7 @@ def _tile(
     visits: _Visits, index: jax.Array, tile_rows: int, num_rows: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Return the visit's group, its first row, and which of the tile's rows are the group's,
-    (tile_rows, 1).
+    (tile_rows, 1); none in a visit behind the last.
     """
     group = visits.group[index]
     # The last tile is moved up where it would end behind the rows; it then meets some rows a second
@@ -171,11 +199,11 @@ def _tile(
     first = jnp.minimum(true_first, num_rows - tile_rows)
     row = first + jnp.arange(tile_rows)
     own = (row >= jnp.maximum(visits.starts_E[group], true_first)) & (row < visits.ends_E[group])
-    return group, first, own[:, None]
+    return group, first, (own & (index < visits.total))[:, None]
 
 
 def _loop(
-    count: jax.Array,
+    count: Any,
     visit: Callable[..., jax.Array],
     shape: tuple[int, ...],
     dtype: Any,
@@ -183,4 +211,5 @@ def _loop(
 ) -> jax.Array:
     """Run the visits that there are, from zeros."""
     zeros = vary_over(jnp.zeros(shape, dtype), varying_axes(*inputs))
-    return lax.fori_loop(jnp.zeros_like(count), count, visit, zeros)
+    start = 0 if isinstance(count, int) else jnp.zeros_like(count)
+    return lax.fori_loop(start, count, visit, zeros)

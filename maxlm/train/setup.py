@@ -52,6 +52,9 @@ COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
         "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": True,
         "xla_tpu_enable_sparse_core_collective_offload_nd_reduce_scatter": True,
     },
+    # This pass makes an attention kernel whose results are stacked over layers run twice: once into
+    # the stack, and once for those who read its results.
+    r"NVIDIA": {"xla_gpu_enable_dynamic_slice_fusion": False},
 }
 """Per kind of device, the start of its name, what the compiler is told for the training step: all
 that match.

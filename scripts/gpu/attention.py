@@ -64,7 +64,9 @@ def compare(
     return {"tflops": found, "batch": problem.batch}
 
 
-def try_blocks(*, kernel: str, size: int, changes: dict[str, Any], alone: Alone, tiny: bool) -> dict[str, Any]:
+def try_blocks(
+    *, kernel: str, size: int, changes: dict[str, Any], alone: Alone, tiny: bool
+) -> dict[str, Any]:
     """Return the time of the passes that the changed blocks are of, over the time with the table's blocks.
 
     Args:
@@ -74,8 +76,15 @@ def try_blocks(*, kernel: str, size: int, changes: dict[str, Any], alone: Alone,
       alone: holds the GPU.
       tiny: for a CPU.
     """
-    problem = _Problem(min(size, 16) if tiny else size, 64 if tiny else 16384, 64 if tiny else TOKENS, HEADS, None, None)
-    which = 0 if "forward" in changes else 1
+    problem = _Problem(
+        min(size, 16) if tiny else size,
+        64 if tiny else 16384,
+        64 if tiny else TOKENS,
+        HEADS,
+        None,
+        None,
+    )
+    which = 0 if changes.keys() & {"forward", "turns"} else 1
     given = problem.passes(kernel, tiny=tiny)
     with changed_blocks(kernel, changes):
         other = problem.passes(kernel, tiny=tiny)[which]
@@ -108,7 +117,13 @@ class _Problem:
     """Arrays to attend with."""
 
     def __init__(
-        self, size: int, length: int, tokens: int, kv_heads: int, window: int | None, document: int | None
+        self,
+        size: int,
+        length: int,
+        tokens: int,
+        kv_heads: int,
+        window: int | None,
+        document: int | None,
     ) -> None:
         self.size, self.length, self.kv_heads = size, length, kv_heads
         self.window, self.document = window, document
@@ -116,7 +131,9 @@ class _Problem:
         seen = document or length
         reach = min(window or seen, seen)
         # Of each document: a triangle, then rows of `reach` keys.
-        self.pairs = self.batch * (length // seen) * (reach * (reach + 1) / 2 + (seen - reach) * reach)
+        self.pairs = (
+            self.batch * (length // seen) * (reach * (reach + 1) / 2 + (seen - reach) * reach)
+        )
         keys = jax.random.split(jax.random.key(0), 4)
         counts = (HEADS, kv_heads, kv_heads, HEADS)
         self.arrays = [
@@ -127,8 +144,12 @@ class _Problem:
     def mask(self) -> Mask:
         place = jnp.arange(self.length, dtype=jnp.int32)
         segments = 1 + (place // self.document if self.document else jnp.zeros_like(place))
-        segments, place = (jnp.broadcast_to(x, (self.batch, self.length)) for x in (segments, place))
-        return causal(segments, place, window=self.window) if self.window else causal(segments, place)
+        segments, place = (
+            jnp.broadcast_to(x, (self.batch, self.length)) for x in (segments, place)
+        )
+        return (
+            causal(segments, place, window=self.window) if self.window else causal(segments, place)
+        )
 
     def passes(self, kernel: str, *, tiny: bool) -> tuple[Call, Call, Call]:
         """Return one of our kernels' passes: forward, backward, both."""
@@ -211,7 +232,10 @@ def _of_torch(arrays: list[jax.Array]) -> Iterator[tuple[str, tuple[Call, Call]]
             out = flash3(*swapped[:3], causal=True)
             return out[0] if isinstance(out, tuple) else out
 
-        yield "FlashAttention-3", (attend3, lambda: torch.autograd.grad(attend3(), swapped[:3], swapped[3]))
+        yield (
+            "FlashAttention-3",
+            (attend3, lambda: torch.autograd.grad(attend3(), swapped[:3], swapped[3])),
+        )
 
 
 def _wait(result: Any) -> None:

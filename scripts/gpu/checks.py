@@ -37,7 +37,8 @@ def check(*, kernel: str, options: dict[str, Any], alone: Alone, tiny: bool) -> 
     if tiny and kernel == "flash_triton":
         keywords |= {"interpret": True}
     ours, reference = (
-        compiled(*x, arrays) for x in ((module, keywords), (chunked_attention, {"scoring": scoring}))
+        compiled(*x, arrays)
+        for x in ((module, keywords), (chunked_attention, {"scoring": scoring}))
     )
     with alone():
         got, again = (run(ours, arrays) for _ in range(2))
@@ -54,12 +55,24 @@ def check(*, kernel: str, options: dict[str, Any], alone: Alone, tiny: bool) -> 
         good = same_rows and error <= ALLOWED * plain_error + 1e-6
         found[name] = {"error": error, "plain": plain_error, "good": good}
     same_bits = all(np.array_equal(x, y, equal_nan=True) for x, y in zip(got, again, strict=True))
-    return {"results": found, "same_bits": same_bits, "good": all(x["good"] for x in found.values())}
+    return {
+        "results": found,
+        "same_bits": same_bits,
+        "good": all(x["good"] for x in found.values()),
+    }
 
 
 def make(options: dict[str, Any], *, tiny: bool) -> tuple[tuple[Any, ...], Scoring]:
     """Return q, k, v, d_out and the mask, and how scores are made."""
-    options = {"batch": 2, "heads": 2, "kv_heads": 2, "head_dim": 128, "documents": 1, "of_none": 0, **options}
+    options = {
+        "batch": 2,
+        "heads": 2,
+        "kv_heads": 2,
+        "head_dim": 128,
+        "documents": 1,
+        "of_none": 0,
+        **options,
+    }
     scores = {name: options.pop(name, None) for name in ("softcap", "scale", "by_distance")}
     every_mask = options.pop("masks", False)
     if tiny:
@@ -72,7 +85,9 @@ def make(options: dict[str, Any], *, tiny: bool) -> tuple[tuple[Any, ...], Scori
     if every_mask:
         rng = np.random.default_rng(0)
         rows = [build(rng, (1, options["length"])) for build in MASKS.values()]
-        mask = Mask.of(*(jnp.concatenate(x) for x in ([x.queries for x in rows], [x.keys for x in rows])))
+        mask = Mask.of(
+            *(jnp.concatenate(x) for x in ([x.queries for x in rows], [x.keys for x in rows]))
+        )
     return (*arrays, mask), make_scoring(options["heads"], **scores)
 
 

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 
 QUERY = "name,driver_version,memory.total,clocks.max.sm,clocks.max.mem,power.limit"
 PACKAGES = (
-    "jax", "jaxlib", "flax", "jax-cuda13-plugin", "nvidia-cuda-nvcc", "nvidia-cudnn-cu13", "nvidia-cublas", "torch", "triton",
-    "flash-attn-3", "tokamax",
+    "jax", "jaxlib", "flax", "jax-cuda13-plugin", "nvidia-cuda-nvcc", "nvidia-cudnn-cu13", "nvidia-cublas", "torch",
+    "triton", "flash-attn-3", "tokamax",
 )  # fmt: skip
 SECONDS = 0.15
 """How long a measurement takes at least."""
@@ -59,10 +59,20 @@ def _ask_driver() -> dict[str, str]:
         return {}
     command = ["nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader"]
     said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-    return dict(zip(QUERY.split(","), (x.strip() for x in said.splitlines()[0].split(",")), strict=False)) if said else {}
+    return (
+        dict(
+            zip(
+                QUERY.split(","), (x.strip() for x in said.splitlines()[0].split(",")), strict=False
+            )
+        )
+        if said
+        else {}
+    )
 
 
-def median_seconds(call: Callable[[], Any], wait: Callable[[Any], Any] = jax.block_until_ready) -> float:
+def median_seconds(
+    call: Callable[[], Any], wait: Callable[[Any], Any] = jax.block_until_ready
+) -> float:
     """Return the seconds of one call, the median over several bursts."""
     return statistics.median(burst(call, wait) for _ in range(TURNS))
 

@@ -67,16 +67,27 @@ OTHERS: dict[str, dict[str, Any]] = {
 }
 HEADS = 16
 
-# What is tried in place of maxlm/kernels/block_sizes.py, at 16,384 tokens: the blocks of the forward pass, dq, dk and dv.
-HOPPER_BLOCKS = {
-    64: ({"forward": 64}, {"forward": 192}, {"d_q": 32}, {"d_q": 128}, {"d_kv": 32}, {"d_kv": 128}),
-    128: ({"forward": 64}, {"forward": 96}, {"forward": 112}, {"forward": 160}, {"d_q": 32}, {"d_q": 96}, {"d_kv": 32}, {"d_kv": 96}),
-    256: ({"forward": 32}, {"forward": 80}, {"d_q": 16}, {"d_q": 64}, {"d_kv": 32}),
+# What is tried in place of maxlm/kernels/block_sizes.py at 16,384 tokens: blocks of the forward pass, dq, dk and dv.
+HOPPER_BLOCKS: dict[int, tuple[dict[str, Any], ...]] = {
+    64: (
+        {"forward": 64}, {"forward": 192}, {"d_q": 32}, {"d_q": 128}, {"d_kv": 32}, {"d_kv": 128}, {"turns": False},
+    ),
+    128: (
+        {"forward": 64}, {"forward": 96}, {"forward": 112}, {"forward": 160}, {"d_q": 32}, {"d_q": 96}, {"d_kv": 32},
+        {"d_kv": 96}, {"forward": 128, "turns": True},
+    ),
+    256: ({"forward": 32}, {"forward": 80}, {"d_q": 16}, {"d_q": 64}, {"d_kv": 32}, {"forward": 64, "turns": False}),
 }  # fmt: skip
 # Queries and keys of a block, warps, stages.
-TRITON_TILES = {
-    64: ({"forward": (128, 128, 8, 2)}, {"forward": (128, 64, 4, 3)}, {"d_kv": (64, 64, 4, 2)}, {"d_q": (128, 32, 8, 2)}),
-    128: ({"forward": (128, 128, 8, 2)}, {"forward": (128, 64, 4, 3)}, {"d_kv": (64, 128, 8, 2)}, {"d_q": (128, 64, 8, 2)}, {"d_q": (64, 64, 4, 2)}),
+TRITON_TILES: dict[int, tuple[dict[str, Any], ...]] = {
+    64: (
+        {"forward": (128, 128, 8, 2)}, {"forward": (128, 64, 4, 3)}, {"d_kv": (64, 64, 4, 2)}, {"d_q": (128, 32, 8, 2)},
+    ),
+    128: (
+        {"forward": (128, 128, 8, 2)}, {"forward": (128, 64, 4, 3)}, {"d_kv": (64, 128, 8, 2)},
+        {"d_q": (128, 64, 8, 2)},
+        {"d_q": (64, 64, 4, 2)},
+    ),
 }  # fmt: skip
 
 _BENCH = (
@@ -85,18 +96,23 @@ _BENCH = (
     "runtime.compile_cache=null",
     "run_dir=runs/gpu_report",
 )
-_SAVE = "train.remat={query: save, key: save, value: save, attention_out: save, attention_lse: save}"
-_LLAMA = ("configs/run/llama3_1b_h100x8.yaml", *_BENCH, _SAVE, "train.batch_size=16")
+_SAVE = (
+    "train.remat={query: save, key: save, value: save, attention_out: save, attention_lse: save}"
+)
+_LLAMA = ("configs/run/llama3_1b_h100x8.yaml", *_BENCH, "train.batch_size=16")
 TRAINING: dict[str, tuple[str, ...]] = {
-    "1B": (*_LLAMA, "train.microbatches=4"),
-    "1B, cuDNN's attention": (*_LLAMA, "train.microbatches=4", "runtime.kernels.attention=cudnn"),
+    "1B": (*_LLAMA, "train.microbatches=4", "train.remat=none"),
+    "1B, cuDNN's attention": (
+        *_LLAMA, "train.microbatches=4", "train.remat=none", "runtime.kernels.attention=cudnn",
+    ),
     "largest dense": (
-        *_LLAMA, "train.microbatches=8", "model.embed_dim=2560", "model.num_layers=32", "model.block.mixer.num_heads=20",
-        "model.block.mixer.num_kv_heads=4", "model.block.mixer.head_dim=128", "model.block.ffn.hidden_dim=10240",
+        *_LLAMA, _SAVE, "train.microbatches=8", "model.embed_dim=2560", "model.num_layers=32",
+        "model.block.mixer.num_heads=20", "model.block.mixer.num_kv_heads=4", "model.block.mixer.head_dim=128",
+        "model.block.ffn.hidden_dim=10240",
         "model.vocab_size=32768",
     ),
     "largest mixture of experts": (
-        *_LLAMA, "train.microbatches=8", "model.num_layers=6", "model.vocab_size=32768",
+        *_LLAMA, _SAVE, "train.microbatches=8", "model.num_layers=6", "model.vocab_size=32768",
         "model.block.ffn={kind: moe, num_experts: 64, experts_per_token: 8, expert_dim: 1024, activation: swiglu}",
     ),
 }  # fmt: skip

@@ -33,7 +33,9 @@ def write_markdown(content: dict[str, Any]) -> str:
 def _facts(jobs: list[dict[str, Any]]) -> Iterator[str]:
     for job in jobs:
         found = job["found"]
-        yield f"* {found['device']}; " + ", ".join(f"{k} {v}" for k, v in found["nvidia-smi"].items())
+        yield f"* {found['device']}; " + ", ".join(
+            f"{k} {v}" for k, v in found["nvidia-smi"].items()
+        )
         yield "* " + ", ".join(f"{k} {v}" for k, v in found["versions"].items())
         for dtype, speed in found["matmul_tflops"].items():
             yield f"* matrix product, 8,192 cubed, {dtype}: {speed:.0f} TFLOP/s"
@@ -60,21 +62,23 @@ def _ratio(result: dict[str, Any]) -> str:
 
 
 def _attention(jobs: list[dict[str, Any]]) -> Iterator[str]:
-    yield "TFLOP/s, pairs that see each other counted once: forward / forward and backward / backward, as the difference."
+    yield "TFLOP/s, of pairs that see each other: forward, forward and backward, and backward as the difference."
     yield ""
-    yield "| shape, bf16, 16 heads | implementation | forward | both | backward | forward, over cuDNN | backward, over cuDNN |"
+    yield "| shape, bf16, 16 heads | implementation | forward | both | backward | forward over cuDNN | backward |"
     yield "|---|---|---|---|---|---|---|"
     for job in jobs:
         speeds = job["found"]["tflops"]
         base = speeds.get("cuDNN")
         for name, speed in speeds.items():
             cells = [f"{speed[key]:.0f}" for key in ("forward", "both", "backward")]
-            ratios = [f"{speed[key] / base[key]:.2f}" if base else "" for key in ("forward", "backward")]
+            ratios = [
+                f"{speed[key] / base[key]:.2f}" if base else "" for key in ("forward", "backward")
+            ]
             yield f"| {job['name']} x {job['found']['batch']} | {name} | {' | '.join(cells + ratios)} |"
 
 
 def _tuning(jobs: list[dict[str, Any]]) -> Iterator[str]:
-    yield "Time with other blocks over the time with the table's, 16,384 tokens, causal; the passes that the blocks are of."
+    yield "Time with other blocks over the time with the table's, 16,384 tokens, causal; the passes they are of."
     yield ""
     yield "| kernel, head size, blocks | time over the table's | milliseconds |"
     yield "|---|---|---|"
@@ -85,7 +89,10 @@ def _tuning(jobs: list[dict[str, Any]]) -> Iterator[str]:
 def _training(jobs: list[dict[str, Any]]) -> Iterator[str]:
     yield "MFU counts causal attention once and no recomputation."
     yield ""
-    yield "| model | parameters (active) | tokens a step | step, ms | tokens/s | MFU | compile, s | memory, GiB: estimated, compiled, used | loss |"
+    yield (
+        "| model | parameters (active) | tokens | step, ms | tokens/s | MFU | compile, s "
+        "| GiB estimated, compiled, used | loss |"
+    )
     yield "|---|---|---|---|---|---|---|---|---|"
     for job in jobs:
         found = job["found"]
@@ -111,7 +118,8 @@ def _training(jobs: list[dict[str, Any]]) -> Iterator[str]:
             yield "|---|---|---|---|"
             for row in job["found"]["profile"]:
                 name = row["name"].replace("|", "\\|")[:110]
-                yield f"| {name} | {row['milliseconds']:.1f} | {row['calls']} | {100 * row['milliseconds'] / total:.1f} % |"
+                share = 100 * row["milliseconds"] / total
+                yield f"| {name} | {row['milliseconds']:.1f} | {row['calls']} | {share:.1f} % |"
 
 
 WRITERS = {

@@ -29,7 +29,10 @@ NEEDED = {
     "checks": ("jax", "numpy"),
     "attention": ("jax", "numpy"),
     "tuning": ("jax", "numpy"),
-    "training": ("jax", "flax", "optax", "pydantic", "yaml", "grain", "orbax", "sentencepiece", "rich", "zstandard", "tokenizers", "tiktoken"),
+    "training": (
+        "jax", "flax", "optax", "pydantic", "yaml", "grain", "orbax", "sentencepiece", "rich", "zstandard",
+        "tokenizers", "tiktoken",
+    ),
 }  # fmt: skip
 """Packages by part."""
 MOST_PROCESSES = 10
@@ -50,7 +53,13 @@ class Report:
         seconds = round(time.monotonic() - began, 1)
         with self._lock:
             self.content["jobs"].append(
-                {"part": job.part, "name": job.name, "given": job.given, "seconds": seconds, **outcome}
+                {
+                    "part": job.part,
+                    "name": job.name,
+                    "given": job.given,
+                    "seconds": seconds,
+                    **outcome,
+                }
             )
             self.write()
         good = "failed" not in outcome and outcome["found"].get("good", True)
@@ -87,7 +96,9 @@ class Process:
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
             )  # fmt: skip
         process = self._process
-        assert process.stdin and process.stdout and self._errors
+        assert process.stdin
+        assert process.stdout
+        assert self._errors
         watchdog = threading.Timer(seconds, process.kill)
         watchdog.start()
         try:
@@ -113,7 +124,16 @@ class Process:
             self._process.wait()
 
 
-def run(jobs: Sequence[Job], report: Report, *, processes: int, end: float, scale: str, lock: Path, memory: str) -> None:
+def run(
+    jobs: Sequence[Job],
+    report: Report,
+    *,
+    processes: int,
+    end: float,
+    scale: str,
+    lock: Path,
+    memory: str,
+) -> None:
     """Do all jobs, several at a time; those that no time is left for are said to be left out."""
     waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
     for job in jobs:
@@ -134,7 +154,11 @@ def run(jobs: Sequence[Job], report: Report, *, processes: int, end: float, scal
                 break
             began = time.monotonic()
             left = end - began
-            outcome = process.do(job, min(job.seconds, left)) if left > 5 else {"failed": "no time was left"}
+            outcome = (
+                process.do(job, min(job.seconds, left))
+                if left > 5
+                else {"failed": "no time was left"}
+            )
             report.add(job, began=began, **outcome)
         process.stop()
 
@@ -149,19 +173,27 @@ def cannot_import(module: str) -> str | None:
     """Return why a module does not load in this Python, or None."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", f"import {module}"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     return done.stderr.strip().splitlines()[-1] if done.returncode else None
 
 
 def main() -> int:
     """Make the report; return 1 if a check failed, 2 if nothing could be done."""
     parser = argparse.ArgumentParser(prog="scripts/gpu_report", description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("runs/gpu_report"), help="folder of the report")
-    parser.add_argument("--minutes", type=float, default=9.0, help="after which nothing more begins")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/gpu_report"), help="folder of the report"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=9.0, help="after which nothing more begins"
+    )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--only", default="", help="jobs whose name contains this")
     parser.add_argument("--rehearse", action="store_true", help="tiny, on the CPU")
-    parser.add_argument("--processes", type=int, help="default: as many as there are cores, up to 10")
+    parser.add_argument(
+        "--processes", type=int, help="default: as many as there are cores, up to 10"
+    )
     arguments = parser.parse_args()
     end = time.monotonic() + 60 * arguments.minutes
     missing = {
@@ -170,7 +202,10 @@ def main() -> int:
     }
     for part, names in missing.items():
         if names:
-            print(f"{part} is left out: this Python ({sys.executable}) lacks {', '.join(names)}; install wheels of them", flush=True)
+            print(
+                f"{part} is left out: this Python ({sys.executable}) lacks {', '.join(names)}; install wheels of them",
+                flush=True,
+            )
     parts = tuple(part for part in arguments.parts if not missing[part])
     if "training" in parts and (why := cannot_import("scripts.gpu.training")):
         print(f"training is left out: {why}", flush=True)
@@ -183,7 +218,11 @@ def main() -> int:
         jobs = first_of_each(jobs)
         os.environ["JAX_PLATFORMS"] = "cpu"
     scale = "tiny" if arguments.rehearse else "whole"
-    facts = {"date": str(dt.date.today()), "scale": scale, "missing": {k: v for k, v in missing.items() if v}}
+    facts = {
+        "date": str(dt.date.today()),
+        "scale": scale,
+        "missing": {k: v for k, v in missing.items() if v},
+    }
     report = Report(arguments.out, facts=facts)
     processes = arguments.processes or min(MOST_PROCESSES, os.cpu_count() or 1)
     early = [job for job in jobs if job.part != "training"]

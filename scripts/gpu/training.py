@@ -39,7 +39,10 @@ def measure(*, arguments: list[str], tiny: bool) -> dict[str, Any]:
     """
     path, *changes = arguments
     if tiny:
-        path, changes = "configs/run/quickstart.yaml", ["runtime.compile_cache=null", "train.batch_size=2"]
+        path, changes = (
+            "configs/run/quickstart.yaml",
+            ["runtime.compile_cache=null", "train.batch_size=2"],
+        )
     config = load_run(path, changes).config
     start(config.runtime)
     program = build_program(config)

@@ -50,6 +50,12 @@ def multiply(x, y, then=lambda: None):
     return product(x, y)
 
 
+def accumulate_beside(sums, state, y, factors, then, weigh, beside):
+    del beside
+    sums, products = accumulate(sums, state[-1], y), multiply(*factors, then)
+    return sums, *weigh(products, state)
+
+
 def zeros_beyond_the_end(inside, read_shape, shape, dtype, *_):
     del shape
     read = np.zeros(read_shape, dtype)
@@ -69,6 +75,7 @@ def simulated(monkeypatch):
             product(*two),
         ),
         (hopper_attention, "_accumulate"): accumulate,
+        (hopper_attention, "_accumulate_beside"): accumulate_beside,
         (callbacks, "_handle_out_of_bounds_read"): zeros_beyond_the_end,
         (memory.Buffer, "__setitem__"): memory.Buffer.set_in_bounds_portion,
     }
