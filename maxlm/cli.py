@@ -1,7 +1,7 @@
 """The command line: reads what was asked for, and imports the module that does it.
 
-Exit codes: 0 done or stopped cleanly, 2 the user's mistake, 1 anything else. Only the command that
-was asked for is imported, so `maxlm config` answers without loading jax.
+Exit codes are those of `maxlm.config.exit_codes`. Only the command that was asked for is imported, so
+`maxlm config` answers without loading jax.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 import maxlm
 from maxlm.config.errors import RunFailedError, UserError
+from maxlm.config.exit_codes import Exit
 from maxlm.config.ladder import LadderConfig
 from maxlm.config.reading.loader import load_run
 from maxlm.config.schema import RunConfig
@@ -53,20 +54,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except UserError as error:
         print(f"maxlm: {error}", file=sys.stderr)
-        return 2
+        return Exit.MISTAKE
     except RunFailedError as error:
         print(f"maxlm: {error}", file=sys.stderr)
-        return 1
+        return Exit.FAILED
     except BrokenPipeError:  # `| head` has seen enough; Python must not try again when it ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return Exit.FAILED
     except KeyboardInterrupt:
         print("maxlm: interrupted", file=sys.stderr)
-        return 1
+        return Exit.FAILED
     except Exception as error:  # noqa: BLE001 (the last resort: the traceback, and one line that says what it means)
         traceback.print_exc()
         print(f"maxlm: unexpected {type(error).__name__}; the traceback is above", file=sys.stderr)
-        return 1
+        return Exit.FAILED
 
 
 def _run(arguments: argparse.Namespace) -> int:

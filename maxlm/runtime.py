@@ -29,6 +29,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from maxlm.config.errors import RunFailedError, UserError, make_possible
+from maxlm.config.exit_codes import Exit
 from maxlm.config.schema import ProfileConfig, RuntimeConfig
 
 log = logging.getLogger(__name__)
@@ -341,7 +342,7 @@ def fail_together() -> Iterator[None]:
         sys.stderr.flush()
         if isinstance(error, jax.errors.JaxRuntimeError):
             time.sleep(ECHO_SECONDS)
-        os._exit(2 if isinstance(error, UserError) else 1)
+        os._exit(Exit.MISTAKE if isinstance(error, UserError) else Exit.FAILED)
 
 
 # --- signals --------------------------------------------------------------------------------------

@@ -47,9 +47,9 @@ _MORE_ROOM = "use more devices, train.remat=full, more train.microbatches, or a 
 _VERSIONED = ("maxlm", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def train(config: RunConfig, *, command: str) -> None:
+def train(config: RunConfig, *, command: str) -> bool:
     """Train a run to its end, or until a signal stops it; resume it if its directory has
-    checkpoints.
+    checkpoints. Return whether it is done.
 
     Args:
       config: the run.
@@ -97,7 +97,9 @@ def train(config: RunConfig, *, command: str) -> None:
             ProfileWindow(config.runtime.profile, run_dir.path / "profile"),
         )
         checkpointer.wait()
-        reporter.end(step, _places(config, command, done=step >= config.train.num_steps))
+        done = step >= config.train.num_steps
+        reporter.end(step, _places(config, command, done=done))
+        return done
 
 
 class _Loop:

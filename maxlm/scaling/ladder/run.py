@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from maxlm.config.exit_codes import Exit
 from maxlm.config.ladder import LadderConfig
 from maxlm.config.reading.loader import LoadedRun
 from maxlm.config.show import to_yaml
@@ -78,7 +79,7 @@ def _ended(ladder: LadderConfig, rung: Rung, code: int, say: Callable[[str], Non
     log = Path(ladder.run_dir) / "logs" / f"{rung.name}.log"
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     last = lines[-1] if lines else "it wrote nothing"
-    if code == 0:
+    if code in (Exit.DONE, Exit.STOPPED):
         say(f"{rung.name}: stopped at step {result.step}; the same command goes on with it")
         return False
     write_whole(_failure_of(ladder, rung), f"exit code {code}: {last}\n".encode())
