@@ -1,0 +1,57 @@
+"""The YAML file that says where to launch: strict, with every problem told at once."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+from pydantic import Field, ValidationError
+
+from maxlm.config.cluster.kubernetes import KubernetesCluster
+from maxlm.config.cluster.slurm import SlurmCluster
+from maxlm.config.cluster.tpu import TpuCluster
+from maxlm.config.errors import ConfigError, Problem
+from maxlm.config.reading.explain import explain
+from maxlm.config.reading.strict_yaml import read_yaml
+from maxlm.config.section import Section
+
+Cluster = SlurmCluster | TpuCluster | KubernetesCluster
+Kind = TypeVar("Kind", SlurmCluster, TpuCluster, KubernetesCluster)
+
+
+class ClusterFile(Section):
+    """A cluster, and what jobs ask it for."""
+
+    cluster: Annotated[Cluster, Field(discriminator="kind")]
+
+
+def load_cluster(path: str | os.PathLike[str], kind: type[Kind]) -> Kind:
+    """Load a file with the section `cluster`.
+
+    Args:
+      path: of the YAML file.
+      kind: the section that the launcher can use.
+
+    Raises:
+      ConfigError: with every problem found.
+    """
+    name = str(path)
+    settings = read_yaml(Path(path), name)
+    if not isinstance(settings.value, dict):
+        raise ConfigError([Problem("", "not a mapping; begin with `cluster:`", name)], name)
+    origins = dict(settings.origins())
+    try:
+        cluster = ClusterFile.model_validate(settings.plain()).cluster
+    except ValidationError as error:
+        raise ConfigError(explain(error, origins, ClusterFile), name) from None
+    problems = [replace(problem, where=origins.get(problem.path)) for problem in cluster.problems()]
+    if not isinstance(cluster, kind):
+        wanted = kind.model_fields["kind"].default
+        text = f"cluster.kind={cluster.kind}: this launcher is for {wanted}; use launch/{cluster.kind}.py"
+        problems = [Problem("cluster.kind", text, origins.get("cluster.kind"))]
+    if problems:
+        raise ConfigError(problems, name)
+    assert isinstance(cluster, kind)
+    return cluster
