@@ -126,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         retries = Retries(most=options.retries, pause_seconds=options.pause)
     except ValueError:
-        parser.error(f"--retries {options.retries} --pause {options.pause}: at most 16, and a time")
+        parser.error(f"--retries {options.retries} --pause {options.pause}: 0 to 1000, and a time")
     return run_again(options.n, options.command, retries)
 
 

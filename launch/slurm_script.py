@@ -54,10 +54,13 @@ JUDGE = f"""judge() {{ # NUMBER-OF-TASKS < their exit codes: what they mean toge
   else echo {Exit.DONE}; fi
 }}"""
 
-# The state tells a job that was cancelled, which is not to come back.
+# The state tells a job that was cancelled, which is not to come back. Slurm ends a script whose job
+# it has put back; one that ended by itself could be taken for the end of the next start.
 _AGAIN = """again() { # CODE: back into the queue, unless somebody has cancelled the job
-  if scontrol show job --oneliner "$SLURM_JOB_ID" | grep -q 'JobState=RUNNING '; then
-    scontrol requeue "$SLURM_JOB_ID"
+  trap - TERM
+  if scontrol show job --oneliner "$SLURM_JOB_ID" | grep -q 'JobState=RUNNING ' &&
+    scontrol requeue "$SLURM_JOB_ID"; then
+    sleep 3600
   fi
   exit "$1"
 }"""

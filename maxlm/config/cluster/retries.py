@@ -14,7 +14,7 @@ LONGEST_PAUSE_SECONDS = 900.0
 class Retries(Section):
     """A job that fails is started again so often; a pause doubles with each failure in a row."""
 
-    most: Annotated[int, Field(ge=0, le=16)] = Field(
+    most: Annotated[int, Field(ge=0, le=1000)] = Field(
         5, description="failures in a row after which the job is given up"
     )
     pause_seconds: NonNegativeFloat = Field(
