@@ -82,8 +82,6 @@ def failing_line(log: Path) -> tuple[int, str]:
             last = (number, text)
         if text.startswith(TRACEBACK):
             in_traceback = True
-        elif in_traceback and text and not line.startswith((" ", "\t")):
-            return number, text
-        elif FAILURE.match(line):
+        elif (in_traceback and text and not line.startswith((" ", "\t"))) or FAILURE.match(line):
             return number, text
     return last

@@ -25,6 +25,7 @@ from maxlm.config.cluster.kubernetes import KubernetesCluster
 from maxlm.config.errors import UserError
 from maxlm.config.exit_codes import Exit
 
+
 class Readable(yaml.SafeDumper):
     """Writes a script as lines."""
 
@@ -82,7 +83,9 @@ def apply(cluster: KubernetesCluster, text: str) -> None:
     key = "jobset.sigs.k8s.io/jobset-name" if cluster.api == "jobset" else "job-name"
     where = ["--namespace", cluster.namespace, "--selector", f"{key}={cluster.name}"]
     print(shlex.join(["kubectl", "get", "pods", *where]))
-    print(shlex.join(["kubectl", "logs", *where, "--prefix", "--follow", "--max-log-requests=1000"]))
+    print(
+        shlex.join(["kubectl", "logs", *where, "--prefix", "--follow", "--max-log-requests=1000"])
+    )
 
 
 if __name__ == "__main__":

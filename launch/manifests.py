@@ -8,7 +8,7 @@ from typing import Any
 from maxlm.config.cluster.kubernetes import GpuNodes, KubernetesCluster, TpuNodes
 from maxlm.config.exit_codes import Exit
 
-HEARTBEAT = "/tmp/maxlm-heartbeat"  # noqa: S108 - of the container's own
+HEARTBEAT = "/tmp/maxlm-heartbeat"
 PROBE_SECONDS = 10
 GROUP = "slice"
 """Name of the replicated job of a JobSet."""
@@ -167,14 +167,14 @@ def _container(cluster: KubernetesCluster, command: Sequence[str]) -> dict[str, 
     nodes = cluster.accelerator
     mounts = [{"name": one.claim, "mountPath": one.mount_path} for one in cluster.claims]
     if isinstance(nodes, GpuNodes):
-        mounts.append({"name": "shm", "mountPath": "/dev/shm"})  # noqa: S108 - a mount
+        mounts.append({"name": "shm", "mountPath": "/dev/shm"})
         resource = {"nvidia.com/gpu": str(nodes.per_node)}
     else:
         resource = {"google.com/tpu": str(nodes.chips_per_node)}
     pauses = " ".join(f"{pause:g}" for pause in cluster.retries.pauses)
     script = _START.format(pauses=pauses, nodes=nodes.nodes)
     # The file is touched after each step (maxlm/runtime.py).
-    alive = f"test -n \"$(find {HEARTBEAT} -mmin -{-(-cluster.step_seconds // 60)})\""
+    alive = f'test -n "$(find {HEARTBEAT} -mmin -{-(-cluster.step_seconds // 60)})"'
     return {
         "name": "maxlm",
         "image": cluster.image,

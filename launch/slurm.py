@@ -96,7 +96,9 @@ def submit(cluster: SlurmCluster, options: argparse.Namespace) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(script)
     identity = _call(call).split(";")[0].strip()
-    print(f"job {identity}; python launch/slurm.py status {shlex.quote(options.cluster)} {identity}")
+    print(
+        f"job {identity}; python launch/slurm.py status {shlex.quote(options.cluster)} {identity}"
+    )
     return Exit.DONE
 
 

@@ -95,9 +95,7 @@ def make_script(job: Job) -> str:
     """Return the sbatch file."""
     cluster = job.cluster
     folder = f"{_folder(cluster)}/"
-    identity = (
-        "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" if job.array else "$SLURM_JOB_ID"
-    )
+    identity = "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" if job.array else "$SLURM_JOB_ID"
     pauses = " ".join(f"{pause:g}" for pause in cluster.retries.pauses)
     parts = [
         "#!/usr/bin/env bash",

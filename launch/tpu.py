@@ -100,7 +100,9 @@ class Job:
             return
         done = subprocess.run(words, check=False)
         if done.returncode:
-            raise UserError(f"{shlex.join(words)}: exit code {done.returncode}; its reason is above")
+            raise UserError(
+                f"{shlex.join(words)}: exit code {done.returncode}; its reason is above"
+            )
 
     def ask(self, words: Sequence[str]) -> tuple[str, bool]:
         """Return what a command prints, and whether it ended well."""
@@ -118,7 +120,9 @@ class Job:
         for move in Move:
             print(f"#   {move.value}")
         print(f"$ {shlex.join(gcloud.delete(self.cluster))}")
-        print(f"# where the slices are {' or '.join(tpu_job.LOST)}, before they are asked for again")
+        print(
+            f"# where the slices are {' or '.join(tpu_job.LOST)}, before they are asked for again"
+        )
         return Exit.DONE
 
     def sync(self) -> None:
@@ -214,7 +218,16 @@ def pack(folder: Path, archive: Path) -> None:
     """
     if not folder.is_dir():
         raise UserError(f"cluster.code_dir={folder} is no folder; give the folder of the code")
-    command = ["git", "-C", str(folder), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    command = [
+        "git",
+        "-C",
+        str(folder),
+        "ls-files",
+        "-z",
+        "--cached",
+        "--others",
+        "--exclude-standard",
+    ]
     listed = subprocess.run(command, capture_output=True, text=True, check=False)
     if listed.returncode == 0:
         names = [name for name in listed.stdout.split("\0") if name]

@@ -22,10 +22,7 @@ LOST = ("SUSPENDED", "FAILED")
 def unpack(cluster: TpuCluster) -> str:
     """Return the command that puts the code in its place and installs what its locks say."""
     folder = shlex.quote(cluster.remote_dir)
-    return (
-        f"set -e; mkdir -p {folder}; tar xzf {ARCHIVE} -C {folder}; "
-        f"cd {folder}; {cluster.setup}"
-    )
+    return f"set -e; mkdir -p {folder}; tar xzf {ARCHIVE} -C {folder}; cd {folder}; {cluster.setup}"
 
 
 def start(cluster: TpuCluster, command: Sequence[str], launcher: str) -> str:

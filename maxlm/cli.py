@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import maxlm
+from maxlm.config.cluster.file import ClusterFile
 from maxlm.config.errors import RunFailedError, UserError
 from maxlm.config.exit_codes import Exit
 from maxlm.config.ladder import LadderConfig
@@ -25,7 +26,11 @@ from maxlm.config.schema import RunConfig
 from maxlm.config.section import Section
 from maxlm.config.show import to_json_schema, to_yaml
 
-SCHEMAS: dict[str, type[Section]] = {"run": RunConfig, "ladder": LadderConfig}
+SCHEMAS: dict[str, type[Section]] = {
+    "run": RunConfig,
+    "ladder": LadderConfig,
+    "cluster": ClusterFile,
+}
 # Each module has `run(arguments) -> exit code`.
 COMMANDS = {
     "prepare": "data_pipeline.prepare",

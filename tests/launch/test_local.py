@@ -227,9 +227,7 @@ sys.exit({codes}[min(count, len({codes}) - 1)][int(me)])
         ([[1, 1]], 0, 1, Exit.FAILED),
     ],
 )
-def test_what_codes_mean_together_and_which_are_tried_again(
-    codes, retries, starts, code, tmp_path
-):
+def test_what_codes_mean_together_and_which_are_tried_again(codes, retries, starts, code, tmp_path):
     program = [sys.executable, "-c", ENDS.format(path=str(tmp_path), codes=codes)]
     options = ["-n", "2", "--retries", str(retries), "--pause", "0.05"]
     job = subprocess.run(

@@ -58,9 +58,9 @@ def test_settings_become_options_and_stops_are_wired():
     assert given["signal"] == "TERM@300"
     assert {"requeue", "exclusive"} <= given.keys()
     assert given["output"] == f"'{Path.cwd()}/my logs/%j.log'"
-    assert [given[name] for name in ("partition", "account", "qos", "constraint", "time", "mem")] == [
-        *("gpu", "a", "q", "h100&ib", "2-00:00:00", "0")
-    ]
+    assert [
+        given[name] for name in ("partition", "account", "qos", "constraint", "time", "mem")
+    ] == [*("gpu", "a", "q", "h100&ib", "2-00:00:00", "0")]
     assert given["reservation"] == "r"
 
 
@@ -81,7 +81,9 @@ def test_environment_modules_and_containers():
 
 def test_bash_judges_as_the_launchers_do():
     cases = [
-        codes for count in (1, 2, 3) for codes in itertools.product((0, 1, 2, 75, 137), repeat=count)
+        codes
+        for count in (1, 2, 3)
+        for codes in itertools.product((0, 1, 2, 75, 137), repeat=count)
     ]
     lines = ["".join(f"{code}\\n" for code in codes) for codes in cases]
     calls = "\n".join(
@@ -229,7 +231,11 @@ TRACE = 'Traceback (most recent call last):\n  File "x.py", line 1\n    f()\nKey
         ("fine\n" + TRACE, 5, "KeyError: 3"),
         ("fine\nmaxlm: train.batch_size=7 is odd\nmore\n", 2, "maxlm: train.batch_size=7 is odd"),
         ("E1126 10:00:00.1 12 client.cc] lost\n" + TRACE, 1, "E1126 10:00:00.1 12 client.cc] lost"),
-        ("a\nslurmstepd: error: Detected 1 oom_kill event\n", 2, "slurmstepd: error: Detected 1 oom_kill event"),
+        (
+            "a\nslurmstepd: error: Detected 1 oom_kill event\n",
+            2,
+            "slurmstepd: error: Detected 1 oom_kill event",
+        ),
         ("a\nFatal Python error: Aborted\n\nThread 1\n", 2, "Fatal Python error: Aborted"),
         ("a\nb\n\n", 2, "b"),
         ("", 0, ""),
@@ -260,7 +266,9 @@ def test_the_process_that_failed_first_is_the_one_that_is_shown(tmp_path):
     assert (failure.log.name, failure.number, failure.code) == ("n1.1.log", 4, 1)
     # One that was killed without a word is shown only where nobody has one.
     write_start(tmp_path / "b", t2=(137, ""), t0=(1, "maxlm: peer lost\n"), t1=(None, "step 3\n"))
-    assert str(first_failure(tmp_path / "b")) == "n0.0.log (exited with 1), line 1: maxlm: peer lost"
+    assert (
+        str(first_failure(tmp_path / "b")) == "n0.0.log (exited with 1), line 1: maxlm: peer lost"
+    )
     write_start(tmp_path / "c", t0=(None, "step 3\n"))
     assert str(first_failure(tmp_path / "c")) == "n0.0.log (was killed), line 1: step 3"
     write_start(tmp_path / "d", t0=(75, "E1126 x\n"))
@@ -270,7 +278,9 @@ def test_the_process_that_failed_first_is_the_one_that_is_shown(tmp_path):
 def test_status_shows_starts_and_the_first_failing_line(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     path = tmp_path / "cluster.yaml"
-    path.write_text(yaml.safe_dump({"cluster": {"kind": "slurm", "log_dir": str(tmp_path / "logs")}}))
+    path.write_text(
+        yaml.safe_dump({"cluster": {"kind": "slurm", "log_dir": str(tmp_path / "logs")}})
+    )
     write_start(tmp_path / "logs" / "8" / "0", t0=(75, ""), t1=(75, ""))
     (tmp_path / "logs" / "8" / "0" / "verdict").write_text("75\n")
     write_start(tmp_path / "logs" / "8" / "1", t0=(1, TRACE))

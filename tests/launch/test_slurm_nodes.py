@@ -90,7 +90,10 @@ def write_run(tiny_data, tmp_path, name, **train):
 def curve(run_dir):
     path = run_dir / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
-    return [(one["step"], one["train/loss_hex"], one["data/token_hash"]) for one in map(json.loads, lines)]
+    return [
+        (one["step"], one["train/loss_hex"], one["data/token_hash"])
+        for one in map(json.loads, lines)
+    ]
 
 
 def state(cluster, job):
@@ -191,7 +194,8 @@ def environment_is_of(pid, node):
     try:
         command = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
         return environment(pid).get("SLURMD_NODENAME") == node or (
-            command.startswith("slurmstepd") and environment(pid).get("SLURMD_NODENAME", node) == node
+            command.startswith("slurmstepd")
+            and environment(pid).get("SLURMD_NODENAME", node) == node
         )
     except OSError:
         return False
@@ -216,7 +220,9 @@ def test_the_time_limit_stops_and_requeues_and_a_cancelled_job_stays_away(
     path = write_run(tiny_data, tmp_path, "long", num_steps=100_000)
     # Slurm warns up to a minute early.
     job = submit("maxlm", "train", str(path), time="2", stop_seconds=60)
-    cluster.wait(lambda: state(cluster, job) == "PENDING" and cluster.job(job)["Restarts"] == "1", 240)
+    cluster.wait(
+        lambda: state(cluster, job) == "PENDING" and cluster.job(job)["Restarts"] == "1", 240
+    )
     assert (tmp_path / "logs" / job / "0" / "verdict").read_text() == f"{Exit.STOPPED}\n"
     cluster.start_now(job)
     steps = len(curve(tmp_path / "long"))
@@ -243,7 +249,13 @@ def test_an_array_runs_each_line(cluster, submit, tmp_path):
     cluster.wait(lambda: (tmp_path / "a").exists() and (tmp_path / "b c").exists())
     cluster.wait(lambda: len(list((tmp_path / "logs").glob(f"{job}_*/0/verdict"))) == 2)
     shown = subprocess.run(
-        [sys.executable, str(ROOT / "launch/slurm.py"), "status", str(tmp_path / "cluster.yaml"), job],
+        [
+            sys.executable,
+            str(ROOT / "launch/slurm.py"),
+            "status",
+            str(tmp_path / "cluster.yaml"),
+            job,
+        ],
         env=cluster.environment,
         capture_output=True,
         text=True,

@@ -33,7 +33,16 @@ FLAGS = {
     },
     "describe": {"zone", "project", "format"},
     "delete": {"zone", "project", "force", "quiet"},
-    "ssh": {"zone", "project", "node", "worker", "command", "internal-ip", "tunnel-through-iap", "quiet"},
+    "ssh": {
+        "zone",
+        "project",
+        "node",
+        "worker",
+        "command",
+        "internal-ip",
+        "tunnel-through-iap",
+        "quiet",
+    },
     "scp": {"zone", "project", "node", "worker", "internal-ip", "tunnel-through-iap", "quiet"},
 }
 
@@ -43,9 +52,15 @@ FLAGS = {
     [
         ({}, ["--node-id=job"]),
         ({"slices": 4}, ["--node-count=4", "--node-prefix=job"]),
-        ({"capacity": "spot", "valid_until_duration": "6h"}, ["--spot", "--valid-until-duration=6h"]),
+        (
+            {"capacity": "spot", "valid_until_duration": "6h"},
+            ["--spot", "--valid-until-duration=6h"],
+        ),
         ({"capacity": "reserved", "project": "p"}, ["--reserved", "--project=p"]),
-        ({"capacity": "guaranteed", "service_account": "a@b"}, ["--guaranteed", "--service-account=a@b"]),
+        (
+            {"capacity": "guaranteed", "service_account": "a@b"},
+            ["--guaranteed", "--service-account=a@b"],
+        ),
         (
             {"internal_ips": True, "tunnel_through_iap": True, "network": "n", "subnetwork": "s"},
             ["--internal-ips", "--network=n", "--subnetwork=s"],
@@ -161,7 +176,9 @@ def cloud(tmp_path, monkeypatch):
 def calls(folder):
     lines = [json.loads(line) for line in (folder / "calls.jsonl").read_text().splitlines()]
     words = {"tar xzf": "unpack", "setsid": "start", "echo maxlm": "report", "kill -TERM": "stop"}
-    named = [next((name for key, name in words.items() if key in line[-1]), line[3]) for line in lines]
+    named = [
+        next((name for key, name in words.items() if key in line[-1]), line[3]) for line in lines
+    ]
     # Looks at the state and the hosts are as many as time allows.
     return [name for name in named if name not in ("describe", "report")]
 
@@ -173,7 +190,9 @@ def run(*command, action="run"):
 def counting(*codes):
     """Return a command that ends with the next code each time it is started on a host."""
     listed = " ".join(map(str, codes))
-    script = f"n=$(cat ~/n 2>/dev/null || echo 0); echo $((n + 1)) > ~/n; c=({listed}); exit ${{c[n]}}"
+    script = (
+        f"n=$(cat ~/n 2>/dev/null || echo 0); echo $((n + 1)) > ~/n; c=({listed}); exit ${{c[n]}}"
+    )
     return ["bash", "-c", script]
 
 
@@ -206,11 +225,23 @@ def test_slices_that_were_taken_away_are_asked_for_again(cloud):
     # Sleeps on the slices that are taken, and ends on those that come for them.
     script = f"if mkdir {cloud}/once-$$ 2>/dev/null && test $(ls -d {cloud}/once-* | wc -l) -le 2; then sleep 60; fi"
     assert run("bash", "-c", script) == Exit.DONE
-    assert calls(cloud) == ["create", "scp", "unpack", "start", "delete", "create", "scp", "unpack", "start"]
+    assert calls(cloud) == [
+        "create",
+        "scp",
+        "unpack",
+        "start",
+        "delete",
+        "create",
+        "scp",
+        "unpack",
+        "start",
+    ]
 
 
 def test_a_host_that_was_restarted_starts_all_again(cloud):
-    script = "test -e ~/again && exit 0; touch ~/again; test $HOME = %s/host0 && sleep 60; kill -KILL 0"
+    script = (
+        "test -e ~/again && exit 0; touch ~/again; test $HOME = %s/host0 && sleep 60; kill -KILL 0"
+    )
     assert run("bash", "-c", script % cloud) == Exit.DONE
     assert calls(cloud).count("start") == 2
 
@@ -239,10 +270,15 @@ def wait_for(condition, tries=100):
 def test_dry_run_prints_every_line_and_calls_nothing(cloud, capsys):
     assert tpu.main(["run", "cluster.yaml", "--dry-run", "--", "maxlm", "train", "a b.yaml"]) == 0
     assert not (cloud / "calls.jsonl").exists()
-    lines = [shlex.split(line[2:]) for line in capsys.readouterr().out.splitlines() if line[0] == "$"]
+    lines = [
+        shlex.split(line[2:]) for line in capsys.readouterr().out.splitlines() if line[0] == "$"
+    ]
     verbs = [line[4] for line in lines]
     assert verbs == ["create", "describe", "scp", "ssh", "ssh", "ssh", "delete"]
-    assert all({word[2:].split("=")[0] for word in line[5:] if word[:2] == "--"} <= FLAGS[line[4]] for line in lines)
+    assert all(
+        {word[2:].split("=")[0] for word in line[5:] if word[:2] == "--"} <= FLAGS[line[4]]
+        for line in lines
+    )
 
 
 def test_only_what_git_knows_is_copied(tmp_path):
@@ -266,5 +302,7 @@ def test_mistakes_are_told(cloud, capsys, monkeypatch):
         run()
     Path("cluster.yaml").write_text(yaml.safe_dump({"cluster": {**SECTION, "slice": 2}}))
     assert run("true") == Exit.MISTAKE
-    assert "cluster.slice is not a known key; did you mean cluster.slices?" in capsys.readouterr().err
+    assert (
+        "cluster.slice is not a known key; did you mean cluster.slices?" in capsys.readouterr().err
+    )
     assert tpu_job.ARCHIVE.endswith(".tar.gz")
