@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from maxlm.config.exit_codes import Exit
+from maxlm.config.cluster.exit_codes import Exit
 
 MOST_BYTES = 64 * 2**20
 """Of a log that are read; what fails first stands before a flood of what fails after it."""

@@ -20,10 +20,10 @@ import yaml
 
 from launch.command_line import split_command
 from launch.manifests import make_manifests
+from maxlm.config.cluster.exit_codes import Exit
 from maxlm.config.cluster.file import load_cluster
 from maxlm.config.cluster.kubernetes import KubernetesCluster
 from maxlm.config.errors import UserError
-from maxlm.config.exit_codes import Exit
 
 
 class Readable(yaml.SafeDumper):

@@ -7,7 +7,7 @@ fails. When a process dies, the others are ended within seconds and the message 
 SIGTERM or SIGINT goes on to all processes, which finish their step, save and stop; a second one
 kills them.
 
-Exit code: what the processes' own codes mean together (`maxlm.config.exit_codes`): 0 done, 75 stopped
+Exit code: what the processes' own codes mean together (`maxlm.config.cluster.exit_codes`): 0 done, 75 stopped
 by a signal and saved, 2 the user's mistake, 1 failed; 128 + the signal when a signal ended them. With
 `--retries N` a job that fails is started again, after pauses that double.
 """
@@ -30,8 +30,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from maxlm.config.cluster.exit_codes import Exit, judge
 from maxlm.config.cluster.retries import Retries
-from maxlm.config.exit_codes import Exit, judge
 
 # Processes that fail over the same mistake end one shortly after the other; process 0 gets to say
 # what it is.

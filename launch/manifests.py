@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from maxlm.config.cluster.exit_codes import Exit
 from maxlm.config.cluster.kubernetes import GpuNodes, KubernetesCluster, TpuNodes
-from maxlm.config.exit_codes import Exit
 
 HEARTBEAT = "/tmp/maxlm-heartbeat"
 PROBE_SECONDS = 10

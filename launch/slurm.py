@@ -23,10 +23,10 @@ from pathlib import Path
 from launch.command_line import split_command
 from launch.failures import first_failure
 from launch.slurm_script import Job, make_script
+from maxlm.config.cluster.exit_codes import Exit
 from maxlm.config.cluster.file import load_cluster
 from maxlm.config.cluster.slurm import SlurmCluster
 from maxlm.config.errors import UserError
-from maxlm.config.exit_codes import Exit
 
 MEANING = {
     Exit.DONE: "done",

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from maxlm.config.cluster.exit_codes import Exit
 from maxlm.config.cluster.slurm import SlurmCluster
-from maxlm.config.exit_codes import Exit
 
 
 class Job(NamedTuple):
@@ -100,7 +100,7 @@ def make_script(job: Job) -> str:
     parts = [
         "#!/usr/bin/env bash",
         *(f"#SBATCH {option}" for option in options(job)),
-        "# Made by launch/slurm.py. Exit codes: maxlm/config/exit_codes.py.",
+        "# Made by launch/slurm.py. Exit codes: maxlm/config/cluster/exit_codes.py.",
         "",
         f"logs={shlex.quote(folder)}{identity}",
         'folder="$logs/${SLURM_RESTART_COUNT:-0}"',

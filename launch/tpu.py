@@ -25,10 +25,10 @@ from pathlib import Path
 from launch import gcloud, tpu_job
 from launch.command_line import split_command
 from launch.tpu_job import Hosts, Move
+from maxlm.config.cluster.exit_codes import Exit
 from maxlm.config.cluster.file import load_cluster
 from maxlm.config.cluster.tpu import TpuCluster
 from maxlm.config.errors import UserError
-from maxlm.config.exit_codes import Exit
 
 # What is never part of the code, where no git says what is.
 NOT_CODE = {".git", "__pycache__", "runs", "data", "logs", ".venv", ".jax_cache"}

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple
 
+from maxlm.config.cluster.exit_codes import Exit, judge
 from maxlm.config.cluster.tpu import TpuCluster
-from maxlm.config.exit_codes import Exit, judge
 
 FOLDER = ".maxlm"
 """On a host, in the home directory: the output, the process' id and its exit code."""

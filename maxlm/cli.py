@@ -1,6 +1,6 @@
 """The command line: reads what was asked for, and imports the module that does it.
 
-Exit codes are those of `maxlm.config.exit_codes`. Only the command that was asked for is imported, so
+Exit codes are those of `maxlm.config.cluster.exit_codes`. Only the command that was asked for is imported, so
 `maxlm config` answers without loading jax.
 """
 
@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import maxlm
+from maxlm.config.cluster.exit_codes import Exit
 from maxlm.config.cluster.file import ClusterFile
 from maxlm.config.errors import RunFailedError, UserError
-from maxlm.config.exit_codes import Exit
 from maxlm.config.ladder import LadderConfig
 from maxlm.config.reading.loader import load_run
 from maxlm.config.schema import RunConfig

@@ -28,8 +28,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from maxlm.config.cluster.exit_codes import Exit
 from maxlm.config.errors import RunFailedError, UserError, make_possible
-from maxlm.config.exit_codes import Exit
 from maxlm.config.schema import ProfileConfig, RuntimeConfig
 
 log = logging.getLogger(__name__)

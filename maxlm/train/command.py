@@ -11,7 +11,7 @@ from typing import TextIO
 
 from maxlm import runtime
 from maxlm.config import load_run
-from maxlm.config.exit_codes import Exit
+from maxlm.config.cluster.exit_codes import Exit
 from maxlm.train.loop import train
 
 

@@ -12,9 +12,9 @@ import yaml
 
 from launch import kubernetes
 from launch.manifests import make_manifests
+from maxlm.config.cluster.exit_codes import Exit
 from maxlm.config.cluster.file import load_cluster
 from maxlm.config.cluster.kubernetes import KubernetesCluster
-from maxlm.config.exit_codes import Exit
 
 kubernetes_validate = pytest.importorskip(
     "kubernetes_validate", reason="scripts/setup dev installs kubernetes-validate"

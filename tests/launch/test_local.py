@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from maxlm.config.cluster.exit_codes import Exit
 from maxlm.config.cluster.retries import Retries
-from maxlm.config.exit_codes import Exit
 
 LAUNCHER = Path(__file__).parents[2] / "launch" / "local.py"
 

@@ -12,8 +12,8 @@ import yaml
 from launch import slurm
 from launch.failures import failing_line, first_failure
 from launch.slurm_script import JUDGE, Job, make_script
+from maxlm.config.cluster.exit_codes import Exit, judge
 from maxlm.config.cluster.slurm import SlurmCluster
-from maxlm.config.exit_codes import Exit, judge
 
 COMMAND = ["maxlm", "train", "a run.yaml", "x='$HOME'"]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from maxlm.config.exit_codes import Exit
+from maxlm.config.cluster.exit_codes import Exit
 from tests.conftest import PATIENCE, QUICK_COMPILE
 from tests.launch.slurm_cluster import SlurmCluster, missing
 from tests.train.conftest import make_run, tiny_data

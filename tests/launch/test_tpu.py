@@ -13,8 +13,8 @@ import yaml
 
 from launch import gcloud, tpu, tpu_job
 from launch.tpu_job import Hosts, Move, next_move, read_report
+from maxlm.config.cluster.exit_codes import Exit
 from maxlm.config.cluster.tpu import TpuCluster
-from maxlm.config.exit_codes import Exit
 
 SECTION = {
     "kind": "tpu",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from maxlm.config import load_run
-from maxlm.config.exit_codes import Exit
+from maxlm.config.cluster.exit_codes import Exit
 from maxlm.data import token_hash
 from maxlm.data.dataset import build_dataset
 from maxlm.models.cost import flops_per_token

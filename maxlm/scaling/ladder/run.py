@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from maxlm.config.exit_codes import Exit
+from maxlm.config.cluster.exit_codes import Exit
 from maxlm.config.ladder import LadderConfig
 from maxlm.config.reading.loader import LoadedRun
 from maxlm.config.show import to_yaml

@@ -1,6 +1,6 @@
 import pytest
 
-from maxlm.config.exit_codes import Exit, judge
+from maxlm.config.cluster.exit_codes import Exit, judge
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from maxlm.config.cluster.slurm import SlurmCluster
 from maxlm.config.cluster.tpu import TpuCluster
 from maxlm.config.errors import ConfigError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TPU = {"kind": "tpu", "name": "a", "zone": "z", "accelerator_type": "v5p-8", "runtime_version": "r"}
 
 
