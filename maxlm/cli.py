@@ -37,6 +37,7 @@ COMMANDS = {
     "data": "data_pipeline.command",
     "train": "maxlm.train.command",
     "plan": "maxlm.plan.command",
+    "doctor": "maxlm.doctor.command",
     "generate": "maxlm.decoding.command",
     "ladder": "maxlm.scaling.ladder.command",
     "optimal": "maxlm.scaling.optimal_command",
@@ -154,6 +155,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     plan.add_argument("--json", metavar="FILE", help="write every figure here too")
 
+    doctor = commands.add_parser(
+        "doctor", help="look at hosts, devices, links and folders before a run"
+    )
+    doctor.add_argument("config", nargs="?", metavar="RUN.yaml", help="the run that is to be")
+    about = "settings that win over the file's"
+    doctor.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=about)
+    doctor.add_argument("--json", metavar="FILE", help="write every figure here too")
+
     _add_ladder(commands)
 
     generate = commands.add_parser("generate", help="continue texts with a trained model")
@@ -208,8 +217,10 @@ def _add_ladder(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         about = "speed of the machine in TFLOP/s, as training reaches it: hours are shown too"
         parsers[name].add_argument("--tflops", type=float, help=about)
     parsers["run"].add_argument(
-        "--jobs", type=int, default=1, help="runs at a time (default: %(default)s)"
+        "--jobs", type=int, help="runs at a time (default: 1; all, with --launch)"
     )
+    about = "submit the runs to Slurm as an array of jobs instead, on this cluster"
+    parsers["run"].add_argument("--launch", metavar="CLUSTER.yaml", help=about)
     fit = parsers["fit"]
     fit.add_argument("--predict", metavar="RUN.yaml", help="predict this run's loss")
     fit.add_argument("--output", metavar="FILE", help="where the prediction is written")

@@ -136,9 +136,12 @@ class SlurmCluster:
         return dict(word.split("=", 1) for word in text.split() if "=" in word)
 
     def start_now(self, identity):
-        """Let a job that is back in the queue start without the two minutes that Slurm waits."""
+        """Let a job that is back in the queue start without the two minutes that Slurm waits.
+
+        Within the same second the nodes would refuse it: "Job credential revoked".
+        """
         self.wait(lambda: self.job(identity)["JobState"] == "PENDING")
-        self.run("scontrol", "update", f"JobId={identity}", "StartTime=now")
+        self.run("scontrol", "update", f"JobId={identity}", "StartTime=now+4")
 
     @staticmethod
     def wait(condition, seconds=90):
