@@ -1,4 +1,4 @@
-"""`maxlm doctor [RUN.yaml]`: look at hosts, devices, links and folders before a run, in a minute.
+"""`maxlm doctor RUN.yaml`: look at hosts, devices, links and folders before a run, in a minute.
 
 Exit code: 0 if there are no problems, warnings or not; 1 if there are.
 """

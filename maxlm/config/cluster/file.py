@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -42,16 +43,24 @@ def load_cluster(path: str | os.PathLike[str], kind: type[Kind]) -> Kind:
     if not isinstance(settings.value, dict):
         raise ConfigError([Problem("", "not a mapping; begin with `cluster:`", name)], name)
     origins = dict(settings.origins())
+    plain = settings.plain()
+    _refuse_another_kind(plain.get("cluster"), kind, origins)
     try:
-        cluster = ClusterFile.model_validate(settings.plain()).cluster
+        cluster = ClusterFile.model_validate(plain).cluster
     except ValidationError as error:
         raise ConfigError(explain(error, origins, ClusterFile), name) from None
     problems = [replace(problem, where=origins.get(problem.path)) for problem in cluster.problems()]
-    if not isinstance(cluster, kind):
-        wanted = kind.model_fields["kind"].default
-        text = f"cluster.kind={cluster.kind}: this launcher is for {wanted}; use launch/{cluster.kind}.py"
-        problems = [Problem("cluster.kind", text, origins.get("cluster.kind"))]
     if problems:
         raise ConfigError(problems, name)
     assert isinstance(cluster, kind)
     return cluster
+
+
+def _refuse_another_kind(section: Any, kind: type[Section], origins: Mapping[str, str]) -> None:
+    """Refuse a file for another launcher, before its settings are taken for mistakes."""
+    found = section.get("kind") if isinstance(section, dict) else None
+    wanted, kinds = kind.model_fields["kind"].default, ("slurm", "tpu", "kubernetes")
+    if found in kinds and found != wanted:
+        text = f"cluster.kind={found}: this launcher is for {wanted}; use launch/{found}.py"
+        where = origins.get("cluster.kind")
+        raise ConfigError([Problem("cluster.kind", text, where)], str(where).split(":")[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from pathlib import Path
@@ -38,6 +39,11 @@ def test_rungs_that_are_not_done_are_submitted(
     # Another kind of cluster is told, and so is a ladder that is done.
     cluster.write_text("cluster: {kind: tpu}\n")
     assert main(command) == Exit.MISTAKE
-    finish(ladder_file)
+    assert "this launcher is for slurm; use launch/tpu.py" in capfd.readouterr().err
+    for name in ("d32-5", "d64-20"):
+        (tmp_path / "ladder" / name).mkdir()
+        steps = next(run for run in runs if run.run_dir.endswith(name)).train.num_steps
+        values = {"step": steps, "val/python_stdlib/loss": 3.0}
+        (tmp_path / "ladder" / name / "metrics.jsonl").write_text(json.dumps(values) + "\n")
     assert main(command) == Exit.DONE
     assert "16 of 16 rungs are done" in capfd.readouterr().out
