@@ -1,6 +1,7 @@
 """`maxlm doctor RUN.yaml`: look at hosts, devices, links and folders before a run, in a minute.
 
-Exit code: 0 if there are no problems, warnings or not; 1 if there are.
+Exit code: 0 if there are no problems, warnings or not; 2 if there are, for a launcher that would
+start it again after anything else.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
                 sys.stdout.flush()
         if arguments.json:
             runtime.on_first_process(lambda: _write(Path(arguments.json), findings))
-    return Exit.FAILED if worst(findings) is Level.PROBLEM else Exit.DONE
+    return Exit.MISTAKE if worst(findings) is Level.PROBLEM else Exit.DONE
 
 
 def _write(path: Path, findings: list[Finding]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
@@ -68,16 +69,16 @@ def _write(path: Path, size_bytes: int) -> dict[str, Any]:
 
 
 def _read(path: Path, size_bytes: int) -> dict[str, Any]:
-    began = time.perf_counter()
-    try:
-        with path.open("rb") as file:
+    """Read another host's file; some file systems show it a moment later."""
+    for pause in (0, 1, 2):
+        time.sleep(pause)
+        began = time.perf_counter()
+        with contextlib.suppress(OSError), path.open("rb") as file:
             # Not from this machine's memory, if it was written here.
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            if len(file.read()) != size_bytes:
-                return {"unseen": True}
-    except OSError:
-        return {"unseen": True}
-    return {"read_seconds": time.perf_counter() - began}
+            if len(file.read()) == size_bytes:
+                return {"read_seconds": time.perf_counter() - began}
+    return {"unseen": True}
 
 
 def judge_folder(path: Path, reports: list[dict[str, Any]], size_bytes: int) -> Finding:
@@ -118,9 +119,7 @@ def judge_folder(path: Path, reports: list[dict[str, Any]], size_bytes: int) -> 
 
 def check_space(path: Path, checkpoint_bytes: int, config: CheckpointConfig) -> Finding:
     """Compare the room in a run's folder with what its checkpoints will take, as process 0 sees it."""
-    there = sum(file.stat().st_size for file in (path / "checkpoints").rglob("*") if file.is_file())
-    existing = next(folder for folder in (path, *path.parents) if folder.exists())
-    free, there = exchange([shutil.disk_usage(existing).free, there])[0]
+    free, there = exchange(_room(path) if jax.process_index() == 0 else None)[0]
     # An old one goes when the new one is whole.
     needed = (config.keep_last + 1) * checkpoint_bytes
     text = (
@@ -133,6 +132,13 @@ def check_space(path: Path, checkpoint_bytes: int, config: CheckpointConfig) -> 
         level = Level.PROBLEM if free + there < 2 * checkpoint_bytes else Level.WARNING
         return Finding("space", level, text, cure, values)
     return Finding("space", Level.OK, text, values=values)
+
+
+def _room(path: Path) -> tuple[int, int]:
+    """Return the bytes that are free, and those of checkpoints that are there."""
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    files = (file for file in (path / "checkpoints").rglob("*") if file.is_file())
+    return shutil.disk_usage(existing).free, sum(file.stat().st_size for file in files)
 
 
 def check_cache(folder: str | None) -> Finding:

@@ -52,7 +52,7 @@ def test_every_check_has_a_line_and_nothing_is_left(run_file, tmp_path, monkeypa
 def test_a_problem_is_the_exit_code(run_file, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(runtime, "start", lambda settings: None)
     (tmp_path / "some").write_text("a file in the way")
-    assert main(["doctor", str(run_file), "mesh.fsdp=-1"]) == Exit.FAILED
+    assert main(["doctor", str(run_file), "mesh.fsdp=-1"]) == Exit.MISTAKE
     assert "PROBLEM  folder" in capsys.readouterr().out
     assert main(["doctor", str(run_file), "mesh.fsdp=3"]) == Exit.MISTAKE
 
@@ -67,7 +67,7 @@ def test_two_processes_that_do_not_see_one_folder(run_file, tmp_path):
     maxlm = f"{sys.executable} -m maxlm"
     options = f"runtime.device_count=4 --json {tmp_path}/found.json"
     done = launch(f"exec {maxlm} doctor {run_file} run_dir={tmp_path}/$MAXLM_PROCESS_ID {options}")
-    assert done.returncode == Exit.FAILED, done.stderr
+    assert done.returncode == Exit.MISTAKE, done.stderr
     text = (tmp_path / "found.json").read_text()
     found = {one["check"]: one for one in json.loads(text)["findings"]}
     assert found["folder"]["level"] == "problem"

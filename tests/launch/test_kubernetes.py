@@ -227,6 +227,10 @@ def test_words_that_kubernetes_would_replace_are_kept():
     [
         ({"accelerator": {**TPU, "topology": "3x1"}}, "has 3 chips, which do not divide"),
         ({"accelerator": TPU, "api": "job"}, "cluster.api=job has one slice"),
+        (
+            {"accelerator": GPU, "claims": [{"claim": "a", "mount_path": "/b"}] * 2},
+            "cluster.claims=['a', 'a'] has one twice",
+        ),
     ],
 )
 def test_what_does_not_fit_is_told(settings, expected, tmp_path, capsys):

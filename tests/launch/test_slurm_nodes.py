@@ -224,6 +224,7 @@ def test_the_time_limit_stops_and_requeues_and_a_cancelled_job_stays_away(
         lambda: state(cluster, job) == "PENDING" and cluster.job(job)["Restarts"] == "1", 240
     )
     assert (tmp_path / "logs" / job / "0" / "verdict").read_text() == f"{Exit.STOPPED}\n"
+    cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")
     cluster.start_now(job)
     steps = len(curve(tmp_path / "long"))
     cluster.wait(lambda: len(curve(tmp_path / "long")) > steps + 3, 240)

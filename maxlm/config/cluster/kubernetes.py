@@ -112,6 +112,11 @@ class KubernetesCluster(Section):
                 f"cluster.accelerator.topology={nodes.topology} has {nodes.chips} chips, which do not divide "
                 f"by cluster.accelerator.chips_per_node={nodes.chips_per_node}; use 1, 4 or 8, as the nodes have",
             )
+        claims = [one.claim for one in self.claims]
+        if len(set(claims)) < len(claims):
+            yield Problem(
+                "cluster.claims", f"cluster.claims={claims} has one twice; give each once"
+            )
         if self.api == "job" and nodes.slices > 1:
             yield Problem(
                 "cluster.api",
