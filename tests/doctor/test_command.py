@@ -65,14 +65,14 @@ def launch(script, **settings):
 
 def test_two_processes_that_do_not_see_one_folder(run_file, tmp_path):
     maxlm = f"{sys.executable} -m maxlm"
-    options = f"runtime.device_count=4 --json {tmp_path}/found.json"
+    options = f"mesh.fsdp=2 runtime.device_count=2 --json {tmp_path}/found.json"
     done = launch(f"exec {maxlm} doctor {run_file} run_dir={tmp_path}/$MAXLM_PROCESS_ID {options}")
     assert done.returncode == Exit.MISTAKE, done.stderr
     text = (tmp_path / "found.json").read_text()
     found = {one["check"]: one for one in json.loads(text)["findings"]}
     assert found["folder"]["level"] == "problem"
     assert "is not one folder for all hosts" in found["folder"]["text"]
-    assert found["devices"]["values"] == {"devices": {"cpu": 8}, "processes": 2, "hosts": 1}
+    assert found["devices"]["values"] == {"devices": {"cpu": 4}, "processes": 2, "hosts": 1}
     assert found["clocks"]["level"] == "ok"
     assert found["link fsdp"]["values"]["bytes_per_second"] > 0
     assert not (tmp_path / "0").exists()
