@@ -3,7 +3,7 @@ FROM python:3.12-slim-bookworm
 WORKDIR /maxlm
 COPY requirements/tpu.lock requirements/
 RUN python -m pip install --no-cache-dir --require-hashes --requirement requirements/tpu.lock
-COPY pyproject.toml README.md ./
+COPY pyproject.toml ./
 COPY maxlm maxlm
 COPY data_pipeline data_pipeline
 COPY launch launch
