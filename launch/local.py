@@ -7,8 +7,9 @@ fails. When a process dies, the others are ended within seconds and the message 
 SIGTERM or SIGINT goes on to all processes, which finish their step, save and stop; a second one
 kills them.
 
-Exit code: 0 when all processes end well; 2 when the first to fail says the mistake is the user's;
-128 + the signal when a signal ended them; 1 otherwise.
+Exit code: what the processes' own codes mean together (`maxlm.config.cluster.exit_codes`): 0 done, 75 stopped
+by a signal and saved, 2 the user's mistake, 1 failed; 128 + the signal when a signal ended them. With
+`--retries N` a job that fails is started again, after pauses that double.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+
+from maxlm.config.cluster.exit_codes import Exit, judge
+from maxlm.config.cluster.retries import Retries
 
 # Processes that fail over the same mistake end one shortly after the other; process 0 gets to say
 # what it is.
@@ -86,15 +90,21 @@ class Worker:
 class Signals:
     """Pass the first SIGTERM or SIGINT on to all workers, and kill them at the second."""
 
-    def __init__(self, workers: Sequence[Worker]) -> None:
-        self._workers = workers
+    def __init__(self) -> None:
+        self.workers: list[Worker] = []
         self.received: list[int] = []
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._handle)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         self.received.append(number)
-        send(self._workers, number if len(self.received) == 1 else signal.SIGKILL)
+        send(self.workers, number if len(self.received) == 1 else signal.SIGKILL)
+
+    def wait(self, seconds: float) -> None:
+        """Wait so long, or until a signal comes."""
+        deadline = time.monotonic() + seconds
+        while not self.received and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -103,22 +113,58 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="launch/local.py", description="Run N processes of one job on this machine."
     )
     parser.add_argument("-n", type=int, required=True, metavar="N", help="number of processes")
+    parser.add_argument(
+        "--retries", type=int, default=0, metavar="N", help="starts after failures (default: none)"
+    )
+    parser.add_argument(
+        "--pause", type=float, default=Retries().pause_seconds, help="seconds before the first"
+    )
     parser.add_argument("command", nargs="+", metavar="-- COMMAND", help="what each process runs")
     options = parser.parse_args(arguments)
     if not 1 <= options.n <= MOST_PROCESSES:
         parser.error(f"-n {options.n}: from 1 to {MOST_PROCESSES} processes can run on one machine")
-    workers: list[Worker] = []
-    signals = Signals(workers)
     try:
-        for environment in environments(options.n):
-            workers.append(Worker(len(workers), options.command, environment))
+        retries = Retries(most=options.retries, pause_seconds=options.pause)
+    except ValueError:
+        parser.error(f"--retries {options.retries} --pause {options.pause}: 0 to 1000, and a time")
+    return run_again(options.n, options.command, retries)
+
+
+def run_again(count: int, command: Sequence[str], retries: Retries) -> int:
+    """Run the job, again while it fails as `retries` allows; return the last exit code."""
+    failures, signals = 0, Signals()
+    while True:
+        began = time.monotonic()
+        code = run(count, command, signals)
+        if code != Exit.FAILED or signals.received:
+            return code
+        failures = retries.next_failures(failures, time.monotonic() - began)
+        if failures > retries.most:
+            return code
+        pause = retries.pauses[failures - 1]
+        sys.stderr.write(
+            f"launch/local.py: failure {failures} in a row of {retries.most} that may be: "
+            f"starting again in {pause:g} s\n"
+        )
+        signals.wait(pause)
+        if signals.received:
+            return 128 + signals.received[0]
+
+
+def run(count: int, command: Sequence[str], signals: Signals) -> int:
+    """Start the processes once, watch them to the end, and return the exit code."""
+    workers: list[Worker] = signals.workers
+    workers.clear()
+    try:
+        for environment in environments(count):
+            workers.append(Worker(len(workers), command, environment))
         for worker in workers:
             worker.start_reading()
         return watch(workers, signals)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        sys.stderr.write(f"launch/local.py: {options.command[0]!a} cannot be started: {reason}\n")
-        return 2
+        sys.stderr.write(f"launch/local.py: {command[0]!a} cannot be started: {reason}\n")
+        return Exit.MISTAKE
     finally:
         end(workers)
 
@@ -155,7 +201,7 @@ def watch(workers: Sequence[Worker], signals: Signals) -> int:
         return 128 + signals.received[-1]
     first = failed(workers)
     if not first:
-        return 0
+        return judge(worker.process.returncode for worker in workers)
     deadline = time.monotonic() + GRACE_SECONDS
     while any(worker.process.poll() is None for worker in workers) and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
@@ -170,14 +216,15 @@ def watch(workers: Sequence[Worker], signals: Signals) -> int:
         sys.stderr.write(f"{worker.describe_end()}{ending}\n")
     if signals.received:
         return 128 + signals.received[0]
-    return 2 if first[0].process.returncode == 2 else 1
+    return judge(worker.process.returncode for worker in first)
 
 
 def failed(workers: Sequence[Worker]) -> list[Worker]:
     """Return the workers that ended badly so far: those that chose to exit before those that
     crashed in their wake.
     """
-    bad = [worker for worker in workers if worker.process.poll() not in (None, 0)]
+    well = (None, Exit.DONE, Exit.STOPPED)
+    bad = [worker for worker in workers if worker.process.poll() not in well]
     return sorted(bad, key=lambda worker: worker.process.returncode < 0)
 
 

@@ -1,7 +1,7 @@
 """The command line: reads what was asked for, and imports the module that does it.
 
-Exit codes: 0 done or stopped cleanly, 2 the user's mistake, 1 anything else. Only the command that
-was asked for is imported, so `maxlm config` answers without loading jax.
+Exit codes are those of `maxlm.config.cluster.exit_codes`. Only the command that was asked for is imported, so
+`maxlm config` answers without loading jax.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import maxlm
+from maxlm.config.cluster.exit_codes import Exit
+from maxlm.config.cluster.file import ClusterFile
 from maxlm.config.errors import RunFailedError, UserError
 from maxlm.config.ladder import LadderConfig
 from maxlm.config.reading.loader import load_run
@@ -24,13 +26,18 @@ from maxlm.config.schema import RunConfig
 from maxlm.config.section import Section
 from maxlm.config.show import to_json_schema, to_yaml
 
-SCHEMAS: dict[str, type[Section]] = {"run": RunConfig, "ladder": LadderConfig}
+SCHEMAS: dict[str, type[Section]] = {
+    "run": RunConfig,
+    "ladder": LadderConfig,
+    "cluster": ClusterFile,
+}
 # Each module has `run(arguments) -> exit code`.
 COMMANDS = {
     "prepare": "data_pipeline.prepare",
     "data": "data_pipeline.command",
     "train": "maxlm.train.command",
     "plan": "maxlm.plan.command",
+    "doctor": "maxlm.doctor.command",
     "generate": "maxlm.decoding.command",
     "ladder": "maxlm.scaling.ladder.command",
     "optimal": "maxlm.scaling.optimal_command",
@@ -53,20 +60,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except UserError as error:
         print(f"maxlm: {error}", file=sys.stderr)
-        return 2
+        return Exit.MISTAKE
     except RunFailedError as error:
         print(f"maxlm: {error}", file=sys.stderr)
-        return 1
+        return Exit.FAILED
     except BrokenPipeError:  # `| head` has seen enough; Python must not try again when it ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return Exit.FAILED
     except KeyboardInterrupt:
         print("maxlm: interrupted", file=sys.stderr)
-        return 1
+        return Exit.FAILED
     except Exception as error:  # noqa: BLE001 (the last resort: the traceback, and one line that says what it means)
         traceback.print_exc()
         print(f"maxlm: unexpected {type(error).__name__}; the traceback is above", file=sys.stderr)
-        return 1
+        return Exit.FAILED
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -148,6 +155,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     plan.add_argument("--json", metavar="FILE", help="write every figure here too")
 
+    doctor = commands.add_parser(
+        "doctor", help="look at hosts, devices, links and folders before a run"
+    )
+    doctor.add_argument("config", nargs="?", metavar="RUN.yaml", help="the run that is to be")
+    about = "settings that win over the file's"
+    doctor.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=about)
+    doctor.add_argument("--json", metavar="FILE", help="write every figure here too")
+
     _add_ladder(commands)
 
     generate = commands.add_parser("generate", help="continue texts with a trained model")
@@ -202,8 +217,10 @@ def _add_ladder(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         about = "speed of the machine in TFLOP/s, as training reaches it: hours are shown too"
         parsers[name].add_argument("--tflops", type=float, help=about)
     parsers["run"].add_argument(
-        "--jobs", type=int, default=1, help="runs at a time (default: %(default)s)"
+        "--jobs", type=int, help="runs at a time (default: 1; all, with --launch)"
     )
+    about = "submit the runs to Slurm as an array of jobs instead, on this cluster"
+    parsers["run"].add_argument("--launch", metavar="CLUSTER.yaml", help=about)
     fit = parsers["fit"]
     fit.add_argument("--predict", metavar="RUN.yaml", help="predict this run's loss")
     fit.add_argument("--output", metavar="FILE", help="where the prediction is written")

@@ -42,10 +42,12 @@ class Gpu(NamedTuple):
       capability: CUDA's compute capability: 8.0 and 8.6 are Ampere, 8.9 Ada, 9.0 Hopper, 10.0
         Blackwell.
       shared_memory: bytes that a block of threads can have.
+      link_rate: bytes per second of all its NVLinks in one direction; None without, or if unknown.
     """
 
     capability: float
     shared_memory: int
+    link_rate: float | None = None
 
 
 class Device(NamedTuple):
@@ -81,6 +83,9 @@ _A100 = Gpu(8.0, 163 * KIB)
 _A10, _ADA = Gpu(8.6, 99 * KIB), Gpu(8.9, 99 * KIB)
 _HOPPER = Gpu(9.0, 227 * KIB)
 _BLACKWELL = Gpu(10.0, 227 * KIB)
+# With NVLink; the others of their generation may be PCIe cards.
+_A100_SXM, _HOPPER_SXM = _A100._replace(link_rate=300e9), _HOPPER._replace(link_rate=450e9)
+_BLACKWELL_SXM = _BLACKWELL._replace(link_rate=900e9)
 
 # TPU v2, v3 and 7x show one device per core or chiplet, the others one per chip. First match wins,
 # so the special kind stands before the general one.
@@ -92,14 +97,14 @@ DEVICES = (
     Device("v5p", r"TPU v5", 459e12, 459e12, chip=_V5P),
     Device("v6e", r"TPU v6", 918e12, 918e12, chip=_V6E),
     Device("tpu7x", r"TPU ?v?7", 1153.5e12, 1153.5e12, chip=_TPU7X),
-    Device("A100", r"A100|A800", 312e12, 156e12, gpu=_A100),
+    Device("A100", r"A100|A800", 312e12, 156e12, gpu=_A100_SXM),
     Device("A30", r"\bA30\b", None, None, gpu=_A100),
     Device("H100 PCIe", r"H100 PCIe", 756e12, 378e12, gpu=_HOPPER),
     Device("H100 NVL", r"H100 NVL|H200 NVL", 835e12, 417.5e12, gpu=_HOPPER),
-    Device("H100", r"H100|H200|H800|GH200", 989.4e12, 494.7e12, gpu=_HOPPER),
+    Device("H100", r"H100|H200|H800|GH200", 989.4e12, 494.7e12, gpu=_HOPPER_SXM),
     Device("H20", r"\bH20\b", None, None, gpu=_HOPPER),
-    Device("GB200", r"GB200", 2500e12, 1250e12, gpu=_BLACKWELL),
-    Device("B200", r"B200", 2250e12, 1125e12, gpu=_BLACKWELL),
+    Device("GB200", r"GB200", 2500e12, 1250e12, gpu=_BLACKWELL_SXM),
+    Device("B200", r"B200", 2250e12, 1125e12, gpu=_BLACKWELL_SXM),
     Device("B100", r"B100|B300", None, None, gpu=_BLACKWELL),
     Device("L4", r"\bL4\b", 121e12, 60e12, gpu=_ADA),
     Device("L40S", r"L40S", 362e12, 183e12, gpu=_ADA),

@@ -28,6 +28,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from maxlm.config.cluster.exit_codes import Exit
 from maxlm.config.errors import RunFailedError, UserError, make_possible
 from maxlm.config.schema import ProfileConfig, RuntimeConfig
 
@@ -344,7 +345,7 @@ def fail_together() -> Iterator[None]:
         sys.stderr.flush()
         if isinstance(error, jax.errors.JaxRuntimeError):
             time.sleep(ECHO_SECONDS)
-        os._exit(2 if isinstance(error, UserError) else 1)
+        os._exit(Exit.MISTAKE if isinstance(error, UserError) else Exit.FAILED)
 
 
 # --- signals --------------------------------------------------------------------------------------
@@ -457,14 +458,19 @@ class Watchdog:
     (None: never).
 
     The only cure for a peer that is alive but asleep: heartbeats still come, and every collective
-    waits for ever.
+    waits for ever. For watchers outside, such as a pod's probes, each step also touches the file
+    that MAXLM_HEARTBEAT names.
     """
 
     def __init__(self, seconds: float | None) -> None:
         self._seconds = seconds
+        named = os.environ.get("MAXLM_HEARTBEAT")
+        self._heartbeat = Path(named) if named else None
 
     def arm(self) -> None:
         """Start counting from zero; call once per step."""
+        if self._heartbeat is not None:
+            self._heartbeat.touch()
         if self._seconds is not None:
             # pytest and notebooks replace sys.stderr by objects without a file descriptor.
             faulthandler.dump_traceback_later(self._seconds, exit=True, file=sys.__stderr__ or 2)

@@ -232,6 +232,17 @@ time.sleep(0.5)
     assert process.returncode == 0
 
 
+def test_each_step_touches_the_heartbeat(tmp_path, monkeypatch):
+    path = tmp_path / "heartbeat"
+    monkeypatch.setenv("MAXLM_HEARTBEAT", str(path))
+    watchdog = runtime.Watchdog(None)
+    assert not path.exists()  # start-up is not a step
+    watchdog.arm()
+    os.utime(path, (1, 1))
+    watchdog.arm()
+    assert time.time() - path.stat().st_mtime < 60
+
+
 def test_profile_window_traces_its_steps_only(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(jax.profiler, "start_trace", lambda path: calls.append(("start", path)))

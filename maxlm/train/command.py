@@ -11,6 +11,8 @@ from typing import TextIO
 
 from maxlm import runtime
 from maxlm.config import load_run
+from maxlm.config.cluster.exit_codes import Exit
+from maxlm.health.start import check_hosts
 from maxlm.train.loop import train
 
 
@@ -38,5 +40,5 @@ def run(arguments: argparse.Namespace) -> int:
         command = f"{os.environ['MAXLM_LAUNCHER']} {command}"
     with runtime.fail_together():
         runtime.start(config.runtime)
-        train(config, command=command)
-    return 0
+        check_hosts()
+        return Exit.DONE if train(config, command=command) else Exit.STOPPED

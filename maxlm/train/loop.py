@@ -20,6 +20,7 @@ from maxlm.config.resume import compare_runs
 from maxlm.config.schema import RunConfig
 from maxlm.data.loader import DeviceLoader
 from maxlm.data.token_hash import hexdigest
+from maxlm.health.start import check_run_folder
 from maxlm.models.cost import parameter_count
 from maxlm.runtime import ProfileWindow, StopSignal, Watchdog, explain_memory, memory_bytes, settle
 from maxlm.sharding.host import HOST_MEMORY
@@ -47,9 +48,9 @@ _MORE_ROOM = "use more devices, train.remat=full, more train.microbatches, or a 
 _VERSIONED = ("maxlm", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def train(config: RunConfig, *, command: str) -> None:
+def train(config: RunConfig, *, command: str) -> bool:
     """Train a run to its end, or until a signal stops it; resume it if its directory has
-    checkpoints.
+    checkpoints. Return whether it is done.
 
     Args:
       config: the run.
@@ -66,6 +67,7 @@ def train(config: RunConfig, *, command: str) -> None:
     with explain_memory(_MORE_ROOM), contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignal())
         run_dir = stack.enter_context(RunDirectory.open(config.run_dir))
+        check_run_folder(run_dir.path, program.state, config.checkpoint)
         checkpointer = stack.enter_context(Checkpointer(run_dir.checkpoints, config.checkpoint))
         _refuse_changes(checkpointer.latest_record(), config, datasets)
         run_dir.keep_tokenizer(datasets.train.tokenizer.files)
@@ -97,7 +99,9 @@ def train(config: RunConfig, *, command: str) -> None:
             ProfileWindow(config.runtime.profile, run_dir.path / "profile"),
         )
         checkpointer.wait()
-        reporter.end(step, _places(config, command, done=step >= config.train.num_steps))
+        done = step >= config.train.num_steps
+        reporter.end(step, _places(config, command, done=done))
+        return done
 
 
 class _Loop:

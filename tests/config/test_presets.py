@@ -8,13 +8,20 @@ import pytest
 
 from maxlm.config import load_run
 from maxlm.config.checks import resolve_mesh
+from maxlm.config.cluster.file import ClusterFile, load_cluster
+from maxlm.config.cluster.kubernetes import KubernetesCluster
+from maxlm.config.cluster.slurm import SlurmCluster
+from maxlm.config.cluster.tpu import TpuCluster
 from maxlm.config.ladder import LadderConfig
 from maxlm.config.reading.loader import load_ladder
 from maxlm.config.show import to_json_schema
 
 ROOT = Path(__file__).parents[2]
 LADDERS = sorted((ROOT / "configs/ladder").glob("*.yaml"))
-PRESETS = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path not in LADDERS]
+CLUSTERS = sorted((ROOT / "configs/cluster").glob("*.yaml"))
+PRESETS = [
+    path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path not in [*LADDERS, *CLUSTERS]
+]
 # A run that any other preset can be included in.
 BASE = """\
 run_dir: runs/preset
@@ -92,3 +99,18 @@ def test_ladder_loads_and_says_how_it_is_run(path: Path) -> None:
 
 def test_ladder_schema_is_committed() -> None:
     assert (ROOT / "configs/ladder_schema.json").read_text() == to_json_schema(LadderConfig)
+
+
+@pytest.mark.parametrize("path", CLUSTERS, ids=names(CLUSTERS))
+def test_cluster_loads_and_says_how_it_is_used(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    assert lines[0] == "# yaml-language-server: $schema=../cluster_schema.json"
+    words = ("Commands", "Hardware", "Result")
+    assert all(any(f"# {word}:" in line for line in lines) for word in words)
+    named = path.stem.split("_")[0]
+    kinds = {"slurm": SlurmCluster, "tpu": TpuCluster}
+    load_cluster(path, kinds.get(named, KubernetesCluster))
+
+
+def test_cluster_schema_is_committed() -> None:
+    assert (ROOT / "configs/cluster_schema.json").read_text() == to_json_schema(ClusterFile)

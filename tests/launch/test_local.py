@@ -1,4 +1,5 @@
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -7,6 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+
+from maxlm.config.cluster.exit_codes import Exit
+from maxlm.config.cluster.retries import Retries
 
 LAUNCHER = Path(__file__).parents[2] / "launch" / "local.py"
 
@@ -197,3 +201,60 @@ def test_commands_and_counts_that_cannot_be(arguments, expected):
     assert done.returncode == 2
     assert expected in done.stderr
     assert "Traceback" not in done.stderr
+
+
+# --- exit codes -----------------------------------------------------------------------------------
+
+ENDS = """
+import os, pathlib, sys
+me = os.environ["MAXLM_PROCESS_ID"]
+count = len(list(pathlib.Path({path!r}).glob(me + ".*")))
+(pathlib.Path({path!r}) / f"{{me}}.{{count}}").touch()
+sys.exit({codes}[min(count, len({codes}) - 1)][int(me)])
+"""
+
+
+@pytest.mark.parametrize(
+    ("codes", "retries", "starts", "code"),
+    [
+        ([[0, 0]], 3, 1, Exit.DONE),
+        ([[75, 75]], 3, 1, Exit.STOPPED),  # who stopped it knows when it may go on
+        ([[2, 2]], 3, 1, Exit.MISTAKE),
+        ([[1, 2]], 3, 1, Exit.MISTAKE),
+        ([[1, 1], [134, 1], [0, 0]], 3, 3, Exit.DONE),
+        ([[1, 1], [2, 2]], 3, 2, Exit.MISTAKE),
+        ([[1, 1]], 2, 3, Exit.FAILED),
+        ([[1, 1]], 0, 1, Exit.FAILED),
+    ],
+)
+def test_what_codes_mean_together_and_which_are_tried_again(codes, retries, starts, code, tmp_path):
+    program = [sys.executable, "-c", ENDS.format(path=str(tmp_path), codes=codes)]
+    options = ["-n", "2", "--retries", str(retries), "--pause", "0.05"]
+    job = subprocess.run(
+        [sys.executable, LAUNCHER, *options, "--", *program],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert job.returncode == code, job.stderr
+    assert len(list(tmp_path.glob("0.*"))) == starts
+    pauses = [float(text) for text in re.findall(r"starting again in ([\d.]+) s", job.stderr)]
+    assert pauses == [0.05 * 2**number for number in range(starts - 1)]
+
+
+def test_a_signal_during_the_pause_ends_the_launcher(launch, tmp_path):
+    command = [sys.executable, LAUNCHER, "-n", "1", "--retries", "1", "--pause", "600", "--"]
+    job = subprocess.Popen([*command, "false"], stderr=subprocess.PIPE, text=True)
+    assert "exited with code 1" in job.stderr.readline()
+    assert "starting again in 600 s" in job.stderr.readline()
+    job.send_signal(signal.SIGTERM)
+    job.communicate(timeout=30)
+    assert job.returncode == 128 + signal.SIGTERM
+
+
+def test_pauses_double_up_to_a_limit_and_begin_anew_after_a_long_run():
+    retries = Retries(most=8, pause_seconds=30.0, reset_after_seconds=100.0)
+    assert retries.pauses == (30, 60, 120, 240, 480, 900, 900, 900)
+    assert retries.next_failures(3, 99.0) == 4
+    assert retries.next_failures(3, 100.0) == 1

@@ -14,7 +14,7 @@ from maxlm.train import command
 def test_the_line_to_resume_with_can_be_pasted(write_run, monkeypatch, launcher):
     started = {}
     monkeypatch.setattr(runtime, "start", lambda settings: None)
-    monkeypatch.setattr(command, "train", lambda config, **options: started.update(options))
+    monkeypatch.setattr(command, "train", lambda config, **options: started.update(options) or True)
     if launcher:
         monkeypatch.setenv("MAXLM_LAUNCHER", launcher)
     handlers = logging.getLogger().handlers[:]

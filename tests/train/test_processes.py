@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from maxlm.config.cluster.exit_codes import Exit
 from tests.train.conftest import ROOT, curve, finish, start, train
 
 LAUNCHER = [str(ROOT / "launch" / "local.py"), "-n", "2", "--", "maxlm"]
@@ -57,6 +58,22 @@ def test_killing_one_process_ends_the_other_within_seconds(write_run, tmp_path):
     assert process.returncode not in (0, 2)
     assert re.search(r"process 1\b", output), output
     assert not any(_alive(pid) for pid in pids)
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_step(write_run, tmp_path):
+    path = write_run(train={"num_steps": 100_000})
+    process = start(
+        path, *MESH[:4], "runtime.device_count=4", "train.num_steps=100000", launcher=LAUNCHER
+    )
+    while not _has_step(tmp_path / "run", 3):
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.05)
+    os.kill(_children(process.pid)[1], signal.SIGTERM)
+    # Both saved, so both were at one step, and both say that it is worth starting again.
+    output = finish(process, code=Exit.STOPPED)
+    stopped = int(re.search(r"stopped after step (\d+) of 100000", output)[1])
+    assert (tmp_path / "run" / "checkpoints" / f"{stopped:08}").is_dir()
+    assert f"resume with: python {LAUNCHER[0]} -n 2 -- maxlm train {path}" in output
 
 
 def _has_step(run_dir, step):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from maxlm.config import load_run
+from maxlm.config.cluster.exit_codes import Exit
 from maxlm.data import token_hash
 from maxlm.data.dataset import build_dataset
 from maxlm.models.cost import flops_per_token
@@ -60,7 +61,7 @@ def test_a_signal_stops_cleanly_and_says_how_to_resume(write_run, tmp_path, numb
     process = start(path)
     wait_for_step(tmp_path / "run", 3, process)
     process.send_signal(number)
-    output = finish(process)
+    output = finish(process, code=Exit.STOPPED)
     assert f"resume with: maxlm train {path}" in output
     stopped = max(read_metrics(tmp_path / "run"))
     assert f"stopped after step {stopped} of 100000" in output
@@ -151,7 +152,7 @@ def test_a_second_job_is_refused(write_run, tmp_path):
     output = train(path, code=2)
     assert f"in use by another job (process {first.pid}" in output
     first.send_signal(signal.SIGTERM)
-    finish(first)
+    finish(first, code=Exit.STOPPED)
 
 
 def test_missing_data_is_told_before_any_device_work(write_run, tmp_path):

@@ -24,7 +24,7 @@ from maxlm.scaling.ladder.fitted import (
 )
 from maxlm.scaling.ladder.foretell import foretell
 from maxlm.scaling.ladder.results import Gathered, gather, loss_name, read_results
-from maxlm.scaling.ladder.run import run_ladder
+from maxlm.scaling.ladder.run import launch_ladder, run_ladder
 from maxlm.scaling.ladder.rungs import Rung, build_rungs
 from maxlm.scaling.ladder.show import tables
 from maxlm.scaling.ladder.show.charts import draw_all
@@ -61,7 +61,10 @@ def _unique_tokens(rung: Rung) -> float | None:
 
 
 def _run(arguments: argparse.Namespace, ladder: LadderConfig, rungs: list[Rung]) -> int:
-    failed = run_ladder(ladder, rungs, jobs=arguments.jobs, say=_say)
+    if arguments.launch:
+        options = {"cluster": arguments.launch, "jobs": arguments.jobs}
+        return launch_ladder(ladder, rungs, **options, say=_say)
+    failed = run_ladder(ladder, rungs, jobs=arguments.jobs or 1, say=_say)
     if failed:
         _say(f"{len(failed)} rungs are not done: {', '.join(rung.name for rung in failed)}")
         _say("the same command tries them again")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from maxlm.config.cluster.exit_codes import Exit
 from maxlm.config.ladder import LadderConfig
 from maxlm.config.reading.loader import LoadedRun
 from maxlm.config.show import to_yaml
@@ -23,9 +25,7 @@ def run_ladder(
     Each rung is `maxlm train` in a process of its own, which resumes what an earlier call began.
     A rung's YAML and its output stand in the ladder's folders `rungs` and `logs`.
     """
-    states = {result.rung.name: result.state for result in read_results(ladder, rungs)}
-    waiting = [rung for rung in rungs if states[rung.name] not in ("done", "diverged")]
-    say(f"{len(rungs) - len(waiting)} of {len(rungs)} rungs are done")
+    waiting = _not_done(ladder, rungs, say)
     running: dict[str, tuple[Rung, subprocess.Popen[bytes]]] = {}
     failed: list[Rung] = []
     try:
@@ -45,12 +45,53 @@ def run_ladder(
     return failed
 
 
-def _start(ladder: LadderConfig, rung: Rung) -> subprocess.Popen[bytes]:
-    folder = Path(ladder.run_dir)
+def launch_ladder(
+    ladder: LadderConfig,
+    rungs: list[Rung],
+    *,
+    cluster: str,
+    jobs: int | None,
+    say: Callable[[str], None],
+) -> int:
+    """Submit what is not done yet to Slurm, as an array of jobs; return the launcher's exit code.
+
+    Args:
+      ladder: the ladder.
+      rungs: all of its rungs.
+      cluster: YAML file of the cluster.
+      jobs: how many may run together, None for all.
+      say: tells the user.
+    """
+    waiting = _not_done(ladder, rungs, say)
+    if not waiting:
+        return Exit.DONE
+    lines = [shlex.join(["maxlm", "train", str(_write(ladder, rung))]) for rung in waiting]
+    path = Path(ladder.run_dir) / "rungs" / "commands"
+    write_whole(path, "".join(f"{line}\n" for line in lines).encode())
+    at_a_time = ["--at-a-time", str(jobs)] if jobs else []
+    command = [sys.executable, "-m", "launch.slurm", "submit", cluster, "--array", str(path)]
+    return subprocess.run([*command, *at_a_time], check=False).returncode
+
+
+def _not_done(ladder: LadderConfig, rungs: list[Rung], say: Callable[[str], None]) -> list[Rung]:
+    states = {result.rung.name: result.state for result in read_results(ladder, rungs)}
+    waiting = [rung for rung in rungs if states[rung.name] not in ("done", "diverged")]
+    say(f"{len(rungs) - len(waiting)} of {len(rungs)} rungs are done")
+    return waiting
+
+
+def _write(ladder: LadderConfig, rung: Rung) -> Path:
+    """Write the YAML of a rung, and return its path."""
+    folder = Path(ladder.run_dir).absolute()
     for name in ("rungs", "logs"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     path = folder / "rungs" / f"{rung.name}.yaml"
     write_whole(path, to_yaml(LoadedRun(rung.config, {})).encode())
+    return path
+
+
+def _start(ladder: LadderConfig, rung: Rung) -> subprocess.Popen[bytes]:
+    folder, path = Path(ladder.run_dir), _write(ladder, rung)
     _failure_of(ladder, rung).unlink(missing_ok=True)
     with (folder / "logs" / f"{rung.name}.log").open("ab") as log:
         command = [sys.executable, "-m", "maxlm", "train", str(path)]
@@ -78,7 +119,7 @@ def _ended(ladder: LadderConfig, rung: Rung, code: int, say: Callable[[str], Non
     log = Path(ladder.run_dir) / "logs" / f"{rung.name}.log"
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     last = lines[-1] if lines else "it wrote nothing"
-    if code == 0:
+    if code in (Exit.DONE, Exit.STOPPED):
         say(f"{rung.name}: stopped at step {result.step}; the same command goes on with it")
         return False
     write_whole(_failure_of(ladder, rung), f"exit code {code}: {last}\n".encode())

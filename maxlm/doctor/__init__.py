@@ -1,0 +1,1 @@
+"""`maxlm doctor`: everything of `maxlm.health`, in a line each."""

@@ -1,0 +1,132 @@
+"""`maxlm doctor RUN.yaml`: look at hosts, devices, links and folders before a run, in a minute.
+
+Exit code: 0 if there are no problems, warnings or not; 2 if there are, for a launcher that would
+start it again after anything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+
+from maxlm import runtime
+from maxlm.config import load_run
+from maxlm.config.cluster.exit_codes import Exit
+from maxlm.config.errors import UserError, make_possible
+from maxlm.config.schema import MeshConfig, RunConfig, RuntimeConfig
+from maxlm.doctor.show import to_json, to_line
+from maxlm.files import write_whole
+from maxlm.health import folders, hosts, speed
+from maxlm.health.exchange import exchange
+from maxlm.health.finding import Finding, Level, worst
+from maxlm.sharding.host import HOST_MEMORY
+from maxlm.sharding.mesh import build_mesh
+from maxlm.train.setup import Program, build_program
+
+SHARED_BYTES = 32 * 2**20
+"""Of the file that each host writes and reads."""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Look at everything and print it; return the exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", force=True)
+    config = load_run(arguments.config, arguments.overrides).config if arguments.config else None
+    with runtime.fail_together():
+        runtime.start(config.runtime if config else RuntimeConfig())
+        findings = []
+        for finding in examine(config):
+            findings.append(finding)
+            if jax.process_index() == 0:
+                sys.stdout.write(to_line(finding))
+                sys.stdout.flush()
+        if arguments.json:
+            runtime.on_first_process(lambda: _write(Path(arguments.json), findings))
+    return Exit.MISTAKE if worst(findings) is Level.PROBLEM else Exit.DONE
+
+
+def _write(path: Path, findings: list[Finding]) -> None:
+    try:
+        write_whole(path, to_json(findings).encode())
+    except OSError as error:
+        raise UserError(
+            f"--json {path}: {error.strerror or error}; {make_possible(error)}, or name another file"
+        ) from error
+
+
+def examine(config: RunConfig | None) -> Iterator[Finding]:
+    """Yield the findings, cheapest first.
+
+    Args:
+      config: the run that is to be; without one, its folder and its mesh are left out.
+
+    Raises:
+      UserError: the mesh does not fit the devices.
+    """
+    processes = exchange(hosts.describe())
+    yield hosts.check_devices(processes)
+    yield hosts.check_versions(processes)
+    clocks = hosts.check_clocks()
+    if clocks is not None:
+        yield clocks
+    program = build_program(config) if config else None
+    yield hosts.check_memory(processes, **_needs(program))
+    yield folders.check_cache(config.runtime.compile_cache if config else None)
+    if config is not None and program is not None:
+        yield from _folder(config, program)
+    yield speed.check_matmul()
+    mesh = program.mesh if program else build_mesh(MeshConfig(data=jax.device_count(), fsdp=1))
+    yield from speed.check_links(mesh)
+
+
+def _needs(program: Program | None) -> dict[str, int]:
+    """Return the bytes of the train state on a device, and on one process' devices."""
+    if program is None:
+        return {}
+    sizes = [
+        (
+            leaf.sharding.memory_kind,
+            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize,
+        )
+        for leaf in jax.tree.leaves(program.state)
+    ]
+    on_device = sum(size for kind, size in sizes if kind != HOST_MEMORY)
+    saved = sum(size for _, size in sizes) * jax.local_device_count()
+    return {"state_bytes": on_device, "host_bytes": saved}
+
+
+def _folder(config: RunConfig, program: Program) -> Iterator[Finding]:
+    """Yield what is found of the run's folder; it is made for that, and goes if it is still empty."""
+    path = Path(config.run_dir).absolute()
+    with _made(path) as error:
+        if error:
+            cure = "make it possible, or choose another run_dir"
+            yield Finding("folder", Level.PROBLEM, f"run_dir={path}: {error}", cure)
+            return
+        yield folders.check_folder(path, SHARED_BYTES)
+        yield folders.check_space(path, folders.saved_bytes(program.state), config.checkpoint)
+
+
+@contextlib.contextmanager
+def _made(path: Path) -> Iterator[str]:
+    """Make a folder on process 0 for a while; gives why it cannot be, or an empty text."""
+    made, error = [], ""
+    if jax.process_index() == 0:
+        made = [folder for folder in (path, *path.parents) if not folder.exists()]
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as failure:
+            error = failure.strerror or str(failure)
+    try:
+        yield exchange(error)[0]
+    finally:
+        exchange(None)
+        with contextlib.suppress(OSError):  # something is in it by now
+            for folder in made:
+                folder.rmdir()

@@ -1,0 +1,1 @@
+"""Whether hosts, devices, networks and folders are as a run needs them."""
