@@ -124,7 +124,7 @@ class Parts(NamedTuple):
         microbatch take the place of x. x and y are trees of the same shapes; cost is what the chunk
         adds to the objective besides, reports are rows like the chunk's layers, to be summed.
       losses: (outer, y, microbatch) -> (objective, sums), from the last virtual stage's y, which
-        only stage S - 1 has; every stage does its share. Sums are a tree of scalars.
+        only stage S - 1 has; every stage does its share. Sums are a tree of arrays, to be summed.
     """
 
     run_chunk: Callable[..., tuple[Any, jax.Array, Any]]
