@@ -127,6 +127,7 @@ def lay_out_on(config: RunConfig, mesh: MeshConfig) -> Layout:
         stages=mesh.stage,
         chunks=mesh.stage_repeats,
         behind=_module_work(model, length),
+        skipped=mesh.context == 1 or mesh.context_kind != "ring",
     )
 
 

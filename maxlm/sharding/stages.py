@@ -4,8 +4,8 @@ A segment of the model is R repetitions of its pattern, and each parameter of th
 for each of them. Virtual stage v S + s is chunk v of stage s (`maxlm.sharding.pipeline`) and holds
 a run of consecutive repetitions, of one segment or of several. All devices run the same program
 over arrays of the same shape: a stage has as many rows of a segment as the virtual stage that holds
-most of it, and rows without a layer where it holds fewer. Those are skipped, cost their bytes, and
-stay zero.
+most of it, and rows without a layer where it holds fewer. Those are skipped (see
+`maxlm.sharding.pipeline.on_some_stages`), cost their bytes, and stay zero.
 
 Modules for further tokens run behind the last layer, so the last virtual stage has them, and fewer
 layers for that.
@@ -48,7 +48,7 @@ class Layout(NamedTuple):
 
     Attributes:
       segments: a segment after the other.
-      imbalance: work of the virtual stage that has most of it, over the mean.
+      imbalance: work of the virtual stage that does most, over the mean of what there is to do.
       stages: S; each has a row for every module behind the layers, which the last one's holds.
     """
 
@@ -82,6 +82,7 @@ def lay_out(
     stages: int = 1,
     chunks: int = 1,
     behind: float = 0.0,
+    skipped: bool = True,
 ) -> Layout:
     """Share the repetitions of all segments out among the virtual stages, so that the slowest has
     as little as can be.
@@ -92,6 +93,8 @@ def lay_out(
       stages: S, devices along `stage`.
       chunks: V, virtual stages of a stage.
       behind: work of the modules behind the layers, all together.
+      skipped: whether a stage does nothing for rows that hold no layer, and for modules that are
+        not its own.
     """
     work = work or [1.0] * len(repeats)
     pieces = [(segment, index) for segment, repeat in enumerate(repeats) for index in range(repeat)]
@@ -110,7 +113,9 @@ def lay_out(
         segments.append(SegmentRows(tuple(itertools.chain(*in_memory)), rows))
     loads = [sum(work[segment] for segment, _ in part) for part in held]
     loads[-1] += behind
-    return Layout(tuple(segments), max(loads) * parts / sum(loads), stages)
+    all_rows = behind + sum(one.rows * each for one, each in zip(segments, work, strict=True))
+    done = max(loads) if skipped else all_rows
+    return Layout(tuple(segments), done * parts / sum(loads), stages)
 
 
 def _fair_shares(pieces: Sequence[float], parts: int, behind: float) -> list[int]:

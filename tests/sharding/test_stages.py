@@ -71,6 +71,13 @@ def test_every_layer_once_in_order_and_no_better_cut(sizes, stages, chunks, behi
     assert layout.imbalance == pytest.approx(best * stages * chunks / (sum(loads) + behind))
 
 
+def test_rows_that_are_not_skipped_are_work():
+    """Every stage does 3 dense layers' and 4 others' work, of 61 on 16 stages, and a module's."""
+    layout = lay_out([3, 58], [1.0, 1.0], stages=16, behind=1.0, skipped=False)
+    assert max(layout.segments[1].counts()) == 4
+    assert layout.imbalance == pytest.approx((3 + 4 + 1) * 16 / 62)
+
+
 def test_modules_are_the_last_stages():
     """As much work as a layer and more: the last stage has a layer less for it."""
     layout = lay_out([61], [1.0], stages=16, behind=1.1)

@@ -65,10 +65,12 @@ def test_two_of_them_behind_uneven_stages(mesh, train):
     assert_same(run(config), one_device(2), 2e-5)
 
 
-def test_evaluation_is_of_the_next_token():
+@pytest.mark.parametrize("stages", [1, 2])
+def test_evaluation_is_of_the_next_token(stages):
     """With values of the modules that are not finite, and from a batch without their fields."""
-    config = make_config(model={"num_layers": 1, "mtp": {"depth": 1}})
-    program = build_program(config, jax.devices()[:1])
+    model = {"num_layers": 2, "mtp": {"depth": 1}}
+    config = make_config(model=model, mesh={"stage": stages})
+    program = build_program(config, jax.devices()[:stages])
     decoder = initialise(program.declared, 0, program.mesh)
     broken = decoder.without_modules()
     broken.mtp = jax.tree.map(lambda x: x + np.nan, decoder.mtp)

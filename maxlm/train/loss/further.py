@@ -14,6 +14,7 @@ from maxlm.jax_versions import vary_over
 from maxlm.layers.stack import StackReports
 from maxlm.models.decoder import Decoder
 from maxlm.sharding.mesh import AXES
+from maxlm.sharding.pipeline import on_some_stages
 from maxlm.train.loss.execution import Execution
 from maxlm.train.objectives import FurtherObjective
 
@@ -42,10 +43,8 @@ def further_loss(
 def further_on_last_stage(
     outer: Decoder, y_BTD: jax.Array, fields: Fields, execution: Execution
 ) -> tuple[list[jax.Array], StackReports]:
-    """Run the modules behind a pipeline's last stage; the other stages return zeros.
-
-    A branch for those, so that they compute nothing. It may hold collectives: those of a module are
-    within a stage, all of whose devices take the same branch.
+    """Run the modules behind a pipeline's last stage; the other stages return zeros (see
+    `on_some_stages`).
 
     Args:
       outer: the decoder without the stack, the modules' shards as they are kept.
@@ -72,4 +71,4 @@ def further_on_last_stage(
 
     last = lax.axis_index("stage") == lax.axis_size("stage") - 1
     with jax.named_scope("mtp"):
-        return lax.cond(last, run, skip, outer, y_BTD)  # type: ignore[no-any-return]
+        return on_some_stages(last, run, skip, outer, y_BTD, permutes=info.permutes)
