@@ -168,6 +168,7 @@ def _run_partly_held(
 ) -> tuple[Streams, Any]:
     """Run rows of which some hold no layer on this stage; see `on_some_stages`."""
     always, here = held
+    assert here is not None, "some rows hold no layer"
     num_rows = jax.tree.leaves(rows)[0].shape[0]
 
     def maybe(streams: Streams, numbered: tuple[jax.Array, Any]) -> tuple[Streams, Any]:
