@@ -225,20 +225,12 @@ def _layers(config: RunConfig) -> Iterator[Problem]:
 
 
 def _further_tokens(config: RunConfig) -> Iterator[Problem]:
-    """The modules of `model.mtp` need an objective that has targets for them, and no pipeline."""
-    if config.model.mtp is None:
-        return
-    kind, stages = config.objective.kind, config.mesh.stage
-    if not config.objective.FURTHER:
+    """The modules of `model.mtp` need an objective that has targets for them."""
+    if config.model.mtp is not None and not config.objective.FURTHER:
+        kind = config.objective.kind
         text = f"model.mtp.depth={config.model.mtp.depth} needs an objective that predicts further tokens, which"
         cure = "use objective.kind=next_token, or model.mtp=null"
         yield Problem("model.mtp", f"{text} objective.kind={kind} does not; {cure}")
-    if stages > 1:
-        text = f"model.mtp.depth={config.model.mtp.depth} has modules behind the stack, which a pipeline of"
-        cure = (
-            "use mesh.stage=1 (more of mesh.fsdp, mesh.tensor or mesh.context), or model.mtp=null"
-        )
-        yield Problem("mesh.stage", f"{text} mesh.stage={stages} does not run; {cure}")
 
 
 def _positions(config: RunConfig) -> Iterator[Problem]:

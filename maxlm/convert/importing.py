@@ -75,7 +75,7 @@ def _save_weights(published: Published, folder: Path, tokenizer: str | None) -> 
         decoder = load(published, declared, mesh, advance)
     record = {
         "config": {"model": model.model_dump(mode="json")},
-        "layout": [list(rows.repetitions) for rows in lay_out(model.repeats).segments],
+        **lay_out(model.repeats).record(),
         "published": published.record(),
         **({} if tokenizer is None else {"tokenizer": tokenizer}),
         "versions": {"maxlm": version("maxlm")},

@@ -19,6 +19,7 @@ from maxlm.layers.stack import BlockExecution, recomputed
 from maxlm.ops.linear import linear
 from maxlm.sharding.mesh import FSDP_AXES
 from maxlm.sharding.parameters import Normal, stack_layers, weight
+from maxlm.sharding.stages import Layout
 
 
 class FurtherToken(nnx.Module):
@@ -61,12 +62,19 @@ class FurtherToken(nnx.Module):
         return self.norm(streams.x_BTD), reports
 
 
-def build_modules(model: ModelConfig) -> nnx.List:
-    """Declare the modules of `model.mtp`, each a row: that of the layer behind those before it."""
+def build_modules(model: ModelConfig, layout: Layout) -> nnx.List:
+    """Declare the modules of `model.mtp`, each a row on every stage, of which the last one's holds
+    it: the layer behind those before it.
+    """
     if model.mtp is None:
         return nnx.List([])
     layers = range(model.num_layers, model.num_layers + model.mtp.depth)
-    return nnx.List([stack_layers(FurtherToken(model, model.mtp), [layer]) for layer in layers])
+    return nnx.List(
+        [
+            stack_layers(FurtherToken(model, model.mtp), layout.module_rows(layer))
+            for layer in layers
+        ]
+    )
 
 
 def run_module(

@@ -56,6 +56,11 @@ class SequenceInfo(NamedTuple):
             tensor.sequence_part(self.segment_ids_BT) if self.split else self.segment_ids_BT
         ) > 0
 
+    @property
+    def permutes(self) -> bool:
+        """Whether layers permute over `context`; see `maxlm.sharding.pipeline.on_some_stages`."""
+        return self.context_kind == "ring" and lax.axis_size("context") > 1
+
     def enter(self, x_BTD: jax.Array) -> jax.Array:
         """Give every `tensor` device the whole sequence: (B, T / tensor, D) -> (B, T, D)."""
         return tensor.enter(x_BTD) if self.split else x_BTD

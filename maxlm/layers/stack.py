@@ -26,6 +26,7 @@ from maxlm.layers.sequence import SequenceInfo
 from maxlm.sharding.fsdp import is_parameter_gather
 from maxlm.sharding.host import HOST_MEMORY
 from maxlm.sharding.parameters import stack_layers
+from maxlm.sharding.pipeline import on_some_stages
 from maxlm.sharding.stages import EMPTY, Layout
 
 Gather = Callable[[Any], Any]
@@ -159,24 +160,21 @@ def _run_segment(
     if held is None or held.here is None:
         result = lax.scan(repetition, streams, rows)
         return result
-    return _run_partly_held(repetition, streams, rows, held.always, held.here)
+    return _run_partly_held(repetition, streams, rows, held, permutes=info.permutes)
 
 
 def _run_partly_held(
-    repetition: Callable[..., Any], streams: Streams, rows: Any, always: int, here: jax.Array
+    repetition: Callable[..., Any], streams: Streams, rows: Any, held: HeldRows, *, permutes: bool
 ) -> tuple[Streams, Any]:
-    """Run rows of which the first `here` hold a layer on this stage, and the first `always` on
-    every stage.
-
-    A branch for the others, so that nobody computes a layer that is not there. It may hold
-    collectives: those of blocks are within a stage, all of whose devices take the same branch.
-    """
+    """Run rows of which some hold no layer on this stage; see `on_some_stages`."""
+    always, here = held
+    assert here is not None, "some rows hold no layer"
     num_rows = jax.tree.leaves(rows)[0].shape[0]
 
-    def maybe(streams: Streams, row: tuple[jax.Array, Any]) -> tuple[Streams, Any]:
-        index, held = row
-        axes = varying_axes(*jax.tree.leaves((streams, held)))
-        shapes = jax.eval_shape(repetition, streams, held)[1]
+    def maybe(streams: Streams, numbered: tuple[jax.Array, Any]) -> tuple[Streams, Any]:
+        index, row = numbered
+        axes = varying_axes(*jax.tree.leaves((streams, row)))
+        shapes = jax.eval_shape(repetition, streams, row)[1]
 
         def skip(streams: Streams, _: Any) -> tuple[Streams, Any]:
             nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
@@ -185,7 +183,7 @@ def _run_partly_held(
         def run(streams: Streams, row: Any) -> tuple[Streams, Any]:
             return jax.tree.map(lambda y: vary_over(y, axes), repetition(streams, row))  # type: ignore[no-any-return]
 
-        return lax.cond(index < here, run, skip, streams, held)  # type: ignore[no-any-return]
+        return on_some_stages(index < here, run, skip, streams, row, permutes=permutes)
 
     results = []
     if always:

@@ -118,9 +118,17 @@ def _bytes(states: Any) -> int:
 
 def lay_out_on(config: RunConfig, mesh: MeshConfig) -> Layout:
     """Share the model's layers out among the stages of a mesh, by their FLOPs."""
-    model = config.model
-    work = _segment_work(model, config.data.sequence_length) if mesh.virtual_stages > 1 else ()
-    return lay_out(model.repeats, work, stages=mesh.stage, chunks=mesh.stage_repeats)
+    if mesh.virtual_stages == 1:
+        return lay_out(config.model.repeats)
+    model, length = config.model, config.data.sequence_length
+    return lay_out(
+        model.repeats,
+        _segment_work(model, length),
+        stages=mesh.stage,
+        chunks=mesh.stage_repeats,
+        behind=_module_work(model, length),
+        skipped=mesh.context == 1 or mesh.context_kind != "ring",
+    )
 
 
 @functools.lru_cache(maxsize=8)
@@ -135,6 +143,14 @@ def _segment_work(model: ModelConfig, length: int) -> tuple[float, ...]:
         layers = [layer for block in pattern.blocks for layer in (block.mixer, block.ffn)]
         work[number] += sum(layer.mixing_flops(model, length) for layer in layers)
     return tuple(work)
+
+
+def _module_work(model: ModelConfig, length: int) -> float:
+    """Return the FLOPs per token of all modules for further tokens, without their part of the head:
+    that is shared out evenly, as the head's own is.
+    """
+    parts = flops_parts(model, length)
+    return parts.get("mtp", 0.0) - model.mtp_depth * parts["head"]
 
 
 @functools.lru_cache(maxsize=8)

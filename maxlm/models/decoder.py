@@ -42,9 +42,10 @@ class Decoder(nnx.Module):
 
     def __init__(self, model: ModelConfig, layout: Layout | None = None):
         self.embedding = Embedding(model)
-        self.stack = build_stack(model, layout or lay_out(model.repeats))
+        layout = layout or lay_out(model.repeats)
+        self.stack = build_stack(model, layout)
         self.norm = build_norm(model.norm, model.embed_dim)
-        self.mtp = build_modules(model)
+        self.mtp = build_modules(model, layout)
         if not model.tie_embeddings:
             self.head = Head(model)
         self.model = model
@@ -224,11 +225,15 @@ class Decoder(nnx.Module):
         copy.stack = stack
         return copy
 
+    def with_modules(self, modules: nnx.List) -> Decoder:
+        """Return the decoder with other modules for further tokens."""
+        copy = self.with_stack(self.stack)
+        copy.mtp = modules
+        return copy
+
     def without_modules(self) -> Decoder:
         """Return the decoder that predicts the next token alone."""
-        copy = self.with_stack(self.stack)
-        copy.mtp = nnx.List([])
-        return copy
+        return self.with_modules(nnx.List([]))
 
     def whole_outside_stack(self, compute_dtype: Any) -> Decoder:
         """Return the decoder with everything but the stack cast and gathered; the modules behind it

@@ -18,7 +18,7 @@ from maxlm.config.reading.explain import explain
 from maxlm.config.section import Section
 from maxlm.models.decoder import Decoder
 from maxlm.sharding.parameters import map_parameters, shardings, with_value
-from maxlm.sharding.stages import Layout, SegmentRows
+from maxlm.sharding.stages import recorded_layout
 
 
 class _SavedTrain(Section):
@@ -66,11 +66,6 @@ def saved_settings(record: Mapping[str, Any], where: str) -> SavedSettings:
         raise UserError(f"{text}; use that version:\n  {listed}") from None
 
 
-def saved_layout(record: Mapping[str, Any]) -> Layout:
-    """Return in which rows a checkpoint has the layers."""
-    return Layout(tuple(SegmentRows(tuple(rows), len(rows)) for rows in record["layout"]))
-
-
 def placed(declared: Decoder, mesh: Mesh) -> Decoder:
     """Return a declared decoder with the shardings of its parameters on a mesh."""
 
@@ -96,7 +91,7 @@ def restore_decoder(
     """
 
     def saved_as(record: dict[str, Any]) -> dict[str, Decoder]:
-        return {"decoder": placed(Decoder(model, saved_layout(record)), mesh)}
+        return {"decoder": placed(Decoder(model, recorded_layout(record)), mesh)}
 
     restored = reader.restore(None, step=step, partial=True, saved_as=saved_as)
     assert restored is not None, "the folder has a checkpoint"

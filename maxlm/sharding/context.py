@@ -170,7 +170,8 @@ def shift(x_2BT: jax.Array, width: int) -> jax.Array:
 
     Two permutes over `context` of `width` tokens each: in front of an early chunk is that of the
     device before, in front of a late chunk that of the device behind, but on the last device its
-    own early one.
+    own early one. With layers that do so `SequenceInfo.permutes` has to be true,
+    whatever `mesh.context_kind` is.
 
     Args:
       x_2BT: this device's chunks, (2, B, T, ...); with one device any number, one after the other.

@@ -62,7 +62,8 @@ def gather(module: Module) -> Module:
     stack is scattered in each of M + S - 1 backward ticks (M V + V S - 1 with V chunks, of 1/V of
     it). step gathers it once; microbatch in every tick, of which M + 2 S - 2; layer once in a
     forward tick and twice in a backward tick, to compute it again and to differentiate it: 3 (M + S
-    - 1) times.
+    - 1) times. A module behind the layers is treated as those are, in the M ticks in which a
+    microbatch ends.
 
     Works on one block and on a stack of them: dimensions are counted from the end, as the spec's
     entries are.

@@ -124,7 +124,7 @@ class Parts(NamedTuple):
         microbatch take the place of x. x and y are trees of the same shapes; cost is what the chunk
         adds to the objective besides, reports are rows like the chunk's layers, to be summed.
       losses: (outer, y, microbatch) -> (objective, sums), from the last virtual stage's y, which
-        only stage S - 1 has; every stage does its share. Sums are a tree of scalars.
+        only stage S - 1 has; every stage does its share. Sums are a tree of arrays, to be summed.
     """
 
     run_chunk: Callable[..., tuple[Any, jax.Array, Any]]
@@ -319,6 +319,34 @@ def pipelined_losses(
 def _summed(sums: Any) -> Any:
     """Add up what all ticks gave."""
     return jax.tree.map(lambda values: values.sum(axis=0), sums)
+
+
+def on_some_stages(
+    here: jax.Array,
+    run: Callable[..., Tree],
+    skip: Callable[..., Tree],
+    *operands: Any,
+    permutes: bool,
+) -> Tree:
+    """Return what `run` returns where `here` is true, which it is for all devices of a stage or
+    none, and what `skip` does elsewhere.
+
+    A branch, so that nobody computes what is dropped. It may hold collectives of groups within a
+    stage, all of whose devices take the same branch. A permute is not one of those: whatever pairs
+    it has, it is one collective of all devices, and would wait for those in the other branch. With
+    `permutes` every stage runs both.
+
+    Args:
+      here: whether this device's stage has something to run.
+      run: returns a tree of arrays.
+      skip: likewise, of the same types.
+      *operands: what both take.
+      permutes: whether `run` permutes.
+    """
+    if not permutes:
+        return lax.cond(here, run, skip, *operands)  # type: ignore[no-any-return]
+    results = run(*operands), skip(*operands)
+    return jax.tree.map(lambda ran, skipped: jnp.where(here, ran, skipped), *results)  # type: ignore[no-any-return]
 
 
 def spread_over_stages(x_TD: jax.Array) -> jax.Array:

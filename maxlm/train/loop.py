@@ -213,9 +213,7 @@ class _Loop:
         record = {
             "consumed": self.consumption.at(step)._asdict(),
             "token_hash": hexdigest(jax.device_get(state.token_hash)),
-            "layout": [
-                list(segment.repetitions) for segment in self.program.execution.layout.segments
-            ],
+            **self.program.execution.layout.record(),
             "config": self.config.model_dump(mode="json"),
             **({"published": self.published} if self.published else {}),
             "data": self.datasets.train.fingerprint,

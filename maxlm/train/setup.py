@@ -29,7 +29,7 @@ from maxlm.optim.schedule import make_schedule
 from maxlm.runtime import compute_dtype_of
 from maxlm.sharding.host import HOST_MEMORY, has_host_memory
 from maxlm.sharding.mesh import batch_sharding, build_mesh
-from maxlm.sharding.stages import Layout, SegmentRows
+from maxlm.sharding.stages import recorded_layout
 from maxlm.train.loss.execution import Execution, build_execution
 from maxlm.train.loss.gradients import Batch, Sums, make_gradients, make_losses
 from maxlm.train.memory import memory_per_device
@@ -198,12 +198,10 @@ def state_as_saved(record: Mapping[str, Any], config: RunConfig, program: Progra
     """Declare the state with its layers as a checkpoint has them, which may be of another number of
     stages.
     """
-    segments = tuple(SegmentRows(tuple(rows), len(rows)) for rows in record["layout"])
-    if [rows.repetitions for rows in segments] == [
-        rows.repetitions for rows in program.execution.layout.segments
-    ]:
+    layout = recorded_layout(record)
+    if layout.record() == program.execution.layout.record():
         return program.state
-    declared = Decoder(config.model, Layout(segments))
+    declared = Decoder(config.model, layout)
     optimizer = build_optimizer(config.optimizer, declared)
     offload = "optimizer" in config.train.offload
     return declare_state(

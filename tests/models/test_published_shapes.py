@@ -136,6 +136,15 @@ def ffn_weights(config: dict[str, Any], kind: str) -> int:
     )
 
 
+def module_weights(config: dict[str, Any], kind: str, experts: int) -> int:
+    """Count what is in modules for further tokens, with so many experts each."""
+    width, shared = config["hidden_size"], config.get("n_shared_experts", 0)
+    mixture = (experts + shared) * expert_weights(config, kind) + (width + 1) * experts_of(config)
+    projection, norms = 2 * width * width, (2 + 3) * width  # a block's norms, and theirs
+    one = attention_weights(config, kind) + mixture + projection + norms
+    return int(config.get("num_nextn_predict_layers", 0)) * one
+
+
 def parameters_by_formula(config: dict[str, Any]) -> int:
     """Count a model's parameters from config.json alone."""
     kind = config["model_type"]
@@ -150,6 +159,7 @@ def parameters_by_formula(config: dict[str, Any]) -> int:
         tables * config["vocab_size"] * width
         + layers * (attention_weights(config, kind) + norms * width)
         + ffn_weights(config, kind)
+        + module_weights(config, kind, experts_of(config))
         + (2 if kind == "gpt_neox" else 1) * width
     )
 
@@ -161,6 +171,14 @@ def test_parameters_are_those_of_the_formula_and_the_published_count(
     published, count = PUBLISHED[name], cost.parameter_count(preset(name))
     assert count == parameters_by_formula(published.config)
     assert published.parameters in (None, count)
+
+
+def test_a_module_has_what_was_published(preset: Any) -> None:
+    """The file of DeepSeek-V3's weights counts 671B, and in the module 11.5B of its own."""
+    parts = cost.parameter_parts(preset("deepseek/deepseek_v3"))
+    assert parts.pop("mtp") == pytest.approx(11.5e9, rel=0.01)
+    assert sum(parts.values()) == 671_026_419_200
+    assert "mtp" not in cost.parameter_parts(preset("deepseek/kimi_k2"))
 
 
 def test_almost_all_counts_are_published_ones() -> None:
@@ -182,7 +200,8 @@ def test_active_parameters_of_mixtures(name: str, preset: Any) -> None:
     config = published.config
     idle = experts_of(config) - config["num_experts_per_tok"]
     expert = expert_weights(config, config["model_type"])
-    assert active == parameters_by_formula(config) - sparse_layers(config) * idle * expert
+    mixtures = sparse_layers(config) + config.get("num_nextn_predict_layers", 0)
+    assert active == parameters_by_formula(config) - mixtures * idle * expert
     embedding = config["vocab_size"] * config["hidden_size"]
     assert published.active is not None
     assert (active - embedding) / 1.03 < published.active * 1e9 < active * 1.03
@@ -202,7 +221,7 @@ def seen(length: int, window: int) -> float:
         ("llama3/llama3.1_8b", [(32, None)], 32 * (128 + 128)),
         ("gemma2/gemma2_2b", [(13, 4096), (13, None)], 8 * (256 + 256)),
         ("qwen3/qwen3_30b_a3b", [(48, None)], 32 * (128 + 128)),
-        ("deepseek/deepseek_v3", [(61, None)], 128 * (192 + 128)),
+        ("deepseek/deepseek_v3", [(62, None)], 128 * (192 + 128)),
     ],
 )
 def test_flops_per_token(name: str, layers_and_windows: Any, head_sizes: int, preset: Any) -> None:
@@ -211,9 +230,10 @@ def test_flops_per_token(name: str, layers_and_windows: Any, head_sizes: int, pr
     width, layers, kind = config["hidden_size"], config["num_hidden_layers"], config["model_type"]
     norms = (4 if kind == "gemma2" else 2) * layers * width + width
     norms += 2 * 128 * layers if kind == "qwen3_moe" else 0
-    norms += layers * (1536 + 512) if kind == "deepseek_v3" else 0  # and the router's biases
-    norms += 58 * 256 if kind == "deepseek_v3" else 0
-    looked_up = 0 if config["tie_word_embeddings"] else config["vocab_size"] * width
+    head = looked_up = 0 if config["tie_word_embeddings"] else config["vocab_size"] * width
+    if kind == "deepseek_v3":  # and the router's biases; its module has three norms more
+        norms += (layers + 1) * (1536 + 512) + 59 * 256 + 5 * width
+        looked_up -= head  # for that module has the head once more
     weights = cost.active_parameter_count(model) - norms - looked_up
     pairs = sum(count * seen(length, window or length) for count, window in layers_and_windows)
     expected = 6 * weights + 6 * head_sizes * pairs

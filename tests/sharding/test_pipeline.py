@@ -142,6 +142,34 @@ UNEVEN_CELLS = [
 ]
 
 
+def primitives(jaxpr, *, in_branch=False):
+    """Yield the name of each primitive of a program, and whether it is in a branch."""
+    for equation in jaxpr.eqns:
+        name = equation.primitive.name
+        yield name, in_branch
+        for inner in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns")):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from primitives(inner, in_branch=in_branch or name == "cond")
+
+
+@pytest.mark.parametrize("kind", ["ring", "all_gather"])
+def test_no_permute_in_a_branch(kind):
+    """It would wait for the stages that took the other branch, for ever; what gathers may."""
+    config = make_config(
+        model={"num_layers": 3, "mtp": {"depth": 1}},
+        mesh={"stage": 2, "context": 2, "fsdp": 2, "context_kind": kind},
+    )
+    program = build_program(config, jax.devices()[:8])
+    assert min(program.execution.layout.segments[0].counts()) == 1
+    gradients = make_gradients(program.declared, program.mesh, program.execution)
+    shapes = program.state.decoder, batch_shapes(config, program.mesh)
+    found = set(primitives(jax.make_jaxpr(gradients)(*shapes).jaxpr))
+    assert ("ppermute", False) in found
+    assert ("ppermute", True) not in found
+    assert (("all_gather", True) in found) == (kind == "all_gather")
+
+
 @pytest.fixture(scope="module")
 def one_device_uneven():
     return run(make_config(model=UNEVEN, train={"microbatches": 4}))

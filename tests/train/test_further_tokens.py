@@ -25,12 +25,14 @@ MOE = {
     "expert_dim": 16,
     "balance": {"auxiliary_loss": 0.1, "bias_update": 0.01},
 }
-MODEL = {"num_layers": 1, "mtp": {"depth": 1, "block": {"ffn": MOE}}}
+MODEL = {"num_layers": 2, "mtp": {"depth": 1, "block": {"ffn": MOE}}}
+TWO = {"num_layers": 5, "mtp": {"depth": 2, "block": {"ffn": MOE}}, "tie_embeddings": True}
 
 
 @functools.cache
-def one_device():
-    return run(make_config(model=MODEL))
+def one_device(depth=1):
+    model = MODEL if depth == 1 else TWO
+    return run(make_config(model=model, train={"microbatches": 2}))
 
 
 @pytest.mark.parametrize(
@@ -38,19 +40,37 @@ def one_device():
     [
         ({"tensor": 2, "context": 2}, "layer"),
         ({"data": 2, "fsdp": 2, "expert": 2}, "microbatch"),
+        ({"stage": 2, "expert": 2, "tensor": 2}, "layer"),
     ],
 )
 def test_same_on_every_mesh(mesh, gather):
-    result = run(make_config(model=MODEL, mesh=mesh, train={"gather": gather}))
+    train = {"gather": gather, "microbatches": 2}
+    result = run(make_config(model=MODEL, mesh=mesh, train=train))
     assert_same(result, one_device(), 2e-5)
     for name in ("project", "norm/scale", "block/mixer/query", "block/ffn/up"):
         assert np.abs(result.gradients[f"mtp/0/{name}"]).max() > 0
 
 
-def test_evaluation_is_of_the_next_token():
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mesh", "train"),
+    [
+        ({"stage": 2, "stage_repeats": 2, "fsdp": 2, "expert": 2}, {"gather": "microbatch"}),
+        ({"stage": 2, "stage_repeats": 2, "context": 2}, {"gather": "layer", "remat": "full"}),
+        ({"stage": 4, "fsdp": 2}, {"gather": "step"}),
+    ],
+)
+def test_two_of_them_behind_uneven_stages(mesh, train):
+    config = make_config(model=TWO, mesh=mesh, train={"microbatches": 2, **train})
+    assert_same(run(config), one_device(2), 2e-5)
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+def test_evaluation_is_of_the_next_token(stages):
     """With values of the modules that are not finite, and from a batch without their fields."""
-    config = make_config(model={"num_layers": 1, "mtp": {"depth": 1}})
-    program = build_program(config, jax.devices()[:1])
+    model = {"num_layers": 2, "mtp": {"depth": 1}}
+    config = make_config(model=model, mesh={"stage": stages})
+    program = build_program(config, jax.devices()[:stages])
     decoder = initialise(program.declared, 0, program.mesh)
     broken = decoder.without_modules()
     broken.mtp = jax.tree.map(lambda x: x + np.nan, decoder.mtp)

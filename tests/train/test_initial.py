@@ -73,7 +73,7 @@ def saved(tmp_path_factory, published):
     state = state._replace(step=state.step + STEP, optimizer=slots)
     record = {
         "consumed": {"rows": 56, "tokens": 896, "flops": 10**9},
-        "layout": [list(rows.repetitions) for rows in program.execution.layout.segments],
+        **program.execution.layout.record(),
         "config": config.model_dump(mode="json"),
         "tokenizer": "another tokenizer",
     }

@@ -164,3 +164,9 @@ def test_rows_without_a_layer_take_their_bytes():
     )
     # two rows on each of two stages, one of them empty
     assert uneven["parameters"] == even["parameters"] - 4 * (WEIGHTS + NORMS)
+    # so does a module, of which the last stage alone has one
+    three["mtp"] = {"depth": 1}
+    behind = estimate(model=three, mesh={"stage": 2}, microbatches=2)[2]
+    module = WEIGHTS + NORMS + 2 * 4 * 4 + 3 * 4
+    assert behind["parameters"] == uneven["parameters"] + 4 * module
+    assert behind["activations"] > uneven["activations"]

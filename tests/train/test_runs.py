@@ -246,21 +246,25 @@ def test_a_pipeline_resumes_on_context_expert_and_tensor(write_run, tmp_path):
 
 EXPERTS = {"kind": "moe", "num_experts": 4, "experts_per_token": 2, "expert_dim": 16}
 UNEVEN = {
-    "three layers on two stages": (3, [{"pattern": [{}]}], ["mesh.stage=2"]),
+    "three layers and a module on two stages": (
+        3,
+        {"segments": [{"pattern": [{}]}], "mtp": {"depth": 1}},
+        ["mesh.stage=2"],
+    ),
     "dense and experts on two stages, twice": (
         5,
-        [{"repeat": 2, "pattern": [{}]}, {"pattern": [{"ffn": EXPERTS}]}],
+        {"segments": [{"repeat": 2, "pattern": [{}]}, {"pattern": [{"ffn": EXPERTS}]}]},
         ["mesh.stage=2", "mesh.stage_repeats=2"],
     ),
 }
 
 
-@pytest.mark.parametrize(("num_layers", "segments", "stages"), UNEVEN.values(), ids=UNEVEN)
-def test_uneven_stages_and_one_device_take_turns(write_run, tmp_path, num_layers, segments, stages):
+@pytest.mark.parametrize(("num_layers", "layers", "stages"), UNEVEN.values(), ids=UNEVEN)
+def test_uneven_stages_and_one_device_take_turns(write_run, tmp_path, num_layers, layers, stages):
     model = model_settings(
         vocab_size=320, num_layers=num_layers, embed_dim=16, num_heads=2, mlp_dim=32
     )
-    model["segments"] = segments
+    model |= layers
     # Choosing experts is a jump: see above. They are balanced within each microbatch.
     settings = {"num_steps": 6, "eval_every": 0, "microbatches": 2}
     sections = {"model": model, "train": settings, "optimizer": {"learning_rate": 5e-4}}

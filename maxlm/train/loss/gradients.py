@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
-from typing import cast as cast_to
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +12,8 @@ from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from maxlm.data.examples.further import further
 from maxlm.data.token_hash import batch_hash
 from maxlm.jax_versions import vary_over, varying_axes
-from maxlm.layers.sequence import SequenceInfo
 from maxlm.layers.stack import Carried, StackReports
 from maxlm.models.decoder import Decoder
 from maxlm.sharding.context import places, zigzag
@@ -26,8 +23,8 @@ from maxlm.sharding.parameters import partition_specs
 from maxlm.sharding.tensor import enter
 from maxlm.train.loss.carried import join_carried, split_carried
 from maxlm.train.loss.execution import Execution
+from maxlm.train.loss.further import further_loss, next_tokens
 from maxlm.train.loss.pipelined import pipelined_decoder_gradients, pipelined_decoder_losses
-from maxlm.train.objectives import FurtherObjective
 
 Batch = dict[str, jax.Array]
 MetricSums = dict[str, jax.Array]
@@ -157,33 +154,16 @@ def _loss(
         fields = {name: field.reshape(-1) for name, field in piece.items()}
         objective, metrics = execution.objective.loss(hidden_TD, decoder.output_DV(), fields)
     if decoder.mtp:
-        further, more, behind = _further_loss(decoder, hidden_BTD, piece, info, execution)
+        with jax.named_scope("mtp"):
+            tokens_DBT = next_tokens(decoder, piece)
+            of_depths, behind = decoder.further(hidden_BTD, tokens_DBT, info, execution.blocks)
+        with jax.named_scope("loss"):
+            hidden = [enter(of_depth).reshape(hidden_TD.shape) for of_depth in of_depths]
+            further, more = further_loss(decoder, hidden, fields, execution)
         objective, metrics, reports = objective + further, {**metrics, **more}, reports + behind
     with jax.named_scope("loss"):
         penalty = decoder.penalty(reports) / execution.schedule.microbatches
         return objective * scale + penalty, (metrics, (reports, to_next))
-
-
-def _further_loss(
-    decoder: Decoder, hidden_BTD: jax.Array, piece: Batch, info: SequenceInfo, execution: Execution
-) -> tuple[jax.Array, MetricSums, StackReports]:
-    """From the stack's hidden states to this device's part of what the modules of `model.mtp` add
-    to the objective, other sums, and what their layers report.
-    """
-    learned, depths = cast_to(FurtherObjective, execution.objective), len(decoder.mtp)
-    tokens_DBT = [piece[further("targets", depth)] for depth in range(depths)]
-    with jax.named_scope("mtp"):
-        hidden, reports = decoder.further(hidden_BTD, tokens_DBT, info, execution.blocks)
-    fields, losses = {name: field.reshape(-1) for name, field in piece.items()}, []
-    with jax.named_scope("loss"):
-        for depth, of_depth_BTD in enumerate(hidden, start=1):
-            hidden_TD = enter(of_depth_BTD).reshape(-1, of_depth_BTD.shape[-1])
-            output_DV = decoder.output_DV()
-            losses.append(
-                learned.further_loss(hidden_TD, output_DV, fields, depth=depth, depths=depths)
-            )
-    objective, metrics = jax.tree.map(lambda *of_depths: sum(of_depths), *losses)
-    return objective, metrics, reports
 
 
 def _accumulated_gradients(

@@ -15,6 +15,7 @@ from maxlm.sharding.fsdp import zeros_like_fp32
 from maxlm.sharding.pipeline import Parts, pipelined_gradients, pipelined_losses, spread_over_stages
 from maxlm.sharding.tensor import enter
 from maxlm.train.loss.execution import Execution
+from maxlm.train.loss.further import further_loss, further_on_last_stage
 
 Fields = dict[str, jax.Array]
 MetricSums = dict[str, jax.Array]
@@ -37,7 +38,7 @@ def pipelined_decoder_gradients(
       carried on.
     """
     outer, stack = kept.with_stack(nnx.List([])), kept.stack
-    d_outer, d_stack, objective, metrics, (reports, to_next) = pipelined_gradients(
+    d_outer, d_stack, objective, (metrics, behind), (reports, to_next) = pipelined_gradients(
         _parts(pieces, carried, scale, execution),
         outer,
         stack,
@@ -47,7 +48,7 @@ def pipelined_decoder_gradients(
     )
     # Rows come first in what stages report, microbatches in what is carried.
     to_next = jax.tree.map(lambda rows: rows.swapaxes(0, 1), to_next)
-    return d_outer.with_stack(d_stack), objective, metrics, (reports, to_next)
+    return d_outer.with_stack(d_stack), objective, metrics, (reports + behind, to_next)
 
 
 def pipelined_decoder_losses(
@@ -58,9 +59,10 @@ def pipelined_decoder_losses(
     """
     outer, stack = kept.with_stack(nnx.List([])), kept.stack
     activations = _activations(kept, pieces, execution)
-    return pipelined_losses(
+    objective, (metrics, _) = pipelined_losses(
         _parts(pieces, None, scale, execution), outer, stack, activations, execution.schedule
     )
+    return objective, metrics
 
 
 def _parts(
@@ -77,7 +79,7 @@ def _parts(
             name: lax.dynamic_index_in_dim(array, microbatch, keepdims=False)
             for name, array in pieces.items()
         }
-        decoder = outer.with_stack(
+        decoder = outer.without_modules().with_stack(
             execution.whole(chunk) if execution.gather == "microbatch" else chunk
         )
         info = decoder.prepared(execution.sequence_info(fields))
@@ -99,14 +101,21 @@ def _parts(
 
     def losses(
         outer: Decoder, streams: Streams, microbatch: jax.Array
-    ) -> tuple[jax.Array, MetricSums]:
+    ) -> tuple[jax.Array, tuple[MetricSums, StackReports]]:
+        y_BTD = streams.x_BTD
+        whole = {name: array[microbatch] for name, array in pieces.items()}
         with jax.named_scope("loss"):
-            y_BTD = streams.x_BTD
-            own_TD = spread_over_stages(y_BTD.reshape(-1, y_BTD.shape[-1]))
-            hidden_TD = enter(outer.norm(own_TD)[None])[0]
-            fields = {name: _stage_share(array[microbatch]) for name, array in pieces.items()}
+            hidden_TD = enter(outer.norm(_stage_rows(y_BTD))[None])[0]
+            fields = {name: _stage_share(array) for name, array in whole.items()}
             objective, metrics = execution.objective.loss(hidden_TD, outer.output_DV(), fields)
-            return objective * scale, metrics
+        if not outer.mtp:
+            return objective * scale, (metrics, [])
+        of_depths, reports = further_on_last_stage(outer, y_BTD, whole, execution)
+        with jax.named_scope("loss"):
+            hidden = [enter(_stage_rows(of_depth)[None])[0] for of_depth in of_depths]
+            further, more = further_loss(outer, hidden, fields, execution)
+            penalty = outer.penalty(reports) / execution.schedule.microbatches
+            return (objective + further) * scale + penalty, ({**metrics, **more}, reports)
 
     return Parts(run_chunk, losses)
 
@@ -138,6 +147,11 @@ def _among_microbatches(to_next: Carried, microbatch: jax.Array, count: int) -> 
         return lax.dynamic_update_index_in_dim(zeros, rows, microbatch, axis=1)
 
     return jax.tree.map(put, to_next)  # type: ignore[no-any-return]
+
+
+def _stage_rows(y_BTD: jax.Array) -> jax.Array:
+    """Return this stage's share of the tokens that the last one has, (T / (tensor S), D)."""
+    return spread_over_stages(y_BTD.reshape(-1, y_BTD.shape[-1]))
 
 
 def _stage_share(x_BT: jax.Array) -> jax.Array:

@@ -407,15 +407,6 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
             "use mesh.stage=3 or less"
         ],
     ),
-    "further tokens in a pipeline": (
-        {"num_layers: 2": "num_layers: 2\n  mtp: {depth: 1}"},
-        "mesh: {stage: 2}\n",
-        [],
-        [
-            "model.mtp.depth=1 has modules behind the stack, which a pipeline of mesh.stage=2 does not run; use "
-            "mesh.stage=1"
-        ],
-    ),
     "a block of modules that does not fit": (
         {
             "num_layers: 2": "num_layers: 2\n  mtp: {depth: 1, block: {norms: post, residual: parallel_one_norm}}"

@@ -78,6 +78,7 @@ V3 = deepseek(
     topk_group=4,
     routed_scaling_factor=2.5,
     norm_topk_prob=True,
+    num_nextn_predict_layers=1,
 )
 KIMI_K2 = {
     **deepseek(
@@ -95,6 +96,7 @@ KIMI_K2 = {
         topk_group=1,
         routed_scaling_factor=2.827,
         norm_topk_prob=True,
+        num_nextn_predict_layers=0,
     ),
     "rope_theta": 50000.0,
     "max_position_embeddings": 131072,
@@ -151,7 +153,7 @@ SCOUT_SCALING = llama(1, 1, 1, 1, 1, factor=8.0)["rope_scaling"]
 PUBLISHED = {
     "deepseek/deepseek_v2_lite": Published(V2_LITE, 15_706_484_224, 2.4),
     "deepseek/deepseek_v2": Published(V2, 235_741_434_880, 21),
-    "deepseek/deepseek_v3": Published(V3, 671_026_419_200, 37),
+    "deepseek/deepseek_v3": Published(V3, 682_636_487_424, 37),
     "deepseek/kimi_k2": Published(KIMI_K2, 1_026_408_232_448, 32),
     "gpt_oss/gpt_oss_20b": Published(gpt_oss(24, 32), 20_914_757_184, 3.61),
     "gpt_oss/gpt_oss_120b": Published(gpt_oss(36, 128), 116_829_156_672, 5.13),
