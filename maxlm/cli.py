@@ -129,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(prepare)
     prepare.add_argument("--force", action="store_true", help="prepare again although it is done")
 
-    _add_data(commands.add_parser("data", help="train what steps of the text pipeline judge by"))
+    _add_data(commands.add_parser("data", help="look at prepared texts; train what steps judge by"))
 
     _add_run(commands.add_parser("train", help="train, or resume the run in its run_dir"))
 
@@ -270,6 +270,13 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     _add_train_ngrams(
         actions.add_parser("train-ngrams", help="learn how words follow each other in good texts")
     )
+    _add_inspect(
+        actions.add_parser("inspect", help="show what a corpus was made from, and its data card")
+    )
+    _add_show(
+        actions.add_parser("show", help="print documents, why one was dropped, or a step's batch")
+    )
+    _add_search(actions.add_parser("search", help="find documents by a text in them"))
 
 
 def _add_train_classifier(parser: argparse.ArgumentParser) -> None:
@@ -304,6 +311,58 @@ def _add_train_ngrams(parser: argparse.ArgumentParser) -> None:
         "--words", choices=("normalised", "whitespace"), default="normalised", help=forms
     )
     _add_text_key(parser)
+
+
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    _add_corpus(parser, "CORPUS", "a source's folder that `maxlm prepare` has written")
+    _add_samples(parser, count=3)
+    parser.add_argument("--card", metavar="FILE", help="write the data card, an HTML page, here")
+
+
+def _add_show(parser: argparse.ArgumentParser) -> None:
+    about = "a source's folder that `maxlm prepare` has written; with --step, the folder of a run"
+    _add_corpus(parser, "CORPUS", about)
+    parser.add_argument("ids", metavar="ID", nargs="*", help="documents (default: some by chance)")
+    _add_samples(parser, count=5)
+    _add_split(parser)
+    about = "say why a document is not there: step, rule, what was measured, which copy stays"
+    parser.add_argument("--why", metavar="ID", action="append", help=about)
+    about = "print the batch of this step of a run, from 0: documents, sources, files, places"
+    parser.add_argument("--step", type=int, help=about)
+
+
+def _add_search(parser: argparse.ArgumentParser) -> None:
+    _add_corpus(parser, "CORPUS", "a source's folder that `maxlm prepare` has written")
+    parser.add_argument("pattern", metavar="TEXT", help="what to search for")
+    parser.add_argument("--regex", action="store_true", help="TEXT is a regular expression")
+    parser.add_argument("--ignore-case", action="store_true", help="small letters are capitals")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--ids", action="store_true", help="search the ids, not the texts")
+    about = "search ids, reasons and details of what was dropped"
+    where.add_argument("--dropped", action="store_true", help=about)
+    _add_split(parser)
+    parser.add_argument(
+        "--limit", type=int, default=20, help="documents to show (default: %(default)s)"
+    )
+
+
+def _add_corpus(parser: argparse.ArgumentParser, name: str, about: str) -> None:
+    parser.add_argument("corpus", metavar=name, help=about)
+    about = "the tokenizer that made the tokens (default: where it was)"
+    parser.add_argument("--tokenizer", metavar="PATH", help=about)
+    parser.add_argument("--json", action="store_true", help="lines of JSON")
+
+
+def _add_samples(parser: argparse.ArgumentParser, *, count: int) -> None:
+    about = "documents that are chosen by chance (default: %(default)s)"
+    parser.add_argument("--random", metavar="N", type=int, default=count, help=about)
+    parser.add_argument("--seed", type=int, default=0, help="of the choice (default: %(default)s)")
+    about = "of a text, how many are printed (default: %(default)s)"
+    parser.add_argument("--characters", type=int, default=500, help=about)
+
+
+def _add_split(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--split", choices=("train", "validation"), help="(default: both)")
 
 
 def _add_numbers(parser: argparse.ArgumentParser, *numbers: tuple[str, float, str]) -> None:
