@@ -15,6 +15,7 @@ from data_pipeline.inspection.figures import decision_rows, facts_of, funnel_row
 from data_pipeline.inspection.printing import Printer, refuse_negative
 from data_pipeline.inspection.show import show
 from data_pipeline.storage.disk import disk_errors
+from maxlm.config.errors import UserError
 from maxlm.files import write_whole
 
 
@@ -22,6 +23,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Carry out the action; return its exit code."""
     corpus = Corpus(arguments.corpus, tokenizer=arguments.tokenizer)
     printer = Printer(as_json=arguments.json)
+    card = None if arguments.card is None else Path(arguments.card)
+    if card is not None and not card.absolute().parent.is_dir():
+        raise UserError(f"--card {card}: there is no such folder; make it")
     refuse_negative(arguments, "random", "characters")
     if arguments.json:
         printer.record({"manifest": corpus.manifest, **_without_samples(corpus.report)})
@@ -31,12 +35,11 @@ def run(arguments: argparse.Namespace) -> int:
             printer.line()
             chosen = corpus.sample(arguments.random, seed=arguments.seed)
             show(corpus, chosen, printer, most=arguments.characters)
-    if arguments.card is not None:
-        path = Path(arguments.card)
-        with disk_errors(path):
-            write_whole(path, render(corpus, seed=arguments.seed).encode())
+    if card is not None:
+        with disk_errors(card):
+            write_whole(card, render(corpus, seed=arguments.seed).encode())
         if not arguments.json:
-            printer.line(f"{path}: the data card, for a browser")
+            printer.line(f"{card}: the data card, for a browser")
     return 0
 
 

@@ -48,7 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
     found = 0
     for hit in hits:
         if found == arguments.limit:
-            printer.line(f"more than {found}; --limit says how many are shown")
+            if not printer.as_json:
+                printer.line(f"more than {found}; --limit says how many are shown")
             return 0
         found += 1
         _print(hit, printer)
