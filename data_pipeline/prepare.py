@@ -23,21 +23,22 @@ from data_pipeline.stages.shards import Workshop
 from data_pipeline.staging import STAGING_NAME, lock_folder, staging
 from data_pipeline.storage.disk import disk_errors
 from data_pipeline.tokens.trained import check_trainable, is_trained_here
-from maxlm.config import RunConfig, UserError, load_run
+from maxlm.config import UserError, load_data
+from maxlm.config.schema import Preparable
 from maxlm.data.tokenizers import open_tokenizer
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command; return its exit code."""
     prepare(
-        load_run(arguments.config, arguments.overrides).config,
+        load_data(arguments.config, arguments.overrides).config,
         force=arguments.force,
         report=Report(),
     )
     return 0
 
 
-def prepare(config: RunConfig, *, force: bool, report: Report) -> None:
+def prepare(config: Preparable, *, force: bool, report: Report) -> None:
     """Prepare every source that has `raw`, and train the tokenizer if there is none.
 
     Raises:
@@ -54,7 +55,7 @@ def prepare(config: RunConfig, *, force: bool, report: Report) -> None:
     manifests = {} if force or retrain else finished(config, raws)
     pending = [name for name in raws if name not in manifests]
     if retrain:
-        check_trainable(path)
+        check_trainable(path, config.trained_pieces)
     if pending:
         with ExitStack() as stack:
             stages = {
@@ -70,7 +71,7 @@ def prepare(config: RunConfig, *, force: bool, report: Report) -> None:
 
 
 @contextmanager
-def _staging(config: RunConfig, name: str, *, force: bool) -> Iterator[Path]:
+def _staging(config: Preparable, name: str, *, force: bool) -> Iterator[Path]:
     folder = Path(config.data.sources[name].path)
     replace = force or (folder / MANIFEST_NAME).exists()
     with staging(folder, replace=replace, afresh=force) as stage:
@@ -78,7 +79,7 @@ def _staging(config: RunConfig, name: str, *, force: bool) -> Iterator[Path]:
 
 
 @contextmanager
-def _workshop(config: RunConfig, report: Report, *, force: bool) -> Iterator[Workshop]:
+def _workshop(config: Preparable, report: Report, *, force: bool) -> Iterator[Workshop]:
     """Yield the place of the work; it goes in the end, unless the user has named it."""
     pipeline = config.data.pipeline
     folder = _work_folder(config)
@@ -106,7 +107,7 @@ def _workshop(config: RunConfig, report: Report, *, force: bool) -> Iterator[Wor
             os.close(lock)
 
 
-def _clear(config: RunConfig, names: Iterable[str]) -> None:
+def _clear(config: Preparable, names: Iterable[str]) -> None:
     """Remove what a run has left that was stopped when everything was published."""
     leftovers = [Path(config.data.sources[name].path) / STAGING_NAME for name in names]
     if config.data.pipeline.work_dir is None:
@@ -121,7 +122,7 @@ def _clear(config: RunConfig, names: Iterable[str]) -> None:
                 os.close(lock)
 
 
-def _work_folder(config: RunConfig) -> Path:
+def _work_folder(config: Preparable) -> Path:
     """Return the folder of the work: not beside the tokenizer, which may lie where nothing is
     written.
     """

@@ -321,6 +321,13 @@ def _data_paths(config: RunConfig) -> Iterator[Problem]:
             yield Problem(f"{path}.raw.paths", text)
 
 
+def _trained_tokenizer(config: RunConfig) -> Iterator[Problem]:
+    asked, most = config.data.vocab_size, config.model.vocab_size
+    if asked is not None and asked > most:
+        text = f"data.vocab_size={asked} is more than model.vocab_size={most}, which must hold the tokenizer's pieces"
+        yield Problem("data.vocab_size", f"{text}; use data.vocab_size={most} or less, or null")
+
+
 def _own_tokenizer(config: RunConfig) -> Iterator[Problem]:
     """`maxlm prepare --force` may train the tokenizer again, but never the copy that a run goes on
     with.
@@ -335,6 +342,9 @@ def _paths(config: RunConfig) -> Iterator[Problem]:
     yield from _path("run_dir", config.run_dir, "runs/name")
     if config.train.init_from is not None:
         yield from _path("train.init_from.path", config.train.init_from.path, "runs/name")
+
+
+def _paths_of_data(config: RunConfig) -> Iterator[Problem]:
     yield from _path("data.tokenizer", config.data.tokenizer, "data/name/tokenizer.model")
     for name, source in config.data.sources.items():
         yield from _path(f"data.sources.{name}.path", source.path, "data/name")
@@ -436,7 +446,9 @@ def _profile(config: RunConfig) -> Iterator[Problem]:
 
 _CHECKS: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _paths,
+    _paths_of_data,
     _own_tokenizer,
+    _trained_tokenizer,
     _segments,
     _layers,
     _further_tokens,

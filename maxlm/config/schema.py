@@ -94,6 +94,10 @@ class DataConfig(Section):
         description="file or folder: SentencePiece model, tokenizer.json, tiktoken file; a SentencePiece model that is "
         "absent is trained by `maxlm prepare`"
     )
+    vocab_size: Annotated[PositiveInt | None, OnResume.FREE] = Field(
+        None,
+        description="pieces of a tokenizer that `maxlm prepare` trains (null: model.vocab_size)",
+    )
     sequence_length: PositiveInt = Field(description="tokens per sequence")
     shuffle: Literal["global", "none"] = "global"
     pipeline: Annotated[PipelineConfig, OnResume.FREE] = Field(
@@ -280,3 +284,33 @@ class RunConfig(Section):
     def tokens_per_step(self) -> int:
         """Tokens of a batch."""
         return self.train.batch_size * self.data.sequence_length
+
+    @property
+    def most_pieces(self) -> int | None:
+        """Pieces that a tokenizer may have."""
+        return self.model.vocab_size
+
+    @property
+    def trained_pieces(self) -> int | None:
+        """Pieces of a tokenizer that is trained."""
+        return self.data.vocab_size or self.model.vocab_size
+
+
+class DataFileConfig(Section):
+    """A file with `data` alone: all that `maxlm prepare` needs, and what runs include."""
+
+    data: DataConfig
+
+    @property
+    def most_pieces(self) -> int | None:
+        """Pieces that a tokenizer may have: no model limits them."""
+        return None
+
+    @property
+    def trained_pieces(self) -> int | None:
+        """Pieces of a tokenizer that is trained; None where the file does not say."""
+        return self.data.vocab_size
+
+
+Preparable = RunConfig | DataFileConfig
+"""What `maxlm prepare` works on."""
