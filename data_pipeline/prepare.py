@@ -17,24 +17,23 @@ from pathlib import Path
 from data_pipeline.engine.build import build_engine
 from data_pipeline.manifest import MANIFEST_NAME
 from data_pipeline.preparation import Preparation
-from data_pipeline.prepared import check_size, finished, say_done, say_smaller
+from data_pipeline.prepared import check_size, finished, say_done, say_mixture, say_smaller
 from data_pipeline.report import Report
 from data_pipeline.stages.shards import Workshop
 from data_pipeline.staging import STAGING_NAME, lock_folder, staging
 from data_pipeline.storage.disk import disk_errors
 from data_pipeline.tokens.trained import check_trainable, is_trained_here
 from maxlm.config import UserError, load_data
-from maxlm.config.schema import Preparable
+from maxlm.config.schema import Preparable, RunConfig
 from maxlm.data.tokenizers import open_tokenizer
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command; return its exit code."""
-    prepare(
-        load_data(arguments.config, arguments.overrides).config,
-        force=arguments.force,
-        report=Report(),
-    )
+    config, report = load_data(arguments.config, arguments.overrides).config, Report()
+    prepare(config, force=arguments.force, report=report)
+    if isinstance(config, RunConfig):
+        say_mixture(config, report)
     return 0
 
 

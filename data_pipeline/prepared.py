@@ -17,7 +17,8 @@ from data_pipeline.stages.plan import compares
 from data_pipeline.tokens.order import SPLITS
 from maxlm.config.errors import UserError
 from maxlm.config.pipeline.raw import RawTextConfig
-from maxlm.config.schema import Preparable
+from maxlm.config.schema import Preparable, RunConfig
+from maxlm.data.dataset import build_dataset
 from maxlm.data.shards import TokenShards
 from maxlm.data.tokenizers import Tokenizer, open_tokenizer
 
@@ -112,6 +113,24 @@ def say_smaller(config: Preparable, tokenizer: Tokenizer, report: Report) -> Non
             f"{size}; the rest is never used (to train it again, with more text or another size: "
             "maxlm prepare RUN.yaml --force)"
         )
+
+
+def say_mixture(config: RunConfig, report: Report) -> None:
+    """Say what the run will read of each source, if it has several, or why it cannot."""
+    train = config.train
+    try:
+        dataset = build_dataset(
+            config.data,
+            seed=config.runtime.seed,
+            batch_size=train.batch_size,
+            split="train",
+            num_steps=train.num_steps,
+        )
+    except UserError as error:
+        report.line(f"the run cannot read this yet: {error}")
+        return
+    for line in dataset.reading_lines(train.num_steps * train.batch_size):
+        report.line(line)
 
 
 def _have_changed(files: list[InputFile], manifest: Mapping[str, Any], folder: Path) -> bool:

@@ -129,7 +129,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(prepare, "the YAML file of a run, or one with `data` alone")
     prepare.add_argument("--force", action="store_true", help="prepare again although it is done")
 
-    _add_data(commands.add_parser("data", help="train what steps of the text pipeline judge by"))
+    _add_data(
+        commands.add_parser(
+            "data", help="train what steps of the text pipeline judge by; show mixtures"
+        )
+    )
 
     _add_run(commands.add_parser("train", help="train, or resume the run in its run_dir"))
 
@@ -264,6 +268,7 @@ def _add_conversions(commands: Any) -> None:
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    _add_run(actions.add_parser("mix", help="show what a run reads of each source, and how often"))
     _add_train_classifier(
         actions.add_parser("train-classifier", help="learn to tell good texts from bad ones")
     )

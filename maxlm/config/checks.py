@@ -14,6 +14,7 @@ from typing import Any
 
 from maxlm.config.divisible import divisible, near_divisors
 from maxlm.config.errors import ConfigError, Problem
+from maxlm.config.mixture import mixture_problems
 from maxlm.config.model import BLOCK_ACTIVATIONS
 from maxlm.config.positions.embedded import LearnedPosition, SinusoidalPosition
 from maxlm.config.schema import MeshConfig, RunConfig
@@ -305,6 +306,10 @@ def _pipeline(config: RunConfig) -> Iterator[Problem]:
         yield from step.problems(f"data.pipeline.steps.{index}", config.data)
 
 
+def _mixture(config: RunConfig) -> Iterator[Problem]:
+    yield from mixture_problems(config.data)
+
+
 def _data_paths(config: RunConfig) -> Iterator[Problem]:
     seen: dict[str, str] = {}
     for name, source in config.data.sources.items():
@@ -464,6 +469,7 @@ _CHECKS: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _sequence_on_mesh,
     _stages,
     _data_paths,
+    _mixture,
     _pipeline,
     _objective,
     _optimizer,

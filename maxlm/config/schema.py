@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from maxlm.config.mixture import MixConfig, StageConfig
 from maxlm.config.model import ModelConfig
 from maxlm.config.objectives import DEFAULT_OBJECTIVE, Objective
 from maxlm.config.optim import DEFAULT_OPTIMIZER, Optimizer
@@ -81,6 +82,12 @@ class SourceConfig(Section):
 
     path: Annotated[str, OnResume.FREE]
     weight: PositiveFloat = 1.0
+    tokens: Annotated[PositiveFloat | None, OnResume.MIXTURE] = Field(
+        None, description="that a run reads of it, such as 2e9; the weights share out the rest"
+    )
+    max_epochs: Annotated[PositiveFloat | None, OnResume.MIXTURE] = Field(
+        None, description="how often a run may read it (null: data.mix.max_epochs)"
+    )
     raw: Annotated[RawTextConfig | None, OnResume.FREE] = Field(
         None, description="raw text that `maxlm prepare` turns into this folder"
     )
@@ -90,6 +97,10 @@ class DataConfig(Section):
     """What the model reads: a weighted mixture of sources, packed into sequences."""
 
     sources: Annotated[dict[Name, SourceConfig], Field(min_length=1)]
+    mix: Annotated[MixConfig, OnResume.MIXTURE] = MixConfig()
+    stages: Annotated[tuple[StageConfig, ...], BeforeValidator(as_tuple), OnResume.MIXTURE] = Field(
+        (), description="mixtures one after the other, by tokens (none: one mixture)"
+    )
     tokenizer: Annotated[str, OnResume.FREE] = Field(
         description="file or folder: SentencePiece model, tokenizer.json, tiktoken file; a SentencePiece model that is "
         "absent is trained by `maxlm prepare`"
