@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from data_pipeline.steps.clean.extract import Extract
 from data_pipeline.steps.clean.pii import Pii
+from data_pipeline.steps.curriculum import Curriculum
 from data_pipeline.steps.dedup.decontaminate import Decontaminate
 from data_pipeline.steps.dedup.exact_dedup import ExactDedup
 from data_pipeline.steps.dedup.near_dedup import NearDedup
@@ -33,5 +34,6 @@ STEPS: dict[str, type[Step] | type[GlobalStep]] = {
     "substring_dedup": SubstringDedup,
     "decontaminate": Decontaminate,
     "sample": Sample,
+    "curriculum": Curriculum,
 }
 """In the order in which a pipeline usually has them; a run's order is that of its YAML."""

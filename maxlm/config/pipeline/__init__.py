@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field
 
 from maxlm.config.pipeline.clean.extract import ExtractConfig
 from maxlm.config.pipeline.clean.pii import PiiConfig
+from maxlm.config.pipeline.curriculum import CurriculumConfig
 from maxlm.config.pipeline.dedup.decontaminate import DecontaminateConfig
 from maxlm.config.pipeline.dedup.exact_dedup import ExactDedupConfig
 from maxlm.config.pipeline.dedup.near_dedup import NearDedupConfig
@@ -42,7 +43,8 @@ PipelineStep = Annotated[
     | ClassifierConfig
     | TopFractionConfig
     | PerplexityConfig
-    | PiiConfig,
+    | PiiConfig
+    | CurriculumConfig,
     Field(discriminator="kind"),
 ]
 """What is done with documents between reading and tokenizing."""
