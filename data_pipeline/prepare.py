@@ -23,7 +23,8 @@ from data_pipeline.stages.shards import Workshop
 from data_pipeline.staging import STAGING_NAME, lock_folder, staging
 from data_pipeline.storage.disk import disk_errors
 from data_pipeline.tokens.trained import check_trainable, is_trained_here
-from maxlm.config import UserError, load_data
+from maxlm.config import ConfigError, UserError, load_data
+from maxlm.config.checks import missing_step_files
 from maxlm.config.schema import Preparable, RunConfig
 from maxlm.data.tokenizers import open_tokenizer
 
@@ -49,6 +50,9 @@ def prepare(config: Preparable, *, force: bool, report: Report) -> None:
         raise UserError(
             "data.sources: none has `raw`, so there is nothing to prepare; say what to read with `raw`"
         )
+    missing = missing_step_files(config.data)
+    if missing:
+        raise ConfigError(missing, "data.pipeline")
     path = Path(config.data.tokenizer)
     retrain = not path.exists() or (force and is_trained_here(path))
     manifests = {} if force or retrain else finished(config, raws)

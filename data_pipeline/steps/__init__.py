@@ -16,12 +16,14 @@ from data_pipeline.steps.filters.perplexity import Perplexity
 from data_pipeline.steps.filters.top_fraction import TopFraction
 from data_pipeline.steps.filters.toxicity import Toxicity
 from data_pipeline.steps.filters.url import Url
+from data_pipeline.steps.licence import Licence
 from data_pipeline.steps.sample import Sample
 from data_pipeline.steps.step import GlobalStep, Step
 
 STEPS: dict[str, type[Step] | type[GlobalStep]] = {
     "extract": Extract,
     "url": Url,
+    "licence": Licence,
     "language": Language,
     "heuristics": Heuristics,
     "toxicity": Toxicity,

@@ -16,8 +16,9 @@ from maxlm.config.divisible import divisible, near_divisors
 from maxlm.config.errors import ConfigError, Problem
 from maxlm.config.mixture import mixture_problems
 from maxlm.config.model import BLOCK_ACTIVATIONS
+from maxlm.config.pipeline.filters.word_list import MissingFileProblem
 from maxlm.config.positions.embedded import LearnedPosition, SinusoidalPosition
-from maxlm.config.schema import MeshConfig, RunConfig
+from maxlm.config.schema import DataConfig, MeshConfig, RunConfig
 from maxlm.files import place_of
 
 
@@ -302,8 +303,20 @@ def _remat_names(config: RunConfig) -> Iterator[Problem]:
 
 
 def _pipeline(config: RunConfig) -> Iterator[Problem]:
-    for index, step in enumerate(config.data.pipeline.steps):
-        yield from step.problems(f"data.pipeline.steps.{index}", config.data)
+    """Files that only `maxlm prepare` reads may be missing: a run trains without them."""
+    for problem in _step_problems(config.data):
+        if not isinstance(problem, MissingFileProblem):
+            yield problem
+
+
+def missing_step_files(data: DataConfig) -> list[Problem]:
+    """Return the files that steps of the pipeline need and that are not there."""
+    return [one for one in _step_problems(data) if isinstance(one, MissingFileProblem)]
+
+
+def _step_problems(data: DataConfig) -> Iterator[Problem]:
+    for index, step in enumerate(data.pipeline.steps):
+        yield from step.problems(f"data.pipeline.steps.{index}", data)
 
 
 def _mixture(config: RunConfig) -> Iterator[Problem]:

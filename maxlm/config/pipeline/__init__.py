@@ -21,6 +21,7 @@ from maxlm.config.pipeline.filters.perplexity import PerplexityConfig
 from maxlm.config.pipeline.filters.top_fraction import TopFractionConfig
 from maxlm.config.pipeline.filters.toxicity import ToxicityConfig
 from maxlm.config.pipeline.filters.url import UrlConfig
+from maxlm.config.pipeline.licence import LicenceConfig
 from maxlm.config.pipeline.sample import SampleConfig
 from maxlm.config.section import PositiveInt, Section, as_tuple, kind_or
 
@@ -44,7 +45,8 @@ PipelineStep = Annotated[
     | TopFractionConfig
     | PerplexityConfig
     | PiiConfig
-    | CurriculumConfig,
+    | CurriculumConfig
+    | LicenceConfig,
     Field(discriminator="kind"),
 ]
 """What is done with documents between reading and tokenizing."""
