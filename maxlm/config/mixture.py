@@ -41,7 +41,8 @@ class StageConfig(Section):
     )
     weights: Annotated[dict[Name, NonNegativeFloat], Field(min_length=1)] | None = Field(
         None,
-        description="in the place of the sources' own (null: those); a source that is not named is not read",
+        description="in the place of the sources' own (null: those); a source that is not named is not read, and one that "
+        "no stage reads is evaluated only",
     )
 
 
@@ -65,9 +66,6 @@ def mixture_problems(data: DataConfig) -> Iterator[Problem]:
         if source.tokens is not None:
             text = f"data.sources.{name}.tokens is for runs without data.stages, whose weights say what is read"
             yield Problem(f"data.sources.{name}.tokens", f"{text}; remove one of them")
-        if not any(stage.weights is None or stage.weights.get(name) for stage in data.stages):
-            text = f"data.sources.{name} is read in none of data.stages"
-            yield Problem(f"data.sources.{name}", f"{text}; give it a weight in one, or remove it")
 
 
 def _end_problems(path: str, stage: StageConfig, *, last: bool) -> Iterator[Problem]:

@@ -66,9 +66,16 @@ def plain(paragraphs):
     return " ".join(" ".join(paragraphs).split())
 
 
+ADDRESS = "guido.example@python-mail.org"
+
+
 def write_crawl(folder, real):
     """Write an archive of real pages, with one of every kind that a step is there for."""
-    first, second, third = (list(real[number][1]) for number in (3, 40, 80))
+    first, second, third = (real[number][1] for number in (3, 40, 80))
+
+    def of_two(one, two):  # like neither of them, but with passages of both
+        return [*real[one][1][: len(real[one][1]) // 2], *real[two][1][len(real[two][1]) // 2 :]]
+
     planted = {
         "deep": "<div>" * 2000 + plain(first),
         "german": as_html("Fuchs", [GERMAN]),
@@ -77,10 +84,8 @@ def write_crawl(folder, real):
         "copy": as_html(real[3][0], first),
         "near": as_html("Nearly", [*second[:-1], second[-1] + " A last sentence is added here."]),
         "passage": as_html("Quoting", [*third[: len(third) // 2], *real[120][1]]),
-        "leaked": as_html("Exam", [*real[90][1], BENCHMARK]),
-        "mail": as_html(
-            "Mail", [*real[140][1], "Write to guido.example@python-mail.org about it."]
-        ),
+        "leaked": as_html("Exam", [*of_two(90, 95), BENCHMARK]),
+        "mail": as_html("Mail", [*of_two(140, 150), f"Write to {ADDRESS} about it."]),
     }
     records = [
         response(f"blocked/{name}", body=page.encode()).replace(b"example.org", b"blocked.test")
@@ -108,7 +113,7 @@ def web(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     real, web = pages(), tmp_path / "data/web"
     write_crawl(web / "raw", real)
-    for name in ("good", "bad", "benchmarks"):
+    for name in ("good", "bad"):
         (web / name).mkdir()
     good, generator = [plain(paragraphs) for _, paragraphs in real[::2]], np.random.default_rng(0)
     for number, text in enumerate(good):
@@ -117,7 +122,7 @@ def web(tmp_path, monkeypatch):
         (web / f"bad/{number}.txt").write_text(
             " ".join(generator.permutation(words)[:60]) + " buy now"
         )
-    (web / "benchmarks/exam.jsonl").write_text(json.dumps({"question": BENCHMARK}) + "\n")
+    (web / "benchmark.jsonl").write_text(json.dumps({"question": BENCHMARK}) + "\n")
     (web / "blocked_domains.txt").write_text("blocked.test\n")
     (web / "toxic_words.txt").write_text("frobnicator # a made-up word\n")
     return web
@@ -148,10 +153,14 @@ def train(tmp_path, preset):
     return [one["train/loss"] for one in map(json.loads, lines) if "train/loss" in one]
 
 
+def report_of(folder):
+    return json.loads((folder / "report.json").read_text())["steps"]
+
+
 def reasons_of(folder):
     """Return {step: {reason: documents}} of a prepared source."""
-    report = json.loads((folder / "report.json").read_text())
-    return {one["step"].partition("-")[2] or one["step"]: one["reasons"] for one in report["steps"]}
+    steps = report_of(folder)
+    return {one["step"].partition("-")[2] or one["step"]: one["reasons"] for one in steps}
 
 
 def texts_of(folder, split):
@@ -183,8 +192,72 @@ def test_pages_of_a_crawl_become_a_trained_model(web, do, tmp_path, capsys):
     do(load_data(preset, overrides).config)
 
     shards = web / "shards"
-    dropped = reasons_of(shards)
-    print(json.dumps(dropped, indent=1))
+    dropped = {step: set(reasons) for step, reasons in reasons_of(shards).items()}
+    assert dropped["extract"] == {"extract/max_depth"}
+    assert dropped["url"] == {"url/domain"}
+    assert dropped["language"] == {"language/other"}
+    assert "gopher_repetition/max_dup_line_frac" in dropped["heuristics"]
+    assert dropped["toxicity"] == {"toxicity/max_count"}
+    assert dropped["exact_dedup"] == {"exact_dedup/document"}
+    assert dropped["near_dedup"] == {"near_dedup"}
+    assert {reason.partition("/")[0] for reason in dropped["decontaminate"]} == {"decontaminate"}
+    assert dropped["top_fraction"] == {"top_fraction"}
     texts = texts_of(shards, "train") + texts_of(shards, "validation")
+    assert 80 < len(texts) < len(pages())
+    whole = "\n".join(texts)
+    assert "<p>" not in whole
+    assert "Frobnicator" not in whole.title()
+    assert "forty wagons" not in whole
+    assert ADDRESS not in whole
+    assert "[EMAIL]" in whole
+    (cut,) = [one for one in report_of(shards) if one["step"].endswith("substring_dedup")]
+    assert cut["bytes_out"] < cut["bytes_in"] - 300  # the passage, and what real pages repeat
     losses = train(tmp_path, "web.yaml")
-    print(losses)
+    assert len(losses) == 12
+    assert losses[-1] < losses[0] - 0.3
+
+
+def test_code_under_permissive_licences_becomes_a_trained_model(do, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    raw = tmp_path / "data/code/raw"
+    raw.mkdir(parents=True)
+    library = Path(sysconfig.get_path("stdlib"))
+    for path in sorted(library.glob("[a-j]*.py")):
+        shutil.copy(path, raw)
+    body = (library / "bisect.py").read_text()
+    planted = {
+        "copyleft.py": "# SPDX-License-Identifier: GPL-3.0-only\n" + body,
+        "copy.of.bisect.py": "\n\n" + body,
+        "generated.py": "# This file is generated by a script; do not edit.\nx = 1\n",
+        "packed.js": "var a = 1; // x\n" + "f(1,2,3);" * 300,
+        "data.py": "# data\nblob = '" + "QUJD" * 600 + "'\n",
+        "bare.py": "value = compute(value, other)\n" * 40,
+        "keys.py": '"""Settings."""\n\nAPI_KEY = "AKIA' + "IOSFODNN7EXAMPLQ" + '"\nADMIN = "root@corp-mail.org"\n',
+        "named.c": "/* SPDX-License-Identifier: MIT */\n/* Adds. */\nint add(int a, int b) {\n  return a + b;\n}\n",
+    }  # fmt: skip
+    for name, text in planted.items():
+        (raw / name).write_text(text)
+    overrides = [
+        "data.vocab_size=512",
+        "data.sequence_length=64",
+        "data.sources.code.raw.licence=PSF-2.0",
+    ]
+    do(load_data(ROOT / "configs/data/code.yaml", overrides).config)
+    shards = tmp_path / "data/code/shards"
+    rows = pq.read_table(shards / "dropped.parquet").to_pylist()
+    dropped = {Path(row["id"]).name: row["reason"] for row in rows}
+    expected = {
+        "copyleft.py": "licence/not_allowed",
+        "copy.of.bisect.py": "exact_dedup/document",
+        "generated.py": "starcoder/auto_generated",
+        "packed.js": "starcoder/max_line_length",
+        "data.py": "starcoder/max_line_length",
+        "bare.py": "starcoder/min_comment_ratio",
+    }
+    assert {name: dropped.get(name) for name in planted if name in dropped} == expected
+    whole = "\n".join(texts_of(shards, "train") + texts_of(shards, "validation"))
+    assert "int add(int a, int b)" in whole
+    assert "root@corp-mail.org" not in whole
+    assert 'API_KEY = "[SECRET]"' in whole
+    losses = train(tmp_path, "code.yaml")
+    assert losses[-1] < losses[0] - 0.3
