@@ -14,7 +14,7 @@ from typing import Any
 
 from maxlm.config.divisible import divisible, near_divisors
 from maxlm.config.errors import ConfigError, Problem
-from maxlm.config.mixture import mixture_problems
+from maxlm.config.mixture.stages import mixture_problems
 from maxlm.config.model import BLOCK_ACTIVATIONS
 from maxlm.config.pipeline.filters.word_list import MissingFileProblem
 from maxlm.config.positions.embedded import LearnedPosition, SinusoidalPosition

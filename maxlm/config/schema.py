@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from maxlm.config.mixture import MixConfig, StageConfig
+from maxlm.config.mixture.mix import MixConfig
+from maxlm.config.mixture.stages import StageConfig
 from maxlm.config.model import ModelConfig
 from maxlm.config.objectives import DEFAULT_OBJECTIVE, Objective
 from maxlm.config.optim import DEFAULT_OPTIMIZER, Optimizer

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from maxlm.config.errors import UserError
-from maxlm.config.mixture import StageConfig
+from maxlm.config.mixture.stages import StageConfig
 from maxlm.config.schema import DataConfig
 from maxlm.data.mixture.rows import Mixture, Stage, rows_of_sources
 

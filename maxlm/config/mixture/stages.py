@@ -1,4 +1,4 @@
-"""Settings of how much of each source a run reads, and when."""
+"""Settings of mixtures one after the other, by tokens."""
 
 from __future__ import annotations
 
@@ -15,21 +15,6 @@ if TYPE_CHECKING:
     from maxlm.config.schema import DataConfig
 
 
-class MixConfig(Section):
-    """From the sources' weights and sizes to their shares of a run."""
-
-    temperature: Annotated[float, Field(ge=1, le=1e6)] | None = Field(
-        None,
-        description="weights are multiplied by tokens^(1/temperature): 1 is in proportion to the sources' tokens, more "
-        "is more even (arXiv:1907.05019); null: the weights alone",
-    )
-    max_epochs: PositiveFloat | None = Field(
-        None,
-        description="how often a run may read a source; what is beyond goes to the others, by their weights "
-        "(arXiv:2304.09151)",
-    )
-
-
 class StageConfig(Section):
     """A part of a run with its own mixture: until a number of tokens or a share of the run; the last
     stage has neither and lasts to the end.
@@ -41,8 +26,8 @@ class StageConfig(Section):
     )
     weights: Annotated[dict[Name, NonNegativeFloat], Field(min_length=1)] | None = Field(
         None,
-        description="in the place of the sources' own (null: those); a source that is not named is not read, and one that "
-        "no stage reads is evaluated only",
+        description="in the place of the sources' own (null: those); a source that is not named is not read, and one "
+        "that no stage reads is evaluated only",
     )
 
 
