@@ -34,7 +34,7 @@ from data_pipeline.tokens.train_tokenizer import sample_bytes, train_tokenizer
 from data_pipeline.tokens.trained import TRAINED_NAME, publish_tokenizer
 from maxlm.config.errors import UserError
 from maxlm.config.pipeline.raw import RawTextConfig
-from maxlm.config.schema import RunConfig
+from maxlm.config.schema import Preparable
 from maxlm.data.baselines import measure_baselines
 from maxlm.data.shards import TokenShards
 from maxlm.data.tokenizers import Tokenizer, open_tokenizer
@@ -67,7 +67,7 @@ class Preparation:
       stages: a folder for each of the others, where its files are before they are published.
     """
 
-    config: RunConfig
+    config: Preparable
     raws: Mapping[str, RawTextConfig]
     manifests: Manifests
     stages: Mapping[str, Path]
@@ -152,13 +152,15 @@ class Preparation:
     # --- tokens -----------------------------------------------------------------------------------
 
     def _train(self, sources: Mapping[str, SourceDocuments]) -> bytes:
+        size = self.config.trained_pieces
+        assert size is not None, "refused before"
         weights = {name: self.config.data.sources[name].weight for name in sources}
         samples = {
             name: sample_of(source, sample_bytes(name, weights), self.workshop)
             for name, source in sources.items()
         }
         with self.workshop.report.stage("train the tokenizer"):
-            return train_tokenizer(samples, weights, self.config.model.vocab_size)
+            return train_tokenizer(samples, weights, size)
 
     def _kept_tokenizer(self, files: Mapping[str, bytes]) -> Tokenizer:
         """Return the tokenizer of some files, which are written where all tasks find them, and where

@@ -31,7 +31,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("layers",),
     ("models",),
     ("train",),
-    ("decoding", "plan", "scaling"),
+    ("decoding", "plan", "scaling", "tracing"),
     ("convert",),
     ("cli",),
     ("__main__", "__init__"),
