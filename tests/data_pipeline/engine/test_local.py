@@ -46,6 +46,12 @@ def test_documents_that_a_step_cannot_work_on_are_set_aside_and_named(obedient, 
     assert bad.record().figures["documents_in"] == 8
 
 
+def test_what_is_loaded_at_the_first_document_may_take_longer(obedient, step_task, engine):
+    task = step_task("loading", "load", "a")
+    engine.run([task], lambda _: None)
+    assert outcome(task) == (["load", "a"], {})
+
+
 def test_a_process_that_died_by_chance_loses_nothing(obedient, step_task, engine, tmp_path):
     task = step_task("once", "a", f"die-once {tmp_path}/mark", "b")
     engine.run([task], lambda _: None)
