@@ -38,7 +38,7 @@ def obey(self, documents):
             os.kill(os.getppid(), signal.SIGKILL)
             time.sleep(60)
         if order == "load":
-            time.sleep(2)
+            time.sleep(3)
         if order == "sleep":
             pathlib.Path(name).touch()
             time.sleep(600)
