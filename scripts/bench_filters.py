@@ -48,7 +48,7 @@ Generator = Callable[[random.Random, int], str]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mb", type=float, default=1.5, help="of clean text, and of junk")
-    parser.add_argument("--steps", type=int, default=250, help="of each run, of 1,024 tokens")
+    parser.add_argument("--steps", type=int, default=450, help="of each run, of 1,024 tokens")
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     began = time.perf_counter()
@@ -301,8 +301,8 @@ def train(folder: Path, kind: str, seed: int, steps: int) -> float:
         "run_dir": str(folder / "runs" / f"{kind}-{seed}"),
         "model": {"vocab_size": 1024, "num_layers": 2, "embed_dim": 96, "block": block},
         "data": data,
-        "optimizer": {"learning_rate": 3e-3},
-        "schedule": {"warmup_steps": 20},
+        "optimizer": {"learning_rate": 2e-3},
+        "schedule": {"warmup_steps": 50},
         "train": {"num_steps": steps, "batch_size": 8, "eval_batches": 64, "log_every": 50},
         "checkpoint": {"every": 0},
         "metrics": {"tensorboard": False},

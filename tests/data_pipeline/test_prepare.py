@@ -1,6 +1,7 @@
 import argparse
 import errno
 import fcntl
+import io
 import json
 import os
 import signal
@@ -11,10 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from data_pipeline import prepare as prepare_module
 from data_pipeline import staging
 from data_pipeline.manifest import read_manifest
+from data_pipeline.prepared import say_mixture
+from data_pipeline.report import Report
 from maxlm.config.errors import UserError
 from maxlm.config.schema import DataFileConfig, RunConfig
 from maxlm.data.dataset import build_dataset
@@ -333,6 +337,17 @@ def test_two_sources_share_a_tokenizer_and_one_is_added_later(
     assert "text: tokenize" not in out
     assert hashes(tmp_path / "out/text") == before
     build_dataset(config.data, seed=0, batch_size=2, split="train").rows(0, 2)
+    # What the run will read of them is said, or why it cannot.
+    for settings, expected in (({}, ["source", "more", "text"]), ({"tokens": 1e9}, ["the"])):
+        sources = {
+            name: source.model_copy(update=settings) for name, source in config.data.sources.items()
+        }
+        data = config.data.model_copy(update={"sources": sources})
+        out = io.StringIO()
+        say_mixture(
+            config.model_copy(update={"data": data}), Report(Console(file=out, soft_wrap=True))
+        )
+        assert [line.split()[0] for line in out.getvalue().splitlines()] == expected
 
 
 def test_damage_is_named_and_force_repairs_it(run_config, do, hashes, tmp_path):

@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 
+from maxlm.cli import main
 from maxlm.config import load_run
 from maxlm.data import token_hash
 from maxlm.train.setup import open_datasets
@@ -53,3 +54,14 @@ def test_resume_across_the_end_of_a_stage_changes_no_bit(write_run, tiny_data, t
     output = train(parts, "train.num_steps=12", "data.stages.1.weights={books: 6, web: 2}")
     assert "as in the saved run: data.stages.1.weights.books: 3.0 -> 6.0, " in output
     assert curve(tmp_path / "parts") == curve(tmp_path / "whole")
+
+
+def test_what_a_run_reads_is_shown_before_it(write_run, tiny_data, capsys):
+    path = str(write_stages(write_run, tiny_data, "run", num_steps=12))
+    assert main(["data", "mix", path]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:4] == ["source", "tokens", "reads", "share"]
+    assert lines[1].split()[0::2][:2] == ["books", f"{32 * (13 + 17):,}"]
+    assert lines[4] == "stage 1: tokens 832 to 1,536: books 77.3%, web 22.7%"
+    assert main(["data", "mix", path, "data.mix.max_epochs=0.01"]) == 2
+    assert "data.stages.0 reads 832 tokens" in capsys.readouterr().err

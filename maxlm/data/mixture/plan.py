@@ -188,7 +188,8 @@ class _Limits:
         needed = (left + sum(self.used[name] for name in rest)) / rows_per_pass
         cures = [f"max_epochs of {math.ceil(100 * needed) / 100:g}", "more text"]
         if not self.stage:
-            steps = (self.reading.rows - left + int(room)) // self.reading.batch_size  # type: ignore[operator]
+            assert self.reading.rows is not None, "caps need the length of the run"
+            steps = (self.reading.rows - left + int(room)) // self.reading.batch_size
             cures.insert(1, f"train.num_steps={steps}" if steps else "a smaller train.batch_size")
         what = f"{self.stage} reads" if self.stage else "the run reads"
         return (
