@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,13 +15,13 @@ def facts_of(corpus: Corpus) -> dict[str, str]:
     manifest = corpus.manifest
     inputs, versions = manifest["inputs"], manifest["versions"]
     read = corpus.report["steps"][0]["values"]
-    licences = read.get("license", {}) | read.get("licence", {})
+    licences = Counter(read.get("license", {})) + Counter(read.get("licence", {}))
     facts = {
         "licence": manifest["licence"] or "not said (data.sources.NAME.raw.licence)",
         "inputs": f"{inputs['files']:,} files, {inputs['bytes']:,} bytes, SHA-256 {inputs['fingerprint']}",
         "files of steps": ", ".join(manifest.get("step_files", {})),
         "versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
-        "licences of documents": ", ".join(f"{name} {n:,}" for name, n in licences.items()),
+        "licences of documents": ", ".join(f"{name} {n:,}" for name, n in licences.most_common()),
     }
     for split, counts in manifest["splits"].items():
         facts[split] = (

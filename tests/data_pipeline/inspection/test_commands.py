@@ -169,7 +169,7 @@ def test_inspect_says_what_it_was_made_from_and_what_each_step_let_through(corpu
     assert code == 0
     lines = out.splitlines()
     assert any(line.split() == ["licence", "CC-BY", "<4.0>"] for line in lines)
-    assert any(line.split() == ["licences", "of", "documents", "mit<b>", "7"] for line in lines)
+    assert any(line.endswith("licences of documents  CC-BY <4.0> 30, mit<b> 7") for line in lines)
     columns = {line.split()[0]: line.split() for line in lines if line[:2].isdigit()}
     assert columns["00-read"][1] == "37"
     assert columns["01-heuristics"][1:2] + columns["01-heuristics"][4:5] == ["36", "1"]
