@@ -1,4 +1,4 @@
-"""`maxlm data show RUN_DIR --step N`: the batch of a step, with documents, sources, files, places."""
+"""`maxlm data show RUN_DIR --step 3`: the batch of a step, with documents, sources, files, places."""
 
 from __future__ import annotations
 
