@@ -1,4 +1,6 @@
-"""`maxlm data`: what is done with texts beside preparing them."""
+"""`maxlm data`: what is done with texts beside preparing them: training what judges them, looking at
+them.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,12 @@ from maxlm.config.errors import UserError
 
 # Each module has `run(arguments) -> exit code`, and is imported only if it was asked for.
 ACTIONS = {
+    "mix": "maxlm.data.mixture.command",
     "train-classifier": "data_pipeline.classifier.command",
     "train-ngrams": "data_pipeline.ngrams.command",
+    "inspect": "data_pipeline.inspection.overview",
+    "show": "data_pipeline.inspection.show",
+    "search": "data_pipeline.inspection.search",
 }
 
 

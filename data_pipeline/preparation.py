@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from data_pipeline.manifest import MANIFEST_NAME, write_manifest
 from data_pipeline.prepared import Manifests, check_size, describe_inputs, settings_of
 from data_pipeline.readers.listing import InputFile, Skipped, list_inputs
 from data_pipeline.stages.funnel import Funnel
+from data_pipeline.stages.mapping import files_of
 from data_pipeline.stages.plan import compares, plan_stages
 from data_pipeline.stages.shards import DocumentShard, Workshop, documents_of, shards_known
 from data_pipeline.stages.tokens import (
@@ -31,14 +34,27 @@ from data_pipeline.tokens.train_tokenizer import sample_bytes, train_tokenizer
 from data_pipeline.tokens.trained import TRAINED_NAME, publish_tokenizer
 from maxlm.config.errors import UserError
 from maxlm.config.pipeline.raw import RawTextConfig
-from maxlm.config.schema import RunConfig
+from maxlm.config.schema import Preparable
 from maxlm.data.baselines import measure_baselines
 from maxlm.data.shards import TokenShards
 from maxlm.data.tokenizers import Tokenizer, open_tokenizer
 
 MEASURED_TOKENS = 20_000_000  # of validation, at most: baselines are measured in memory
 # Whose versions may change what is written.
-LIBRARIES = ("numpy", "pyarrow", "sentencepiece", "tiktoken", "tokenizers", "zstandard", "orjson")
+LIBRARIES = (
+    *(
+        "numpy",
+        "scipy",
+        "pyarrow",
+        "sentencepiece",
+        "tiktoken",
+        "tokenizers",
+        "zstandard",
+        "orjson",
+    ),
+    *("fsspec", "resiliparse", "fastwarc", "trafilatura", "py3langid", "ftfy"),
+)
+NOT_IN_THE_MANIFEST = ("samples", "length_bits", "dropped_length_bits", "values")  # of a step
 
 
 @dataclass(frozen=True)
@@ -51,7 +67,7 @@ class Preparation:
       stages: a folder for each of the others, where its files are before they are published.
     """
 
-    config: RunConfig
+    config: Preparable
     raws: Mapping[str, RawTextConfig]
     manifests: Manifests
     stages: Mapping[str, Path]
@@ -136,13 +152,15 @@ class Preparation:
     # --- tokens -----------------------------------------------------------------------------------
 
     def _train(self, sources: Mapping[str, SourceDocuments]) -> bytes:
+        size = self.config.trained_pieces
+        assert size is not None, "refused before"
         weights = {name: self.config.data.sources[name].weight for name in sources}
         samples = {
             name: sample_of(source, sample_bytes(name, weights), self.workshop)
             for name, source in sources.items()
         }
         with self.workshop.report.stage("train the tokenizer"):
-            return train_tokenizer(samples, weights, self.config.model.vocab_size)
+            return train_tokenizer(samples, weights, size)
 
     def _kept_tokenizer(self, files: Mapping[str, bytes]) -> Tokenizer:
         """Return the tokenizer of some files, which are written where all tasks find them, and where
@@ -160,6 +178,7 @@ class Preparation:
     ) -> dict[str, Any]:
         """Write a source's shards and all about them into its stage; return its manifest."""
         name, stage = source.name, self.stages[source.name]
+        folder = Path(self.config.data.sources[name].path)
         records = tokenize(source, tokenizer, self.workshop)
         opened = {}
         for split in SPLITS:
@@ -180,17 +199,23 @@ class Preparation:
             "inputs": describe_inputs(funnel.inputs(name)),
             "compared_with": self._compared_with(name, funnel),
             "licence": source.raw.licence,
-            "versions": {"maxlm": maxlm.__version__}
-            | {library: version(library) for library in LIBRARIES},
+            "versions": _versions(),
+            "tokenizer": os.path.relpath(self.config.data.tokenizer, folder),
+            "step_files": self._step_files(),
             "reading": funnel.reading(name),
             "steps": [
-                {key: value for key, value in step.items() if key not in ("samples", "length_bits")}
+                {key: value for key, value in step.items() if key not in NOT_IN_THE_MANIFEST}
                 for step in funnel.steps(name)
             ],
             "splits": totals(records),
             "fingerprints": {split: shards.fingerprint for split, shards in opened.items()},
             "baselines": baselines._asdict(),
         }
+
+    def _step_files(self) -> dict[str, str]:
+        """Return the SHA-256 of each file beside the documents that steps read."""
+        steps = self.config.data.pipeline.steps
+        return {str(path): sha256 for step in steps for path, sha256 in files_of(step)}
 
     def _compared_with(self, name: str, funnel: Funnel) -> list[str]:
         others = [other for other in funnel.sources if other != name]
@@ -207,3 +232,14 @@ class Preparation:
         for name, folder in folders.items():
             publish(self.stages[name], folder)
             write_manifest(folder, written[name])
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions of what may change the output, as far as it is installed."""
+    found = {"maxlm": maxlm.__version__, "python": platform.python_version()}
+    for library in LIBRARIES:
+        try:
+            found[library] = version(library)
+        except PackageNotFoundError:
+            continue
+    return found

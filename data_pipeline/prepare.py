@@ -17,27 +17,28 @@ from pathlib import Path
 from data_pipeline.engine.build import build_engine
 from data_pipeline.manifest import MANIFEST_NAME
 from data_pipeline.preparation import Preparation
-from data_pipeline.prepared import check_size, finished, say_done, say_smaller
+from data_pipeline.prepared import check_size, finished, say_done, say_mixture, say_smaller
 from data_pipeline.report import Report
 from data_pipeline.stages.shards import Workshop
 from data_pipeline.staging import STAGING_NAME, lock_folder, staging
 from data_pipeline.storage.disk import disk_errors
 from data_pipeline.tokens.trained import check_trainable, is_trained_here
-from maxlm.config import RunConfig, UserError, load_run
+from maxlm.config import ConfigError, UserError, load_data
+from maxlm.config.checks import missing_step_files
+from maxlm.config.schema import Preparable, RunConfig
 from maxlm.data.tokenizers import open_tokenizer
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command; return its exit code."""
-    prepare(
-        load_run(arguments.config, arguments.overrides).config,
-        force=arguments.force,
-        report=Report(),
-    )
+    config, report = load_data(arguments.config, arguments.overrides).config, Report()
+    prepare(config, force=arguments.force, report=report)
+    if isinstance(config, RunConfig):
+        say_mixture(config, report)
     return 0
 
 
-def prepare(config: RunConfig, *, force: bool, report: Report) -> None:
+def prepare(config: Preparable, *, force: bool, report: Report) -> None:
     """Prepare every source that has `raw`, and train the tokenizer if there is none.
 
     Raises:
@@ -49,12 +50,15 @@ def prepare(config: RunConfig, *, force: bool, report: Report) -> None:
         raise UserError(
             "data.sources: none has `raw`, so there is nothing to prepare; say what to read with `raw`"
         )
+    missing = missing_step_files(config.data)
+    if missing:
+        raise ConfigError(missing, "data.pipeline")
     path = Path(config.data.tokenizer)
     retrain = not path.exists() or (force and is_trained_here(path))
     manifests = {} if force or retrain else finished(config, raws)
     pending = [name for name in raws if name not in manifests]
     if retrain:
-        check_trainable(path)
+        check_trainable(path, config.trained_pieces)
     if pending:
         with ExitStack() as stack:
             stages = {
@@ -70,7 +74,7 @@ def prepare(config: RunConfig, *, force: bool, report: Report) -> None:
 
 
 @contextmanager
-def _staging(config: RunConfig, name: str, *, force: bool) -> Iterator[Path]:
+def _staging(config: Preparable, name: str, *, force: bool) -> Iterator[Path]:
     folder = Path(config.data.sources[name].path)
     replace = force or (folder / MANIFEST_NAME).exists()
     with staging(folder, replace=replace, afresh=force) as stage:
@@ -78,7 +82,7 @@ def _staging(config: RunConfig, name: str, *, force: bool) -> Iterator[Path]:
 
 
 @contextmanager
-def _workshop(config: RunConfig, report: Report, *, force: bool) -> Iterator[Workshop]:
+def _workshop(config: Preparable, report: Report, *, force: bool) -> Iterator[Workshop]:
     """Yield the place of the work; it goes in the end, unless the user has named it."""
     pipeline = config.data.pipeline
     folder = _work_folder(config)
@@ -106,7 +110,7 @@ def _workshop(config: RunConfig, report: Report, *, force: bool) -> Iterator[Wor
             os.close(lock)
 
 
-def _clear(config: RunConfig, names: Iterable[str]) -> None:
+def _clear(config: Preparable, names: Iterable[str]) -> None:
     """Remove what a run has left that was stopped when everything was published."""
     leftovers = [Path(config.data.sources[name].path) / STAGING_NAME for name in names]
     if config.data.pipeline.work_dir is None:
@@ -121,7 +125,7 @@ def _clear(config: RunConfig, names: Iterable[str]) -> None:
                 os.close(lock)
 
 
-def _work_folder(config: RunConfig) -> Path:
+def _work_folder(config: Preparable) -> Path:
     """Return the folder of the work: not beside the tokenizer, which may lie where nothing is
     written.
     """

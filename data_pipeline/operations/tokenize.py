@@ -14,7 +14,7 @@ from data_pipeline.engine.task import Task
 from data_pipeline.operations.product import Product
 from data_pipeline.storage.arrays import write_arrays
 from data_pipeline.storage.document_files import DocumentWriter, read_documents, read_ids
-from data_pipeline.tokens.order import ORDERS, SPLITS, cut, order_place, split_place
+from data_pipeline.tokens.order import ORDERS, SPLITS, cut, order_place, split_place, training_place
 from data_pipeline.tokens.pieces import Pieces
 from maxlm.data.shards.index import smallest_dtype
 from maxlm.data.shards.writer import as_stored
@@ -59,7 +59,9 @@ def tokenize(task: Task, watch: Watch) -> Product:
         for (split, piece), ids in zip(batch, encoded, strict=True):
             tokens = as_stored(ids, tokenizer.bos_id, tokenizer.eos_id).astype(dtype)
             assert np.count_nonzero(tokens == tokenizer.bos_id) == 1, "BOS marks where pieces begin"
-            found[split].append((order_place(piece.id), piece.id, tokens))
+            # Held-out text stays in a random order: an evaluation may read its first part only.
+            order = piece.meta if split == "train" else {}
+            found[split].append((training_place(piece.id, order), piece.id, tokens))
             sizes[split] += len(piece.text.encode())
     watch.at_none()
     arrays: dict[str, np.ndarray] = {}
@@ -83,7 +85,7 @@ def _pieces(task: Task) -> Iterator[tuple[str, Document]]:
     for document in read_documents(task.paths[0]):
         split = SPLITS[split_place(document.id) < threshold]
         for identity, text in cut(document.id, document.text, most):
-            yield split, Document(identity, document.source, text)
+            yield split, Document(identity, document.source, text, document.meta)
 
 
 def _batches(

@@ -37,8 +37,9 @@ def is_trained_here(path: Path) -> bool:
     return isinstance(mark, dict) and "trained_by" in mark
 
 
-def check_trainable(path: Path) -> None:
-    """Refuse to train where the name promises a tokenizer of another kind.
+def check_trainable(path: Path, pieces: int | None) -> None:
+    """Refuse to train where nothing says how many pieces, or the name promises a tokenizer of
+    another kind.
 
     Raises:
       UserError: it does.
@@ -47,6 +48,11 @@ def check_trainable(path: Path) -> None:
         raise UserError(
             f"data.tokenizer={path}: there is no such tokenizer, and what is trained here are SentencePiece models; "
             f"bring that file along, or use data.tokenizer={path.with_suffix('.model')}"
+        )
+    if pieces is None:
+        raise UserError(
+            f"data.tokenizer={path}: it is not there, and without a model nothing says how many pieces one that is "
+            "trained has; add data.vocab_size, such as 32000, or name a tokenizer that is there"
         )
 
 

@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from maxlm.config.pipeline.step import StepSection
+from maxlm.config.pipeline.step import GlobalStepSection
 
 
-class SubstringDedupConfig(StepSection):
+class SubstringDedupConfig(GlobalStepSection):
     """Remove passages that occur elsewhere in the corpus, or keep them out of the loss (Lee et al.
     2021, arXiv:2107.06499).
     """
