@@ -273,17 +273,13 @@ MODELS: dict[str, dict[str, Any]] = {
 
 def main(names: list[str]) -> None:
     for name in names or MODELS:
-        make(name, dict(MODELS[name]))
+        make(name, MODELS[name])
 
 
 def make(name: str, settings: dict[str, Any]) -> None:
     """Write one model and what it computes."""
-    torch.manual_seed(zlib.crc32(name.encode()))  # the same whatever other models there are
-    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.15 * torch.randn_like(parameter))
+    model = build(settings, seed=zlib.crc32(name.encode()))  # the same whatever others there are
+    config = model.config
     folder = FOLDER / name
     shutil.rmtree(folder, ignore_errors=True)
     model.save_pretrained(folder)
@@ -305,6 +301,18 @@ def make(name: str, settings: dict[str, Any]) -> None:
     save_file(expected, folder / "expected.safetensors")
     size = sum(path.stat().st_size for path in folder.iterdir())
     print(f"{name}: {size / 1e3:.0f} kB, {sorted(path.name for path in folder.iterdir())}")
+
+
+def build(settings: dict[str, Any], *, seed: int) -> Any:
+    """Return a model with random weights, and seed what is drawn after it."""
+    torch.manual_seed(seed)
+    kind = {key: value for key, value in settings.items() if key != "model_type"}
+    config = AutoConfig.for_model(settings["model_type"], **kind)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.15 * torch.randn_like(parameter))
+    return model
 
 
 def likeliest(model: Any, prompts: Iterable[torch.Tensor]) -> dict[str, torch.Tensor]:
