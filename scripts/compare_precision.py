@@ -91,7 +91,9 @@ def compare(folders: list[Path], dtype: str) -> Line:
 def redrawn(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     """Return the ratio of means of prompts that are drawn with replacement, many times."""
     drawn = np.random.default_rng(0).integers(0, len(ours), (DRAWS, len(ours)))
-    ratios: np.ndarray = ours.mean(axis=1)[drawn].sum(axis=1) / theirs.mean(axis=1)[drawn].sum(axis=1)
+    ratios: np.ndarray = ours.mean(axis=1)[drawn].sum(axis=1) / theirs.mean(axis=1)[drawn].sum(
+        axis=1
+    )
     return ratios
 
 

@@ -28,7 +28,9 @@ ATTENTION = ("eager", "sdpa")
 def main(folder: str, *names: str) -> None:
     for name in names or MODELS:
         for seed in range(SEEDS):
-            make(Path(folder) / f"{name}-{seed}", MODELS[name], zlib.crc32(f"{name} {seed}".encode()))
+            make(
+                Path(folder) / f"{name}-{seed}", MODELS[name], zlib.crc32(f"{name} {seed}".encode())
+            )
         print(name, flush=True)
 
 

@@ -109,7 +109,8 @@ def _published_source(asked: InitFromConfig, model: ModelConfig) -> Source:
             "checkpoints, optimizer or steps; give its path alone"
         )
     # A run may have a larger vocabulary: what is added is zeros, and never predicted.
-    published = open_published(asked.path).for_vocabulary(model.vocab_size)
+    published = open_published(asked.path, text_only=asked.text_only)
+    published = published.for_vocabulary(model.vocab_size)
     _refuse_another_model(asked.path, published.model, model)
     published.parts(Decoder(model))
     for note in published.notes:

@@ -84,10 +84,29 @@ def test_tokenizers_that_cannot_be_used_are_named(tmp_path, caplog):
     assert "takes token ids, and no texts" in caplog.text
     assert "has one of tokenizer.json, tokenizer.model" in caplog.text
     caplog.clear()
-    tree = {"model": {"type": "Unigram", "vocab": []}}
+    tree = {"model": {"type": "WordLevel", "vocab": {}}}
     (tmp_path / "weights/tokenizer.json").write_text(json.dumps(tree))
     assert maxlm.load(tmp_path / "weights").tokenizer is None
-    assert "its model is Unigram, and only BPE can be read" in caplog.text
+    assert "its model is WordLevel; BPE, Unigram and WordPiece can be read" in caplog.text
+
+
+def test_an_answer_ends_at_any_of_several_tokens(tmp_path):
+    """The fixture's own is 2; generation_config.json comes before config.json."""
+    folder = shutil.copytree(FIXTURE, tmp_path / "weights")
+    (folder / "generation_config.json").write_text('{"eos_token_id": []}')
+    free = maxlm.load(folder).generate([5, 6, 7], max_tokens=16, temperature=0)
+    last = free[9]
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [63, last]}))
+    model = maxlm.load(folder)
+    answer = model.generate([5, 6, 7], max_tokens=16, temperature=0)
+    assert answer == free[: free.index(last)]
+    assert model.generate([5, 6, 7], max_tokens=16, temperature=0, stop=[free[0]]) == []
+    for wrong in ([63, 64], "x", [True]):
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": wrong}))
+        with pytest.raises(
+            maxlm.UserError, match=r"generation_config\.json: eos_token_id=.* is no id"
+        ):
+            maxlm.load(folder)
 
 
 def test_what_is_no_published_model(tmp_path):
