@@ -5,10 +5,10 @@
 
 Each is a folder of tests/checkpoint/hf/fixtures (of multimodal, if it sees images) as its authors
 would publish it, with expected.safetensors beside it: prompts (`tokens_...`) and their logits in
-fp32 (`logits_...`); the likeliest tokens after the start of one (`start`, `generated`); how far the logits of a run in fewer
-bits are from those in fp32 (`divergence_DTYPE`, nats a token); and for some the gradients of the
-long prompt's loss (`gradients`: of each tensor, by name, its norm and its product with the
-direction that `direction` gives). The tests need neither torch nor transformers. No parameter is at
+fp32 (`logits_...`); the likeliest tokens after the start of one (`start`, `generated`); how far the
+logits of a run in fewer bits are from those in fp32 (`divergence_DTYPE`, nats a token); and for
+some the gradients of the long prompt's loss (`gradients`: of each tensor, by name, its norm and its
+product with the direction that `direction` gives). The tests need neither torch nor transformers. No parameter is at
 its initial value: a bias that is forgotten must show.
 """
 

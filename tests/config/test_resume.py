@@ -310,12 +310,12 @@ def test_microbatches_may_change_unless_experts_are_balanced_in_each(
         assert changes_that_matter(old, new) == expected
 
 
-def test_how_a_model_is_trained_is_nothing_to_a_trained_one(small):
-    """Experts without room are a measure of training: used, the model has room for every token."""
-    experts = {"kind": "moe", "num_experts": 8, "experts_per_token": 2, "expert_dim": 16}
+def test_room_for_experts_is_nothing_to_a_trained_model(write_run: Callable[..., str]) -> None:
+    """A capacity is a measure of training: used, a model has room for every token."""
+    moe = "model.block.ffn={kind: moe, num_experts: 8, experts_per_token: 2, expert_dim: 16%s}"
+    path = write_run()
     full, tight = (
-        small(f"model.block.ffn={{{', '.join(f'{k}: {v}' for k, v in ffn.items())}}}").model
-        for ffn in (experts, {**experts, "capacity_factor": 1.5})
+        load_run(path, [moe % more]).config.model for more in ("", ", capacity_factor: 1.5")
     )
     assert full != tight
     assert compare_models(tight, full) == []

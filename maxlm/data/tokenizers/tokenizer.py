@@ -135,7 +135,9 @@ class Tokenizer:
         return self
 
     def _prefixed(self, text: str) -> str:
-        prefix = self._vocabulary.prefix if self.lossless else None  # else the library puts it there
+        prefix = (
+            self._vocabulary.prefix if self.lossless else None
+        )  # else the library puts it there
         if prefix is None or not text or (text.startswith(" ") and not prefix.always):
             return text
         return " " + text
