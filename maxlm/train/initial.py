@@ -129,6 +129,11 @@ def _checkpoint_source(asked: InitFromConfig, config: RunConfig, tokenizer: str)
             f"train.init_from: {asked.path} has neither checkpoints nor published weights "
             "(config.json); give a run_dir, what maxlm import wrote, or such a folder"
         )
+    if asked.text_only:
+        raise UserError(
+            f"train.init_from: {asked.path} has checkpoints, of which text_only takes no part; give "
+            "published weights, or leave it out"
+        )
     step = max(records) if asked.checkpoint is None else asked.checkpoint
     if step not in records:
         raise UserError(
