@@ -9,7 +9,6 @@ came of it in bf16, and compares the tensors bit for bit.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
 import subprocess
@@ -77,17 +76,22 @@ def measure(command: str, arguments: Sequence[str]) -> None:
 
 def same(source: Path, out: Path) -> bool:
     """Return whether two folders have the same tensors."""
-    read, written = (
-        json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
-        for folder in (source, out)
-    )
+    read, written = places(source), places(out)
     return read.keys() == written.keys() and all(
         np.array_equal(
-            tensor(source / file, name).view(np.uint16),
-            tensor(out / written[name], name).view(np.uint16),
+            tensor(path, name).view(np.uint16), tensor(written[name], name).view(np.uint16)
         )
-        for name, file in read.items()
+        for name, path in read.items()
     )
+
+
+def places(folder: Path) -> dict[str, Path]:
+    """Return the file of each tensor."""
+    found = {}
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "numpy") as file:
+            found |= dict.fromkeys(file.keys(), path)
+    return found
 
 
 def tensor(path: Path, name: str) -> np.ndarray:
