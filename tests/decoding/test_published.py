@@ -50,6 +50,16 @@ def test_logits_are_those_of_transformers(expected, imported, mesh):
     assert model.num_ids == expected["long"][1].shape[-1]
 
 
+def test_biases_in_16_bits_on_two_devices():
+    """Each device adds its part once: a bias that both added would show, as one that none did."""
+    folder = FIXTURE.parent / "gpt_neox"
+    arrays = load_file(folder / "expected.safetensors")
+    tokens, logits = arrays["tokens_long"], arrays["logits_long"]
+    for mesh in ({}, {"tensor": 2}):
+        got = maxlm.load(folder, mesh=mesh, dtype="bfloat16").logits(tokens)
+        np.testing.assert_allclose(got, logits, rtol=0, atol=0.02 * np.abs(logits).max())
+
+
 def test_documents_packed_into_a_row(expected):
     (short, short_logits), (other, other_logits) = expected["short"], expected["other"]
     segments = [1] * len(short) + [2] * len(other)
