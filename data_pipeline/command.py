@@ -13,6 +13,7 @@ from maxlm.config.errors import UserError
 ACTIONS = {
     "train-classifier": "data_pipeline.classifier.command",
     "train-ngrams": "data_pipeline.ngrams.command",
+    "vocabulary": "data_pipeline.tokenizers.command",
 }
 
 

@@ -22,7 +22,7 @@ from data_pipeline.report import Report
 from data_pipeline.stages.shards import Workshop
 from data_pipeline.staging import STAGING_NAME, lock_folder, staging
 from data_pipeline.storage.disk import disk_errors
-from data_pipeline.tokens.trained import check_trainable, is_trained_here
+from data_pipeline.tokenizers.trained import check_trainable, check_unchanged, is_trained_here
 from maxlm.config import RunConfig, UserError, load_run
 from maxlm.data.tokenizers import open_tokenizer
 
@@ -49,18 +49,20 @@ def prepare(config: RunConfig, *, force: bool, report: Report) -> None:
         raise UserError(
             "data.sources: none has `raw`, so there is nothing to prepare; say what to read with `raw`"
         )
-    path = Path(config.data.tokenizer)
+    path, kind = Path(config.data.tokenizer), config.data.pipeline.tokenizer
     retrain = not path.exists() or (force and is_trained_here(path))
+    if retrain:
+        check_trainable(path, kind)
+    else:
+        check_unchanged(path, kind)
     manifests = {} if force or retrain else finished(config, raws)
     pending = [name for name in raws if name not in manifests]
-    if retrain:
-        check_trainable(path)
     if pending:
         with ExitStack() as stack:
             stages = {
                 name: stack.enter_context(_staging(config, name, force=force)) for name in pending
             }
-            workshop = stack.enter_context(_workshop(config, report, force=force))
+            workshop = stack.enter_context(open_workshop(config, report, force=force))
             preparation = Preparation(config, raws, manifests, stages, workshop)
             report.summary(preparation.carry_out(retrain=retrain))
     else:
@@ -78,8 +80,12 @@ def _staging(config: RunConfig, name: str, *, force: bool) -> Iterator[Path]:
 
 
 @contextmanager
-def _workshop(config: RunConfig, report: Report, *, force: bool) -> Iterator[Workshop]:
-    """Yield the place of the work; it goes in the end, unless the user has named it."""
+def open_workshop(
+    config: RunConfig, report: Report, *, force: bool = False, keep: bool = False
+) -> Iterator[Workshop]:
+    """Yield the place of the work; it goes in the end, unless the user has named it or `keep` is
+    true.
+    """
     pipeline = config.data.pipeline
     folder = _work_folder(config)
     with disk_errors(folder):
@@ -99,7 +105,7 @@ def _workshop(config: RunConfig, report: Report, *, force: bool) -> Iterator[Wor
                 shard_tokens=pipeline.shard_tokens,
                 keep_steps=pipeline.keep_steps,
             )
-            if pipeline.work_dir is None:
+            if pipeline.work_dir is None and not keep:
                 shutil.rmtree(folder)
         finally:
             engine.close()

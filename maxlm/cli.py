@@ -270,6 +270,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     _add_train_ngrams(
         actions.add_parser("train-ngrams", help="learn how words follow each other in good texts")
     )
+    _add_vocabulary(
+        actions.add_parser("vocabulary", help="compare tokenizers of several kinds and sizes")
+    )
 
 
 def _add_train_classifier(parser: argparse.ArgumentParser) -> None:
@@ -304,6 +307,18 @@ def _add_train_ngrams(parser: argparse.ArgumentParser) -> None:
         "--words", choices=("normalised", "whitespace"), default="normalised", help=forms
     )
     _add_text_key(parser)
+
+
+def _add_vocabulary(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    sizes = (8_192, 16_384, 32_768, 65_536)
+    shown = f"pieces of each vocabulary (default: {' '.join(map(str, sizes))})"
+    parser.add_argument("--sizes", type=int, nargs="+", default=sizes, metavar="N", help=shown)
+    kinds = ("bpe", "unigram", "byte_bpe", "wordpiece")
+    about = "of tokenizers (default: that of data.pipeline.tokenizer)"
+    parser.add_argument("--kinds", nargs="+", choices=kinds, help=about)
+    _add_numbers(parser, ("--measure-mb", 4, "MB of validation text to compare on, of each source"))
+    parser.add_argument("--output", metavar="FILE", help="write every figure here too, as JSON")
 
 
 def _add_numbers(parser: argparse.ArgumentParser, *numbers: tuple[str, float, str]) -> None:

@@ -37,12 +37,12 @@ def count_places(task: Task, watch: Watch) -> Product:
 
 
 def sample_texts(task: Task, watch: Watch) -> Product:
-    """Write the training pieces of a shard whose place in the order is below `settings.below`."""
+    """Write the pieces of a split of a shard whose place in the order is below `settings.below`."""
     del watch
     path = task.folder / f"{task.name}.parquet"
     with DocumentWriter(path) as writer:
         for split, piece in _pieces(task):
-            if split == "train" and order_place(piece.id) < task.settings["below"]:
+            if split == task.settings["split"] and order_place(piece.id) < task.settings["below"]:
                 writer.write(piece)
     return Product({path: {}}, {})
 
@@ -83,7 +83,7 @@ def _pieces(task: Task) -> Iterator[tuple[str, Document]]:
     for document in read_documents(task.paths[0]):
         split = SPLITS[split_place(document.id) < threshold]
         for identity, text in cut(document.id, document.text, most):
-            yield split, Document(identity, document.source, text)
+            yield split, Document(identity, document.source, text, document.meta)
 
 
 def _batches(
@@ -101,6 +101,6 @@ def _batches(
         yield batch
 
 
-def sample_limit(sample_bytes: float, text_bytes: int) -> int:
+def sample_limit(sample_bytes: float, text_bytes: float) -> int:
     """Return the place in the order below which pieces of so many bytes are expected."""
     return min(int(ORDERS * min(sample_bytes / max(text_bytes, 1), 1.0)), ORDERS)

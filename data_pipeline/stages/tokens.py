@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline.documents import Document
 from data_pipeline.engine.task import Record, Task
 from data_pipeline.operations.tokenize import sample_limit
 from data_pipeline.operations.write_shard import tokens_by_bin
 from data_pipeline.stages.shards import DocumentShard, Workshop
 from data_pipeline.storage.document_files import read_documents
-from data_pipeline.tokens.order import SPLITS, order_place, threshold_of
+from data_pipeline.tokens.order import PLACES, SPLITS, order_place, threshold_of
 from maxlm.config.errors import UserError
 from maxlm.config.pipeline.raw import RawTextConfig
 from maxlm.data.shards.document_ids import ids_name
@@ -90,20 +91,27 @@ def hold_out(
     return SourceDocuments(name, raw, shards, threshold)
 
 
-def sample_of(source: SourceDocuments, size: float, workshop: Workshop) -> Iterator[str]:
-    """Return about `size` bytes of a source's training texts, in their order; at least one text if
+def sample_of(
+    source: SourceDocuments, size: float, workshop: Workshop, *, split: str = "train"
+) -> Iterator[Document]:
+    """Return pieces of about `size` bytes of a split of a source, in their order; at least one if
     there is any.
     """
-    below = sample_limit(1.2 * size, source.text_bytes)
-    settings = {**source.settings, "below": below}
-    tasks = _per_shard("sample_texts", source.name, source.shards, settings, workshop)
+    held_out = source.threshold / PLACES
+    share = held_out if split == "validation" else 1 - held_out
+    below = sample_limit(1.2 * size, source.text_bytes * share)
+    settings = {**source.settings, "below": below, "split": split}
+    place = f"{source.name}-{split}"
+    tasks = _per_shard("sample_texts", place, source.shards, settings, workshop)
     sizes = {
         task.name: (shard.documents, shard.text_bytes)
         for task, shard in zip(tasks, source.shards, strict=True)
     }
-    records = workshop.finish(f"{source.name}: sample", tasks, lambda task: sizes[task.name])
+    records = workshop.finish(
+        f"{source.name}: sample {split}", tasks, lambda task: sizes[task.name]
+    )
     pieces = [piece for record in records for piece in read_documents(record.outputs[0].path)]
-    return (piece.text for piece in sorted(pieces, key=lambda piece: order_place(piece.id)))
+    return iter(sorted(pieces, key=lambda piece: order_place(piece.id)))
 
 
 def tokenize(source: SourceDocuments, tokenizer: Tokenizer, workshop: Workshop) -> list[Record]:

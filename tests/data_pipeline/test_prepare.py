@@ -147,14 +147,48 @@ def test_a_published_tokenizer_is_used_and_its_texts_come_back(run_config, do, r
     assert "already prepared" in do(run)
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "x.tiktoken"])
-def test_tokenizers_of_other_kinds_are_not_trained(run_config, do, tmp_path, name):
-    run = run_config()
+@pytest.mark.parametrize(
+    ("kind", "name", "cure"),
+    [
+        ("bpe", "tokenizer.json", r"tokenizer\.model"),
+        ("unigram", "x.tiktoken", r"x\.model"),
+        ("byte_bpe", "tokenizer.model", r"tokenizer\.json"),
+        ("wordpiece", "tokenizer", r"tokenizer\.json"),
+    ],
+)
+def test_tokenizers_of_other_kinds_are_not_trained(run_config, do, tmp_path, kind, name, cure):
+    run = run_config(pipeline={"tokenizer": {"kind": kind}})
     data = run.data.model_copy(update={"tokenizer": str(tmp_path / name)})
-    with pytest.raises(
-        UserError, match=rf"{name}: there is no such tokenizer, .*SentencePiece.*\.model"
-    ):
+    text = rf"{name}: there is no such tokenizer, .*kind={kind} .*use data\.tokenizer=\S*/{cure}"
+    with pytest.raises(UserError, match=text):
         do(run.model_copy(update={"data": data}))
+
+
+def test_a_byte_level_tokenizer_is_trained_beside_its_config(run_config, do, hashes, tmp_path):
+    path = tmp_path / "out/tokenizer.json"
+
+    def run(**tokenizer):
+        made = run_config(pipeline={"tokenizer": {"kind": "byte_bpe", **tokenizer}})
+        data = made.data.model_copy(update={"tokenizer": str(path)})
+        return made.model_copy(update={"data": data})
+
+    path.parent.mkdir()
+    beside = path.with_name("tokenizer_config.json")
+    beside.write_text("{}")
+    with pytest.raises(UserError, match=r"tokenizer_config\.json: this file belongs to"):
+        do(run())
+    beside.unlink()
+    do(run())
+    before, tokenizer = hashes(tmp_path / "out"), open_tokenizer(path)
+    assert 258 < tokenizer.vocab_size <= 400, "a few words do not have more pairs"
+    assert TokenShards(tmp_path / "out/text/train").index.tokenizer == tokenizer.fingerprint
+    assert "already prepared" in do(run())
+    with pytest.raises(UserError, match=r"other settings: pattern cl100k -> r50k.*--force"):
+        do(run(pattern="r50k"))
+    do(run(pattern="r50k"), force=True)
+    assert open_tokenizer(path).fingerprint != tokenizer.fingerprint
+    do(run(), force=True)
+    assert hashes(tmp_path / "out") == before
 
 
 def test_a_file_beside_a_tokenizer_that_was_brought_along_is_no_mark(run_config, do, tmp_path):

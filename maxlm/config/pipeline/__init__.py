@@ -21,6 +21,7 @@ from maxlm.config.pipeline.filters.top_fraction import TopFractionConfig
 from maxlm.config.pipeline.filters.toxicity import ToxicityConfig
 from maxlm.config.pipeline.filters.url import UrlConfig
 from maxlm.config.pipeline.sample import SampleConfig
+from maxlm.config.pipeline.tokenizer import BpeConfig, TrainedTokenizer
 from maxlm.config.section import PositiveInt, Section, as_tuple, kind_or
 
 Engine = Annotated[
@@ -67,4 +68,7 @@ class PipelineConfig(Section):
     )
     steps: Annotated[tuple[PipelineStep, ...], BeforeValidator(as_tuple)] = Field(
         (ExactDedupConfig(), NearDedupConfig()), description="what is done with the documents"
+    )
+    tokenizer: TrainedTokenizer = Field(
+        BpeConfig(), description="what is trained if data.tokenizer is not there"
     )
