@@ -14,13 +14,16 @@ from data_pipeline.engine.task import Task
 from data_pipeline.operations.product import Product
 from data_pipeline.storage.arrays import write_arrays
 from data_pipeline.storage.document_files import DocumentWriter, read_documents, read_ids
+from data_pipeline.text.places import MASK, cut_spans, masked_spans, with_masked
+from data_pipeline.tokens.masking import masked_tokens, token_spans
 from data_pipeline.tokens.order import ORDERS, SPLITS, cut, order_place, split_place
-from data_pipeline.tokens.pieces import Pieces
+from data_pipeline.tokens.pieces import Piece, Pieces
 from maxlm.data.shards.index import smallest_dtype
 from maxlm.data.shards.writer import as_stored
 from maxlm.data.tokenizers import open_tokenizer
 
 BATCH_CHARACTERS = 2_000_000
+NOTHING = np.zeros(0, bool)
 
 
 def count_places(task: Task, watch: Watch) -> Product:
@@ -51,7 +54,7 @@ def tokenize(task: Task, watch: Watch) -> Product:
     """Write the pieces of a shard, tokenized and sorted, for both splits."""
     tokenizer = open_tokenizer(task.paths[1])
     dtype = np.dtype(smallest_dtype(tokenizer.vocab_size))
-    found: dict[str, list[tuple[int, str, np.ndarray]]] = {split: [] for split in SPLITS}
+    found: dict[str, list[Piece]] = {split: [] for split in SPLITS}
     sizes = dict.fromkeys(SPLITS, 0)
     for batch in _batches(_pieces(task)):
         watch.at(0)
@@ -59,7 +62,12 @@ def tokenize(task: Task, watch: Watch) -> Product:
         for (split, piece), ids in zip(batch, encoded, strict=True):
             tokens = as_stored(ids, tokenizer.bos_id, tokenizer.eos_id).astype(dtype)
             assert np.count_nonzero(tokens == tokenizer.bos_id) == 1, "BOS marks where pieces begin"
-            found[split].append((order_place(piece.id), piece.id, tokens))
+            spans = masked_spans(piece.meta)
+            masked = masked_tokens(tokenizer, piece.text, ids, spans) if spans else NOTHING
+            # BOS stands in front of the tokens.
+            found[split].append(
+                Piece(order_place(piece.id), piece.id, tokens, 1 + token_spans(masked))
+            )
             sizes[split] += len(piece.text.encode())
     watch.at_none()
     arrays: dict[str, np.ndarray] = {}
@@ -71,6 +79,7 @@ def tokenize(task: Task, watch: Watch) -> Product:
             "documents": pieces.places.size,
             "tokens": int(pieces.lengths.sum(dtype=np.int64)),
             "bytes": sizes[split],
+            "masked_tokens": pieces.num_masked,
         }
     path = task.folder / f"{task.name}.safetensors"
     write_arrays(path, arrays)
@@ -82,8 +91,13 @@ def _pieces(task: Task) -> Iterator[tuple[str, Document]]:
     threshold, most = task.settings["threshold"], task.settings["max_document_bytes"]
     for document in read_documents(task.paths[0]):
         split = SPLITS[split_place(document.id) < threshold]
+        spans, begin = masked_spans(document.meta), 0
+        bare = {key: value for key, value in document.meta.items() if key != MASK}
         for identity, text in cut(document.id, document.text, most):
-            yield split, Document(identity, document.source, text, document.meta)
+            end = begin + len(text)
+            piece = Document(identity, document.source, text, bare)
+            yield split, with_masked(piece, cut_spans(spans, begin, end)) if spans else piece
+            begin = end
 
 
 def _batches(

@@ -29,6 +29,7 @@ from maxlm.data.shards.index import (
     smallest_dtype,
     tokens_per_page,
 )
+from maxlm.data.shards.masks import mask_name, mask_pages
 from maxlm.data.shards.writer import shard_name, write_index
 from maxlm.data.tokenizers import Tokenizer
 from maxlm.files import write_whole
@@ -152,7 +153,7 @@ def write_shards(
     write_whole(listing, json.dumps([str(file.path) for file in files]).encode())
     known = hashlib.sha256("\n".join(file.sha256 for file in files).encode()).hexdigest()
     per_page = tokens_per_page(smallest_dtype(tokenizer.vocab_size))
-    tasks, page = [], 0
+    tasks, page, mask_page = [], 0, 0
     for number, (first, stop, tokens) in enumerate(
         _ranges([file.path for file in files], split, workshop.shard_tokens)
     ):
@@ -162,11 +163,13 @@ def write_shards(
             "first": first,
             "stop": stop,
             "first_page": page,
+            "first_mask_page": mask_page,
             "vocab_size": tokenizer.vocab_size,
         }
         name = f"{RECORD}{number:05d}"
         tasks.append(Task("write_shard", WRITE, folder, name, settings, ((listing, known),)))
         page += -(-tokens // per_page)
+        mask_page += mask_pages(tokens)
     folder.mkdir(parents=True, exist_ok=True)
     written = workshop.finish(f"{source}: write {split}", tasks, lambda _: (0, 0))
     entries = [ShardEntry.model_validate(record.figures["entry"]) for record in written]
@@ -183,18 +186,19 @@ def write_shards(
 def leave_only_shards(folder: Path, index: ShardIndex) -> None:
     """Remove the records of finished tasks, and what an earlier try with other settings has left."""
     shards = {shard.file for shard in index.shards}
-    wanted = {INDEX_NAME, *shards, *map(ids_name, shards)}
+    masks = {mask_name(shard.file) for shard in index.shards if shard.masked}
+    wanted = {INDEX_NAME, *shards, *map(ids_name, shards), *masks}
     for path in folder.iterdir():
         if path.name not in wanted:
             path.unlink()
 
 
 def totals(records: Sequence[Record]) -> dict[str, dict[str, int]]:
-    """Return documents, tokens and bytes of each split."""
+    """Return documents, tokens, bytes and tokens that are not learned of each split."""
     return {
         split: {
             name: sum(record.figures[split][name] for record in records)
-            for name in ("documents", "tokens", "bytes")
+            for name in ("documents", "tokens", "bytes", "masked_tokens")
         }
         for split in SPLITS
     }

@@ -21,7 +21,7 @@ from maxlm.config.errors import UserError
 from maxlm.config.objectives import DEFAULT_OBJECTIVE, Objective
 from maxlm.config.schema import DataConfig, SourceConfig
 from maxlm.data.examples import Examples, build_examples
-from maxlm.data.examples.packing import NO_TOKEN
+from maxlm.data.examples.packing import NO_TOKEN, split_masked
 from maxlm.data.shards import INDEX_NAME, TokenShards
 from maxlm.data.tokenizers import Tokenizer, open_tokenizer
 from maxlm.data.windows import TrainingWindows, ValidationWindows
@@ -94,7 +94,8 @@ class Dataset:
         )
         for row, index in enumerate(range(start, min(stop, len(self._windows)))):
             windows[row] = self._windows[index]
-        return self.examples(windows, range(start, stop))
+        tokens, masked = split_masked(windows)
+        return self.examples(tokens, range(start, stop), masked)
 
     def epochs(self, rows: int) -> dict[str, float]:
         """Return how often each source was read through (to a sequence) by a run that consumed rows
