@@ -19,6 +19,7 @@ from maxlm.config.errors import UserError
 from maxlm.config.schema import RunConfig
 from maxlm.data.dataset import build_dataset
 from maxlm.data.shards import TokenShards
+from maxlm.data.shards.document_ids import trace
 from maxlm.data.tokenizers import open_tokenizer
 from tests.data.tokenizers.kinds import BOS, EOS, byte_level, marked, write_hf, write_tiktoken
 
@@ -497,3 +498,65 @@ def test_the_command(tmp_path, raw, capsys, monkeypatch):
         UserError, match=r"data\.sources\.text\.raw\.paths: nothing: there is no such"
     ):
         prepare_module.run(arguments)
+
+
+def test_passages_that_are_masked_are_read_and_not_learned(run_config, do, raw, tmp_path):
+    """A passage in five documents, one of them cut into pieces, and nothing else is masked; every
+    other byte of the folder is as without the step.
+    """
+    passage = " ".join(f"planted{number}" for number in range(30))
+    texts = {}
+    for number, path in enumerate(sorted(raw.iterdir())):
+        words = [f"w{number}x{place}" for place in range(80)]
+        if number % 8 == 0:
+            words.insert(10 + number, passage)
+        texts[path.name] = " ".join(words)
+        path.write_text(texts[path.name])
+    settings = {"vocab_size": 500, "max_document_bytes": 700}
+    mask = {"kind": "substring_dedup", "min_tokens": 20, "keep": "none", "action": "mask"}
+    run = run_config(pipeline={"steps": [mask]}, **settings)
+    do(run)
+    tokenizer = open_tokenizer(tmp_path / "out/tokenizer.model")
+    counted = dict.fromkeys(("train", "validation"), 0)
+    for split in counted:
+        shards = TokenShards(tmp_path / "out/text" / split)
+        masked, tokens = (read(0, shards.num_tokens) for read in (shards.read_masked, shards.read))
+        for span in trace(shards, 0, shards.num_tokens):
+            ids = tokens[span.start : span.stop]
+            bits = masked[span.start : span.stop]
+            name, _, piece = span.id.partition("#")
+            text = texts[Path(name).name]
+            hidden = tokenizer.decode(ids[bits])
+            in_piece = tokenizer.decode(ids)
+            assert not bits[0]
+            assert not bits[-1]
+            if passage in text and not piece:
+                # The token before the passage's first letter may be of both.
+                assert passage in hidden
+                assert len(hidden) <= len(passage) + 2
+            elif passage not in text:
+                assert not bits.any()
+            elif "planted" not in in_piece and "planted" not in hidden:
+                assert not hidden.strip() or hidden in text
+            counted[split] += int(bits.sum())
+        assert shards.num_targets == shards.num_tokens - shards.num_documents - counted[split]
+    manifest = read_manifest(tmp_path / "out/text")
+    assert {split: n["masked_tokens"] for split, n in manifest["splits"].items()} == counted
+    assert sum(counted.values()) > 5 * 30
+    plain = run_config(out=tmp_path / "plain", pipeline={"steps": []}, **settings)
+    do(plain)
+    for split in counted:
+        for name in ("shard-00000.tokens", "shard-00000.documents.parquet"):
+            one, two = (tmp_path / out / "text" / split / name for out in ("out", "plain"))
+            assert one.read_bytes() == two.read_bytes()
+
+
+def test_texts_do_not_change_behind_a_step_that_marks_places(run_config):
+    mask = {"kind": "substring_dedup", "action": "mask"}
+    late = [{"kind": "pii"}, {"kind": "heuristics", "rules": ["c4"]}, {"kind": "near_dedup"}]
+    run = run_config(pipeline={"steps": [{"kind": "pii"}, mask, *late]})
+    found = [
+        problem.path
+        for problem in run.data.pipeline.steps[1].problems("data.pipeline.steps.1", run.data)
+    ]
+    assert found == ["data.pipeline.steps.2", "data.pipeline.steps.3"]
