@@ -11,7 +11,7 @@ from typing import Any
 
 from data_pipeline.engine.task import Record, Task
 from data_pipeline.operations.apply import build_step
-from data_pipeline.stages.mapping import APPLY
+from data_pipeline.stages.mapping import APPLY, files_of
 from data_pipeline.stages.shards import DocumentShard, Workshop, digest_of
 from data_pipeline.steps import STEPS
 from data_pipeline.steps.step import Shard
@@ -32,6 +32,7 @@ class Deciding:
     def __init__(self, name: str, config: StepSection, folder: Path, *, protected: frozenset[str]):
         self.name, self._kind = name, config.kind
         self._section = config.model_dump(mode="json")
+        self._files = [sha256 for _, sha256 in files_of(config)]
         self._folder, self._protected = folder / name, protected
         self._modules = (STEPS[config.kind].__module__, APPLY, DECIDE)
 
@@ -39,6 +40,7 @@ class Deciding:
         """Return a task for each shard; what was decided depends on all of them."""
         about = {
             "step": self._section,
+            "files": self._files,
             "protected": sorted(self._protected),
             "all": digest_of(before),
             "sources": [shard.source for shard in before],
@@ -99,7 +101,7 @@ class Deciding:
             self._modules,
             self._folder / "deciding" / folder,
             name,
-            {"step": self._section, **settings},
+            {"step": self._section, "files": self._files, **settings},
             inputs,
         )
 

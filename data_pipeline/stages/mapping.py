@@ -22,7 +22,7 @@ class MappingStage:
         self.name, self._kind = name, config.kind
         self._section = config.model_dump(mode="json")
         self._folder = folder / name
-        self._files = tuple((Path(path), _sha256(path)) for path in config.files())
+        self._files = files_of(config)
         self._modules = (STEPS[config.kind].__module__, APPLY)
 
     def tasks(self, before: Sequence[DocumentShard]) -> list[Task]:
@@ -43,6 +43,15 @@ class MappingStage:
         """Apply the step where that was not done yet."""
         sizes = {f"{shard.index:06d}": (shard.documents, shard.text_bytes) for shard in before}
         return workshop.finish(self._kind, self.tasks(before), lambda task: sizes[task.name])
+
+
+def files_of(config: StepSection) -> tuple[tuple[Path, str], ...]:
+    """Return the files beside the documents that a step reads, with their hashes.
+
+    Raises:
+      UserError: one cannot be read.
+    """
+    return tuple((Path(path), _sha256(path)) for path in config.files())
 
 
 def _sha256(name: str) -> str:

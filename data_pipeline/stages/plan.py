@@ -44,6 +44,8 @@ def plan_stages(
 def compares(steps: Sequence[StepSection], sources: Iterable[str]) -> bool:
     """Tell whether what is left of these sources depends on others."""
     return any(
-        isinstance(step, GlobalStepSection) and not set(sources) <= set(step.protect)
+        isinstance(step, GlobalStepSection)
+        and step.COMPARES
+        and not set(sources) <= set(step.protect)
         for step in steps
     )

@@ -16,10 +16,10 @@ import numpy as np
 from data_pipeline.dedup.near.sets import Sets, as_bytes, as_texts
 from data_pipeline.dedup.sorted_keys import sorted_table
 from data_pipeline.storage.arrays import read_arrays
+from data_pipeline.storage.whole import file_sha256
 from maxlm.config.errors import UserError
+from maxlm.config.pipeline.dedup.near_dedup import INDEX_LISTING
 from maxlm.files import read_regular, write_whole
-
-_LISTING = "index.json"
 
 
 @dataclass(frozen=True)
@@ -70,14 +70,15 @@ def write_index(folder: Path, signing: Signing, files: Sequence[Path]) -> None:
       OSError: it cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / _LISTING).unlink(missing_ok=True)
+    (folder / INDEX_LISTING).unlink(missing_ok=True)
     names = [f"{place:06}.safetensors" for place in range(len(files))]
     for name, file in zip(names, files, strict=True):
         unfinished = folder / f"{name}.unfinished"
         shutil.copyfile(file, unfinished)
         unfinished.replace(folder / name)
     listing = {"format": 1, **asdict(signing), "files": len(files)}
-    write_whole(folder / _LISTING, json.dumps(listing, indent=1).encode() + b"\n")
+    listing["sha256"] = [file_sha256(folder / name) for name in names]
+    write_whole(folder / INDEX_LISTING, json.dumps(listing, indent=1).encode() + b"\n")
 
 
 def index_files(folder: Path, signing: Signing) -> list[Path]:
@@ -87,7 +88,7 @@ def index_files(folder: Path, signing: Signing) -> list[Path]:
       UserError: there is none, or its keys were made in another way.
     """
     try:
-        listing: dict[str, Any] = json.loads(read_regular(folder / _LISTING))
+        listing: dict[str, Any] = json.loads(read_regular(folder / INDEX_LISTING))
     except (OSError, ValueError) as error:
         raise UserError(
             f"{folder}: no index of documents ({error}); give the folder that an earlier run's "

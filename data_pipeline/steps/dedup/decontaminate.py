@@ -46,11 +46,6 @@ class Decontaminate:
         rules = Rules(config.ngram_words, config.min_words, config.near_coverage)
         return OverlapIndex(self._items, rules)
 
-    @property
-    def files(self) -> list[Path]:
-        """What it reads besides the documents: the evaluation files."""
-        return [Path(path) for paths in self._config.benchmarks.values() for path in paths]
-
     def keys(self, documents: Iterator[Document], shard: Shard, given: Sequence[Path]) -> Arrays:
         """Return the passages, in characters, that the shard's documents share with items."""
         del shard, given

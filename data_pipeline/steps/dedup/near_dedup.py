@@ -69,11 +69,6 @@ class NearDedup:
             file for folder in config.earlier for file in index_files(Path(folder), self._signing)
         ]
 
-    @property
-    def files(self) -> list[Path]:
-        """What it reads besides the documents: the indexes of earlier corpora."""
-        return self._earlier
-
     def keys(self, documents: Iterator[Document], shard: Shard, given: Sequence[Path]) -> Arrays:
         """Return the sorted band keys of the shard's documents; those without words have none."""
         del shard, given

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import BeforeValidator, Field
 
@@ -60,7 +60,13 @@ def changes_behind(path: str, data: DataConfig) -> Iterator[Problem]:
 
 
 class GlobalStepSection(StepSection):
-    """The settings of a step that compares documents of all sources; the base of all such."""
+    """The settings of a step that decides over the documents of all sources; the base of all such.
+
+    Attributes:
+      COMPARES: what is left of a source depends on the others.
+    """
+
+    COMPARES: ClassVar[bool] = True
 
     protect: Annotated[tuple[Name, ...], BeforeValidator(as_tuple)] = Field(
         (), description="sources that lose nothing; others are compared with them all the same"

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -117,14 +118,14 @@ def test_documents_that_hold_items_go_and_are_counted_by_benchmark(run_step, in_
         " ".join(some_words(4, 500)[200:260]),
         "",
     ]
-    step = Decontaminate(DecontaminateConfig(benchmarks=benchmarks, near_coverage=0.75))
-    assert [path.name for path in step.files] == [
+    config = DecontaminateConfig(benchmarks=benchmarks, near_coverage=0.75)
+    assert [Path(path).name for path in config.files()] == [
         "quiz.jsonl",
         "table.parquet",
         "story.txt",
         "list.json",
     ]
-    outcome = run_step(step, in_shards(texts, 3))
+    outcome = run_step(Decontaminate(config), in_shards(texts, 3))
     assert [(one.document.id, one.reason, one.detail) for one in outcome.dropped] == [
         ("web/1", "decontaminate/quiz", "holds quiz.jsonl 1"),
         ("web/3", "decontaminate/quiz", "holds quiz.jsonl 2"),
@@ -152,7 +153,7 @@ def test_documents_that_hold_items_go_and_are_counted_by_benchmark(run_step, in_
     strict = Decontaminate(DecontaminateConfig(benchmarks=benchmarks, near_coverage=None))
     gone = {one.document.id for one in run_step(strict, in_shards(texts)).dropped}
     assert gone == {"web/1", "web/3", "web/6"}
-    protected = run_step(step, in_shards(texts, 2), protected=["web"])
+    protected = run_step(Decontaminate(config), in_shards(texts, 2), protected=["web"])
     assert not protected.dropped
     assert protected.report == outcome.report
 

@@ -12,10 +12,19 @@ from data_pipeline.engine.isolation.limits import Limits
 from maxlm.config.pipeline.engine import RayEngineConfig
 
 
+ITEM = "which of these thirteen words is the one that ends a question of ours"
+PASSAGE = " ".join(f"said{number}" for number in range(60))
+
+
 @pytest.fixture
 def corpus(raw, make_text):
-    """Lines beside the files, copies and near copies, in several shards."""
+    """Lines beside the files, copies and near copies, passages that come again and a question, in
+    several shards.
+    """
     lines = [make_text(seed % 25, 300) + (" end" if seed > 30 else "") for seed in range(40)]
+    lines[3] += ITEM
+    for seed in (1, 8, 15):
+        lines[seed] = f"{lines[seed]} {PASSAGE} {seed}"
     (raw / "lines.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in lines))
     return raw
 
@@ -26,7 +35,15 @@ def prepared(corpus, run_config, do, hashes, tmp_path, monkeypatch):
     monkeypatch.setattr("data_pipeline.stages.reading.LEAST_BYTES", 2000)
 
     def run(name, engine=None):
-        pipeline = {"shard_tokens": 3000} | ({"engine": engine} if engine else {})
+        evaluation = tmp_path / "quiz.jsonl"
+        evaluation.write_text(json.dumps({"question": ITEM}))
+        steps = [
+            {"kind": "exact_dedup"},
+            {"kind": "near_dedup"},
+            {"kind": "substring_dedup"},
+            {"kind": "decontaminate", "benchmarks": {"quiz": [str(evaluation)]}},
+        ]
+        pipeline = {"shard_tokens": 3000, "steps": steps} | ({"engine": engine} if engine else {})
         config = run_config(out=tmp_path / name, pipeline=pipeline)
         if engine:
             monkeypatch.setattr(prepare_module, "build_engine", build_engine)
@@ -40,7 +57,11 @@ def test_output_does_not_depend_on_engine_or_workers(prepared, tmp_path):
     expected = prepared("here")
     assert len([name for name in expected if name.endswith(".tokens")]) >= 4
     dropped = pq.read_table(tmp_path / "here/text/dropped.parquet").to_pylist()
-    assert {one["reason"] for one in dropped} == {"exact_dedup/document", "near_dedup"}
+    reasons = {"exact_dedup/document", "near_dedup", "decontaminate/quiz"}
+    assert {one["reason"] for one in dropped} == reasons | {"substring_dedup"}
+    steps = json.loads((tmp_path / "here/text/report.json").read_text())["steps"]
+    lost = {step["step"]: step["bytes_in"] - step["bytes_out"] for step in steps}
+    assert lost["03-substring_dedup"] >= 2 * len(PASSAGE)
     for workers in (1, 2, 3):
         assert prepared(f"local{workers}", {"kind": "local", "workers": workers}) == expected
     assert prepared("ray", {"kind": "ray", "workers": 2}) == expected

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
 from maxlm.config.errors import Problem
-from maxlm.config.pipeline.step import StepSection, changes_behind
+from maxlm.config.pipeline.step import GlobalStepSection, changes_behind
 from maxlm.config.section import as_tuple
 
 if TYPE_CHECKING:
@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 Paths = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
 
 
-class DecontaminateConfig(StepSection):
+class DecontaminateConfig(GlobalStepSection):
     """Drop documents, or cut out or mask passages, that overlap with evaluation files.
 
     The defaults are GPT-3's: runs of 13 words, 200 characters cut on either side, shorter pieces
     dropped, and the document with more than 10 pieces (arXiv:2005.14165, appendix C).
     """
+
+    COMPARES: ClassVar[bool] = False  # with evaluation files alone
 
     kind: Literal["decontaminate"] = "decontaminate"
     benchmarks: dict[str, Paths] = Field(
@@ -62,6 +64,7 @@ class DecontaminateConfig(StepSection):
 
     def problems(self, path: str, data: DataConfig) -> Iterator[Problem]:
         """Yield what is wrong between the settings, and steps that come too late."""
+        yield from super().problems(path, data)
         if self.action == "mask":
             yield from changes_behind(path, data)
         if not any(self.benchmarks.values()):
@@ -72,3 +75,8 @@ class DecontaminateConfig(StepSection):
                 f"{path}.min_words={self.min_words} is more than "
                 f"ngram_words={self.ngram_words}; lower it",
             )
+
+    def files(self) -> Iterator[str]:
+        """Yield the evaluation files."""
+        for paths in self.benchmarks.values():
+            yield from paths

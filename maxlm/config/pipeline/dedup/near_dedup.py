@@ -14,6 +14,9 @@ from maxlm.config.section import PositiveInt, as_tuple
 if TYPE_CHECKING:
     from maxlm.config.schema import DataConfig
 
+INDEX_LISTING = "index.json"
+"""Of the folder of an index: how it was made, and its files."""
+
 
 class NearDedupConfig(GlobalStepSection):
     """Drop documents nearly equal to one that stays: min-hash bands propose, the exact Jaccard
@@ -59,3 +62,8 @@ class NearDedupConfig(GlobalStepSection):
                 f"{path}.score={self.score} does not go with keep={self.keep}; "
                 "give both keep: score and the name of a number, or neither",
             )
+
+    def files(self) -> Iterator[str]:
+        """Yield the listings of earlier indexes, which hold the hashes of their files."""
+        for folder in self.earlier:
+            yield f"{folder}/{INDEX_LISTING}"

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from maxlm.config.errors import Problem
-from maxlm.config.pipeline.step import StepSection, changes_behind
+from maxlm.config.pipeline.step import GlobalStepSection, changes_behind
 
 if TYPE_CHECKING:
     from maxlm.config.schema import DataConfig
 
 
-class SubstringDedupConfig(StepSection):
+class SubstringDedupConfig(GlobalStepSection):
     """Remove passages that occur elsewhere in the corpus, or keep them out of the loss (Lee et al.
     2021, arXiv:2107.06499).
     """
@@ -38,6 +38,7 @@ class SubstringDedupConfig(StepSection):
         return self.action == "remove"
 
     def problems(self, path: str, data: DataConfig) -> Iterator[Problem]:
-        """Yield steps that come too late."""
+        """Yield sources that are none, and steps that come too late."""
+        yield from super().problems(path, data)
         if self.action == "mask":
             yield from changes_behind(path, data)
