@@ -11,7 +11,6 @@ from data_pipeline.engine.cluster import ClusterEngine
 from data_pipeline.engine.isolation.limits import Limits
 from maxlm.config.pipeline.engine import RayEngineConfig
 
-
 ITEM = "which of these thirteen words is the one that ends a question of ours"
 PASSAGE = " ".join(f"said{number}" for number in range(60))
 
