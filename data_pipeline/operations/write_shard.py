@@ -54,7 +54,7 @@ def write_shard(task: Task, watch: Watch) -> Product:
             columns = [pa.array(pieces.names()), pa.array(pieces.lengths)]
             names.write_table(pa.table(columns, schema=IDS_SCHEMA))
         entry = shard.close()
-    mask = {shard.mask_path: {}} if entry.masked else {}
+    mask: dict[Path, dict[str, Any]] = {shard.mask_path: {}} if entry.masked else {}
     figures = {"entry": entry.model_dump(mode="json", exclude_none=True)}
     return Product({path: {}, ids: {}, **mask}, figures)
 

@@ -76,7 +76,7 @@ class Masks:
         pages = [mask_pages(shard.tokens) for shard in shards]
         first = [FIRST_PAGE + page for page in itertools.accumulate(pages, initial=0)]
         self._numbers: dict[int, int] = {}  # of the shards that have a file, in `_files`
-        about = []
+        about: list[PageFile] = []
         for number, shard in enumerate(shards):
             if shard.masked is not None:
                 self._numbers[number] = len(about)
