@@ -286,7 +286,10 @@ def _add_train_classifier(parser: argparse.ArgumentParser) -> None:
         ("--bits", 20, "words and pairs are hashed into 2^bits weights"),
         ("--held-out", 0.2, "share of texts that calibrates and tests"),
         ("--max-documents", 100_000, "texts to take of each set"),
+        ("--max-tokens", 1024, "tokens of a text that the checkpoint reads"),
     )
+    about = "a run_dir, or published weights: learn from its hidden states in place of words"
+    parser.add_argument("--checkpoint", metavar="PATH", help=about)
     _add_text_key(parser)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from maxlm.data.examples.next_token import NextTokenExamples
 from maxlm.data.shards import ShardWriter, TokenShards
-from maxlm.decoding.logits import make_logits
+from maxlm.decoding.forward import make_forward
 from maxlm.sharding.mesh import batch_sharding
 from maxlm.sharding.parameters import initialise
 from maxlm.train.loss.gradients import make_gradients
@@ -60,7 +60,7 @@ def test_loss_and_gradient_are_those_of_brute_force(shards):
         decoder, batch
     )
 
-    logits = make_logits(config, config.mesh, program.declared, program.mesh, jnp.dtype("float32"))
+    logits = make_forward(config, config.mesh, program.declared, program.mesh, jnp.dtype("float32"))
     sequence = [batch[name] for name in ("tokens", "segment_ids", "positions")]
 
     def brute_force(parameters):

@@ -1,4 +1,4 @@
-"""Keep the documents of the highest scores, over all shards."""
+"""Keep the documents of the highest, or lowest, scores, over all shards."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ class TopFraction:
         """Return a number for each document that sorts as its score."""
         del shard, given
         values = (document.meta.get(self._config.score) for document in documents)
-        return {"order": sortable(np.array([_number(value) for value in values], np.float64))}
+        numbers = np.array([_number(value) for value in values], np.float64)
+        return {"order": sortable(self._sign * numbers)}
 
     def reduce(self, keys: Sequence[Path], work: Work) -> Decision:
         """Find the score at the threshold, sixteen bits at a time."""
@@ -43,7 +44,7 @@ class TopFraction:
         total = sum(_order(path).size for path in own)
         wanted = ceil(total * self._config.fraction)
         least, ties = _select(own, wanted) if wanted else (0, 0)
-        report = {"documents": total, "kept": wanted, "least": _score(least)}
+        report = {"documents": total, "kept": wanted, "least": self._limit(least)}
         return Decision(self._verdicts(keys, set(own), least, ties), report)
 
     def apply(self, documents: Iterator[Document], verdict: Arrays) -> Iterator[Document | Dropped]:
@@ -51,6 +52,15 @@ class TopFraction:
         for document, keep in zip(documents, verdict["keep"].tolist(), strict=True):
             score = document.meta.get(self._config.score)
             yield document if keep else Dropped(document, "top_fraction", f"{score}")
+
+    @property
+    def _sign(self) -> int:
+        return 1 if self._config.keep == "highest" else -1
+
+    def _limit(self, order: int) -> float | None:
+        """Return the score at the threshold."""
+        score = _score(order)
+        return None if score is None else self._sign * score
 
     def _verdicts(
         self, keys: Sequence[Path], own: set[Path], least: int, ties: int
