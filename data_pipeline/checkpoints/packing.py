@@ -47,7 +47,8 @@ def pack(
       rows: of an array; the last array is as large as the others.
       length: tokens of a row.
     """
-    packed, row, filled, number = _empty(rows, length), 0, 0, 0
+    packed: Packed[Item] = _empty(rows, length)
+    row = filled = number = 0
     for item, ids in items:
         if filled + len(ids) > length:
             row, filled, number = row + 1, 0, 0

@@ -158,7 +158,7 @@ def _paths(counts: Sequence[int]) -> list[list[tuple[int, bool]]]:
     parents, is_right = [-1] * (2 * leaves - 1), [False] * (2 * leaves - 1)
     leaf, node = leaves - 1, leaves
     for new in range(leaves, 2 * leaves - 1):
-        two = []
+        two: list[int] = []
         for _ in range(2):
             if leaf >= 0 and weights[leaf] < weights[node]:
                 two, leaf = [*two, leaf], leaf - 1
