@@ -8,12 +8,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from data_pipeline.documents import Document
+from data_pipeline.documents import Document, origin_of
 from data_pipeline.engine.isolation.watch import Watch
 from data_pipeline.engine.task import Task
 from data_pipeline.operations.product import Product
 from data_pipeline.storage.arrays import write_arrays
-from data_pipeline.storage.document_files import DocumentWriter, read_documents, read_ids
+from data_pipeline.storage.document_files import DocumentWriter, read_documents, read_origins
 from data_pipeline.text.places import MASK, cut_spans, masked_spans, with_masked
 from data_pipeline.tokens.masking import masked_tokens, token_spans
 from data_pipeline.tokens.order import ORDERS, SPLITS, cut, order_place, split_place
@@ -29,7 +29,7 @@ NOTHING = np.zeros(0, bool)
 def count_places(task: Task, watch: Watch) -> Product:
     """Count a shard's documents, those below the threshold, and note the least and largest place."""
     del watch
-    places = [split_place(identity) for identity in read_ids(task.paths[0])]
+    places = [split_place(origin) for origin in read_origins(task.paths[0])]
     figures = {
         "documents": len(places),
         "held_out": sum(place < task.settings["threshold"] for place in places),
@@ -90,7 +90,7 @@ def _pieces(task: Task) -> Iterator[tuple[str, Document]]:
     """Yield the shard's documents, long ones in pieces, each with its split."""
     threshold, most = task.settings["threshold"], task.settings["max_document_bytes"]
     for document in read_documents(task.paths[0]):
-        split = SPLITS[split_place(document.id) < threshold]
+        split = SPLITS[split_place(origin_of(document.id, document.meta)) < threshold]
         spans, begin = masked_spans(document.meta), 0
         bare = {key: value for key, value in document.meta.items() if key != MASK}
         for identity, text in cut(document.id, document.text, most):

@@ -78,17 +78,20 @@ def hold_out(
     records = workshop.finish(f"{name}: split", tasks, lambda task: sizes[task.name])
     counts = [record.figures for record in records if record.figures["documents"]]
     documents = sum(count["documents"] for count in counts)
-    if documents < 2:
+    least = min((count["least"] for count in counts), default=0)
+    largest = max((count["largest"] for count in counts), default=0)
+    if least == largest:
         raise UserError(
             f"data.sources.{name}.raw: {'only one document is' if documents else 'no document is'} left of what was "
-            "read, and two are needed, for training and for validation (pieces of one document stay together); give "
+            "read, and two are needed, for training and for validation (pieces of one document, and what was made of "
+            "it, stay together); give "
             "more files in raw.paths, or its texts as lines of a .jsonl file, or fewer data.pipeline.steps"
         )
     held_out = sum(count["held_out"] for count in counts)
     if not held_out:  # few documents: one of either kind
-        threshold = min(count["least"] for count in counts) + 1
+        threshold = least + 1
     elif held_out == documents:
-        threshold = max(count["largest"] for count in counts)
+        threshold = largest
     return SourceDocuments(name, raw, shards, threshold)
 
 

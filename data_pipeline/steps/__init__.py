@@ -15,6 +15,7 @@ from data_pipeline.steps.filters.perplexity import Perplexity
 from data_pipeline.steps.filters.top_fraction import TopFraction
 from data_pipeline.steps.filters.toxicity import Toxicity
 from data_pipeline.steps.filters.url import Url
+from data_pipeline.steps.rewrite import Rewrite
 from data_pipeline.steps.sample import Sample
 from data_pipeline.steps.step import GlobalStep, Step
 
@@ -32,6 +33,7 @@ STEPS: dict[str, type[Step] | type[GlobalStep]] = {
     "near_dedup": NearDedup,
     "substring_dedup": SubstringDedup,
     "decontaminate": Decontaminate,
+    "rewrite": Rewrite,
     "sample": Sample,
 }
 """In the order in which a pipeline usually has them; a run's order is that of its YAML."""

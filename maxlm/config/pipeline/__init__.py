@@ -20,6 +20,7 @@ from maxlm.config.pipeline.filters.perplexity import PerplexityConfig
 from maxlm.config.pipeline.filters.top_fraction import TopFractionConfig
 from maxlm.config.pipeline.filters.toxicity import ToxicityConfig
 from maxlm.config.pipeline.filters.url import UrlConfig
+from maxlm.config.pipeline.rewrite import RewriteConfig
 from maxlm.config.pipeline.sample import SampleConfig
 from maxlm.config.pipeline.tokenizer import BpeConfig, TrainedTokenizer
 from maxlm.config.section import PositiveInt, Section, as_tuple, kind_or
@@ -43,6 +44,7 @@ PipelineStep = Annotated[
     | ClassifierConfig
     | TopFractionConfig
     | PerplexityConfig
+    | RewriteConfig
     | PiiConfig,
     Field(discriminator="kind"),
 ]
