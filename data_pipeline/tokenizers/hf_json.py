@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from maxlm.config.errors import UserError
 from maxlm.config.pipeline.tokenizer import ByteBpeConfig, WordPieceConfig
@@ -48,7 +48,8 @@ def train_byte_bpe(
         initial_alphabet=alphabet_,
         show_progress=False,
     )
-    return _files(models.BPE(), trainer, PATTERNS[config.pattern], texts, specials)
+    pattern = PATTERNS[config.pattern]
+    return _files(models.BPE(), trainer, pattern, texts, specials, decoders.ByteLevel())
 
 
 def train_wordpiece(
@@ -76,11 +77,17 @@ def train_wordpiece(
         continuing_subword_prefix=CONTINUES,
         max_input_chars_per_word=_LONGEST_WORD,
     )
-    return _files(model, trainer, _WORDS, texts, specials)
+    decoder = decoders.Sequence([decoders.Replace(CONTINUES, ""), decoders.ByteLevel()])
+    return _files(model, trainer, _WORDS, texts, specials, decoder)
 
 
 def _files(
-    model: Any, trainer: Any, pattern: str, texts: Iterable[str], specials: Sequence[str]
+    model: Any,
+    trainer: Any,
+    pattern: str,
+    texts: Iterable[str],
+    specials: Sequence[str],
+    decoder: Any,
 ) -> dict[str, bytes]:
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -89,6 +96,7 @@ def _files(
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
+    tokenizer.decoder = decoder
     tokenizer.train_from_iterator(texts, trainer)
     content = json.loads(tokenizer.to_str())
     # What was given to the trainer only for its place is a piece like any other.

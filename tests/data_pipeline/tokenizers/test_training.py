@@ -17,7 +17,6 @@ from maxlm.config.pipeline.tokenizer import TrainedTokenizer
 from maxlm.data.tokenizers import open_tokenizer
 
 KINDS = ("bpe", "unigram", "byte_bpe", "wordpiece")
-READABLE = ("bpe", "unigram", "byte_bpe")
 HARD = "  if x:\n\treturn '\u00e9\U0001f600\u65e5\\n' \u2581\u2581 \0 12345  \r\n\n <s></s><unk>\u203fab"
 
 
@@ -45,7 +44,7 @@ def documents(make_text):
     return [make_text(seed).replace("\n    ", "\n        ") + " 1234 " * 20 for seed in range(30)]
 
 
-@pytest.mark.parametrize("kind", READABLE)
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_text_comes_back_and_bytes_are_counted(train, documents, kind):
     tokenizer = train(kind, documents, 600)
     for text in (HARD, *documents[:2], "\u00a0\u3000 x" * 3):
@@ -58,7 +57,7 @@ def test_every_text_comes_back_and_bytes_are_counted(train, documents, kind):
     assert len({tokenizer.bos_id, tokenizer.eos_id}) == 2
 
 
-def test_wordpieces_are_the_longest_in_front_and_hold_every_byte(documents):
+def test_wordpieces_are_the_longest_in_front_and_hold_every_byte(documents, tmp_path):
     """The library's encoding against the definition: greedy, over the bytes of each word."""
     content = json.loads(files_of("wordpiece", documents, 700)["tokenizer.json"])
     vocab, model = content["model"]["vocab"], content["model"]
@@ -74,6 +73,20 @@ def test_wordpieces_are_the_longest_in_front_and_hold_every_byte(documents):
     assert library.encode(text).tokens == pieces
     joined = "".join(piece.removeprefix(CONTINUES) for piece in pieces)
     assert tokenizers.decoders.ByteLevel().decode([joined]) == text
+    assert library.decode(library.encode(text).ids) == text
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": "</s>"}')
+    own = open_tokenizer(tmp_path)
+    assert own.encode(text) == library.encode(text).ids
+    without = [name for name in vocab if name != "Q"]
+    for message, spoilt in (
+        ("1 of its 2 x 256 bytes", {name: number for number, name in enumerate(without)}),
+        ("ids are not one", {**vocab, "Q": 3}),
+    ):
+        content["model"]["vocab"] = spoilt
+        (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+        with pytest.raises(UserError, match=message):
+            open_tokenizer(tmp_path)
 
 
 def greedy(word, vocab):

@@ -12,6 +12,7 @@ import tokenizers
 from maxlm.config.errors import UserError
 from maxlm.data.tokenizers.byte_level import alphabet, to_bytes
 from maxlm.data.tokenizers.files import CONFIG_NAME, SPECIALS_NAME, TokenizerFiles
+from maxlm.data.tokenizers.hf.byte_words import Raw, encoder_of, read_words, vocabulary_of
 from maxlm.data.tokenizers.hf.content import (
     HfJson,
     Ids,
@@ -36,6 +37,9 @@ def open_hf_json(files: TokenizerFiles) -> Tokenizer:
       UserError: it is damaged, is of a kind that loses text, or does not say what ends a document.
     """
     try:
+        words = read_words(files.main)
+        if words is not None:
+            return _open_words(files, words).check(CURE)
         content = parse(files.main)
         preparation = read_preparation(content.normalizer, content.pre_tokenizer)
         if preparation.byte_level == (preparation.marks and content.model.byte_fallback):
@@ -62,6 +66,18 @@ def open_hf_json(files: TokenizerFiles) -> Tokenizer:
     ends = json.dumps({"bos_id": vocabulary.bos_id, "eos_id": vocabulary.eos_id})
     fingerprint = hashlib.sha256(files.main + ends.encode()).hexdigest()
     return Tokenizer(files, vocabulary, encode, fingerprint=fingerprint).check(CURE)
+
+
+def _open_words(files: TokenizerFiles, raw: Raw) -> Tokenizer:
+    """Open byte-level WordPiece.
+
+    Raises:
+      UnsupportedError: it loses text.
+    """
+    vocabulary = vocabulary_of(raw, *_document_tokens(files))
+    ends = json.dumps({"bos_id": vocabulary.bos_id, "eos_id": vocabulary.eos_id})
+    fingerprint = hashlib.sha256(files.main + ends.encode()).hexdigest()
+    return Tokenizer(files, vocabulary, encoder_of(raw, vocabulary), fingerprint=fingerprint)
 
 
 def _document_tokens(files: TokenizerFiles) -> tuple[str, str]:
