@@ -11,6 +11,7 @@ from maxlm.config.errors import UserError
 
 # Each module has `run(arguments) -> exit code`, and is imported only if it was asked for.
 ACTIONS = {
+    "mix": "maxlm.data.mixture.command",
     "train-classifier": "data_pipeline.classifier.command",
     "train-ngrams": "data_pipeline.ngrams.command",
     "vocabulary": "data_pipeline.tokenizers.command",

@@ -32,7 +32,7 @@ from data_pipeline.tokenizers.trained import publish_tokenizer
 from data_pipeline.tokens.order import SPLITS
 from maxlm.config.errors import UserError
 from maxlm.config.pipeline.raw import RawTextConfig
-from maxlm.config.schema import RunConfig
+from maxlm.config.schema import Preparable
 from maxlm.data.baselines import measure_baselines
 from maxlm.data.shards import TokenShards
 from maxlm.data.tokenizers import Tokenizer, open_tokenizer
@@ -52,7 +52,7 @@ class Preparation:
       stages: a folder for each of the others, where its files are before they are published.
     """
 
-    config: RunConfig
+    config: Preparable
     raws: Mapping[str, RawTextConfig]
     manifests: Manifests
     stages: Mapping[str, Path]
@@ -146,6 +146,8 @@ class Preparation:
     # --- tokens -----------------------------------------------------------------------------------
 
     def _train(self, sources: Mapping[str, SourceDocuments]) -> dict[str, bytes]:
+        size = self.config.trained_pieces
+        assert size is not None, "refused before"
         weights = {name: self.config.data.sources[name].weight for name in sources}
         kind = self.config.data.pipeline.tokenizer
         samples = {
@@ -155,7 +157,7 @@ class Preparation:
             for name, source in sources.items()
         }
         with self.workshop.report.stage("train the tokenizer"):
-            return train_tokenizer(kind, samples, weights, self.config.model.vocab_size)
+            return train_tokenizer(kind, samples, weights, size)
 
     def _kept_tokenizer(self, files: Mapping[str, bytes]) -> Tokenizer:
         """Return the tokenizer of some files, which are written where all tasks find them, and where

@@ -17,27 +17,28 @@ from pathlib import Path
 from data_pipeline.engine.build import build_engine
 from data_pipeline.manifest import MANIFEST_NAME
 from data_pipeline.preparation import Preparation
-from data_pipeline.prepared import check_size, finished, say_done, say_smaller
+from data_pipeline.prepared import check_size, finished, say_done, say_mixture, say_smaller
 from data_pipeline.report import Report
 from data_pipeline.stages.shards import Workshop
 from data_pipeline.staging import STAGING_NAME, lock_folder, staging
 from data_pipeline.storage.disk import disk_errors
 from data_pipeline.tokenizers.trained import check_trainable, check_unchanged, is_trained_here
-from maxlm.config import RunConfig, UserError, load_run
+from maxlm.config import ConfigError, UserError, load_data
+from maxlm.config.checks import missing_step_files
+from maxlm.config.schema import Preparable, RunConfig
 from maxlm.data.tokenizers import open_tokenizer
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Carry out the command; return its exit code."""
-    prepare(
-        load_run(arguments.config, arguments.overrides).config,
-        force=arguments.force,
-        report=Report(),
-    )
+    config, report = load_data(arguments.config, arguments.overrides).config, Report()
+    prepare(config, force=arguments.force, report=report)
+    if isinstance(config, RunConfig):
+        say_mixture(config, report)
     return 0
 
 
-def prepare(config: RunConfig, *, force: bool, report: Report) -> None:
+def prepare(config: Preparable, *, force: bool, report: Report) -> None:
     """Prepare every source that has `raw`, and train the tokenizer if there is none.
 
     Raises:
@@ -49,10 +50,13 @@ def prepare(config: RunConfig, *, force: bool, report: Report) -> None:
         raise UserError(
             "data.sources: none has `raw`, so there is nothing to prepare; say what to read with `raw`"
         )
+    missing = missing_step_files(config.data)
+    if missing:
+        raise ConfigError(missing, "data.pipeline")
     path, kind = Path(config.data.tokenizer), config.data.pipeline.tokenizer
     retrain = not path.exists() or (force and is_trained_here(path))
     if retrain:
-        check_trainable(path, kind)
+        check_trainable(path, kind, config.trained_pieces)
     else:
         check_unchanged(path, kind)
     manifests = {} if force or retrain else finished(config, raws)
@@ -72,7 +76,7 @@ def prepare(config: RunConfig, *, force: bool, report: Report) -> None:
 
 
 @contextmanager
-def _staging(config: RunConfig, name: str, *, force: bool) -> Iterator[Path]:
+def _staging(config: Preparable, name: str, *, force: bool) -> Iterator[Path]:
     folder = Path(config.data.sources[name].path)
     replace = force or (folder / MANIFEST_NAME).exists()
     with staging(folder, replace=replace, afresh=force) as stage:
@@ -81,7 +85,7 @@ def _staging(config: RunConfig, name: str, *, force: bool) -> Iterator[Path]:
 
 @contextmanager
 def open_workshop(
-    config: RunConfig, report: Report, *, force: bool = False, keep: bool = False
+    config: Preparable, report: Report, *, force: bool = False, keep: bool = False
 ) -> Iterator[Workshop]:
     """Yield the place of the work; it goes in the end, unless the user has named it or `keep` is
     true.
@@ -112,7 +116,7 @@ def open_workshop(
             os.close(lock)
 
 
-def _clear(config: RunConfig, names: Iterable[str]) -> None:
+def _clear(config: Preparable, names: Iterable[str]) -> None:
     """Remove what a run has left that was stopped when everything was published."""
     leftovers = [Path(config.data.sources[name].path) / STAGING_NAME for name in names]
     if config.data.pipeline.work_dir is None:
@@ -127,7 +131,7 @@ def _clear(config: RunConfig, names: Iterable[str]) -> None:
                 os.close(lock)
 
 
-def _work_folder(config: RunConfig) -> Path:
+def _work_folder(config: Preparable) -> Path:
     """Return the folder of the work: not beside the tokenizer, which may lie where nothing is
     written.
     """

@@ -17,14 +17,15 @@ from data_pipeline.stages.plan import compares
 from data_pipeline.tokens.order import SPLITS
 from maxlm.config.errors import UserError
 from maxlm.config.pipeline.raw import RawTextConfig
-from maxlm.config.schema import RunConfig
+from maxlm.config.schema import Preparable, RunConfig
+from maxlm.data.dataset import build_dataset
 from maxlm.data.shards import TokenShards
 from maxlm.data.tokenizers import Tokenizer, open_tokenizer
 
 Manifests = dict[str, dict[str, Any]]
 
 
-def finished(config: RunConfig, raws: Mapping[str, RawTextConfig]) -> Manifests:
+def finished(config: Preparable, raws: Mapping[str, RawTextConfig]) -> Manifests:
     """Return the manifests of the sources that are prepared.
 
     Raises:
@@ -50,7 +51,7 @@ def finished(config: RunConfig, raws: Mapping[str, RawTextConfig]) -> Manifests:
     return manifests
 
 
-def settings_of(config: RunConfig, name: str, tokenizer: Tokenizer) -> dict[str, Any]:
+def settings_of(config: Preparable, name: str, tokenizer: Tokenizer) -> dict[str, Any]:
     """Return the settings that a source's shards depend on."""
     raw = config.data.sources[name].raw
     assert raw is not None
@@ -68,14 +69,14 @@ def fingerprint_of(inputs: Iterable[Mapping[str, Any]]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def check_size(config: RunConfig, tokenizer: Tokenizer) -> Tokenizer:
-    """Return the tokenizer if the model's vocabulary holds it.
+def check_size(config: Preparable, tokenizer: Tokenizer) -> Tokenizer:
+    """Return the tokenizer if the model's vocabulary holds it, where there is a model.
 
     Raises:
       UserError: it does not.
     """
-    size = config.model.vocab_size
-    if tokenizer.vocab_size > size:
+    size = config.most_pieces
+    if size is not None and tokenizer.vocab_size > size:
         raise UserError(
             f"data.tokenizer={config.data.tokenizer} has {tokenizer.vocab_size} pieces, more than model.vocab_size="
             f"{size}; use model.vocab_size={tokenizer.vocab_size}, another data.tokenizer, or, if "
@@ -84,7 +85,7 @@ def check_size(config: RunConfig, tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer
 
 
-def say_done(config: RunConfig, manifests: Manifests, report: Report) -> None:
+def say_done(config: Preparable, manifests: Manifests, report: Report) -> None:
     """Say that all sources are prepared, and which of their texts have changed since."""
     report.summary(manifests)
     for name, manifest in manifests.items():
@@ -103,14 +104,33 @@ def say_done(config: RunConfig, manifests: Manifests, report: Report) -> None:
             )
 
 
-def say_smaller(config: RunConfig, tokenizer: Tokenizer, report: Report) -> None:
+def say_smaller(config: Preparable, tokenizer: Tokenizer, report: Report) -> None:
     """Say that the tokenizer has fewer pieces than the model has embeddings, if so."""
-    if tokenizer.vocab_size < config.model.vocab_size:
+    size = config.most_pieces
+    if size is not None and tokenizer.vocab_size < size:
         report.line(
             f"{config.data.tokenizer}: {tokenizer.vocab_size} pieces, fewer than model.vocab_size="
-            f"{config.model.vocab_size}; the rest is never used (to train it again, with more text or another size: "
+            f"{size}; the rest is never used (to train it again, with more text or another size: "
             "maxlm prepare RUN.yaml --force)"
         )
+
+
+def say_mixture(config: RunConfig, report: Report) -> None:
+    """Say what the run will read of each source, if it has several, or why it cannot."""
+    train = config.train
+    try:
+        dataset = build_dataset(
+            config.data,
+            seed=config.runtime.seed,
+            batch_size=train.batch_size,
+            split="train",
+            num_steps=train.num_steps,
+        )
+    except UserError as error:
+        report.line(f"the run cannot read this yet: {error}")
+        return
+    for line in dataset.reading_lines(train.num_steps * train.batch_size):
+        report.line(line)
 
 
 def _have_changed(files: list[InputFile], manifest: Mapping[str, Any], folder: Path) -> bool:
@@ -146,7 +166,7 @@ def describe_inputs(inputs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _check_compared(config: RunConfig, manifests: Manifests) -> None:
+def _check_compared(config: Preparable, manifests: Manifests) -> None:
     """Refuse sources of which neither was compared with the other: one may train on what the other
     validates with.
 

@@ -19,7 +19,7 @@ from typing import Any
 import maxlm
 from maxlm.config.errors import RunFailedError, UserError
 from maxlm.config.ladder import LadderConfig
-from maxlm.config.reading.loader import load_run
+from maxlm.config.reading.loader import load_data
 from maxlm.config.schema import RunConfig
 from maxlm.config.section import Section
 from maxlm.config.show import to_json_schema, to_yaml
@@ -77,7 +77,7 @@ def _config(arguments: argparse.Namespace) -> int:
     if arguments.action == "schema":
         print(to_json_schema(SCHEMAS[arguments.of]), end="")
         return 0
-    loaded = load_run(arguments.config, arguments.overrides)
+    loaded = load_data(arguments.config, arguments.overrides)
     print(to_yaml(loaded) if arguments.action == "show" else f"{arguments.config}: ok\n", end="")
     return 0
 
@@ -126,10 +126,14 @@ def _parser() -> argparse.ArgumentParser:
     schema.add_argument("of", nargs="?", choices=SCHEMAS, default="run", help="(default: run)")
 
     prepare = commands.add_parser("prepare", help="turn raw text into token shards")
-    _add_run(prepare)
+    _add_run(prepare, "the YAML file of a run, or one with `data` alone")
     prepare.add_argument("--force", action="store_true", help="prepare again although it is done")
 
-    _add_data(commands.add_parser("data", help="train what steps of the text pipeline judge by"))
+    _add_data(
+        commands.add_parser(
+            "data", help="train what steps of the text pipeline judge by; show mixtures"
+        )
+    )
 
     _add_run(commands.add_parser("train", help="train, or resume the run in its run_dir"))
 
@@ -264,6 +268,7 @@ def _add_conversions(commands: Any) -> None:
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    _add_run(actions.add_parser("mix", help="show what a run reads of each source, and how often"))
     _add_train_classifier(
         actions.add_parser("train-classifier", help="learn to tell good texts from bad ones")
     )
@@ -334,8 +339,8 @@ def _add_text_key(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text-key", default="text", help="of JSON lines and Parquet: the text")
 
 
-def _add_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="RUN.yaml", help="the run's YAML file")
+def _add_run(parser: argparse.ArgumentParser, about_file: str = "the run's YAML file") -> None:
+    parser.add_argument("config", metavar="RUN.yaml", help=about_file)
     # The default is what tells argparse, in its messages too, that none are needed.
     about = "settings that win over the file's"
     parser.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=about)

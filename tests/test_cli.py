@@ -29,6 +29,33 @@ def test_check_and_show(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("{")
 
 
+def test_a_file_with_data_alone_is_checked_and_shown(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = str(ROOT / "configs/data/python_stdlib.yaml")
+    assert cli.main(["config", "check", path, "data.vocab_size=512"]) == 0
+    assert cli.main(["config", "show", path]) == 0
+    shown = capsys.readouterr().out
+    assert "vocab_size: null" in shown
+    assert "model" not in yaml.safe_load(shown.partition(": ok\n")[2])
+    assert cli.main(["config", "check", path, "data.pipeline.steps=[{kind: sampel}]"]) == 2
+    assert "did you mean sample?" in capsys.readouterr().err
+    settings = [
+        "data.sources.python_stdlib.path=''",
+        "data.sources.more={path: data/x, raw: {kind: files}}",
+    ]
+    assert cli.main(["config", "check", path, *settings]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("maxlm: 2 problems in ")
+    assert 'data.sources.python_stdlib.path="" is empty' in error
+    assert "data.sources.more.raw.kind=files needs data.sources.more.raw.paths" in error
+    # The settings of other sections make it a run, of which much is missing.
+    assert cli.main(["config", "check", path, "train.num_steps=5"]) == 2
+    assert "model is missing" in capsys.readouterr().err
+    assert cli.main(["train", path]) == 2
+    assert "model is missing" in capsys.readouterr().err
+
+
 def test_mistakes_of_the_user_exit_2_without_a_traceback(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -21,7 +21,7 @@ import yaml
 import maxlm
 from data_pipeline.command import ACTIONS
 from maxlm import cli
-from maxlm.config import load_run
+from maxlm.config import load_data, load_run
 from tests.conftest import QUICK_COMPILE
 from tests.small_models import model_settings
 
@@ -124,7 +124,8 @@ def test_commands_are_understood(page: Path, monkeypatch: pytest.MonkeyPatch) ->
         # docs/config.md shows what a mistake is answered with.
         mistaken = "train.batchsize=8" in example
         if "overrides" in arguments and not mistaken:
-            load_run(
+            prepares = arguments.command in ("prepare", "config")
+            (load_data if prepares else load_run)(
                 getattr(arguments, "config", None) or arguments.predict or QUICKSTART,
                 [override for override in arguments.overrides if override != "key=value"],
             )

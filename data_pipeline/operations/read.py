@@ -11,7 +11,7 @@ from data_pipeline.documents import Document
 from data_pipeline.engine.isolation.watch import Watch
 from data_pipeline.engine.task import Task
 from data_pipeline.operations.product import Product
-from data_pipeline.readers.formats import read_file
+from data_pipeline.readers.formats import path_of_document, read_file
 from data_pipeline.readers.listing import Skipped
 from data_pipeline.readers.names import readable
 from data_pipeline.readers.record import Found
@@ -31,6 +31,8 @@ def read_files(task: Task, watch: Watch) -> Product:
             for number, document in enumerate(_documents(path, name, raw, skipped, inputs[-1])):
                 watch.at(number)
                 document.source, document.id = source, f"{source}/{document.id}"
+                if raw.licence and not document.meta.keys() & {"licence", "license"}:
+                    document.meta["licence"] = raw.licence
                 tally.came(document)
                 shards.write(document)
                 tally.kept(document)
@@ -46,7 +48,7 @@ def _documents(
     path: str, name: str, raw: RawTextConfig, skipped: Skipped, about: dict[str, Any]
 ) -> Iterator[Document]:
     """Yield the documents of a file, and put its size and hash into `about`."""
-    records = read_file(path, name, raw)
+    records, own_path = read_file(path, name, raw), path_of_document(name, raw.suffixes)
     while True:
         try:
             record = next(records)
@@ -59,6 +61,8 @@ def _documents(
         if not isinstance(record, Found):
             skipped.add(record.reason, name + record.place)
             continue
+        if own_path is not None:
+            record.meta["path"] = readable(own_path)
         text = replace_surrogates(record.text).replace("\r\n", "\n").replace("\r", "\n")
         if text.strip():
             yield Document(readable(name) + record.place, "", text, record.meta)

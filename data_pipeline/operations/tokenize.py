@@ -16,7 +16,7 @@ from data_pipeline.storage.arrays import write_arrays
 from data_pipeline.storage.document_files import DocumentWriter, read_documents, read_origins
 from data_pipeline.text.places import MASK, cut_spans, masked_spans, with_masked
 from data_pipeline.tokens.masking import masked_tokens, token_spans
-from data_pipeline.tokens.order import ORDERS, SPLITS, cut, order_place, split_place
+from data_pipeline.tokens.order import ORDERS, SPLITS, cut, order_place, split_place, training_place
 from data_pipeline.tokens.pieces import Piece, Pieces
 from maxlm.data.shards.index import smallest_dtype
 from maxlm.data.shards.writer import as_stored
@@ -62,11 +62,13 @@ def tokenize(task: Task, watch: Watch) -> Product:
         for (split, piece), ids in zip(batch, encoded, strict=True):
             tokens = as_stored(ids, tokenizer.bos_id, tokenizer.eos_id).astype(dtype)
             assert np.count_nonzero(tokens == tokenizer.bos_id) == 1, "BOS marks where pieces begin"
+            # Held-out text stays in a random order: an evaluation may read its first part only.
+            order = piece.meta if split == "train" else {}
             spans = masked_spans(piece.meta)
             masked = masked_tokens(tokenizer, piece.text, ids, spans) if spans else NOTHING
             # BOS stands in front of the tokens.
             found[split].append(
-                Piece(order_place(piece.id), piece.id, tokens, 1 + token_spans(masked))
+                Piece(training_place(piece.id, order), piece.id, tokens, 1 + token_spans(masked))
             )
             sizes[split] += len(piece.text.encode())
     watch.at_none()

@@ -47,6 +47,15 @@ def format_of(name: str, suffixes: Iterable[str] = ()) -> tuple[str, str] | None
     return None
 
 
+def path_of_document(name: str, suffixes: Iterable[str]) -> str | None:
+    """Return the name of a file, without that of its compression, if it is one document and not
+    many.
+    """
+    suffix, compression = format_of(name, suffixes) or (".txt", "")
+    many = suffix == PARQUET or READERS.get(suffix) in (read_json_lines, read_warc)
+    return None if many else name[: len(name) - len(compression)]
+
+
 def read_file(
     path: str, name: str, raw: RawTextConfig
 ) -> Generator[Found | Unread, None, tuple[int, str]]:

@@ -14,6 +14,9 @@ FEWEST_SHARDS, LEAST_BYTES = 16, 10**6  # a small corpus is work for several pro
 MOST_FILES = 10_000  # of a task: its settings hold their names
 
 
+WHAT_READING_NEEDS = {"kind", "suffixes", "text_key", "meta_keys", "licence"}
+
+
 class Reading:
     """Reads the files of each source, in the order of the sources; a task reads as many small files
     as make a shard, or one large one.
@@ -36,7 +39,7 @@ class Reading:
             for group in _groups(files, self._shard_bytes)
         ]
         self._raws = {
-            name: raw.model_dump(mode="json", include={"kind", "suffixes", "text_key", "meta_keys"})
+            name: raw.model_dump(mode="json", include=WHAT_READING_NEEDS)
             for name, raw in raws.items()
         }
 

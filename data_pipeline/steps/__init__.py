@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from data_pipeline.steps.clean.extract import Extract
 from data_pipeline.steps.clean.pii import Pii
+from data_pipeline.steps.curriculum import Curriculum
 from data_pipeline.steps.dedup.decontaminate import Decontaminate
 from data_pipeline.steps.dedup.exact_dedup import ExactDedup
 from data_pipeline.steps.dedup.near_dedup import NearDedup
@@ -15,6 +16,7 @@ from data_pipeline.steps.filters.perplexity import Perplexity
 from data_pipeline.steps.filters.top_fraction import TopFraction
 from data_pipeline.steps.filters.toxicity import Toxicity
 from data_pipeline.steps.filters.url import Url
+from data_pipeline.steps.licence import Licence
 from data_pipeline.steps.rewrite import Rewrite
 from data_pipeline.steps.sample import Sample
 from data_pipeline.steps.step import GlobalStep, Step
@@ -22,6 +24,7 @@ from data_pipeline.steps.step import GlobalStep, Step
 STEPS: dict[str, type[Step] | type[GlobalStep]] = {
     "extract": Extract,
     "url": Url,
+    "licence": Licence,
     "language": Language,
     "heuristics": Heuristics,
     "toxicity": Toxicity,
@@ -35,5 +38,6 @@ STEPS: dict[str, type[Step] | type[GlobalStep]] = {
     "decontaminate": Decontaminate,
     "rewrite": Rewrite,
     "sample": Sample,
+    "curriculum": Curriculum,
 }
 """In the order in which a pipeline usually has them; a run's order is that of its YAML."""

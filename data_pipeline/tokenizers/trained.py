@@ -60,8 +60,9 @@ def check_unchanged(path: Path, config: TrainedTokenizerSection) -> None:
         )
 
 
-def check_trainable(path: Path, config: TrainedTokenizerSection) -> None:
-    """Refuse to train where the name promises a tokenizer of another kind, or another's files lie.
+def check_trainable(path: Path, config: TrainedTokenizerSection, pieces: int | None) -> None:
+    """Refuse to train where nothing says how many pieces, the name promises a tokenizer of another
+    kind, or another's files lie.
 
     Raises:
       UserError: it does.
@@ -77,6 +78,11 @@ def check_trainable(path: Path, config: TrainedTokenizerSection) -> None:
         raise UserError(
             f"{beside}: this file belongs to a tokenizer that is not there, and would be written over; "
             "move it, or use a data.tokenizer in another folder"
+        )
+    if pieces is None:
+        raise UserError(
+            f"data.tokenizer={path}: it is not there, and without a model nothing says how many pieces one that is "
+            "trained has; add data.vocab_size, such as 32000, or name a tokenizer that is there"
         )
 
 

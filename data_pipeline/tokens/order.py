@@ -5,11 +5,13 @@ on other documents; and long documents in pieces.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 SPLITS = ("train", "validation")
 PLACES = 2**63  # places are below it
 ORDERS = 2**64
+# Keys of `meta`: the number of a document's bucket in a curriculum, and how many there are.
+BUCKET, BUCKETS = "curriculum_bucket", "curriculum_buckets"
 
 
 def split_place(identity: str) -> int:
@@ -24,6 +26,17 @@ def order_place(identity: str) -> int:
     first part.
     """
     return _hash("order", identity)
+
+
+def training_place(identity: str, meta: Mapping[str, object]) -> int:
+    """Return a piece's place in [0, ORDERS) among those that are learned from: in the range of its
+    document's bucket, if it has one.
+    """
+    place, bucket, buckets = order_place(identity), meta.get(BUCKET), meta.get(BUCKETS)
+    if not isinstance(bucket, int) or not isinstance(buckets, int):
+        return place
+    first, stop = (ORDERS * number // buckets for number in (bucket, bucket + 1))
+    return first + place * (stop - first) // ORDERS
 
 
 def threshold_of(fraction: float) -> int:

@@ -14,9 +14,11 @@ from typing import Any
 
 from maxlm.config.divisible import divisible, near_divisors
 from maxlm.config.errors import ConfigError, Problem
+from maxlm.config.mixture.stages import mixture_problems
 from maxlm.config.model import BLOCK_ACTIVATIONS
+from maxlm.config.pipeline.filters.word_list import MissingFileProblem
 from maxlm.config.positions.embedded import LearnedPosition, SinusoidalPosition
-from maxlm.config.schema import MeshConfig, RunConfig
+from maxlm.config.schema import DataConfig, MeshConfig, RunConfig
 from maxlm.files import place_of
 
 
@@ -301,8 +303,24 @@ def _remat_names(config: RunConfig) -> Iterator[Problem]:
 
 
 def _pipeline(config: RunConfig) -> Iterator[Problem]:
-    for index, step in enumerate(config.data.pipeline.steps):
-        yield from step.problems(f"data.pipeline.steps.{index}", config.data)
+    """Files that only `maxlm prepare` reads may be missing: a run trains without them."""
+    for problem in _step_problems(config.data):
+        if not isinstance(problem, MissingFileProblem):
+            yield problem
+
+
+def missing_step_files(data: DataConfig) -> list[Problem]:
+    """Return the files that steps of the pipeline need and that are not there."""
+    return [one for one in _step_problems(data) if isinstance(one, MissingFileProblem)]
+
+
+def _step_problems(data: DataConfig) -> Iterator[Problem]:
+    for index, step in enumerate(data.pipeline.steps):
+        yield from step.problems(f"data.pipeline.steps.{index}", data)
+
+
+def _mixture(config: RunConfig) -> Iterator[Problem]:
+    yield from mixture_problems(config.data)
 
 
 def _data_paths(config: RunConfig) -> Iterator[Problem]:
@@ -321,6 +339,13 @@ def _data_paths(config: RunConfig) -> Iterator[Problem]:
             yield Problem(f"{path}.raw.paths", text)
 
 
+def _trained_tokenizer(config: RunConfig) -> Iterator[Problem]:
+    asked, most = config.data.vocab_size, config.model.vocab_size
+    if asked is not None and asked > most:
+        text = f"data.vocab_size={asked} is more than model.vocab_size={most}, which must hold the tokenizer's pieces"
+        yield Problem("data.vocab_size", f"{text}; use data.vocab_size={most} or less, or null")
+
+
 def _own_tokenizer(config: RunConfig) -> Iterator[Problem]:
     """`maxlm prepare --force` may train the tokenizer again, but never the copy that a run goes on
     with.
@@ -335,6 +360,9 @@ def _paths(config: RunConfig) -> Iterator[Problem]:
     yield from _path("run_dir", config.run_dir, "runs/name")
     if config.train.init_from is not None:
         yield from _path("train.init_from.path", config.train.init_from.path, "runs/name")
+
+
+def _paths_of_data(config: RunConfig) -> Iterator[Problem]:
     yield from _path("data.tokenizer", config.data.tokenizer, "data/name/tokenizer.model")
     for name, source in config.data.sources.items():
         yield from _path(f"data.sources.{name}.path", source.path, "data/name")
@@ -436,7 +464,9 @@ def _profile(config: RunConfig) -> Iterator[Problem]:
 
 _CHECKS: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _paths,
+    _paths_of_data,
     _own_tokenizer,
+    _trained_tokenizer,
     _segments,
     _layers,
     _further_tokens,
@@ -452,6 +482,7 @@ _CHECKS: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _sequence_on_mesh,
     _stages,
     _data_paths,
+    _mixture,
     _pipeline,
     _objective,
     _optimizer,

@@ -37,10 +37,13 @@ class Changes(NamedTuple):
     Attributes:
       matter: changes that make another run.
       later: changes of the schedule that give other learning rates to steps to come alone.
+      mixture: changes of which source rows are of; whether rows that were read are among them is
+        known once the sources are open.
     """
 
     matter: list[Change]
     later: list[Change]
+    mixture: list[Change]
 
 
 class _Leaf(NamedTuple):
@@ -75,9 +78,12 @@ def compare_runs(old: Mapping[str, Any], new: RunConfig, *, steps_done: int) -> 
         matter += differing.get(OnResume.PIECES, [])
     # A run whose settings this version does not know has learning rates that it does not know.
     first = (0 if saved is None else first_changed_rate(saved, new)) if rates else None
+    mixture = differing.get(OnResume.MIXTURE, [])
     if first is None:
-        return Changes(matter, [])
-    return Changes(matter + rates, []) if first < steps_done else Changes(matter, rates)
+        return Changes(matter, [], mixture)
+    if first < steps_done:
+        return Changes(matter + rates, [], mixture)
+    return Changes(matter, rates, mixture)
 
 
 def compare_models(old: ModelConfig, new: ModelConfig) -> list[Change]:

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from maxlm.config.mixture.mix import MixConfig
+from maxlm.config.mixture.stages import StageConfig
 from maxlm.config.model import ModelConfig
 from maxlm.config.objectives import DEFAULT_OBJECTIVE, Objective
 from maxlm.config.optim import DEFAULT_OPTIMIZER, Optimizer
@@ -81,6 +83,12 @@ class SourceConfig(Section):
 
     path: Annotated[str, OnResume.FREE]
     weight: PositiveFloat = 1.0
+    tokens: Annotated[PositiveFloat | None, OnResume.MIXTURE] = Field(
+        None, description="that a run reads of it, such as 2e9; the weights share out the rest"
+    )
+    max_epochs: Annotated[PositiveFloat | None, OnResume.MIXTURE] = Field(
+        None, description="how often a run may read it (null: data.mix.max_epochs)"
+    )
     raw: Annotated[RawTextConfig | None, OnResume.FREE] = Field(
         None, description="raw text that `maxlm prepare` turns into this folder"
     )
@@ -90,9 +98,17 @@ class DataConfig(Section):
     """What the model reads: a weighted mixture of sources, packed into sequences."""
 
     sources: Annotated[dict[Name, SourceConfig], Field(min_length=1)]
+    mix: Annotated[MixConfig, OnResume.MIXTURE] = MixConfig()
+    stages: Annotated[tuple[StageConfig, ...], BeforeValidator(as_tuple), OnResume.MIXTURE] = Field(
+        (), description="mixtures one after the other, by tokens (none: one mixture)"
+    )
     tokenizer: Annotated[str, OnResume.FREE] = Field(
         description="file or folder: SentencePiece model, tokenizer.json, tiktoken file; a SentencePiece model that is "
         "absent is trained by `maxlm prepare`"
+    )
+    vocab_size: Annotated[PositiveInt | None, OnResume.FREE] = Field(
+        None,
+        description="pieces of a tokenizer that `maxlm prepare` trains (null: model.vocab_size)",
     )
     sequence_length: PositiveInt = Field(description="tokens per sequence")
     shuffle: Literal["global", "none"] = "global"
@@ -280,3 +296,33 @@ class RunConfig(Section):
     def tokens_per_step(self) -> int:
         """Tokens of a batch."""
         return self.train.batch_size * self.data.sequence_length
+
+    @property
+    def most_pieces(self) -> int | None:
+        """Pieces that a tokenizer may have."""
+        return self.model.vocab_size
+
+    @property
+    def trained_pieces(self) -> int | None:
+        """Pieces of a tokenizer that is trained."""
+        return self.data.vocab_size or self.model.vocab_size
+
+
+class DataFileConfig(Section):
+    """A file with `data` alone: all that `maxlm prepare` needs, and what runs include."""
+
+    data: DataConfig
+
+    @property
+    def most_pieces(self) -> int | None:
+        """Pieces that a tokenizer may have: no model limits them."""
+        return None
+
+    @property
+    def trained_pieces(self) -> int | None:
+        """Pieces of a tokenizer that is trained; None where the file does not say."""
+        return self.data.vocab_size
+
+
+Preparable = RunConfig | DataFileConfig
+"""What `maxlm prepare` works on."""

@@ -31,6 +31,7 @@ class OnResume(Enum):
     FREE = "how the run is executed, watched or stored: may change"
     RATE = "may change as long as no step that is done had another learning rate"
     PIECES = "may change unless a layer of the model judges microbatches"
+    MIXTURE = "may change as long as no row that was read was of another source"
     FIXED = "makes another run, within a section that is free"
 
 

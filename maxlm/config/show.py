@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
-from maxlm.config.reading.loader import LoadedRun
+from maxlm.config.reading.loader import LoadedData, LoadedRun
 from maxlm.config.reading.strict_yaml import FLOAT
 from maxlm.config.schema import RunConfig
 
@@ -22,8 +22,8 @@ _INCLUDE = {
 }
 
 
-def to_yaml(loaded: LoadedRun) -> str:
-    """Return the resolved run; each line ends with the origin of its value, and the whole loads
+def to_yaml(loaded: LoadedRun | LoadedData) -> str:
+    """Return the resolved settings; each line ends with the origin of its value, and the whole loads
     again.
     """
     config = loaded.config.model_dump(mode="json")

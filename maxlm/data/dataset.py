@@ -1,47 +1,50 @@
 """Rows of training data as a pure function of (seed, row number), for any split into batches and
 among hosts.
 
-Sources are shuffled, repeated and mixed by index (grain's MapDataset), so there is no iterator
-state: a step reads the rows that follow those consumed before it, a run resumes from their number
-alone, whatever its batch size then is, and any process can read any rows.
+Sources are shuffled, repeated and mixed by index, so there is no iterator state: a step reads the
+rows that follow those consumed before it, a run resumes from their number alone, whatever its batch
+size then is, and any process can read any rows.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-import grain
 import numpy as np
 
 from maxlm.config.errors import UserError
-from maxlm.config.objectives import DEFAULT_OBJECTIVE, Objective
 from maxlm.config.schema import DataConfig, SourceConfig
-from maxlm.data.examples import Examples, build_examples
+from maxlm.data.examples import DEFAULT_PURPOSE, Examples, Purpose, build_examples
 from maxlm.data.examples.packing import NO_TOKEN, split_masked
+from maxlm.data.mixture.plan import Reading, plan_mixture
+from maxlm.data.mixture.rows import Mixture, Stage
+from maxlm.data.mixture.table import readings, stage_lines, table_lines
 from maxlm.data.shards import INDEX_NAME, TokenShards
 from maxlm.data.tokenizers import Tokenizer, open_tokenizer
 from maxlm.data.windows import TrainingWindows, ValidationWindows
 
 Split = Literal["train", "validation"]
 Windows = TrainingWindows | ValidationWindows
-# Grain mixes by integers whose smallest is 100, so a share is at most 0.5 % off its weight.
-SMALLEST_SHARE = 100
 
 
 class Dataset:
     """Sequences addressed by their row number, read `batch_size` at a time; thread-safe.
 
     Made by `build_dataset`.
+
+    Attributes:
+      mixture: the source of each row.
     """
 
     def __init__(
         self,
         windows: Mapping[str, Windows],
-        shares: Mapping[str, int],
+        mixture: Mixture,
         *,
         shards: Mapping[str, TokenShards],
         tokenizer: Tokenizer,
@@ -52,13 +55,11 @@ class Dataset:
         self.batch_size, self.sequence_length = batch_size, sequence_length
         self.tokenizer, self.examples = tokenizer, examples
         self.shards = dict(shards)
-        self._num_windows = {name: source.num_windows for name, source in windows.items()}
-        self._shares = dict(shares)
-        datasets = [source.dataset() for source in windows.values()]
-        if len(datasets) == 1:
-            self._windows = datasets[0]
-        else:
-            self._windows = grain.MapDataset.mix(datasets, weights=list(shares.values()))
+        self.mixture = mixture
+        self.num_windows = {name: source.num_windows for name, source in windows.items()}
+        self._windows = {name: source.dataset() for name, source in windows.items()}
+        endless = any(isinstance(source, TrainingWindows) for source in windows.values())
+        self._num_rows = sys.maxsize if endless else sum(self.num_windows.values())
 
     @property
     def num_tokens(self) -> int:
@@ -70,7 +71,7 @@ class Dataset:
         """Batches in one pass over every source, the last one possibly filled with rows of weight
         0.
         """
-        return -(-sum(self._num_windows.values()) // self.batch_size)
+        return -(-sum(self.num_windows.values()) // self.batch_size)
 
     @property
     def fingerprint(self) -> str:
@@ -92,8 +93,9 @@ class Dataset:
         windows = np.full(
             (stop - start, self.sequence_length + self.examples.tokens_after), NO_TOKEN, np.int32
         )
-        for row, index in enumerate(range(start, min(stop, len(self._windows)))):
-            windows[row] = self._windows[index]
+        for row, index in enumerate(range(start, min(stop, self._num_rows))):
+            name, place = self.mixture.place(index)
+            windows[row] = self._windows[name][place]
         tokens, masked = split_masked(windows)
         return self.examples(tokens, range(start, stop), masked)
 
@@ -101,11 +103,20 @@ class Dataset:
         """Return how often each source was read through (to a sequence) by a run that consumed rows
         [0, rows).
         """
-        total = sum(self._shares.values())
         return {
-            name: rows * share / total / self._num_windows[name]
-            for name, share in self._shares.items()
+            name: count / self.num_windows[name]
+            for name, count in self.mixture.consumed(rows).items()
         }
+
+    def reading_lines(self, rows: int) -> list[str]:
+        """Return what a run of rows [0, rows) reads of each source, as lines of a table, and of its
+        stages, if there are any; nothing of a single source.
+        """
+        if len(self.num_windows) == 1:
+            return []
+        size = {"length": self.sequence_length, "rows": rows}
+        lines = table_lines(readings(self.mixture, self.num_windows, **size))
+        return lines + list(stage_lines(self.mixture, **size)) * (len(self.mixture.stages) > 1)
 
 
 def build_dataset(
@@ -115,9 +126,9 @@ def build_dataset(
     batch_size: int,
     split: Split,
     source: str | None = None,
+    num_steps: int | None = None,
     vocab_size: int | None = None,
-    objective: Objective = DEFAULT_OBJECTIVE,
-    depth: int = 0,
+    purpose: Purpose = DEFAULT_PURPOSE,
 ) -> Dataset:
     """Open the sources of a run, or one of them, and check all that is cheap to check.
 
@@ -126,13 +137,13 @@ def build_dataset(
       batch_size: sequences per step over all hosts.
       split: `train` is endless, shuffled and mixed; `validation` is one source once, in its order.
       source: name of the only source to read.
+      num_steps: of the run, if how much of the sources it reads follows from its length.
       vocab_size: the model's vocabulary, which the tokenizer must fit in.
-      objective: what the fields of a batch are for.
-      depth: how many further tokens the model has modules for.
+      purpose: what the fields of a batch are for.
 
     Raises:
-      UserError: folders, indexes or shards that are missing or damaged, or a tokenizer that does
-        not match.
+      UserError: folders, indexes or shards that are missing or damaged, a tokenizer that does not
+        match, or sources that are too small for the mixture.
     """
     configs = {source: data.sources[source]} if source else dict(sorted(data.sources.items()))
     assert split == "train" or len(configs) == 1, "validation reads one source at a time"
@@ -144,7 +155,7 @@ def build_dataset(
         )
     shards = _open_all(configs, split, tokenizer)
     length, shuffle = data.sequence_length, data.shuffle == "global"
-    examples = build_examples(objective, tokenizer, seed=seed, depth=depth)
+    examples = build_examples(purpose, tokenizer, seed=seed)
     more: dict[str, int] = {"sequence_length": length, "tokens_after": examples.tokens_after}
     windows: dict[str, Windows] = {}
     for name, opened in shards.items():
@@ -152,9 +163,14 @@ def build_dataset(
             windows[name] = TrainingWindows(opened, seed=seed, name=name, shuffle=shuffle, **more)
         else:
             windows[name] = ValidationWindows(opened, **more)
+    sizes = {name: opened.num_windows for name, opened in windows.items()}
+    if source is not None or split == "validation":
+        mixture = Mixture([Stage(0, dict.fromkeys(sizes, 1))])
+    else:
+        mixture = plan_mixture(data, sizes, Reading(batch_size, num_steps))
     return Dataset(
         windows,
-        mixture_shares({name: config.weight for name, config in configs.items()}),
+        mixture,
         shards=shards,
         tokenizer=tokenizer,
         examples=examples,
@@ -170,12 +186,6 @@ def validation_sources(data: DataConfig) -> list[str]:
         for n, source in data.sources.items()
         if (Path(source.path) / "validation" / INDEX_NAME).exists()
     )
-
-
-def mixture_shares(weights: Mapping[str, float]) -> dict[str, int]:
-    """Return integer shares in proportion to the weights, the smallest 100."""
-    smallest = min(weights.values())
-    return {name: round(SMALLEST_SHARE * (weight / smallest)) for name, weight in weights.items()}
 
 
 def _open_all(

@@ -100,7 +100,7 @@ METRICS = (
     Metric(
         "data/epoch/<source>",
         "epochs",
-        "passes over the source that this row of the present mixture stands at",
+        "how often the source was read, by the rows so far",
     ),
     Metric(
         "data/token_hash",

@@ -45,6 +45,7 @@ class Summary:
       bubble: share of a step in which a pipeline's stages wait for each other; None without a
         pipeline.
       stage_inputs: microbatches' activations that each stage of a pipeline keeps, and their bytes.
+      mixture: lines about what is read of each source, where there are several.
     """
 
     run_dir: str
@@ -60,6 +61,7 @@ class Summary:
     total_flops: float
     bubble: float | None = None
     stage_inputs: tuple[int, int] = (0, 0)
+    mixture: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,6 +286,7 @@ def _start_rows(summary: Summary) -> list[tuple[str, str]]:
                 f"bubble {summary.bubble:.1%} of a step, {number} stage inputs kept ({_bytes(size)})",
             )
         )
+    rows += [("mixture", line) for line in summary.mixture]
     if summary.resume_step:
         rows.insert(0, ("resuming", f"after step {summary.resume_step}"))
     return rows

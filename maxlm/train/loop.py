@@ -215,6 +215,7 @@ class _Loop:
             "config": self.config.model_dump(mode="json"),
             **({"published": self.published} if self.published else {}),
             "data": self.datasets.train.fingerprint,
+            "mixture": self.datasets.train.mixture.until(self.consumption.at(step).rows),
             "tokenizer": self.datasets.train.tokenizer.fingerprint,
             "versions": {name: version(name) for name in _VERSIONED}
             | {"python": platform.python_version()},
@@ -285,7 +286,7 @@ def _refuse_changes(record: dict[str, Any] | None, config: RunConfig, datasets: 
     if record is None:
         return
     _refuse_fewer_steps(record["step"], config)
-    matter, later = compare_runs(record["config"], config, steps_done=record["step"])
+    matter, later, mixture = compare_runs(record["config"], config, steps_done=record["step"])
     if later:
         log.warning(
             "learning rates of steps to come are not the saved run's: %s",
@@ -298,6 +299,15 @@ def _refuse_changes(record: dict[str, Any] | None, config: RunConfig, datasets: 
             f"data.sources (the tokens): {record['data'][:12]} -> {datasets.train.fingerprint[:12]}"
         )
         reordered = True
+    before = record.get("mixture")
+    now = datasets.train.mixture.until(record["consumed"]["rows"])
+    if before is not None and before != now:
+        changes += [*map(str, mixture), f"the mixture of rows that were read: {before} -> {now}"]
+        reordered = True
+    elif mixture:
+        log.warning(
+            "rows to come are not mixed as in the saved run: %s", ", ".join(map(str, mixture))
+        )
     tokenizer = datasets.train.tokenizer.fingerprint
     if record.get("tokenizer", tokenizer) != tokenizer:
         changes.append(

@@ -289,4 +289,5 @@ class Reporter:
             total_flops=float(total.flops),
             bubble=schedule.bubble if schedule.stages > 1 else None,
             stage_inputs=(kept, kept * inputs),
+            mixture=tuple(self._dataset.reading_lines(total.rows)),
         )

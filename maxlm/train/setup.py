@@ -17,7 +17,7 @@ from maxlm.config.checks import resolve_mesh
 from maxlm.config.errors import ConfigError, Problem
 from maxlm.config.schema import MeshConfig, RunConfig
 from maxlm.data.dataset import Dataset, build_dataset, validation_sources
-from maxlm.data.examples import fields_of
+from maxlm.data.examples import Purpose, fields_of
 from maxlm.jax_versions import FUSED_GATHERS
 from maxlm.layers.layer import Local
 from maxlm.models import cost
@@ -117,10 +117,13 @@ def open_datasets(config: RunConfig) -> Datasets:
         "seed": config.runtime.seed,
         "batch_size": config.train.batch_size,
         "vocab_size": config.model.vocab_size,
-        "objective": config.objective,
     }
+    learned = Purpose(config.objective, config.model.mtp_depth)
+    train = build_dataset(
+        config.data, split="train", num_steps=config.train.num_steps, purpose=learned, **shared
+    )
     # Held-out text is for the next token alone.
-    train = build_dataset(config.data, split="train", depth=config.model.mtp_depth, **shared)
+    shared["purpose"] = Purpose(config.objective)
     sources = validation_sources(config.data)
     return Datasets(
         train,

@@ -226,9 +226,11 @@ def test_more_steps_are_a_change_where_a_rate_of_a_step_done_changes(
     for done in (1, 10, 11, 80, 81, 100):
         compared = compare_runs(old.model_dump(mode="json"), new, steps_done=done)
         if first is None:
-            assert compared == Changes([], [])
+            assert compared == Changes([], [], [])
         else:
-            assert compared == (Changes(change, []) if first < done else Changes([], change))
+            assert compared == (
+                Changes(change, [], []) if first < done else Changes([], change, [])
+            )
 
 
 def test_first_changed_rates_are_those_of_a_search_through_all_steps(
@@ -281,7 +283,7 @@ def test_an_end_of_decay_that_no_rate_depends_on_may_change(write_run: Callable[
     old = with_schedule(write_run, kind="constant").model_dump(mode="json")
     assert compare_runs(
         old, with_schedule(write_run, kind="constant", final_fraction=0.5), steps_done=9
-    ) == ([], [])
+    ) == ([], [], [])
     slower = with_schedule(write_run, "optimizer.learning_rate=1e-4", kind="constant")
     assert compare_runs(old, slower, steps_done=1).matter == [
         Change("optimizer.learning_rate", 3e-4, 1e-4)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from maxlm.config.errors import UserError
 from maxlm.config.schema import DataConfig
 from maxlm.data import token_hash
-from maxlm.data.dataset import build_dataset, mixture_shares, validation_sources
+from maxlm.data.dataset import build_dataset, validation_sources
 from maxlm.data.shards import ShardWriter, TokenShards
 
 
@@ -63,9 +63,12 @@ def test_any_split_among_hosts_gives_the_same_batch(mixed, cuts, step):
         )
 
 
-@pytest.fixture
-def mixed(make_dataset):
-    return make_dataset({"a": 3.0, "b": 1.0, "c": 0.5}, batch_size=16)
+STAGES = [{"until_tokens": 32 * 37}, {"until_tokens": 32 * 90, "weights": {"b": 1.0}}, {}]
+
+
+@pytest.fixture(params=[(), STAGES], ids=["one mixture", "stages"])
+def mixed(make_dataset, request):
+    return make_dataset({"a": 3.0, "b": 1.0, "c": 0.5}, batch_size=16, stages=request.param)
 
 
 def test_order_and_host_do_not_matter(make_data):
@@ -186,12 +189,29 @@ def test_mixture_has_its_shares_of_rows(make_data, tmp_path):
         assert dataset.epochs(1000)[name] == pytest.approx(counts[name] / windows, abs=1 / windows)
 
 
-@given(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=8))
-def test_integer_shares_are_close_to_the_weights(weights):
-    shares = mixture_shares(dict(enumerate(weights)))
-    assert min(shares.values()) == 100
-    for name, weight in enumerate(weights):
-        assert shares[name] / 100 == pytest.approx(weight / min(weights), rel=5.1e-3)
+def test_stages_read_what_their_mixtures_say_and_go_on_in_each_source(make_data, tmp_path):
+    """Every row of every step against the sources read alone: their windows in their order, none
+    twice, in numbers that are counted here.
+    """
+    weights = {"a": 1.0, "b": 3.0}
+    data = make_data(weights, stages=STAGES)
+    mixed = build_dataset(data, seed=3, batch_size=8, split="train")
+    alone = {
+        name: build_dataset(data, seed=3, batch_size=8, split="train", source=name)
+        for name in weights
+    }
+    streams = {name: dataset.rows(0, 200)["tokens"] for name, dataset in alone.items()}
+    read = dict.fromkeys(weights, 0)
+    at = {}
+    for step in range(20):
+        for row, tokens in enumerate(whole(mixed, step)["tokens"]):
+            at[8 * step + row] = dict(read)
+            (name,) = [n for n in weights if (streams[n][read[n]] == tokens).all()]
+            read[name] += 1
+    assert mixed.epochs(160) == {n: read[n] / alone[n].num_windows[n] for n in weights}
+    assert at[37]["b"] == pytest.approx(37 * 3 / 4, abs=1)
+    assert at[90] == {"a": at[37]["a"], "b": at[37]["b"] + 53}
+    assert read["b"] - at[90]["b"] == pytest.approx(70 * 3 / 4, abs=1)
 
 
 def test_order_of_sources_in_the_file_does_not_matter(make_data):

@@ -1,6 +1,7 @@
 import argparse
 import errno
 import fcntl
+import io
 import json
 import os
 import signal
@@ -11,12 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from data_pipeline import prepare as prepare_module
 from data_pipeline import staging
 from data_pipeline.manifest import read_manifest
+from data_pipeline.prepared import say_mixture
+from data_pipeline.report import Report
 from maxlm.config.errors import UserError
-from maxlm.config.schema import RunConfig
+from maxlm.config.schema import DataFileConfig, RunConfig
 from maxlm.data.dataset import build_dataset
 from maxlm.data.shards import TokenShards
 from maxlm.data.shards.document_ids import trace
@@ -71,6 +75,20 @@ def test_what_is_prepared_can_be_read_and_says_what_was_put_in(run_config, do, r
     dataset = build_dataset(config.data, seed=0, batch_size=2, split="train", vocab_size=400)
     assert dataset.rows(0, 2)["tokens"].shape == (2, 16)
     assert not (tmp_path / "out/text/.preparing").exists()
+
+
+def test_a_file_with_data_alone_gives_what_a_run_does(run_config, do, hashes, tmp_path):
+    do(run_config(out=tmp_path / "one"))
+    config = run_config(out=tmp_path / "two")
+    alone = DataFileConfig(data=config.data.model_copy(update={"vocab_size": 400}))
+    do(alone)
+    assert hashes(tmp_path / "one") == hashes(tmp_path / "two")
+    # A run that names what is prepared trains on it, and a larger model's changes nothing.
+    assert "already prepared" in do(config)
+    assert "already prepared" in do(alone)
+    (tmp_path / "two/tokenizer.model").unlink()
+    with pytest.raises(UserError, match=r"how many pieces .*; add data\.vocab_size, such as 32000"):
+        do(DataFileConfig(data=config.data))
 
 
 def test_same_texts_give_the_same_bytes(run_config, do, hashes, tmp_path):
@@ -354,6 +372,17 @@ def test_two_sources_share_a_tokenizer_and_one_is_added_later(
     assert "text: tokenize" not in out
     assert hashes(tmp_path / "out/text") == before
     build_dataset(config.data, seed=0, batch_size=2, split="train").rows(0, 2)
+    # What the run will read of them is said, or why it cannot.
+    for settings, expected in (({}, ["source", "more", "text"]), ({"tokens": 1e9}, ["the"])):
+        sources = {
+            name: source.model_copy(update=settings) for name, source in config.data.sources.items()
+        }
+        data = config.data.model_copy(update={"sources": sources})
+        out = io.StringIO()
+        say_mixture(
+            config.model_copy(update={"data": data}), Report(Console(file=out, soft_wrap=True))
+        )
+        assert [line.split()[0] for line in out.getvalue().splitlines()] == expected
 
 
 def test_damage_is_named_and_force_repairs_it(run_config, do, hashes, tmp_path):

@@ -29,9 +29,7 @@ class TopFraction:
     def keys(self, documents: Iterator[Document], shard: Shard, given: Sequence[Path]) -> Arrays:
         """Return a number for each document that sorts as its score."""
         del shard, given
-        values = (document.meta.get(self._config.score) for document in documents)
-        numbers = np.array([_number(value) for value in values], np.float64)
-        return {"order": sortable(self._sign * numbers)}
+        return {"order": order_numbers(documents, self._config.score, sign=self._sign)}
 
     def reduce(self, keys: Sequence[Path], work: Work) -> Decision:
         """Find the score at the threshold, sixteen bits at a time."""
@@ -43,9 +41,9 @@ class TopFraction:
         ]
         total = sum(_order(path).size for path in own)
         wanted = ceil(total * self._config.fraction)
-        least, ties = _select(own, wanted) if wanted else (0, 0)
+        least, ties = select_greatest(own, wanted) if wanted else (0, 0)
         report = {"documents": total, "kept": wanted, "least": self._limit(least)}
-        return Decision(self._verdicts(keys, set(own), least, ties), report)
+        return Decision(self._verdicts(keys, own, greatest(own, least, ties)), report)
 
     def apply(self, documents: Iterator[Document], verdict: Arrays) -> Iterator[Document | Dropped]:
         """Yield the documents of a shard that stay."""
@@ -59,21 +57,35 @@ class TopFraction:
 
     def _limit(self, order: int) -> float | None:
         """Return the score at the threshold."""
-        score = _score(order)
+        score = score_of(order)
         return None if score is None else self._sign * score
 
     def _verdicts(
-        self, keys: Sequence[Path], own: set[Path], least: int, ties: int
+        self, keys: Sequence[Path], own: Sequence[Path], chosen: Iterator[np.ndarray]
     ) -> Iterator[Arrays]:
+        counted = set(own)
         for path in keys:
-            order = _order(path)
-            keep = np.ones(order.size, bool)
-            if path in own:
-                equal = order == np.uint64(least)
-                rank = np.cumsum(equal)
-                keep = (order > np.uint64(least)) | (equal & (rank <= ties))
-                ties -= min(ties, int(equal.sum()))
+            keep = next(chosen) if path in counted else np.ones(_order(path).size, bool)
             yield {"keep": keep}
+
+
+def greatest(paths: Sequence[Path], least: int, ties: int) -> Iterator[np.ndarray]:
+    """Yield, for each file, which of its documents are above `least` or among the first `ties` that
+    are equal to it.
+    """
+    for path in paths:
+        order = _order(path)
+        equal = order == np.uint64(least)
+        yield (order > np.uint64(least)) | (equal & (np.cumsum(equal) <= ties))
+        ties -= min(ties, int(equal.sum()))
+
+
+def order_numbers(documents: Iterator[Document], score: str, *, sign: int = 1) -> np.ndarray:
+    """Return uint64 numbers that sort as the documents' scores times `sign`, those without one below
+    all.
+    """
+    values = (document.meta.get(score) for document in documents)
+    return sortable(sign * np.array([_number(value) for value in values], np.float64))
 
 
 def sortable(values: np.ndarray) -> np.ndarray:
@@ -83,13 +95,13 @@ def sortable(values: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(values), np.uint64(0), order)
 
 
-def _score(order: int) -> float | None:
+def score_of(order: int) -> float | None:
     """Return the score that a number of `sortable` stands for."""
     bits = order ^ (1 << 63) if order >> 63 else ~order & (2**64 - 1)
     return float(np.uint64(bits).view(np.float64)) if order else None
 
 
-def _select(paths: Sequence[Path], wanted: int) -> tuple[int, int]:
+def select_greatest(paths: Sequence[Path], wanted: int) -> tuple[int, int]:
     """Return the wanted-th greatest number of all files, and how many equal to it are wanted.
 
     Each pass counts the next 16 bits of the numbers that begin as the one that is sought: whatever

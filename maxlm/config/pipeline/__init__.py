@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field
 
 from maxlm.config.pipeline.clean.extract import ExtractConfig
 from maxlm.config.pipeline.clean.pii import PiiConfig
+from maxlm.config.pipeline.curriculum import CurriculumConfig
 from maxlm.config.pipeline.dedup.decontaminate import DecontaminateConfig
 from maxlm.config.pipeline.dedup.exact_dedup import ExactDedupConfig
 from maxlm.config.pipeline.dedup.near_dedup import NearDedupConfig
@@ -20,6 +21,7 @@ from maxlm.config.pipeline.filters.perplexity import PerplexityConfig
 from maxlm.config.pipeline.filters.top_fraction import TopFractionConfig
 from maxlm.config.pipeline.filters.toxicity import ToxicityConfig
 from maxlm.config.pipeline.filters.url import UrlConfig
+from maxlm.config.pipeline.licence import LicenceConfig
 from maxlm.config.pipeline.rewrite import RewriteConfig
 from maxlm.config.pipeline.sample import SampleConfig
 from maxlm.config.pipeline.tokenizer import BpeConfig, TrainedTokenizer
@@ -45,7 +47,9 @@ PipelineStep = Annotated[
     | TopFractionConfig
     | PerplexityConfig
     | RewriteConfig
-    | PiiConfig,
+    | PiiConfig
+    | CurriculumConfig
+    | LicenceConfig,
     Field(discriminator="kind"),
 ]
 """What is done with documents between reading and tokenizing."""

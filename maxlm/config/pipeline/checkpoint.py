@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from maxlm.config.errors import Problem
+from maxlm.config.pipeline.filters.word_list import MissingFileProblem
 from maxlm.config.section import Count, Section
 
 
@@ -29,7 +30,7 @@ class CheckpointSection(Section):
         """
         if not any(self.files()):
             what = f"checkpoint of step {self.step}" if self.step is not None else "model"
-            yield Problem(
+            yield MissingFileProblem(
                 f"{path}.path",
                 f"{path}.path={self.path!r}: there is no {what}; give the run_dir of a trained run, or a folder of "
                 "published weights",

@@ -30,7 +30,10 @@ class RawTextConfig(Section):
         ("url", "date", "language", "license", "licence"),
         description="keys and columns that are kept beside the text",
     )
-    licence: str | None = Field(None, description="of all its texts; goes to the manifest")
+    licence: str | None = Field(
+        None,
+        description="of all its texts that name no other, by its SPDX identifier; goes to the manifest and to `meta`",
+    )
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.05, description="share of documents held out, chosen by a hash of the document's name"
     )

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -19,9 +19,10 @@ from maxlm.config.model import shared_path
 from maxlm.config.reading.explain import did_you_mean, explain
 from maxlm.config.reading.paths import child, flatten, sections
 from maxlm.config.reading.strict_yaml import Node, read_value, read_yaml
-from maxlm.config.schema import RunConfig
+from maxlm.config.schema import DataFileConfig, RunConfig
 
 COMMAND_LINE = "command line"
+Root = TypeVar("Root", RunConfig, DataFileConfig)
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,14 @@ class LoadedRun:
     """
 
     config: RunConfig
+    origins: dict[str, str]
+
+
+@dataclass(frozen=True)
+class LoadedData:
+    """A valid file with `data` alone, and where each of its values comes from."""
+
+    config: DataFileConfig
     origins: dict[str, str]
 
 
@@ -46,15 +55,22 @@ def load_run(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Loa
     """
     name = _display(Path(path))
     settings = _override(_read_with_includes(Path(path), name), overrides)
-    origins = dict(settings.origins())
-    config, problems = _validate(settings.plain(), origins)
-    if problems or config is None:
-        raise ConfigError(problems, name)
-    leaves = flatten(config.model_dump(mode="json"))
-    return LoadedRun(
-        config,
-        {key: origins.get(key) or origins.get(shared_path(key), "default") for key in leaves},
-    )
+    return LoadedRun(*_resolve(settings, name, RunConfig))
+
+
+def load_data(
+    path: str | os.PathLike[str], overrides: Sequence[str] = ()
+) -> LoadedRun | LoadedData:
+    """Load what `maxlm prepare` needs: a run, or a file that has `data` and nothing else.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    name = _display(Path(path))
+    settings = _override(_read_with_includes(Path(path), name), overrides)
+    if settings.plain().keys() == {"data"}:
+        return LoadedData(*_resolve(settings, name, DataFileConfig))
+    return LoadedRun(*_resolve(settings, name, RunConfig))
 
 
 def load_ladder(path: str | os.PathLike[str]) -> LadderConfig:
@@ -80,22 +96,33 @@ def load_ladder(path: str | os.PathLike[str]) -> LadderConfig:
     return ladder.model_copy(update={"base": str(base)})
 
 
+def _resolve(settings: Node, name: str, root: type[Root]) -> tuple[Root, dict[str, str]]:
+    """Return the config of a file's settings, and where each of its values comes from."""
+    origins = dict(settings.origins())
+    config, problems = _validate(settings.plain(), origins, root)
+    if problems or config is None:
+        raise ConfigError(problems, name)
+    leaves = flatten(config.model_dump(mode="json"))
+    known = {key: origins.get(key) or origins.get(shared_path(key), "default") for key in leaves}
+    return config, known
+
+
 def _validate(
-    data: dict[str, Any], origins: Mapping[str, str]
-) -> tuple[RunConfig | None, list[Problem]]:
+    data: dict[str, Any], origins: Mapping[str, str], root: type[Root]
+) -> tuple[Root | None, list[Problem]]:
     """Return the config and its problems; sections that are valid by themselves are cross-checked
     in any case.
     """
-    config: RunConfig | None = None
+    config: Root | None = None
     problems: list[Problem] = []
     try:
-        config = RunConfig.model_validate(data)
-        valid = {name: getattr(config, name) for name in RunConfig.model_fields}
+        config = root.model_validate(data)
+        valid = {name: getattr(config, name) for name in root.model_fields}
     except ValidationError as error:
-        problems = explain(error, origins)
+        problems = explain(error, origins, root)
         broken = {str(detail["loc"][0]) for detail in error.errors(include_url=False)}
         valid = {}
-        for name, field in RunConfig.model_fields.items():
+        for name, field in root.model_fields.items():
             if name not in broken:
                 # With what completes a section without `kind`.
                 kind: Any = field.rebuild_annotation()

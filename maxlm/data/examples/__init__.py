@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from maxlm.config.objectives import Objective
+from maxlm.config.objectives import DEFAULT_OBJECTIVE, Objective
 from maxlm.data.examples.further import further_fields
 from maxlm.data.examples.next_token import NextTokenExamples
 from maxlm.data.tokenizers import Tokenizer
@@ -34,17 +34,30 @@ class Examples(Protocol):
         """
 
 
+class Purpose(NamedTuple):
+    """What the fields of a batch are for.
+
+    Attributes:
+      objective: what is learned.
+      depth: how many further tokens the model has modules for.
+    """
+
+    objective: Objective = DEFAULT_OBJECTIVE
+    depth: int = 0
+
+
+DEFAULT_PURPOSE = Purpose()
+
 EXAMPLES: dict[str, Any] = {
     "next_token": NextTokenExamples,
 }
 
 
-def build_examples(
-    objective: Objective, tokenizer: Tokenizer, *, seed: int, depth: int = 0
-) -> Examples:
+def build_examples(purpose: Purpose, tokenizer: Tokenizer, *, seed: int) -> Examples:
     """Build what turns windows into the fields of an objective; with a depth, into those of so many
     further tokens too.
     """
+    objective, depth = purpose
     more = {"depth": depth} if depth else {}
     built: Examples = EXAMPLES[objective.kind](objective, tokenizer, seed=seed, **more)
     return built

@@ -130,3 +130,17 @@ def test_lines_are_numbered_as_an_editor_numbers_them(tmp_path, read):
     assert reading.skipped.examples == {
         "line without a `text`": f"{(tmp_path / 'a.jsonl').as_posix()}:5"
     }
+
+
+def test_documents_of_a_source_have_its_licence_unless_they_name_one(read, tmp_path):
+    (tmp_path / "texts.jsonl").write_text('{"text": "a"}\n{"text": "b", "license": "MIT"}\n')
+    (tmp_path / "more.txt").write_text("c")
+    found = read(tmp_path, licence="CC0-1.0").documents
+    assert [(one.text, one.meta.get("licence"), one.meta.get("license")) for one in found] == [
+        ("c", "CC0-1.0", None),
+        ("a", "CC0-1.0", None),
+        ("b", None, "MIT"),
+    ]
+    # Rules for code know a file's language by its name.
+    assert found[0].meta["path"].endswith("/more.txt")
+    assert "path" not in found[1].meta

@@ -32,10 +32,16 @@ def missing_files(path: str, files: tuple[str, ...]) -> Iterator[Problem]:
         yield from missing_file(f"{path}.{index}", name)
 
 
+class MissingFileProblem(Problem):
+    """A file that `maxlm prepare` needs and training does not."""
+
+
 def missing_file(path: str, name: str) -> Iterator[Problem]:
     """Yield a problem if a file is not there; `path` is the setting that names it."""
     if not Path(name).is_file():
-        yield Problem(path, f"{path}: {name}: there is no such file; correct or remove it")
+        yield MissingFileProblem(
+            path, f"{path}: {name}: there is no such file; correct or remove it"
+        )
 
 
 def _entries(value: Any) -> Any:

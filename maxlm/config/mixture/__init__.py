@@ -1,0 +1,1 @@
+"""Settings of how much of each source a run reads, and when."""

@@ -1,0 +1,1 @@
+"""Which source each row of the training data is of, and how much of each a run reads."""

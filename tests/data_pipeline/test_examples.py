@@ -1,0 +1,263 @@
+"""The presets for web pages and for code: real text through every step to a trained model."""
+
+import gzip
+import html
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from maxlm.cli import main
+from maxlm.config import load_data
+from maxlm.data.shards import TokenShards
+from maxlm.data.tokenizers import open_tokenizer
+from tests.conftest import QUICK_COMPILE
+from tests.data_pipeline.readers.test_warc import response
+from tests.small_models import model_settings
+
+ROOT = Path(__file__).parents[2]
+CACHE = os.environ.get("JAX_COMPILATION_CACHE_DIR", "")
+WORDS = 250  # of a page, about
+GERMAN = (
+    "Der schnelle braune Fuchs springt im Morgengrauen ueber den faulen Hund, und die Kinder sehen ihm dabei zu. "
+    "Danach gehen sie nach Hause, weil es regnet und der Weg durch den Wald noch lang ist. "
+) * 6
+
+
+def pages():
+    """Return the language reference that Python brings along, cut into pages of prose and examples."""
+    found = []
+    for name, text in sorted(topics.items()):
+        held = []
+        for paragraph in re.split(r"\n\s*\n", text):
+            held.append(paragraph)
+            if sum(len(one.split()) for one in held) >= WORDS:
+                found.append((f"{name}-{len(found)}", held))
+                held = []
+    return found
+
+
+def as_html(title, paragraphs):
+    """Return a page with a menu and a footer around its text."""
+    parts = [
+        f"<pre>{html.escape(one)}</pre>"
+        if all(line.startswith("   ") for line in one.splitlines())
+        else f"<p>{html.escape(' '.join(one.split()))}</p>"
+        for one in paragraphs
+    ]
+    menu = "".join(f"<li><a href='/{word}'>{word}</a></li>" for word in ("home", "index", "about"))
+    return (
+        f"<html><head><title>{title}</title></head><body><nav><ul>{menu}</ul></nav><main><article>"
+        f"<h1>{title}</h1>{''.join(parts)}</article></main><footer>All rights</footer></body></html>"
+    )
+
+
+def plain(paragraphs):
+    return " ".join(" ".join(paragraphs).split())
+
+
+ADDRESS = "guido.example@python-mail.org"
+
+
+def write_crawl(folder, real):
+    """Write an archive of real pages, with one of every kind that a step is there for."""
+    first, second, third = (real[number][1] for number in (3, 40, 80))
+
+    def of_two(one, two):  # like neither of them, but with passages of both
+        return [*real[one][1][: len(real[one][1]) // 2], *real[two][1][len(real[two][1]) // 2 :]]
+
+    planted = {
+        "deep": "<div>" * 2000 + plain(first),
+        "german": as_html("Fuchs", [GERMAN]),
+        "menu": as_html("Menu", ["home\nnews\nabout\ncontact " * 30]),
+        "toxic": as_html("Bad", [*second, "You are a complete frobnicator of the worst kind."]),
+        "copy": as_html(real[3][0], first),
+        "near": as_html("Nearly", [*second[:-1], second[-1] + " A last sentence is added here."]),
+        "passage": as_html("Quoting", [*third[: len(third) // 2], *real[120][1]]),
+        "leaked": as_html("Exam", [*of_two(90, 95), BENCHMARK]),
+        "mail": as_html("Mail", [*of_two(140, 150), f"Write to {ADDRESS} about it."]),
+    }
+    records = [
+        response(f"blocked/{name}", body=page.encode()).replace(b"example.org", b"blocked.test")
+        if name == "blocked"
+        else response(name, body=page.encode())
+        for name, page in [
+            *((name, as_html(name, paragraphs)) for name, paragraphs in real),
+            *planted.items(),
+            ("blocked", as_html("Blocked", real[60][1])),
+        ]
+    ]
+    folder.mkdir(parents=True)
+    (folder / "crawl.warc.gz").write_bytes(b"".join(map(gzip.compress, records)))
+
+
+BENCHMARK = (
+    "Question 17: a train with forty wagons leaves the northern harbour at nine and meets the other train at noon; "
+    "how many wagons does the second train have if each of them carries seven crates of oranges?"
+)
+
+
+@pytest.fixture
+def web(tmp_path, monkeypatch):
+    """A folder with all that the preset needs, and the names of what its models are trained on."""
+    monkeypatch.chdir(tmp_path)
+    real, web = pages(), tmp_path / "data/web"
+    write_crawl(web / "raw", real)
+    for name in ("good", "bad"):
+        (web / name).mkdir()
+    good, generator = [plain(paragraphs) for _, paragraphs in real[::2]], np.random.default_rng(0)
+    for number, text in enumerate(good):
+        (web / f"good/{number}.txt").write_text(text)
+        words = np.array(text.split())
+        (web / f"bad/{number}.txt").write_text(
+            " ".join(generator.permutation(words)[:60]) + " buy now"
+        )
+    (web / "benchmark.jsonl").write_text(json.dumps({"question": BENCHMARK}) + "\n")
+    (web / "blocked_domains.txt").write_text("blocked.test\n")
+    (web / "toxic_words.txt").write_text("frobnicator # a made-up word\n")
+    return web
+
+
+def train(tmp_path, preset):
+    """Train a few steps on a preset's data; return the losses."""
+    run = {
+        "include": [str(ROOT / "configs/data" / preset)],
+        "run_dir": str(tmp_path / "run"),
+        "model": model_settings(
+            vocab_size=512, num_layers=1, embed_dim=32, num_heads=2, mlp_dim=64
+        ),
+        "data": {"vocab_size": 512, "sequence_length": 64},
+        "optimizer": {"learning_rate": 1e-2},
+        "train": {"num_steps": 12, "batch_size": 8, "log_every": 1, "eval_batches": 1},
+        "metrics": {"tensorboard": False},
+        "runtime": {"platform": "cpu", **({"compile_cache": CACHE} if CACHE else {})},
+    }
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
+    command = [sys.executable, "-m", "maxlm", "train", "run.yaml"]
+    environment = {**os.environ, "XLA_FLAGS": QUICK_COMPILE, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    return [one["train/loss"] for one in map(json.loads, lines) if "train/loss" in one]
+
+
+def report_of(folder):
+    return json.loads((folder / "report.json").read_text())["steps"]
+
+
+def reasons_of(folder):
+    """Return {step: {reason: documents}} of a prepared source."""
+    steps = report_of(folder)
+    return {one["step"].partition("-")[2] or one["step"]: one["reasons"] for one in steps}
+
+
+def texts_of(folder, split):
+    shards, tokenizer = (
+        TokenShards(folder / split),
+        open_tokenizer(folder.parent / "tokenizer.model"),
+    )
+    tokens = shards.read(0, shards.num_tokens)
+    documents = np.split(tokens, np.flatnonzero(tokens == tokenizer.bos_id))[1:]
+    return [tokenizer.decode(document) for document in documents]
+
+
+def test_pages_of_a_crawl_become_a_trained_model(web, do, tmp_path, capsys):
+    preset = ROOT / "configs/data/web.yaml"
+    assert main(["prepare", str(preset)]) == 2  # all files that are missing, at once
+    error = capsys.readouterr().err
+    assert error.count("there is no such file") == 2
+    good, bad = str(web / "good"), str(web / "bad")
+    output = str(web / "quality.classifier")
+    assert main(["data", "train-classifier", good, bad, "--output", output, "--bits", "14"]) == 0
+    output = str(web / "good.ngrams")
+    assert (
+        main(
+            ["data", "train-ngrams", good, "--output", output, "--order", "2", "--held-out", "0.2"]
+        )
+        == 0
+    )
+    overrides = ["data.vocab_size=512", "data.sequence_length=64"]
+    do(load_data(preset, overrides).config)
+
+    shards = web / "shards"
+    dropped = {step: set(reasons) for step, reasons in reasons_of(shards).items()}
+    assert dropped["extract"] == {"extract/max_depth"}
+    assert dropped["url"] == {"url/domain"}
+    assert dropped["language"] == {"language/other"}
+    assert "gopher_repetition/max_dup_line_frac" in dropped["heuristics"]
+    assert dropped["toxicity"] == {"toxicity/max_count"}
+    assert dropped["exact_dedup"] == {"exact_dedup/document"}
+    assert dropped["near_dedup"] == {"near_dedup"}
+    assert {reason.partition("/")[0] for reason in dropped["decontaminate"]} == {"decontaminate"}
+    assert dropped["top_fraction"] == {"top_fraction"}
+    texts = texts_of(shards, "train") + texts_of(shards, "validation")
+    assert 80 < len(texts) < len(pages())
+    whole = "\n".join(texts)
+    assert "<p>" not in whole
+    assert "Frobnicator" not in whole.title()
+    assert "forty wagons" not in whole
+    assert ADDRESS not in whole
+    assert "[EMAIL]" in whole
+    (cut,) = [one for one in report_of(shards) if one["step"].endswith("substring_dedup")]
+    assert cut["bytes_out"] < cut["bytes_in"] - 300  # the passage, and what real pages repeat
+    losses = train(tmp_path, "web.yaml")
+    assert len(losses) == 12
+    assert losses[-1] < losses[0] - 0.3
+
+
+def test_code_under_permissive_licences_becomes_a_trained_model(do, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    raw = tmp_path / "data/code/raw"
+    raw.mkdir(parents=True)
+    library = Path(sysconfig.get_path("stdlib"))
+    for path in sorted(library.glob("[a-j]*.py")):
+        shutil.copy(path, raw)
+    body = (library / "bisect.py").read_text()
+    planted = {
+        "copyleft.py": "# SPDX-License-Identifier: GPL-3.0-only\n" + body,
+        "copy.of.bisect.py": "\n\n" + body,
+        "generated.py": "# This file is generated by a script; do not edit.\nx = 1\n",
+        "packed.js": "var a = 1; // x\n" + "f(1,2,3);" * 300,
+        "data.py": "# data\nblob = '" + "QUJD" * 600 + "'\n",
+        "bare.py": "value = compute(value, other)\n" * 40,
+        "keys.py": '"""Settings."""\n\nAPI_KEY = "AKIA' + "IOSFODNN7EXAMPLQ" + '"\nADMIN = "root@corp-mail.org"\n',
+        "named.c": "/* SPDX-License-Identifier: MIT */\n/* Adds. */\nint add(int a, int b) {\n  return a + b;\n}\n",
+    }  # fmt: skip
+    for name, text in planted.items():
+        (raw / name).write_text(text)
+    overrides = [
+        "data.vocab_size=512",
+        "data.sequence_length=64",
+        "data.sources.code.raw.licence=PSF-2.0",
+    ]
+    do(load_data(ROOT / "configs/data/code.yaml", overrides).config)
+    shards = tmp_path / "data/code/shards"
+    rows = pq.read_table(shards / "dropped.parquet").to_pylist()
+    dropped = {Path(row["id"]).name: row["reason"] for row in rows}
+    expected = {
+        "copyleft.py": "licence/not_allowed",
+        "copy.of.bisect.py": "exact_dedup/document",
+        "generated.py": "starcoder/auto_generated",
+        "packed.js": "starcoder/max_line_length",
+        "data.py": "starcoder/max_line_length",
+        "bare.py": "starcoder/min_comment_ratio",
+    }
+    assert {name: dropped.get(name) for name in planted if name in dropped} == expected
+    whole = "\n".join(texts_of(shards, "train") + texts_of(shards, "validation"))
+    assert "int add(int a, int b)" in whole
+    assert "root@corp-mail.org" not in whole
+    assert 'API_KEY = "[SECRET]"' in whole
+    losses = train(tmp_path, "code.yaml")
+    assert losses[-1] < losses[0] - 0.3
