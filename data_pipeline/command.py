@@ -1,4 +1,6 @@
-"""`maxlm data`: what is done with texts beside preparing them."""
+"""`maxlm data`: what is done with texts beside preparing them: training what judges them, looking at
+them.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +17,9 @@ ACTIONS = {
     "train-classifier": "data_pipeline.classifier.command",
     "train-ngrams": "data_pipeline.ngrams.command",
     "vocabulary": "data_pipeline.tokenizers.command",
+    "inspect": "data_pipeline.inspection.overview",
+    "show": "data_pipeline.inspection.show",
+    "search": "data_pipeline.inspection.search",
 }
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from data_pipeline.manifest import MANIFEST_NAME, write_manifest
 from data_pipeline.prepared import Manifests, check_size, describe_inputs, settings_of
 from data_pipeline.readers.listing import InputFile, Skipped, list_inputs
 from data_pipeline.stages.funnel import Funnel
+from data_pipeline.stages.mapping import files_of
 from data_pipeline.stages.plan import compares, plan_stages
 from data_pipeline.stages.shards import DocumentShard, Workshop, documents_of, shards_known
 from data_pipeline.stages.tokens import (
@@ -39,7 +42,20 @@ from maxlm.data.tokenizers import Tokenizer, open_tokenizer
 
 MEASURED_TOKENS = 20_000_000  # of validation, at most: baselines are measured in memory
 # Whose versions may change what is written.
-LIBRARIES = ("numpy", "pyarrow", "sentencepiece", "tiktoken", "tokenizers", "zstandard", "orjson")
+LIBRARIES = (
+    *(
+        "numpy",
+        "scipy",
+        "pyarrow",
+        "sentencepiece",
+        "tiktoken",
+        "tokenizers",
+        "zstandard",
+        "orjson",
+    ),
+    *("fsspec", "resiliparse", "fastwarc", "trafilatura", "py3langid", "ftfy"),
+)
+NOT_IN_THE_MANIFEST = ("samples", "length_bits", "dropped_length_bits", "values")  # of a step
 
 
 @dataclass(frozen=True)
@@ -175,6 +191,7 @@ class Preparation:
     ) -> dict[str, Any]:
         """Write a source's shards and all about them into its stage; return its manifest."""
         name, stage = source.name, self.stages[source.name]
+        folder = Path(self.config.data.sources[name].path)
         records = tokenize(source, tokenizer, self.workshop)
         opened = {}
         for split in SPLITS:
@@ -195,17 +212,23 @@ class Preparation:
             "inputs": describe_inputs(funnel.inputs(name)),
             "compared_with": self._compared_with(name, funnel),
             "licence": source.raw.licence,
-            "versions": {"maxlm": maxlm.__version__}
-            | {library: version(library) for library in LIBRARIES},
+            "versions": _versions(),
+            "tokenizer": os.path.relpath(self.config.data.tokenizer, folder),
+            "step_files": self._step_files(),
             "reading": funnel.reading(name),
             "steps": [
-                {key: value for key, value in step.items() if key not in ("samples", "length_bits")}
+                {key: value for key, value in step.items() if key not in NOT_IN_THE_MANIFEST}
                 for step in funnel.steps(name)
             ],
             "splits": totals(records),
             "fingerprints": {split: shards.fingerprint for split, shards in opened.items()},
             "baselines": baselines._asdict(),
         }
+
+    def _step_files(self) -> dict[str, str]:
+        """Return the SHA-256 of each file beside the documents that steps read."""
+        steps = self.config.data.pipeline.steps
+        return {str(path): sha256 for step in steps for path, sha256 in files_of(step)}
 
     def _compared_with(self, name: str, funnel: Funnel) -> list[str]:
         others = [other for other in funnel.sources if other != name]
@@ -223,3 +246,14 @@ class Preparation:
         for name, folder in folders.items():
             publish(self.stages[name], folder)
             write_manifest(folder, written[name])
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions of what may change the output, as far as it is installed."""
+    found = {"maxlm": maxlm.__version__, "python": platform.python_version()}
+    for library in LIBRARIES:
+        try:
+            found[library] = version(library)
+        except PackageNotFoundError:
+            continue
+    return found

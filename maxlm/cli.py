@@ -38,6 +38,8 @@ COMMANDS = {
     "export": "maxlm.convert.exporting",
 }
 
+OF_A_STEP = "maxlm.tracing.command"  # `data show --step`: of a run, not of a corpus
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
@@ -70,7 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    return int(importlib.import_module(COMMANDS[arguments.command]).run(arguments))
+    asks_for_a_step = getattr(arguments, "action", None) == "show" and arguments.step is not None
+    module = OF_A_STEP if asks_for_a_step else COMMANDS[arguments.command]
+    return int(importlib.import_module(module).run(arguments))
 
 
 def _config(arguments: argparse.Namespace) -> int:
@@ -129,11 +133,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(prepare, "the YAML file of a run, or one with `data` alone")
     prepare.add_argument("--force", action="store_true", help="prepare again although it is done")
 
-    _add_data(
-        commands.add_parser(
-            "data", help="train what steps of the text pipeline judge by; show mixtures"
-        )
-    )
+    about = "look at prepared texts and mixtures; train what steps of the text pipeline judge by"
+    _add_data(commands.add_parser("data", help=about))
 
     _add_run(commands.add_parser("train", help="train, or resume the run in its run_dir"))
 
@@ -278,6 +279,13 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     _add_vocabulary(
         actions.add_parser("vocabulary", help="compare tokenizers of several kinds and sizes")
     )
+    _add_inspect(
+        actions.add_parser("inspect", help="show what a corpus was made from, and its data card")
+    )
+    _add_show(
+        actions.add_parser("show", help="print documents, why one was dropped, or a step's batch")
+    )
+    _add_search(actions.add_parser("search", help="find documents by a text in them"))
 
 
 def _add_train_classifier(parser: argparse.ArgumentParser) -> None:
@@ -327,6 +335,58 @@ def _add_vocabulary(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kinds", nargs="+", choices=kinds, help=about)
     _add_numbers(parser, ("--measure-mb", 4, "MB of validation text to compare on, of each source"))
     parser.add_argument("--output", metavar="FILE", help="write every figure here too, as JSON")
+
+
+def _add_inspect(parser: argparse.ArgumentParser) -> None:
+    _add_corpus(parser, "CORPUS", "a source's folder that `maxlm prepare` has written")
+    _add_samples(parser, count=3)
+    parser.add_argument("--card", metavar="FILE", help="write the data card, an HTML page, here")
+
+
+def _add_show(parser: argparse.ArgumentParser) -> None:
+    about = "a source's folder that `maxlm prepare` has written; with --step, the folder of a run"
+    _add_corpus(parser, "CORPUS", about)
+    parser.add_argument("ids", metavar="ID", nargs="*", help="documents (default: some by chance)")
+    _add_samples(parser, count=5)
+    _add_split(parser)
+    about = "say why a document is not there: step, rule, what was measured, which copy stays"
+    parser.add_argument("--why", metavar="ID", action="append", help=about)
+    about = "print the batch of this step of a run, from 0: documents, sources, files, places"
+    parser.add_argument("--step", type=int, help=about)
+
+
+def _add_search(parser: argparse.ArgumentParser) -> None:
+    _add_corpus(parser, "CORPUS", "a source's folder that `maxlm prepare` has written")
+    parser.add_argument("pattern", metavar="TEXT", help="what to search for")
+    parser.add_argument("--regex", action="store_true", help="TEXT is a regular expression")
+    parser.add_argument("--ignore-case", action="store_true", help="small letters are capitals")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--ids", action="store_true", help="search the ids, not the texts")
+    about = "search ids, reasons and details of what was dropped"
+    where.add_argument("--dropped", action="store_true", help=about)
+    _add_split(parser)
+    parser.add_argument(
+        "--limit", type=int, default=20, help="documents to show (default: %(default)s)"
+    )
+
+
+def _add_corpus(parser: argparse.ArgumentParser, name: str, about: str) -> None:
+    parser.add_argument("corpus", metavar=name, help=about)
+    about = "the tokenizer that made the tokens (default: where it was)"
+    parser.add_argument("--tokenizer", metavar="PATH", help=about)
+    parser.add_argument("--json", action="store_true", help="lines of JSON")
+
+
+def _add_samples(parser: argparse.ArgumentParser, *, count: int) -> None:
+    about = "documents that are chosen by chance (default: %(default)s)"
+    parser.add_argument("--random", metavar="N", type=int, default=count, help=about)
+    parser.add_argument("--seed", type=int, default=0, help="of the choice (default: %(default)s)")
+    about = "of a text, how many are printed (default: %(default)s)"
+    parser.add_argument("--characters", type=int, default=500, help=about)
+
+
+def _add_split(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--split", choices=("train", "validation"), help="(default: both)")
 
 
 def _add_numbers(parser: argparse.ArgumentParser, *numbers: tuple[str, float, str]) -> None:

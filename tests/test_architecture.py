@@ -25,13 +25,13 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("files",),
     ("config",),
-    ("devices", "jax_versions", "products"),
+    ("devices", "jax_versions", "products", "pages"),
     ("runtime", "sharding", "kernels"),
     ("ops", "optim", "data", "checkpoint", "metrics"),
     ("layers",),
     ("models",),
     ("train",),
-    ("decoding", "plan", "scaling"),
+    ("decoding", "plan", "scaling", "tracing"),
     ("convert",),
     ("cli",),
     ("__main__", "__init__"),
@@ -39,7 +39,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 FLOOR_OF = {name: number for number, names in enumerate(FLOORS) for name in names}
 # What the folders beside maxlm may import from it.
 OUTSIDE = {
-    "data_pipeline": {"maxlm.config", "maxlm.data", "maxlm.files"},
+    "data_pipeline": {"maxlm.config", "maxlm.data", "maxlm.files", "maxlm.pages"},
     "launch": {"maxlm.config"},
 }
 # Files that need a model's sizes, and that only the command that asks for them imports.

@@ -21,7 +21,7 @@ _C_LIKE = re.compile(
     re.DOTALL,
 )
 SCANNERS = {"python": _PYTHON, "java": _C_LIKE, "javascript": _C_LIKE}
-"""The languages whose share of comments StarCoder judges."""
+"""The languages whose share of comments SantaCoder judges (arXiv:2301.03988)."""
 
 
 def comment_ratio(code: str, language: str) -> float:

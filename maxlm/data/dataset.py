@@ -58,6 +58,7 @@ class Dataset:
         self.mixture = mixture
         self.num_windows = {name: source.num_windows for name, source in windows.items()}
         self._windows = {name: source.dataset() for name, source in windows.items()}
+        self._starts = {name: source.starts() for name, source in windows.items()}
         endless = any(isinstance(source, TrainingWindows) for source in windows.values())
         self._num_rows = sys.maxsize if endless else sum(self.num_windows.values())
 
@@ -98,6 +99,11 @@ class Dataset:
             windows[row] = self._windows[name][place]
         tokens, masked = split_masked(windows)
         return self.examples(tokens, range(start, stop), masked)
+
+    def origin(self, row: int) -> tuple[str, int]:
+        """Return the source of a row, and where in that source's stream of tokens it begins."""
+        name, place = self.mixture.place(row)
+        return name, int(self._starts[name][place])
 
     def epochs(self, rows: int) -> dict[str, float]:
         """Return how often each source was read through (to a sequence) by a run that consumed rows

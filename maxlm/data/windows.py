@@ -54,15 +54,25 @@ class TrainingWindows:
         """Return the grain dataset of windows, int32 (T + tokens_after,), of which tokens that are not
         learned are marked (`mark_masked`).
         """
+        return self._places().map_with_index(self._read)
+
+    def starts(self) -> grain.MapDataset:
+        """Return the grain dataset of the windows' first tokens, by their place in the stream."""
+        return self._places().map_with_index(self._start)
+
+    def _places(self) -> grain.MapDataset:
         places = grain.MapDataset.range(self.num_windows)
         if self._shuffle:
             places = places.shuffle(seed=_number(self._key, 2**32))
-        return places.repeat().map_with_index(self._read)
+        return places.repeat()
 
-    def _read(self, index: int, place: int) -> np.ndarray:
+    def _start(self, index: int, place: int) -> int:
         epoch, size = index // self.num_windows, self._shards.num_tokens
         offset = _number(f"{self._key}/{epoch}", size) if self._shuffle else 0
-        start = (offset + place * self._length) % size
+        return int((offset + place * self._length) % size)
+
+    def _read(self, index: int, place: int) -> np.ndarray:
+        start, size = self._start(index, place), self._shards.num_tokens
         count = min(self._size, size - start)
         window = _marked(self._shards, start, count)
         if count < self._size:
@@ -86,6 +96,10 @@ class ValidationWindows:
     def dataset(self) -> grain.MapDataset:
         """Return the grain dataset of windows, int32 (T + tokens_after,)."""
         return grain.MapDataset.range(self.num_windows).map(self._read)
+
+    def starts(self) -> grain.MapDataset:
+        """Return the grain dataset of the windows' first tokens, by their place in the stream."""
+        return grain.MapDataset.range(self.num_windows).map(lambda place: place * self._length)
 
     def _read(self, place: int) -> np.ndarray:
         start = place * self._length

@@ -16,6 +16,10 @@ from pathlib import Path
 from data_pipeline.engine.isolation.limits import NOWHERE, Limits
 
 PLACE_BYTES = 8
+LOADING_SECONDS = 120.0
+"""More time at the first document of a task: a step may load a model there, which takes longest on
+a busy machine and is no fault of the document's.
+"""
 
 
 class Watch:
@@ -23,13 +27,15 @@ class Watch:
 
     def __init__(self, limits: Limits, place: mmap.mmap | None = None):
         self.limits, self._place = limits, place
+        self._more = LOADING_SECONDS
         self._say(NOWHERE)
 
     def at(self, place: int) -> None:
         """Say that the task goes on to the document of this place."""
         self._say(place)
         if self._place is not None:
-            signal.setitimer(signal.ITIMER_REAL, self.limits.document_seconds)
+            signal.setitimer(signal.ITIMER_REAL, self.limits.document_seconds + self._more)
+            self._more = 0.0
 
     def at_none(self) -> None:
         """Say that the task is done with its documents."""

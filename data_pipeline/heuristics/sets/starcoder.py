@@ -1,5 +1,5 @@
 """StarCoder's rules for code (arXiv:2305.06161, 3.1; arXiv:2402.19173, 2.1): generated files, data,
-pages without text, and code with too few or too many comments.
+pages without text; and SantaCoder's (arXiv:2301.03988): code with too few or too many comments.
 """
 
 from __future__ import annotations

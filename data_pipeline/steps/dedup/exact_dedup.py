@@ -1,4 +1,9 @@
-"""Drop exact copies of documents, paragraphs or lines, over all shards."""
+"""Drop exact copies of documents, paragraphs or lines, over all shards.
+
+Two rounds: digests of every shard's units; which of them are copies (`copies`). Of documents, two
+more say in whose place a copy goes: ids of the documents that stay (`names`), beside the copies
+(`named`).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.dedup.exact import digests, units_of
+from data_pipeline.dedup.near.sets import as_bytes, as_texts
 from data_pipeline.dedup.sorted_keys import (
     Copies,
     KeyFile,
@@ -17,14 +23,18 @@ from data_pipeline.dedup.sorted_keys import (
     parts_needed,
     rows_of,
     shards_of,
+    slice_of_shard,
     sorted_table,
 )
 from data_pipeline.documents import Document, Dropped
-from data_pipeline.steps.dedup.parts import Plan, found_by_shard, rows_in
+from data_pipeline.steps.dedup.parts import Plan, documents_at, found_by_shard, rows_in
 from data_pipeline.steps.step import Arrays, Decision, Shard, Work
+from data_pipeline.storage.arrays import array_names, read_arrays, read_rows
 from maxlm.config.pipeline.dedup.exact_dedup import ExactDedupConfig
 
 _TABLE = "unit"
+_WEIGHT_OF_IDS = 4
+"""A copy takes as much memory with the id of the document that stays."""
 _UNITS_AT_A_TIME = 2**14
 
 
@@ -52,9 +62,14 @@ class ExactDedup:
     def reduce(self, keys: Sequence[Path], work: Work) -> Decision:
         """Find the copies, one part of the key space after the other."""
         number = sum(rows_in(path, _TABLE) for path in keys)
-        plan = Plan.of(work, parts_needed(number, work.memory_bytes))
+        of_documents = self._config.unit == "document"
+        weight = _WEIGHT_OF_IDS if of_documents else 1
+        plan = Plan.of(work, parts_needed(weight * number, work.memory_bytes))
         given = [plan.write(work.folder / "plan"), *keys]
         parts = work.over_parts("copies", plan.parts, given=given)
+        if of_documents:
+            names = work.over_shards("names", given=parts)
+            parts = work.over_parts("named", plan.parts, given=[*parts, *names])
         verdicts = found_by_shard(parts, len(work.shards))
         copies = [rows_in(path) for path in parts]
         return Decision(verdicts, {f"{self._config.unit}s": number, "copies": sum(copies)})
@@ -65,11 +80,37 @@ class ExactDedup:
         files = [KeyFile(shard, given[1 + shard]) for shard in plan.precedence]
         found = find_copies(files, _TABLE, Part(part, plan.parts))
         goes = ~plan.protected[shards_of(found.rows).astype(np.int64)]
-        return Copies(found.rows[goes], found.firsts[goes])._asdict()
+        copies = Copies(found.rows[goes], found.firsts[goes])
+        return copies._asdict() | {"report.firsts": np.unique(copies.firsts)}
+
+    def names(self, documents: Iterator[Document], shard: Shard, given: Sequence[Path]) -> Arrays:
+        """Return the ids of a shard's documents that others are copies of."""
+        firsts = [np.empty(0, np.uint64)]
+        for path in given:
+            where = slice_of_shard(path, "report.firsts", shard.index)
+            firsts.append(read_rows(path, "report.firsts", where.start, where.stop))
+        rows = np.unique(np.concatenate(firsts))
+        ids = [document.id for document in documents_at(documents, rows_of(rows))]
+        return {"rows": rows, "kept": as_bytes(ids)}
+
+    def named(self, part: int, given: Sequence[Path]) -> Arrays:
+        """Return the copies in a part of the key space, each with the id of the one that stays."""
+        parts = [path for path in given if "firsts" in array_names(path)]
+        copies = read_arrays(parts[part])
+        kept = np.full(copies["rows"].size, b"", object)
+        for path in given[len(parts) :]:
+            rows, ids = read_rows(path, "rows"), read_rows(path, "kept")
+            if rows.size:
+                place = np.searchsorted(rows, copies["firsts"]).clip(max=rows.size - 1)
+                for here in np.flatnonzero(rows[place] == copies["firsts"]):
+                    kept[here] = ids[place[here]].tobytes()
+        texts = [one.rstrip(b"\0").decode() for one in kept]
+        return {"rows": copies["rows"], "firsts": copies["firsts"], "kept": as_bytes(texts)}
 
     def apply(self, documents: Iterator[Document], verdict: Arrays) -> Iterator[Document | Dropped]:
         """Yield the documents without the units that go."""
-        copies = zip(rows_of(verdict["rows"]).tolist(), verdict["firsts"], strict=True)
+        firsts = as_texts(verdict["kept"]) if "kept" in verdict else verdict["firsts"]
+        copies = zip(rows_of(verdict["rows"]).tolist(), firsts, strict=True)
         upcoming, first = next(copies, None), 0
         reason = f"exact_dedup/{self._config.unit}"
         for document in documents:
@@ -92,7 +133,9 @@ class ExactDedup:
         for document in documents:
             yield from units_of(document.text, self._config.unit)
 
-    def _detail(self, firsts: Iterable[np.uint64]) -> str:
-        first = np.array([min(firsts)])
-        place = f"{self._config.unit} {rows_of(first)[0]} of shard {shards_of(first)[0]}"
-        return f"same as {place}"
+    def _detail(self, firsts: Iterable[str | np.uint64]) -> str:
+        first = next(iter(firsts))
+        if isinstance(first, str):
+            return f"same as {first}"
+        least = np.array([min(firsts)])  # type: ignore[type-var]
+        return f"same as {self._config.unit} {rows_of(least)[0]} of shard {shards_of(least)[0]}"

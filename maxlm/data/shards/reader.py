@@ -96,6 +96,11 @@ class TokenShards:
                 out[filled : filled + size] = self._masks.read(shard, offset, size)
         return out
 
+    def place(self, token: int) -> tuple[str, int]:
+        """Return the file that a token of the stream lies in, and its place among the file's."""
+        shard = bisect.bisect_right(self._starts, token) - 1
+        return self.index.shards[shard].file, token - self._starts[shard]
+
     def verify(self) -> None:
         """Read every byte and compare each page's and each shard's checksum.
 

@@ -80,6 +80,10 @@ class Tokenizer:
         known = ids if isinstance(ids, Sequence | np.ndarray) else list(ids)
         return stream.push(np.asarray(known).tolist()) + stream.end()
 
+    def piece(self, token: int) -> bytes:
+        """Return the bytes that a token stands for; none for special ones."""
+        return self._vocabulary.pieces[token]
+
     def stream(self) -> StreamDecoder:
         """Return what decodes a text as its ids come."""
         return StreamDecoder(self._vocabulary)

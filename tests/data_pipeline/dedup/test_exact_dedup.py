@@ -76,7 +76,15 @@ def test_a_protected_source_loses_nothing_and_comes_first(run_step, in_shards):
     books = in_shards(["same text", "same text"], source="books")
     outcome = run_step(ExactDedup(ExactDedupConfig()), [*web, *books], protected=["books"])
     assert [document.id for document in outcome.kept] == ["web/1", "books/0", "books/1"]
-    assert outcome.dropped[0].detail == "same as document 0 of shard 1"
+    assert outcome.dropped[0].detail == "same as books/0"
+
+
+def test_of_every_copy_the_document_that_stays_is_named(run_step, in_shards):
+    texts = [f"{number % 7} a text" for number in range(40)]
+    outcome = run_step(ExactDedup(ExactDedupConfig()), in_shards(texts, 5), memory_bytes=5000)
+    assert outcome.rounds["named"] > 1
+    named = {int(one.document.id.removeprefix("web/")): one.detail for one in outcome.dropped}
+    assert named == {number: f"same as web/{number % 7}" for number in range(7, 40)}
 
 
 def test_metadata_and_ids_stay_when_lines_go(run_step, in_shards):

@@ -37,6 +37,8 @@ def obey(self, documents):
             pathlib.Path(name).touch()
             os.kill(os.getppid(), signal.SIGKILL)
             time.sleep(60)
+        if order == "load":
+            time.sleep(3)
         if order == "sleep":
             pathlib.Path(name).touch()
             time.sleep(600)

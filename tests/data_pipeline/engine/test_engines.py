@@ -1,9 +1,11 @@
 """The same bytes from any engine and any number of workers, also when one is killed."""
 
 import json
+from collections import Counter
 
 import pyarrow.parquet as pq
 import pytest
+from ray.cluster_utils import Cluster
 
 from data_pipeline import prepare as prepare_module
 from data_pipeline.engine.build import build_engine
@@ -82,3 +84,41 @@ def test_a_killed_worker_of_a_cluster_loses_and_repeats_nothing(obedient, step_t
     assert figures["killed"]["documents_out"] == 3
     assert figures["killed"]["reasons"] == figures["other"]["reasons"] == {}
     assert figures["bad"]["reasons"] == {"set_aside": 1}
+
+
+@pytest.mark.slow
+def test_a_cluster_of_three_machines_may_lose_one_of_them(prepared, monkeypatch):
+    """A head and two workers, as raylets on loopback; one worker is killed while it has tasks."""
+    expected = prepared("here")
+    head = {"num_cpus": 0, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    submitted, done = Counter(), Counter()
+    submit, run = ClusterEngine._submit, ClusterEngine.run
+
+    def killing(self, remote, task, limits):
+        submitted[f"{task.folder}/{task.name}"] += 1
+        reference = submit(self, remote, task, limits)
+        if submitted.total() == 40:
+            cluster.remove_node(doomed, allow_graceful=False)
+        return reference
+
+    def counting(self, tasks, tell):
+        def finished(task):
+            done[f"{task.folder}/{task.name}"] += 1
+            tell(task)
+
+        run(self, tasks, finished)
+
+    try:
+        doomed, _ = (cluster.add_node(num_cpus=1) for _ in range(2))
+        cluster.wait_for_nodes()
+        engine = {"kind": "ray", "address": cluster.address}
+        assert prepared("whole", engine) == expected
+        monkeypatch.setattr(ClusterEngine, "_submit", killing)
+        monkeypatch.setattr(ClusterEngine, "run", counting)
+        assert prepared("killed", engine) == expected
+    finally:
+        cluster.shutdown()
+    assert submitted.total() > 60
+    assert submitted == done
+    assert set(done.values()) == {1}

@@ -15,7 +15,7 @@ from maxlm.config.errors import RunFailedError
 
 @pytest.fixture
 def engine():
-    engine = LocalEngine(2, Limits(2**28, 1.0))
+    engine = LocalEngine(2, Limits(2**28, 2.0))
     yield engine
     engine.close()
 
@@ -37,13 +37,19 @@ def test_documents_that_a_step_cannot_work_on_are_set_aside_and_named(obedient, 
     kept, dropped = outcome(bad)
     assert kept == ["a", "b", "c", "d"]
     assert dropped == {
-        "s/bad:1": ("set_aside", "it takes longer than 1 s"),
+        "s/bad:1": ("set_aside", "it takes longer than 2 s"),
         "s/bad:3": ("set_aside", "it takes more than 256 MiB"),
         "s/bad:4": ("set_aside", "ValueError: no such luck"),
         "s/bad:6": ("set_aside", "its process ended by SIGKILL"),
     }
     assert bad.record().figures["reasons"] == {"set_aside": 4}
     assert bad.record().figures["documents_in"] == 8
+
+
+def test_what_is_loaded_at_the_first_document_may_take_longer(obedient, step_task, engine):
+    task = step_task("loading", "load", "a")
+    engine.run([task], lambda _: None)
+    assert outcome(task) == (["load", "a"], {})
 
 
 def test_a_process_that_died_by_chance_loses_nothing(obedient, step_task, engine, tmp_path):

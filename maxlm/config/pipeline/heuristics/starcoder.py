@@ -10,7 +10,8 @@ from maxlm.config.section import Count, Fraction, NonNegativeFloat, Section
 
 
 class StarcoderConfig(Section):
-    """Rules for code of StarCoder (arXiv:2305.06161, 3.1; arXiv:2402.19173, 2.1); null turns one off.
+    """Rules for code of StarCoder (arXiv:2305.06161, 3.1; arXiv:2402.19173, 2.1), with SantaCoder's
+    for comments and stars (arXiv:2301.03988); null turns one off.
 
     The language is that of the suffix of `path` or `file`; rules of other languages do not count.
     """

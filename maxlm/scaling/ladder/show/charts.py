@@ -4,41 +4,16 @@ measured.
 
 from __future__ import annotations
 
-import io
-from typing import NamedTuple
-
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter, StrMethodFormatter
 
+from maxlm.pages import Chart
 from maxlm.scaling.ladder.fitted import FittedLadder
 from maxlm.scaling.ladder.results import Gathered
 
 INK, LAW, BAND = "#333333", "#c44e52", "#e8b4b6"
-
-
-class Chart(NamedTuple):
-    """A chart, and what it shows in a sentence."""
-
-    name: str
-    meaning: str
-    figure: Figure
-
-    def svg(self) -> str:
-        """Return it as SVG markup without fonts or links to elsewhere."""
-        text = io.StringIO()
-        FigureCanvasSVG(self.figure).print_svg(text, metadata={"Date": None})
-        drawing = text.getvalue()
-        return drawing[drawing.index("<svg") :]  # without the declarations of a file of its own
-
-    def png(self) -> bytes:
-        """Return it as a picture."""
-        data = io.BytesIO()
-        FigureCanvasAgg(self.figure).print_png(data)
-        return data.getvalue()
 
 
 def draw_all(fitted: FittedLadder, gathered: Gathered) -> list[Chart]:

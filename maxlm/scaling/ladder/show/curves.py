@@ -14,10 +14,10 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from maxlm.metrics.catalog import FLOPS_CURVES
 from maxlm.metrics.writers import EventFile, scalar_or_text
+from maxlm.pages import Chart, Rows
 from maxlm.scaling.ladder.fitted import FittedLadder
 from maxlm.scaling.ladder.results import Gathered, Result
-from maxlm.scaling.ladder.show.charts import Chart, frontier
-from maxlm.scaling.ladder.show.tables import Rows
+from maxlm.scaling.ladder.show.charts import frontier
 
 FRONTIER = ("law", "law_5_percent", "law_95_percent")
 

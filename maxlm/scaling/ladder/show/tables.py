@@ -3,36 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
-from rich.table import Table
 
+from maxlm.pages import Rows
 from maxlm.scaling.ladder.fitted import FittedLadder, Range
 from maxlm.scaling.ladder.results import Gathered, Result
 from maxlm.scaling.ladder.rungs import Rung
-
-
-class Rows(NamedTuple):
-    """A table: its title, the names of its columns, and its rows."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-    def rich(self) -> Table:
-        """Return it for the terminal, without the title."""
-        table = Table(box=None, pad_edge=False)
-        for number, name in enumerate(self.columns):
-            table.add_column(name, justify="left" if number == 0 else "right", no_wrap=True)
-        for row in self.rows:
-            table.add_row(*row)
-        return table
-
-    def markdown(self) -> str:
-        """Return it for TensorBoard."""
-        lines = [f"| {' | '.join(self.columns)} |", f"|{'---|' * len(self.columns)}"]
-        return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in self.rows)])
 
 
 def plan_rows(results: Sequence[Result], unique_tokens: float | None, speed: float | None) -> Rows:

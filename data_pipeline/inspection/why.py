@@ -1,0 +1,136 @@
+"""Why a document is not in a corpus: the step, the rule by its published name, what was measured
+against which limit, and of copies the document that stays.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from data_pipeline.inspection.corpus import PIECE
+from maxlm.config.errors import UserError
+from maxlm.config.pipeline import PipelineStep
+from maxlm.config.pipeline.heuristics import RuleSet
+from maxlm.config.reading.paths import kinds, sections
+
+# Settings that a reason does not name: what a document was measured against.
+_LIMITS = {
+    "language/other": "languages",
+    "toxicity/score": "threshold",
+    "classifier": "threshold",
+    "perplexity": "keep",
+    "top_fraction": "fraction",
+    "sample": "fraction",
+    "exact_dedup": "unit",
+    "near_dedup": "min_similarity",
+    "substring_dedup": "min_tokens",
+    "decontaminate": "ngram_words",
+}
+_ABOUT = {
+    kind: re.split(r"[;:.]\s", " ".join((section.__doc__ or "").split()) + " ")[0]
+    for union in (PipelineStep, RuleSet)
+    for section in sections(union)
+    for kind in kinds(section)
+}
+_LIKE = re.compile(r"(?P<similarity>\d\.\d+) like (?P<kept>.*)", re.DOTALL)
+_SAME = re.compile(r"same as (?P<kept>.*)", re.DOTALL)
+
+
+class Gone(NamedTuple):
+    """A document that a step dropped, as the log has it."""
+
+    id: str
+    step: str
+    reason: str
+    detail: str
+
+
+class Verdict(NamedTuple):
+    """Why a document is not there.
+
+    Attributes:
+      measured: what the rule saw.
+      limit: the setting that it was measured against, and its value; nothing where there is none.
+      about: what the rule is, and where it was published.
+      kept: the id of the document that stays in its place, of copies.
+      similarity: Jaccard similarity to that one, where it was measured.
+    """
+
+    gone: Gone
+    measured: str
+    limit: str
+    about: str
+    kept: str | None
+    similarity: float | None
+
+
+def read_dropped(path: Path, ids: Collection[str] | None = None) -> Iterator[Gone]:
+    """Yield what was dropped, in the order of the steps: all of it, or the documents of some ids and
+    their pieces. It is read a portion at a time.
+
+    Raises:
+      UserError: it is not there or damaged.
+    """
+    wanted = None if ids is None else pa.array(list(ids), pa.string())
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(columns=["id", "step", "reason", "detail"]):
+                if wanted is not None:
+                    column = batch.column("id")
+                    whole = pc.replace_substring_regex(column, PIECE, "")
+                    hit = pc.or_(pc.is_in(column, wanted), pc.is_in(whole, wanted))
+                    batch = batch.filter(hit)
+                yield from (Gone(**row) for row in batch.to_pylist())
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(
+            f"{path}: cannot be read: {error}; run: maxlm prepare RUN.yaml --force"
+        ) from None
+
+
+def explain(gone: Gone, settings: dict[str, Any]) -> Verdict:
+    """Say why a document was dropped.
+
+    Args:
+      settings: of the steps, as the manifest has them.
+    """
+    kind = gone.step.partition("-")[2]
+    section = settings.get(f"{int(gone.step.partition('-')[0]) - 1}-{kind}", {})
+    name, _, rule = gone.reason.partition("/")
+    copy = _LIKE.fullmatch(gone.detail) or _SAME.fullmatch(gone.detail)
+    groups = copy.groupdict() if copy and kind in ("exact_dedup", "near_dedup") else {}
+    return Verdict(
+        gone,
+        measured=gone.detail,
+        limit=_limit(section, name, rule, gone.detail),
+        about=_ABOUT.get(name, _ABOUT.get(kind, "")),
+        kept=groups.get("kept"),
+        similarity=float(groups["similarity"]) if "similarity" in groups else None,
+    )
+
+
+def _limit(section: dict[str, Any], name: str, rule: str, detail: str) -> str:
+    """Return `setting: value` of the limit that a reason is about."""
+    sets = {one["kind"]: one for one in section.get("rules", ()) if isinstance(one, dict)}
+    if name in sets:
+        return f"{rule}: {_value(sets[name].get(rule))}"
+    if (name, rule) == ("language", "score"):
+        own = section.get("languages", {}).get(detail.partition(" ")[0])
+        return f"threshold: {section.get('threshold') if own is None else own}"
+    setting = _LIMITS.get(f"{name}/{rule}", _LIMITS.get(name, rule))
+    return f"{setting}: {_value(section[setting])}" if setting in section else ""
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(
+            key if one is None else f"{key} {_value(one)}" for key, one in value.items()
+        )
+    if isinstance(value, list):
+        return ", ".join(map(_value, value))
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

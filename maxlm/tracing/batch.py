@@ -1,0 +1,119 @@
+"""What a step of a run read: its rows, and of each the documents, by the run's own record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from maxlm.checkpoint import CheckpointReader, RunDirectory, tokenizer_to_open
+from maxlm.config.errors import UserError
+from maxlm.config.reading.explain import explain
+from maxlm.config.schema import RunConfig
+from maxlm.data.dataset import Dataset
+from maxlm.data.shards.document_ids import trace
+from maxlm.train.setup import open_datasets
+
+
+class Passage(NamedTuple):
+    """Tokens of one document in a row, its last target included.
+
+    Attributes:
+      row: of the run, from 0.
+      source: as it is called in the run.
+      id: of the document: its source when it was prepared, its file, its place in that file.
+      shard: the file of tokens, and `offset` the first token of the passage in it.
+      first: tokens of the document before the passage.
+      tokens: of the passage.
+      text: what they say.
+    """
+
+    row: int
+    source: str
+    id: str
+    shard: Path
+    offset: int
+    first: int
+    tokens: int
+    text: str
+
+
+class Batch(NamedTuple):
+    """The rows [first, stop) that a step reads, of a data set."""
+
+    dataset: Dataset
+    first: int
+    stop: int
+
+    def passages(self) -> Iterator[Passage]:
+        """Yield what is in the rows, in order.
+
+        Raises:
+          UserError: a folder does not say which documents it holds.
+        """
+        size = self.dataset.sequence_length + 1
+        for row in range(self.first, self.stop):
+            source, start = self.dataset.origin(row)
+            total = self.dataset.shards[source].num_tokens
+            # The stream is a ring: after its last token comes its first.
+            for begin, count in ((start, min(size, total - start)), (0, size - (total - start))):
+                if count > 0:
+                    yield from self._stretch(row, source, begin, count)
+
+    def _stretch(self, row: int, source: str, begin: int, count: int) -> Iterator[Passage]:
+        shards = self.dataset.shards[source]
+        for span in trace(shards, begin, count):
+            first, stop = max(begin, span.start), min(begin + count, span.stop)
+            shard, offset = shards.place(first)
+            text = self.dataset.tokenizer.decode(shards.read(first, stop - first))
+            path = shards.folder / shard
+            numbers = (first - span.start, stop - first)
+            yield Passage(row, source, span.id, path, offset, *numbers, text)
+
+
+def batch_of(run_dir: Path | str, step: int) -> Batch:
+    """Return the batch that a run read in its step `step`, from 0, or will read.
+
+    The checkpoint that was saved next after the step says how; without one, the newest.
+
+    Raises:
+      UserError: the run has no checkpoint, or its data are not what they were.
+    """
+    run = RunDirectory(Path(run_dir).absolute())
+    saved, record = _record(run, step)
+    try:
+        config = RunConfig.model_validate(record["config"])
+    except ValidationError as error:
+        listed = "\n  ".join(str(problem) for problem in explain(error, {}))
+        version = record.get("versions", {}).get("maxlm", "another version")
+        raise UserError(
+            f"{run_dir}: its settings are those of maxlm {version}:\n  {listed}"
+        ) from None
+    tokenizer = tokenizer_to_open(run.path, config.data.tokenizer)
+    data = config.data.model_copy(update={"tokenizer": tokenizer})
+    dataset = open_datasets(config.model_copy(update={"data": data})).train
+    if dataset.fingerprint != record["data"]:
+        raise UserError(
+            f"{run_dir}: its data are not what they were at step {saved}, so rows cannot be traced; restore the "
+            "folders of data.sources"
+        )
+    rows = config.train.batch_size
+    first = record["consumed"]["rows"] + (step - saved) * rows
+    return Batch(dataset, first, first + rows)
+
+
+def _record(run: RunDirectory, step: int) -> tuple[int, dict[str, Any]]:
+    """Return the step and record of the first checkpoint after a step, else of the newest."""
+    if step < 0:
+        raise UserError(f"--step {step}: give 0 or more")
+    reader = CheckpointReader(run.checkpoints)
+    steps = sorted(reader.steps())
+    for saved in [*(one for one in steps if one > step), *reversed(steps)]:
+        record = reader.record(saved)
+        if record is not None and "consumed" in record:
+            return saved, record
+    raise UserError(
+        f"{run.path}: no run with a checkpoint, so what it read is not known; give the run_dir of one"
+    )

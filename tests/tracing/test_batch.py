@@ -1,0 +1,100 @@
+"""The batch of a step, from the run's records: tokens and documents are those that were read."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from maxlm import cli
+from maxlm.checkpoint import layout
+from maxlm.config.schema import RunConfig
+from maxlm.tracing.batch import batch_of
+from maxlm.train.setup import open_datasets
+from tests.train.conftest import make_run
+
+BATCHES = {10: 4, 20: 6}  # batch size of the steps up to a checkpoint
+ROWS = {10: 40, 20: 100}
+
+
+@pytest.fixture(scope="module")
+def run(tiny_data, tmp_path_factory):
+    """A run folder with the records of two checkpoints, between which the batch size changed."""
+    folder = tmp_path_factory.mktemp("run")
+    shutil.copytree(tiny_data / "text", folder / "web")
+    settings = make_run(tiny_data, folder)
+    settings["data"]["sources"] |= {"web": {"path": str(folder / "web"), "weight": 3.0}}
+    for step, batch_size in BATCHES.items():
+        settings["train"]["batch_size"] = batch_size
+        config = RunConfig.model_validate(settings)
+        record = {
+            "config": config.model_dump(mode="json"),
+            "consumed": {"rows": ROWS[step], "tokens": 0, "flops": 0},
+            "data": open_datasets(config).train.fingerprint,
+        }
+        path = layout.step_path(folder / "checkpoints", step) / layout.RECORD
+        path.mkdir(parents=True)
+        (path / layout.RECORD_FILE).write_text(
+            json.dumps(layout.seal({"record": record, "leaves": {}}))
+        )
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("step", "first", "stop"), [(0, 0, 4), (9, 36, 40), (10, 40, 46), (19, 94, 100), (25, 130, 136)]
+)
+def test_a_step_reads_the_rows_that_its_checkpoints_say(run, step, first, stop):
+    batch = batch_of(run, step)
+    assert (batch.first, batch.stop) == (first, stop)
+
+
+def test_passages_are_the_tokens_of_the_rows_and_texts_of_the_documents(run, tiny_data):
+    seen, sources = 0, set()
+    for step in range(0, 120, 3):
+        batch = batch_of(run, step)
+        rows = batch.dataset.rows(batch.first, batch.stop)
+        tokens = np.concatenate([rows["tokens"], rows["targets"][:, -1:]], axis=1)
+        found = [[] for _ in tokens]
+        for passage in batch.passages():
+            shards = batch.dataset.shards[passage.source]
+            files = [entry.file for entry in shards.index.shards]
+            before = sum(
+                one.tokens for one in shards.index.shards[: files.index(passage.shard.name)]
+            )
+            found[passage.row - batch.first].append(
+                shards.read(before + passage.offset, passage.tokens)
+            )
+            raw = (tiny_data / "raw" / passage.id.rpartition("/")[2]).read_text()
+            assert passage.text in raw
+            assert passage.shard.parent == shards.folder
+            sources.add(passage.source)
+            seen += 1
+        assert np.array_equal(np.stack([np.concatenate(row) for row in found]), tokens)
+    assert seen > 200
+    assert sources == {"text", "web"}
+
+
+def test_the_command_prints_documents_files_and_places(run, capsys):
+    assert cli.main(["data", "show", str(run), "--step", "3", "--json"]) == 0
+    passages = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {one["row"] for one in passages} == {12, 13, 14, 15}
+    assert cli.main(["data", "show", str(run), "--step", "3"]) == 0
+    out = capsys.readouterr().out
+    for one in passages:
+        end = one["first"] + one["tokens"]
+        assert f"{one['source']}: {one['id']}, tokens [{one['first']}, {end})" in out
+        assert f"{one['shard']}, from token {one['offset']:,}" in out
+
+
+def test_what_cannot_be_traced_is_said(run, tmp_path, capsys):
+    assert cli.main(["data", "show", str(tmp_path), "--step", "3"]) == 2
+    assert "no run with a checkpoint" in capsys.readouterr().err
+    assert cli.main(["data", "show", str(run), "--step", "-1"]) == 2
+    assert "--step -1" in capsys.readouterr().err
+    shutil.copytree(run, tmp_path / "run")
+    record = tmp_path / "run/checkpoints/00000020" / layout.RECORD / layout.RECORD_FILE
+    content = layout.read_sealed(record.parents[1])
+    content["record"]["data"] = "0"
+    record.write_text(json.dumps(layout.seal(content)))
+    assert cli.main(["data", "show", str(tmp_path / "run"), "--step", "15"]) == 2
+    assert "its data are not what they were at step 20" in capsys.readouterr().err
