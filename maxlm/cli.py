@@ -246,6 +246,11 @@ def _add_conversions(commands: Any) -> None:
         help="add rows to the vocabulary up to a multiple, such as of mesh.tensor (default: none)",
     )
     importing.add_argument(
+        "--text-only",
+        action="store_true",
+        help="of a model of text and images, take the text model and leave the rest out",
+    )
+    importing.add_argument(
         "--check",
         action="store_true",
         help="compare logits with transformers, where it is installed",

@@ -3,12 +3,12 @@
     .venv/bin/pip install '.[parity]'
     .venv/bin/python scripts/make_hf_fixtures.py [NAME ...]
 
-Each is a folder of tests/checkpoint/hf/fixtures as its authors would publish it, with
-expected.safetensors beside it: prompts (`tokens_...`) and their logits in fp32 (`logits_...`); the
-likeliest tokens after the start of one (`start`, `generated`); how far the logits of a run in fewer
-bits are from those in fp32 (`divergence_DTYPE`, nats a token); and for some the gradients of the
-long prompt's loss (`gradients`: of each tensor, by name, its norm and its product with the
-direction that `direction` gives). The tests need neither torch nor transformers. No parameter is at
+Each is a folder of tests/checkpoint/hf/fixtures (of multimodal, if it sees images) as its authors
+would publish it, with expected.safetensors beside it: prompts (`tokens_...`) and their logits in
+fp32 (`logits_...`); the likeliest tokens after the start of one (`start`, `generated`); how far the
+logits of a run in fewer bits are from those in fp32 (`divergence_DTYPE`, nats a token); and for
+some the gradients of the long prompt's loss (`gradients`: of each tensor, by name, its norm and its
+product with the direction that `direction` gives). The tests need neither torch nor transformers. No parameter is at
 its initial value: a bias that is forgotten must show.
 """
 
@@ -26,9 +26,10 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 FOLDER = Path(__file__).parents[1] / "tests/checkpoint/hf/fixtures"
+MULTIMODAL_FOLDER = FOLDER.parent / "multimodal"
 LENGTHS = {"short": 12, "other": 9, "long": 48}
 """Of the prompts: short and other are packed together too, long is longer than any window and any
 original context below.
@@ -270,23 +271,58 @@ MODELS: dict[str, dict[str, Any]] = {
     },
 }
 
+_VISION: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 16,
+    "patch_size": 8,
+}
+MULTIMODAL: dict[str, dict[str, Any]] = {
+    "gemma3_images": {
+        "model_type": "gemma3",
+        "text_config": MODELS["gemma3"],
+        "vision_config": {"model_type": "siglip_vision_model", **_VISION},
+        "mm_tokens_per_image": 4,
+        "boi_token_index": 61,
+        "eoi_token_index": 62,
+        "image_token_index": 63,
+    },
+    "llama4_images": {
+        "model_type": "llama4",
+        "text_config": MODELS["llama4"],
+        "vision_config": {
+            "model_type": "llama4_vision_model",
+            **_VISION,
+            "projector_input_dim": 16,
+            "projector_output_dim": 16,
+            "vision_output_dim": 16,
+        },
+        "boi_token_index": 61,
+        "eoi_token_index": 62,
+        "image_token_index": 63,
+    },
+}
+
 
 def main(names: list[str]) -> None:
-    for name in names or MODELS:
-        make(name, dict(MODELS[name]))
+    folders = {name: FOLDER / name for name in MODELS}
+    folders |= {name: MULTIMODAL_FOLDER / name for name in MULTIMODAL}
+    every = MODELS | MULTIMODAL
+    for name in names or every:
+        make(folders[name], every[name])
 
 
-def make(name: str, settings: dict[str, Any]) -> None:
+def make(folder: Path, settings: dict[str, Any]) -> None:
     """Write one model and what it computes."""
-    torch.manual_seed(zlib.crc32(name.encode()))  # the same whatever other models there are
-    config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.15 * torch.randn_like(parameter))
-    folder = FOLDER / name
+    name = folder.name
+    model = build(settings, seed=zlib.crc32(name.encode()))  # the same whatever others there are
+    config = model.config
     shutil.rmtree(folder, ignore_errors=True)
     model.save_pretrained(folder)
+    if config.model_type == "llama4":  # transformers 5.24 runs the whole with images alone
+        model = model.language_model
     expected = {}
     for prompt, length in LENGTHS.items():
         tokens = torch.randint(0, config.get_text_config().vocab_size, (1, length))
@@ -305,6 +341,19 @@ def make(name: str, settings: dict[str, Any]) -> None:
     save_file(expected, folder / "expected.safetensors")
     size = sum(path.stat().st_size for path in folder.iterdir())
     print(f"{name}: {size / 1e3:.0f} kB, {sorted(path.name for path in folder.iterdir())}")
+
+
+def build(settings: dict[str, Any], *, seed: int) -> Any:
+    """Return a model with random weights, and seed what is drawn after it."""
+    torch.manual_seed(seed)
+    kind = {key: value for key, value in settings.items() if key != "model_type"}
+    config = AutoConfig.for_model(settings["model_type"], **kind)
+    whole = AutoModelForImageTextToText if "text_config" in kind else AutoModelForCausalLM
+    model = whole.from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.15 * torch.randn_like(parameter))
+    return model
 
 
 def likeliest(model: Any, prompts: Iterable[torch.Tensor]) -> dict[str, torch.Tensor]:

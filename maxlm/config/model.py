@@ -179,6 +179,24 @@ class ModelConfig(Section):
             return mtp
         return {**mtp, "block": _over(block.model_dump(exclude_unset=True), own)}
 
+    def when_used(self) -> ModelConfig:
+        """Return the model as it is used when it is trained: each layer so, and without modules for
+        further tokens.
+        """
+
+        def used(block: BlockConfig) -> BlockConfig:
+            return block.model_copy(
+                update={"mixer": block.mixer.when_used(), "ffn": block.ffn.when_used()}
+            )
+
+        segments = tuple(
+            segment.model_copy(update={"pattern": tuple(map(used, segment.pattern))})
+            for segment in self.segments
+        )
+        return self.model_copy(
+            update={"block": used(self.block), "segments": segments, "mtp": None}
+        )
+
     @property
     def repeats(self) -> tuple[int, ...]:
         """How often the pattern of each segment stands in the model."""

@@ -154,6 +154,9 @@ class InitFromConfig(Section):
     step: bool = Field(
         False, description="count on from its step: schedule, rows of data, tokens and FLOPs"
     )
+    text_only: bool = Field(
+        False, description="of published weights of text and images, take the text model alone"
+    )
 
 
 def _as_init_from(value: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -74,6 +74,10 @@ class LayerSection(Section):
     def activations(self) -> dict[str, str]:
         """The names that `train.remat` can give a choice for, and what each is."""
         return self.ACTIVATIONS
+
+    def when_used(self) -> Self:
+        """Return the layer as a trained model is used: without what is a measure of training."""
+        return self
 
     def problems(self, path: str, run: RunConfig) -> Iterator[Problem]:
         """Yield what is wrong between its settings, and with the model's, the data's and the

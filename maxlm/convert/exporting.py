@@ -17,11 +17,12 @@ from jax.sharding import SingleDeviceSharding
 from maxlm import runtime
 from maxlm.checkpoint import CheckpointReader, RunDirectory
 from maxlm.checkpoint.hf.save import Export, plan_export, write_export
+from maxlm.checkpoint.hf.stopping import as_key
 from maxlm.config.errors import UserError
 from maxlm.config.model import ModelConfig
 from maxlm.config.schema import RuntimeConfig
 from maxlm.convert.progress import progress_bar
-from maxlm.data.tokenizers import open_tokenizer
+from maxlm.data.tokenizers import end_ids, open_tokenizer
 from maxlm.models.decoder import Decoder
 from maxlm.models.saved import saved_layout, saved_model
 from maxlm.sharding.parameters import named_parameters, parameter_count, with_value
@@ -116,7 +117,7 @@ def _besides_weights(
         )
     about = {
         "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": tokenizer.eos_id,
+        "eos_token_id": as_key(end_ids(tokenizer, (published or {}).get("ends", ()))),
         "max_position_embeddings": record["config"]["data"]["sequence_length"],
         "use_cache": True,
     }

@@ -41,7 +41,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--vocab-multiple={arguments.vocab_multiple} must be at least 1")
     if arguments.check:
         require_transformers()
-    published = open_published(arguments.hf_dir, vocab_multiple=arguments.vocab_multiple)
+    published = open_published(
+        arguments.hf_dir, vocab_multiple=arguments.vocab_multiple, text_only=arguments.text_only
+    )
     target = Path(arguments.checkpoint_dir).absolute()
     refuse_unsafe("CHECKPOINT_DIR", target)
     for note in published.notes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +28,8 @@ from maxlm.data.mixture.table import readings, stage_lines, table_lines
 from maxlm.data.shards import INDEX_NAME, TokenShards
 from maxlm.data.tokenizers import Tokenizer, open_tokenizer
 from maxlm.data.windows import TrainingWindows, ValidationWindows
+
+log = logging.getLogger(__name__)
 
 Split = Literal["train", "validation"]
 Windows = TrainingWindows | ValidationWindows
@@ -158,6 +161,12 @@ def build_dataset(
         raise UserError(
             f"data.tokenizer={data.tokenizer} has {tokenizer.vocab_size} pieces, more than model.vocab_size="
             f"{vocab_size}; use model.vocab_size={tokenizer.vocab_size}, or another tokenizer"
+        )
+    if split == "train" and not tokenizer.lossless:
+        log.warning(
+            "data.tokenizer=%s loses text: bits per byte count the bytes of what decoding gives, and are not those of "
+            "another tokenizer",
+            data.tokenizer,
         )
     shards = _open_all(configs, split, tokenizer)
     length, shuffle = data.sequence_length, data.shuffle == "global"

@@ -23,7 +23,7 @@ from maxlm.config.errors import ConfigError, UserError
 from maxlm.config.model import ModelConfig
 from maxlm.config.reading.explain import explain
 from maxlm.config.schema import MESH_AXES, MeshConfig, RunConfig
-from maxlm.data.tokenizers import Tokenizer, open_tokenizer
+from maxlm.data.tokenizers import Tokenizer, end_ids, open_tokenizer
 from maxlm.models.decoder import Decoder
 from maxlm.models.saved import SavedSettings, restore_decoder, saved_settings
 from maxlm.runtime import compute_dtype_of
@@ -65,6 +65,7 @@ class Loaded(NamedTuple):
       dtype: the compute dtype.
       tokenizer: None where there is none.
       num_ids: how many of the vocabulary's rows mean something.
+      ends: ids that end an answer.
       step: of the checkpoint; None: these are published weights.
     """
 
@@ -74,6 +75,7 @@ class Loaded(NamedTuple):
     dtype: jnp.dtype
     tokenizer: Tokenizer | None
     num_ids: int
+    ends: frozenset[int]
     step: int | None
 
 
@@ -124,18 +126,21 @@ def load(
     sizes = _mesh(mesh, len(devices))
     if isinstance(source, Published):
         settings, tokenizer = SavedSettings(model=source.model), _published_tokenizer(source.folder)
-        num_rows = source.vocab_size
+        num_rows, ends = source.vocab_size, source.ends
     else:
         record = _record(source)
         settings, tokenizer = saved_settings(record, str(source.path)), _tokenizer(source, record)
-        num_rows = record.get("published", {}).get("vocab_size", settings.model.vocab_size)
+        published = record.get("published", {})
+        num_rows = published.get("vocab_size", settings.model.vocab_size)
+        ends = published.get("ends", ())
     config = _run_of(settings, sizes)
     compute_dtype = _dtype(dtype, config, devices[0])
     built = build_mesh(config.mesh, devices[: math.prod(config.mesh.sizes.values())])
     decoder, step = _read(source, config.model, built)
     num_ids = min(tokenizer.vocab_size if tokenizer else num_rows, config.model.vocab_size)
     narrow = _narrow(decoder, built, compute_dtype)
-    return Loaded(config, built, narrow, compute_dtype, tokenizer, num_ids, step)
+    all_ends = frozenset(end_ids(tokenizer, ends))
+    return Loaded(config, built, narrow, compute_dtype, tokenizer, num_ids, all_ends, step)
 
 
 def _number(path: Path) -> int | None:
@@ -189,8 +194,7 @@ def _run_of(saved: SavedSettings, mesh: MeshConfig) -> RunConfig:
     train = {"num_steps": 1, "batch_size": mesh.batch_devices}
     settings = {
         "run_dir": "none",
-        # Modules for further tokens are of use in training alone.
-        "model": saved.model.model_copy(update={"mtp": None}),
+        "model": saved.model.when_used(),
         "objective": saved.objective,
         "data": {**none, "sequence_length": mesh.tensor},
         "train": {**train, "compute_dtype": saved.train.compute_dtype},

@@ -67,6 +67,7 @@ class Model:
         self.num_parameters: int = parameter_count(self.config)
         self.num_ids: int = loaded.num_ids
         self.step: int | None = loaded.step
+        self._ends = loaded.ends
         self._decoder, self._mesh = loaded.decoder, loaded.config.mesh
         parts = loaded.config, loaded.config.mesh, loaded.decoder, loaded.mesh, loaded.dtype
         readings = {"logits": LOGITS, "hidden": HIDDEN, "nats": nats_of(self.num_ids)}
@@ -169,8 +170,8 @@ class Model:
           top_p: choose among the likeliest tokens that together have this probability; None: all.
           seed: of the random choices. Same seed and prompts, same answers. One for each prompt of
             a list: then an answer does not depend on the prompts beside its own.
-          stop: tokens that end an answer besides the tokenizer's EOS: ids, or what special tokens
-            are called.
+          stop: tokens that end an answer besides the tokenizer's EOS and those that came with
+            published weights: ids, or what special tokens are called.
 
         Returns:
           a text for a text, ids for ids, without the prompt; a list for a list of prompts.
@@ -266,7 +267,7 @@ class Model:
                 f"stop: {unknown[0]!r} is no special token of the tokenizer; it has {sorted(specials)}"
             )
         ids = {specials[name] if isinstance(name, str) else int(name) for name in stop}
-        return ids | ({self.tokenizer.eos_id} if self.tokenizer else set())
+        return ids | self._ends
 
     def _check_ids(self, ids: np.ndarray) -> None:
         if ids.min() < 0 or ids.max() >= self.num_ids:

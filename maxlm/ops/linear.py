@@ -1,21 +1,65 @@
-"""Matrix products of tokens with weights."""
+"""Matrix products of tokens with weights, and what is added to them."""
 
 from __future__ import annotations
 
+import functools
+
 import jax
+import jax.numpy as jnp
 from jax import lax
 
+from maxlm.jax_versions import vary_over, varying_axes
+from maxlm.products import einsum_fp32
 
-def linear(x: jax.Array, weight: jax.Array, *, contract: int = 1) -> jax.Array:
+
+def linear(
+    x: jax.Array, weight: jax.Array, bias: jax.Array | None = None, *, contract: int = 1
+) -> jax.Array:
     """Multiply the last `contract` dimensions of x with the first ones of the weight, all tokens as
-    rows of one matrix.
+    rows of one matrix, and add a bias, shaped like the weight's others.
 
     The same as an einsum over (B, T, D), but its gradient too is a product of two matrices: with B
     and T apart, the CPU's compiler transposes the output's gradient, and everything that is fused
     into it, before multiplying. The weight goes in as it was gathered: a reshaped copy would be
     kept for the backward pass.
+
+    In 16 bits the sum of product and bias is rounded once, as other libraries' is.
     """
     rows = x.reshape(-1, *weight.shape[:contract])
-    summed = tuple(range(1, 1 + contract)), tuple(range(contract))
-    y = lax.dot_general(rows, weight, (summed, ((), ())))
+    if bias is None or x.dtype == jnp.float32:
+        y = _product(rows, weight, contract)
+        y = y if bias is None else y + bias
+    else:
+        axes = varying_axes(rows, weight, bias)
+        y = _rounded_once(contract, *(vary_over(array, axes) for array in (rows, weight, bias)))
     return y.reshape(*x.shape[: x.ndim - contract], *weight.shape[contract:])
+
+
+def _product(rows: jax.Array, weight: jax.Array, contract: int) -> jax.Array:
+    summed = tuple(range(1, 1 + contract)), tuple(range(contract))
+    return lax.dot_general(rows, weight, (summed, ((), ())))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _rounded_once(contract: int, rows: jax.Array, weight: jax.Array, bias: jax.Array) -> jax.Array:
+    """Add the bias to the product's fp32 sums; all vary over the same mesh axes.
+
+    The gradient is that of a product in 16 bits: autodiff's would multiply in fp32.
+    """
+    letters = "MNH"[:contract]
+    others = "XYZ"[: weight.ndim - contract]
+    sums = einsum_fp32(f"R{letters},{letters}{others}->R{others}", rows, weight)
+    return (sums + bias).astype(rows.dtype)
+
+
+def _forward(contract, rows, weight, bias):  # type: ignore[no-untyped-def]
+    return _rounded_once(contract, rows, weight, bias), (rows, weight)
+
+
+def _backward(contract, saved, g):  # type: ignore[no-untyped-def]
+    rows, weight = saved
+    _, transpose = jax.vjp(lambda rows, weight: _product(rows, weight, contract), rows, weight)
+    return *transpose(g), g.astype(jnp.float32).sum(axis=0).astype(g.dtype)
+
+
+_rounded_once.defvjp(_forward, _backward)

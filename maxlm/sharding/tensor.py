@@ -33,6 +33,15 @@ def leave(x_BTD: jax.Array) -> jax.Array:
     )
 
 
+def once_of_tensor(x: jax.Array) -> jax.Array:
+    """Return what is to be added to partial results, which `leave` sums: zeros on all `tensor`
+    devices but the first.
+    """
+    if lax.axis_size("tensor") == 1:
+        return x
+    return jnp.where(lax.axis_index("tensor") == 0, x, 0)
+
+
 def sequence_part(x_BT: jax.Array) -> jax.Array:
     """Cut this device's part of the sequence out of an array that every `tensor` device holds
     whole.

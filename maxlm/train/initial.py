@@ -109,7 +109,8 @@ def _published_source(asked: InitFromConfig, model: ModelConfig) -> Source:
             "checkpoints, optimizer or steps; give its path alone"
         )
     # A run may have a larger vocabulary: what is added is zeros, and never predicted.
-    published = open_published(asked.path).for_vocabulary(model.vocab_size)
+    published = open_published(asked.path, text_only=asked.text_only)
+    published = published.for_vocabulary(model.vocab_size)
     _refuse_another_model(asked.path, published.model, model)
     published.parts(Decoder(model))
     for note in published.notes:
@@ -127,6 +128,11 @@ def _checkpoint_source(asked: InitFromConfig, config: RunConfig, tokenizer: str)
         raise UserError(
             f"train.init_from: {asked.path} has neither checkpoints nor published weights "
             "(config.json); give a run_dir, what maxlm import wrote, or such a folder"
+        )
+    if asked.text_only:
+        raise UserError(
+            f"train.init_from: {asked.path} has checkpoints, of which text_only takes no part; give "
+            "published weights, or leave it out"
         )
     step = max(records) if asked.checkpoint is None else asked.checkpoint
     if step not in records:

@@ -13,7 +13,14 @@ import numpy as np
 import pytest
 
 from maxlm.config import load_run
-from maxlm.config.resume import Change, Changes, compare_runs, first_changed_rate, learning_rate
+from maxlm.config.resume import (
+    Change,
+    Changes,
+    compare_models,
+    compare_runs,
+    first_changed_rate,
+    learning_rate,
+)
 from maxlm.config.schema import RunConfig
 from maxlm.optim.schedule import make_schedule
 
@@ -303,3 +310,15 @@ def test_microbatches_may_change_unless_experts_are_balanced_in_each(
         new = load_run(path, [moe % balance, "train.microbatches=2"]).config
         expected = [Change("train.microbatches", 1, 2)] if matters else []
         assert changes_that_matter(old, new) == expected
+
+
+def test_room_for_experts_is_nothing_to_a_trained_model(write_run: Callable[..., str]) -> None:
+    """A capacity is a measure of training: used, a model has room for every token."""
+    moe = "model.block.ffn={kind: moe, num_experts: 8, experts_per_token: 2, expert_dim: 16%s}"
+    path = write_run()
+    full, tight = (
+        load_run(path, [moe % more]).config.model for more in ("", ", capacity_factor: 1.5")
+    )
+    assert full != tight
+    assert compare_models(tight, full) == []
+    assert tight.when_used() == full.when_used() == full

@@ -33,6 +33,7 @@ def source(tmp_path_factory):
     shutil.copytree(FIXTURES / "llama3", folder)
     (folder / "tokenizer.json").write_text('{"model": {}}')
     (folder / "LICENSE").write_text("as you like")
+    (folder / "generation_config.json").write_text('{"eos_token_id": [2, 5]}')
     (folder / "modeling_llama.py").write_text("raise SystemExit")
     return folder
 
@@ -52,6 +53,8 @@ def test_an_import_is_a_checkpoint_a_model_and_the_files_besides(source, importe
     assert kept == {"tokenizer.json", "LICENSE", "generation_config.json"}
     assert yaml.safe_load((imported / "model.yaml").read_text())["model"]["vocab_size"] == 70
     assert not list(imported.parent.glob("*.unfinished"))
+    record = CheckpointReader(imported / "checkpoints").latest_record()
+    assert record["published"]["ends"] == [2, 5]
 
 
 def test_its_model_yaml_is_a_run_s(imported, tmp_path):
@@ -83,6 +86,7 @@ def test_an_export_of_an_import_is_what_was_imported(source, imported, tmp_path,
         *("config.json", "model.safetensors", "SHA256SUMS"),
         *("tokenizer.json", "LICENSE", "generation_config.json"),
     }
+    assert json.loads((out / "generation_config.json").read_text()) == {"eos_token_id": [2, 5]}
     for line in (out / "SHA256SUMS").read_text().splitlines():
         digest, name = line.split("  ")
         assert hashlib.sha256((out / name).read_bytes()).hexdigest() == digest
@@ -100,10 +104,13 @@ def test_other_dtypes(imported, tmp_path):
 def test_train_on_and_export(tiny_data, tmp_path, capsys):
     """Published weights of 64 tokens, a run with a tokenizer of 320: two steps, then written."""
     run = make_run(tiny_data, tmp_path / "run")
-    assert main(["import", str(FIXTURES / "llama2"), str(tmp_path / "weights")]) == 0
+    published = shutil.copytree(FIXTURES / "llama2", tmp_path / "published")
+    # Of these the run's tokenizer has 1 and 2 as special tokens, the second as its EOS.
+    (published / "generation_config.json").write_text('{"eos_token_id": [1, 40]}')
+    assert main(["import", str(published), str(tmp_path / "weights")]) == 0
     run["model"] = yaml.safe_load((tmp_path / "weights/model.yaml").read_text())["model"]
     run["model"]["vocab_size"] = 328
-    run["train"] |= {"num_steps": 2, "eval_every": 0, "init_from": str(FIXTURES / "llama2")}
+    run["train"] |= {"num_steps": 2, "eval_every": 0, "init_from": str(published)}
     run["schedule"] = {}
     run["checkpoint"] = {"every": 2}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
@@ -112,6 +119,8 @@ def test_train_on_and_export(tiny_data, tmp_path, capsys):
     assert main(["export", str(tmp_path / "run"), str(out), "--dtype", "bfloat16"]) == 0
     config = json.loads((out / "config.json").read_text())
     assert (config["vocab_size"], config["model_type"]) == (320, "llama")
+    generation = json.loads((out / "generation_config.json").read_text())
+    assert config["eos_token_id"] == generation["eos_token_id"] == [2, 1]
     assert (out / "tokenizer.model").read_bytes() == (tiny_data / "tokenizer.model").read_bytes()
     again = tmp_path / "again"
     assert main(["import", str(out), str(again)]) == 0
@@ -124,6 +133,26 @@ def test_train_on_and_export(tiny_data, tmp_path, capsys):
     np.testing.assert_allclose(logits[0], logits[2], atol=0.02 * np.abs(logits[0]).max())
     assert main(["generate", str(again), "--prompt", "ember ", "--max-tokens", "3"]) == 0
     assert capsys.readouterr().out.startswith("ember ")
+
+
+def test_the_text_model_of_text_and_images(refuse, tmp_path, capsys):
+    whole = FIXTURES.parent / "multimodal/gemma3_images"
+    assert "text and images" in refuse("import", whole, tmp_path / "in")
+    assert main(["import", str(whole), str(tmp_path / "in"), "--text-only"]) == 0
+    assert (
+        "skipped multi_modal_projector.* (2 tensors), vision_tower.* (" in capsys.readouterr().err
+    )
+    assert main(["export", str(tmp_path / "in"), str(tmp_path / "out")]) == 0
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert (config["model_type"], config["eos_token_id"]) == ("gemma3_text", 2)
+    written = load_file(tmp_path / "out/model.safetensors")
+    read = {
+        name.removeprefix("language_model."): values
+        for name, values in load_file(whole / "model.safetensors").items()
+        if name.startswith("language_model.")
+    }
+    assert written.keys() == read.keys()
+    assert all(written[name].tobytes() == read[name].tobytes() for name in read)
 
 
 def test_check_needs_transformers(refuse, source, tmp_path, monkeypatch):

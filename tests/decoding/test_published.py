@@ -50,6 +50,16 @@ def test_logits_are_those_of_transformers(expected, imported, mesh):
     assert model.num_ids == expected["long"][1].shape[-1]
 
 
+def test_biases_in_16_bits_on_two_devices():
+    """Each device adds its part once: a bias that both added would show, as one that none did."""
+    folder = FIXTURE.parent / "gpt_neox"
+    arrays = load_file(folder / "expected.safetensors")
+    tokens, logits = arrays["tokens_long"], arrays["logits_long"]
+    for mesh in ({}, {"tensor": 2}):
+        got = maxlm.load(folder, mesh=mesh, dtype="bfloat16").logits(tokens)
+        np.testing.assert_allclose(got, logits, rtol=0, atol=0.02 * np.abs(logits).max())
+
+
 def test_documents_packed_into_a_row(expected):
     (short, short_logits), (other, other_logits) = expected["short"], expected["other"]
     segments = [1] * len(short) + [2] * len(other)
@@ -84,10 +94,29 @@ def test_tokenizers_that_cannot_be_used_are_named(tmp_path, caplog):
     assert "takes token ids, and no texts" in caplog.text
     assert "has one of tokenizer.json, tokenizer.model" in caplog.text
     caplog.clear()
-    tree = {"model": {"type": "Unigram", "vocab": []}}
+    tree = {"model": {"type": "WordLevel", "vocab": {}}}
     (tmp_path / "weights/tokenizer.json").write_text(json.dumps(tree))
     assert maxlm.load(tmp_path / "weights").tokenizer is None
-    assert "its model is Unigram, and only BPE can be read" in caplog.text
+    assert "its model is WordLevel; BPE, Unigram and WordPiece can be read" in caplog.text
+
+
+def test_an_answer_ends_at_any_of_several_tokens(tmp_path):
+    """The fixture's own is 2; generation_config.json comes before config.json."""
+    folder = shutil.copytree(FIXTURE, tmp_path / "weights")
+    (folder / "generation_config.json").write_text('{"eos_token_id": []}')
+    free = maxlm.load(folder).generate([5, 6, 7], max_tokens=16, temperature=0)
+    last = free[9]
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [63, last]}))
+    model = maxlm.load(folder)
+    answer = model.generate([5, 6, 7], max_tokens=16, temperature=0)
+    assert answer == free[: free.index(last)]
+    assert model.generate([5, 6, 7], max_tokens=16, temperature=0, stop=[free[0]]) == []
+    for wrong in ([63, 64], "x", [True]):
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": wrong}))
+        with pytest.raises(
+            maxlm.UserError, match=r"generation_config\.json: eos_token_id=.* is no id"
+        ):
+            maxlm.load(folder)
 
 
 def test_what_is_no_published_model(tmp_path):

@@ -148,6 +148,15 @@ def test_the_same_layers_in_other_patterns_are_refused(saved, published, tmp_pat
         ({"checkpoint": 5}, r"train.init_from.checkpoint=5: .* has \[7\]"),
         ({"step": True, "num_steps": 7}, "is at step 7, not below train.num_steps=7"),
         ({"path": "nowhere"}, "nowhere has neither checkpoints nor published weights"),
+        ({"text_only": True}, "has checkpoints, of which text_only takes no part"),
+        (
+            {"path": str(FIXTURES.parent / "multimodal/gemma3_images")},
+            r"text and images.*train\.init_from: {path: \.\.\., text_only: true}",
+        ),
+        (
+            {"path": str(FIXTURES.parent / "multimodal/gemma3_images"), "text_only": True},
+            "is of another model than this run",
+        ),
         (
             {"path": str(FIXTURES / "llama2"), "optimizer": True},
             "published weights, which has no checkpoints, optimizer or steps",

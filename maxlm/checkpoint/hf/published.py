@@ -4,8 +4,9 @@ are.
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,13 @@ from pydantic import ValidationError
 from maxlm.checkpoint.hf.families import FAMILIES
 from maxlm.checkpoint.hf.families.family import Family, Part, Understood, parts_of, read_config
 from maxlm.checkpoint.hf.families.fragments import LAYER
+from maxlm.checkpoint.hf.families.multimodal import (
+    MULTIMODAL,
+    text_config,
+    text_name,
+    told_skipped,
+)
+from maxlm.checkpoint.hf.stopping import end_tokens
 from maxlm.checkpoint.hf.tensors.quantised import as_numbers
 from maxlm.checkpoint.hf.tensors.read_files import Tensor, open_tensors, read_json
 from maxlm.config.checks import find_problems
@@ -43,7 +51,8 @@ class Published:
       settings: likewise, as a user would write it.
       vocab_size: rows of the published vocabulary.
       tensors: by the names that rows of families give them.
-      notes: what config.json says that does not matter here.
+      ends: ids that end an answer; none where nothing says so.
+      notes: what config.json says that does not matter here, and what was left out.
     """
 
     folder: Path
@@ -53,12 +62,14 @@ class Published:
     settings: Mapping[str, Any]
     vocab_size: int
     tensors: Mapping[str, Tensor]
+    ends: tuple[int, ...]
     notes: tuple[str, ...]
 
     def record(self) -> dict[str, Any]:
         """Return what a checkpoint keeps of it, so that an export is like what was imported."""
         config = {key: value for key, value in self.config.items() if key != "quantization_config"}
-        return {"family": self.family.name, "vocab_size": self.vocab_size, "config": config}
+        whole = {"family": self.family.name, "vocab_size": self.vocab_size, "config": config}
+        return {**whole, "ends": list(self.ends)}
 
     def for_vocabulary(self, vocab_size: int) -> Published:
         """Return it as the start of a model with at least as many rows in its vocabulary."""
@@ -102,12 +113,15 @@ def is_published(path: Path | str) -> bool:
     return (Path(path) / CONFIG).is_file()
 
 
-def open_published(folder: Path | str, *, vocab_multiple: int = 1) -> Published:
+def open_published(
+    folder: Path | str, *, vocab_multiple: int = 1, text_only: bool = False
+) -> Published:
     """Read config.json and the headers of the weights.
 
     Args:
       folder: with config.json and *.safetensors.
       vocab_multiple: rows of zeros are added to the vocabulary up to a multiple of this.
+      text_only: of a model of text and images, take the text model alone.
 
     Raises:
       UserError: a family or value that is not known, or damaged files.
@@ -116,8 +130,14 @@ def open_published(folder: Path | str, *, vocab_multiple: int = 1) -> Published:
     if not is_published(folder):
         raise UserError(f"{folder} has no {CONFIG}; give a folder of published weights")
     config, where = read_json(folder / CONFIG), str(folder / CONFIG)
+    quantization, skipped = config.get("quantization_config"), list[str]()
+    config, rename = _text_alone(config, where, text_only=text_only)
     family = _family(config, where)
-    tensors = as_numbers(open_tensors(folder), config.get("quantization_config"), where)
+    tensors = as_numbers(open_tensors(folder), quantization, where)
+    if rename is not None:
+        names = {name: rename(name) for name in tensors}
+        skipped = [told_skipped(name for name, new in names.items() if new is None)]
+        tensors = {new: tensors[name] for name, new in names.items() if new is not None}
     config, notes = _without_absent_modules(config, family, tensors)
     model, understood = model_of(family, config, where)
     padded = -(-model.vocab_size // vocab_multiple) * vocab_multiple
@@ -129,8 +149,30 @@ def open_published(folder: Path | str, *, vocab_multiple: int = 1) -> Published:
         understood.settings,
         model.vocab_size,
         _named(tensors, family),
-        (*understood.notes, *notes),
+        end_tokens(folder, config, model.vocab_size),
+        (*skipped, *understood.notes, *notes),
     ).for_vocabulary(padded)
+
+
+def _text_alone(
+    config: dict[str, Any], where: str, *, text_only: bool
+) -> tuple[dict[str, Any], Callable[[str], str | None] | None]:
+    """Return the config.json of a text model, and what renames its tensors where it is a part of
+    another.
+
+    Raises:
+      UserError: it is, and that was not asked for.
+    """
+    kind = MULTIMODAL.get(str(config.get("model_type")))
+    if kind is None:
+        return config, None
+    if not text_only:
+        raise UserError(
+            f"{where}: model_type={config['model_type']!r} is a model of text and images, of which maxlm has the text "
+            "model alone; to leave the rest out, use maxlm import --text-only, or train.init_from: "
+            "{path: ..., text_only: true}"
+        )
+    return text_config(kind, config, where), functools.partial(text_name, kind)
 
 
 def _without_absent_modules(
@@ -175,7 +217,7 @@ def model_of(
 def _family(config: Mapping[str, Any], where: str) -> Family:
     name = config.get("model_type")
     if not isinstance(name, str) or name not in FAMILIES:
-        known = ", ".join(sorted(FAMILIES))
+        known = ", ".join(sorted([*FAMILIES, *MULTIMODAL]))
         raise UserError(f"{where}: model_type={name!r} is not known; known are {known}")
     return FAMILIES[name]
 

@@ -16,6 +16,7 @@ from maxlm.checkpoint.hf.families import FAMILIES
 from maxlm.checkpoint.hf.families.family import Family, Part, parts_of, write_config
 from maxlm.checkpoint.hf.families.keys import GENERAL, CannotExpressError, Ignored
 from maxlm.checkpoint.hf.published import CONFIG, model_of
+from maxlm.checkpoint.hf.stopping import GENERATION_CONFIG
 from maxlm.checkpoint.hf.tensors.axes import put
 from maxlm.checkpoint.hf.tensors.write_files import (
     SHARD_BYTES,
@@ -32,7 +33,6 @@ from maxlm.config.resume import compare_models
 Fetch = Callable[[Sequence[str]], Mapping[str, np.ndarray]]
 """Returns parameters by path, whole, rows in front."""
 
-GENERATION_CONFIG = "generation_config.json"
 _NO_TOKENS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
 _SHOWN = 6
 _WRITTEN_ANEW = {"architectures", "model_type", "dtype", "torch_dtype", "transformers_version"}

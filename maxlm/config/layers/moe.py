@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -124,15 +124,20 @@ class MoeConfig(LayerSection):
     )
     router: RouterConfig = RouterConfig()
     balance: Annotated[BalanceConfig, Use.TRAINING] = BalanceConfig()
-    capacity_factor: PositiveFloat | None = Field(
+    capacity_factor: Annotated[PositiveFloat | None, Use.TRAINING] = Field(
         None,
-        description="an expert takes this times its fair share of a sequence's tokens, no more (null: dropless)",
+        description="in training, an expert takes this times its fair share of a sequence's tokens, no more "
+        "(null: dropless, as every trained model is)",
     )
     buffer_factor: Annotated[PositiveFloat, OnResume.FREE, Use.TRAINING] = Field(
         2.0,
         description="rows that experts make room for on a device of mesh.expert, times an even load; more come in "
         "further rounds, and none is dropped",
     )
+
+    def when_used(self) -> Self:
+        """Return it without a capacity: no token of a text or an answer is dropped."""
+        return self.model_copy(update={"capacity_factor": None})
 
     @property
     def judges_microbatches(self) -> bool:

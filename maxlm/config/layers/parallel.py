@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field
 
@@ -30,6 +30,10 @@ class ParallelConfig(LayerSection):
         return {
             name: meaning for mixer in self.mixers for name, meaning in mixer.activations.items()
         }
+
+    def when_used(self) -> Self:
+        """Return it with each mixer so."""
+        return self.model_copy(update={"mixers": tuple(one.when_used() for one in self.mixers)})
 
     def problems(self, path: str, run: RunConfig) -> Iterator[Problem]:
         """Yield what is wrong with each mixer."""

@@ -14,6 +14,7 @@ class StreamDecoder:
     def __init__(self, vocabulary: Vocabulary):
         self._pieces, self._restarts = vocabulary.pieces, vocabulary.restarts
         self._drops_space = vocabulary.prefix is not None
+        self._specials = frozenset(vocabulary.specials.values())
         self._at_start = True
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
@@ -34,7 +35,8 @@ class StreamDecoder:
             raise ValueError(f"token id {token} is not in [0, {len(self._pieces)})")
         piece = self._pieces[token]
         if not piece:
-            self._at_start |= token in self._restarts
+            if token in self._restarts or token not in self._specials:
+                self._at_start = token in self._restarts  # else a word without a token stood there
             return piece
         starts, self._at_start = self._at_start and self._drops_space, False
         return piece[1:] if starts and piece.startswith(b" ") else piece

@@ -22,8 +22,8 @@ PROBE = "  if x:\n\treturn '\u00e9\U0001f600\u65e5\\n' \u2581\u2581 \0 12345  \r
 
 
 class Tokenizer:
-    """Texts to token ids and back, exactly: `decode(encode(text)) == normalise(text)`, which is the
-    text itself but for what `normalise` names.
+    """Texts to token ids and back: `decode(encode(text)) == normalise(text)`, which is the text itself
+    but for what `normalise` names, if the tokenizer is lossless.
 
     Attributes:
       path: the file with its vocabulary.
@@ -34,14 +34,21 @@ class Tokenizer:
         then stands once between documents.
       eos_id: the token that ends a document.
       specials: ids of the special tokens, by what they are called.
+      lossless: every text comes back. If not, bytes are counted of what does.
     """
 
     def __init__(
-        self, files: TokenizerFiles, vocabulary: Vocabulary, encoder: Encoder, *, fingerprint: str
+        self,
+        files: TokenizerFiles,
+        vocabulary: Vocabulary,
+        encoder: Encoder,
+        *,
+        fingerprint: str,
+        lossless: bool = True,
     ):
         self.path: Path = files.path
         self.files: Mapping[str, bytes] = files.to_keep
-        self.fingerprint = fingerprint
+        self.fingerprint, self.lossless = fingerprint, lossless
         self.vocab_size = len(vocabulary.pieces)
         self.bos_id, self.eos_id = vocabulary.bos_id, vocabulary.eos_id
         self.specials = vocabulary.specials
@@ -90,9 +97,12 @@ class Tokenizer:
 
     def normalise(self, text: str) -> str:
         """Return what decoding a text's ids gives: lone surrogates are U+FFFD; some published
-        tokenizers compose characters (NFC), or take no notice of a space in front.
+        tokenizers compose characters (NFC), or take no notice of a space in front; one that is not
+        lossless changes more.
         """
         text = replace_surrogates(text)
+        if not self.lossless:
+            return self.decode(self.encode(text))
         text = self._vocabulary.normal(text) if self._vocabulary.normal else text
         prefix = self._vocabulary.prefix
         return text[1:] if prefix and not prefix.always and text.startswith(" ") else text
@@ -115,7 +125,7 @@ class Tokenizer:
         )
 
     def check(self, cure: str) -> Tokenizer:
-        """Return the tokenizer, which gives a hard text back.
+        """Return the tokenizer, which gives a hard text back, or what it leaves of it.
 
         Raises:
           UserError: it does not.
@@ -129,7 +139,9 @@ class Tokenizer:
         return self
 
     def _prefixed(self, text: str) -> str:
-        prefix = self._vocabulary.prefix
+        prefix = (
+            self._vocabulary.prefix if self.lossless else None
+        )  # else the library puts it there
         if prefix is None or not text or (text.startswith(" ") and not prefix.always):
             return text
         return " " + text

@@ -17,6 +17,7 @@ from maxlm.layers.sequence import SequenceInfo
 from maxlm.ops.linear import linear
 from maxlm.sharding.mesh import FSDP_AXES
 from maxlm.sharding.parameters import Constant, Normal, weight
+from maxlm.sharding.tensor import once_of_tensor
 
 GELU_TANH = functools.partial(jax.nn.gelu, approximate=True)
 GELU_EXACT = functools.partial(jax.nn.gelu, approximate=False)
@@ -77,26 +78,22 @@ class Mlp(Layer):
         """Map each token on its own; (B, T / tensor, D) -> (B, T / tensor, D), and nothing to
         report.
         """
-        y_BTD = info.leave(self.partial_sum(info.enter(x_BTD)))
-        # After `leave`: every device would add the bias before its partial sum otherwise.
-        return (y_BTD + self.down_bias[...] if self.config.bias == "all" else y_BTD), None
+        return info.leave(self.partial_sum(info.enter(x_BTD))), None
 
     def partial_sum(self, x_BTD: jax.Array) -> jax.Array:
         """Return what this device's hidden units contribute to whole sequences, (B, T, D) -> (B, T,
         D).
         """
         biased = self.config.bias == "all"
-        hidden_BTF = linear(x_BTD, self.up[...])
-        hidden_BTF = checkpoint_name(
-            hidden_BTF + self.up_bias[...] if biased else hidden_BTF, "mlp_hidden"
-        )
+        hidden_BTF = linear(x_BTD, self.up[...], self.up_bias[...] if biased else None)
+        hidden_BTF = checkpoint_name(hidden_BTF, "mlp_hidden")
         gate_BTF = None
         if self.gated:
-            gate_BTF = linear(x_BTD, self.gate[...])
-            gate_BTF = checkpoint_name(
-                gate_BTF + self.gate_bias[...] if biased else gate_BTF, "mlp_gate"
-            )
-        return linear(activate(self.config.activation, hidden_BTF, gate_BTF), self.down[...])
+            gate_BTF = linear(x_BTD, self.gate[...], self.gate_bias[...] if biased else None)
+            gate_BTF = checkpoint_name(gate_BTF, "mlp_gate")
+        active_BTF = activate(self.config.activation, hidden_BTF, gate_BTF)
+        bias_D = once_of_tensor(self.down_bias[...]) if biased else None
+        return linear(active_BTF, self.down[...], bias_D)
 
 
 def activate(activation: Activation, hidden: jax.Array, gate: jax.Array | None) -> jax.Array:

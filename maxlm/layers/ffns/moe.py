@@ -36,6 +36,7 @@ from maxlm.sharding.experts import (
 )
 from maxlm.sharding.mesh import EXPERT_FSDP_AXES, FSDP_AXES, REPORT_AXES
 from maxlm.sharding.parameters import Constant, Normal, weight, with_value
+from maxlm.sharding.tensor import once_of_tensor
 
 
 class RouterStats(NamedTuple):
@@ -248,10 +249,7 @@ def _experts(
     if matrices.gate_EDF is not None:
         gate_BF = _project(rows_BD, matrices.gate_EDF, matrices.gate_bias_EF, sizes_E)
         gate_BF = checkpoint_name(gate_BF, "mlp_gate")
-    bias_ED = matrices.down_bias_ED
-    if bias_ED is not None:
-        # Once, not on every device of `tensor`: their rows are summed.
-        bias_ED = jnp.where(lax.axis_index("tensor") == 0, bias_ED, 0)
+    bias_ED = None if matrices.down_bias_ED is None else once_of_tensor(matrices.down_bias_ED)
     active_BF = activate(config.activation, hidden_BF, gate_BF)
     return _project(active_BF, matrices.down_EFD, bias_ED, sizes_E)
 

@@ -28,6 +28,7 @@ from maxlm.ops.positions.distances import alibi_slopes, bucket_edges
 from maxlm.ops.positions.rope import rotate, rotation
 from maxlm.sharding.mesh import DECODING_AXES, FSDP_AXES
 from maxlm.sharding.parameters import Constant, Normal, weight
+from maxlm.sharding.tensor import once_of_tensor
 
 
 class Cache(NamedTuple):
@@ -157,12 +158,10 @@ class Attention(Mixer):
     def _project(
         self, x_BTD: jax.Array, info: SequenceInfo
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        q_BTNH = linear(x_BTD, self.query[...])
-        k_BTKH = linear(x_BTD, self.key[...])
-        v_BTKH = linear(x_BTD, self.value[...])
-        if self.config.bias != "none":
-            q_BTNH, k_BTKH = q_BTNH + self.query_bias[...], k_BTKH + self.key_bias[...]
-            v_BTKH = v_BTKH + self.value_bias[...]
+        biased = self.config.bias != "none"
+        q_BTNH = linear(x_BTD, self.query[...], self.query_bias[...] if biased else None)
+        k_BTKH = linear(x_BTD, self.key[...], self.key_bias[...] if biased else None)
+        v_BTKH = linear(x_BTD, self.value[...], self.value_bias[...] if biased else None)
         q_BTNH, k_BTKH = self._positioned(q_BTNH, k_BTKH, info)
         return (
             checkpoint_name(q_BTNH, "query"),
@@ -189,9 +188,8 @@ class Attention(Mixer):
         return q_BTNH, k_BTKH
 
     def _project_out(self, out_BTNH: jax.Array, info: SequenceInfo) -> jax.Array:
-        y_BTD = info.leave(linear(out_BTNH, self.out[...], contract=2))
-        # After `leave`: every device would add the bias before its partial sum otherwise.
-        return y_BTD + self.out_bias[...] if self.config.bias == "all" else y_BTD
+        bias_D = once_of_tensor(self.out_bias[...]) if self.config.bias == "all" else None
+        return info.leave(linear(out_BTNH, self.out[...], bias_D, contract=2))
 
 
 def shape_on_device(

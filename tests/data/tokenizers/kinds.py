@@ -105,6 +105,57 @@ def marked(prefix=None):
     return tree
 
 
+@functools.cache
+def unigram_text():
+    """Return a Unigram as SentencePiece's are converted: NFKC, runs of spaces as one, no bytes."""
+    tokenizer = tokenizers.Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=500,
+        special_tokens=["<unk>", BOS, EOS],
+        unk_token="<unk>",
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus()[:60_000].splitlines(keepends=True), trainer)
+    return tokenizer.to_str()
+
+
+def unigram(*, exact=False, prefix="always"):
+    """Return a Unigram, as a tree of one's own; an exact one has bytes, and no normalizer."""
+    tree = json.loads(unigram_text())
+    if exact:
+        least = min(score for _, score in tree["model"]["vocab"])
+        tree["model"]["vocab"] += [[f"<0x{byte:02X}>", least - 5] for byte in range(256)]
+        tree["model"]["byte_fallback"] = True
+        tree["normalizer"] = None
+        tree["pre_tokenizer"] |= {"prepend_scheme": prefix, "split": False}
+        parts = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+        tree["decoder"] = json.loads(decoders.Sequence(parts).__getstate__())
+    return tree
+
+
+@functools.cache
+def wordpiece_text():
+    tokenizer = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=600,
+        special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus()[:60_000].splitlines(), trainer)
+    return tokenizer.to_str()
+
+
+BERT = {"cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
+
+
 def write_hf(folder, tree, config=None):
     """Write a `tokenizer.json` and what belongs to it; return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -176,6 +227,8 @@ def all_kinds(folder):
         "marked, prepend": write_hf(folder / "prepend", marked("prepend")),
         "marked, first": write_hf(folder / "first", marked("first")),
         "marked, always": write_hf(folder / "always", marked("always")),
+        "unigram": write_hf(folder / "unigram", unigram(exact=True)),
+        "unigram, never": write_hf(folder / "never", unigram(exact=True, prefix="never")),
         "tiktoken": write_tiktoken(folder / "tik"),
     }
 
@@ -190,5 +243,7 @@ KINDS = (
     "marked, prepend",
     "marked, first",
     "marked, always",
+    "unigram",
+    "unigram, never",
     "tiktoken",
 )

@@ -301,7 +301,8 @@ def edited(make, **changes):
 
 
 REFUSED = {
-    "unigram": (edited(marked, model__type="Unigram"), "its model is Unigram, and only BPE"),
+    "words": (edited(marked, model__type="WordLevel"), "WordLevel; BPE, Unigram and WordPiece can"),
+    "no unigram": (edited(marked, model__type="Unigram"), "damaged.: its model's vocab"),
     "no model": (dict, "its model is missing"),
     "a list": (list, "not a tokenizer.json"),
     "lower case": (

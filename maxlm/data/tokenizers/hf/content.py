@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from maxlm.data.tokenizers.byte_level import alphabet
 from maxlm.data.tokenizers.marked import byte_piece
@@ -27,6 +27,9 @@ class AddedToken(BaseModel):
     special: bool = False
     single_word: bool = False
     normalized: bool = True
+
+
+KINDS = ("BPE", "Unigram", "WordPiece")
 
 
 class Model(BaseModel):
@@ -70,18 +73,46 @@ class Ids(NamedTuple):
     unreachable: frozenset[str]
 
 
-def parse(data: bytes) -> HfJson:
-    """Read the file.
+def read_raw(data: bytes) -> dict[str, Any]:
+    """Read the file as a tree; `model.type` says the kind of its model, one of `KINDS`.
 
     Raises:
-      UnsupportedError: it is damaged, or its model is not byte pairs.
+      UnsupportedError: it is damaged, or its model is of another kind.
     """
     try:
         raw = json.loads(data)
-        model = raw.get("model")
-        kind = model.get("type", "BPE") if isinstance(model, dict) else "missing"
-        if kind != "BPE":
-            raise UnsupportedError(f"its model is {kind}, and only BPE can be read")
+    except (ValueError, RecursionError) as error:
+        raise UnsupportedError(f"not a tokenizer.json (or damaged): {error}") from None
+    if not isinstance(raw, dict):
+        raise UnsupportedError("not a tokenizer.json (or damaged): it is no JSON object")
+    model, kind = raw.get("model"), "missing"
+    if isinstance(model, dict):
+        kind = model.get("type") or ("Unigram" if isinstance(model.get("vocab"), list) else "BPE")
+    if not isinstance(model, dict) or kind not in KINDS:
+        known = f"{', '.join(KINDS[:-1])} and {KINDS[-1]}"
+        raise UnsupportedError(f"its model is {kind}; {known} can be read")
+    return {**raw, "model": {**model, "type": kind}}
+
+
+def read_added(raw: Mapping[str, Any]) -> list[AddedToken]:
+    """Return the tokens beside those of the model.
+
+    Raises:
+      UnsupportedError: they are damaged.
+    """
+    try:
+        return TypeAdapter(list[AddedToken]).validate_python(raw.get("added_tokens", []))
+    except ValidationError as error:
+        raise UnsupportedError(f"not a tokenizer.json (or damaged): {error}") from None
+
+
+def parse(raw: Mapping[str, Any]) -> HfJson:
+    """Check a tree whose model is byte pairs.
+
+    Raises:
+      UnsupportedError: it is damaged, or loses text.
+    """
+    try:
         content = HfJson.model_validate({**raw, "raw": raw})
     except ValidationError as error:
         first = error.errors()[0]
@@ -89,8 +120,6 @@ def parse(data: bytes) -> HfJson:
         raise UnsupportedError(
             f"not a tokenizer.json (or damaged): {where}: {first['msg']}"
         ) from None
-    except (ValueError, RecursionError, AttributeError) as error:
-        raise UnsupportedError(f"not a tokenizer.json (or damaged): {error}") from None
     if content.model.continuing_subword_prefix or content.model.end_of_word_suffix:
         raise UnsupportedError("its model marks the inside or the end of words, which loses text")
     return content
@@ -108,17 +137,7 @@ def read_ids(content: HfJson, named: set[str], *, byte_level: bool) -> Ids:
       UnsupportedError: ids are not one for each token, or a byte has none.
     """
     added = {token.content: token.id for token in content.added_tokens}
-    everything = content.model.vocab | added
-    numbers = set(everything.values())
-    one_each = len(numbers) == len(everything) and all(
-        content.model.vocab.get(name, number) == number for name, number in added.items()
-    )
-    if not one_each or not 0 <= min(numbers) <= max(numbers) < LARGEST_ID:
-        raise UnsupportedError("it is damaged: its ids are not one for each token")
-    if missing := sorted(named - everything.keys()):
-        raise UnsupportedError(
-            f"it has no token {missing[0]!r}, which is said to start or end documents"
-        )
+    everything = one_each(content.model.vocab, added, named)
     names = named | {token.content for token in content.added_tokens if token.special}
     single = frozenset(alphabet() if byte_level else map(byte_piece, range(256)))
     if lost := (single - everything.keys()) | (single & names):
@@ -127,6 +146,26 @@ def read_ids(content: HfJson, named: set[str], *, byte_level: bool) -> Ids:
         )
     specials = {name: number for name, number in everything.items() if name in names}
     return Ids(everything, specials, single, frozenset(names if byte_level else names | single))
+
+
+def one_each(vocab: Mapping[str, int], added: Mapping[str, int], named: set[str]) -> dict[str, int]:
+    """Return the ids of the model's tokens and of the added ones.
+
+    Raises:
+      UnsupportedError: they are not one for each token, or one of `named` has none.
+    """
+    everything = {**vocab, **added}
+    numbers = set(everything.values())
+    alone = len(numbers) == len(everything) and all(
+        vocab.get(name, number) == number for name, number in added.items()
+    )
+    if not alone or not 0 <= min(numbers, default=-1) <= max(numbers) < LARGEST_ID:
+        raise UnsupportedError("it is damaged: its ids are not one for each token")
+    if missing := sorted(named - everything.keys()):
+        raise UnsupportedError(
+            f"it has no token {missing[0]!r}, which is said to start or end documents"
+        )
+    return everything
 
 
 def read_merges(model: Model, ids: Ids) -> list[tuple[str, str]]:

@@ -6,20 +6,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
+from typing import Any
 
 import tokenizers
 
 from maxlm.config.errors import UserError
 from maxlm.data.tokenizers.byte_level import alphabet, to_bytes
 from maxlm.data.tokenizers.files import CONFIG_NAME, SPECIALS_NAME, TokenizerFiles
+from maxlm.data.tokenizers.hf import by_library
 from maxlm.data.tokenizers.hf.byte_words import Raw, encoder_of, read_words, vocabulary_of
 from maxlm.data.tokenizers.hf.content import (
     HfJson,
     Ids,
     UnsupportedError,
+    one_each,
     parse,
+    read_added,
     read_ids,
     read_merges,
+    read_raw,
 )
 from maxlm.data.tokenizers.hf.encoder import HfEncoder
 from maxlm.data.tokenizers.hf.preparation import Preparation, read_preparation, sequence
@@ -40,7 +46,10 @@ def open_hf_json(files: TokenizerFiles) -> Tokenizer:
         words = read_words(files.main)
         if words is not None:
             return _open_words(files, words).check(CURE)
-        content = parse(files.main)
+        raw = read_raw(files.main)
+        if raw["model"]["type"] != "BPE":
+            return _open_by_library(files, raw).check(CURE)
+        content = parse(raw)
         preparation = read_preparation(content.normalizer, content.pre_tokenizer)
         if preparation.byte_level == (preparation.marks and content.model.byte_fallback):
             raise UnsupportedError(
@@ -63,9 +72,42 @@ def open_hf_json(files: TokenizerFiles) -> Tokenizer:
     encode: Encoder = HfEncoder(loaded, preparation, content, ids, merges).encode_all
     if preparation.marks:
         encode = encode_marks(encode, [ids.all[byte_piece(byte)] for byte in MARK.encode()])
+    tokenizer = Tokenizer(files, vocabulary, encode, fingerprint=_fingerprint(files, vocabulary))
+    return tokenizer.check(CURE)
+
+
+def _open_by_library(files: TokenizerFiles, raw: Mapping[str, Any]) -> Tokenizer:
+    """Open a file whose model is none of byte pairs.
+
+    Raises:
+      UnsupportedError: it is damaged.
+    """
+    bos, eos = _document_tokens(files)
+    added, names = read_added(raw), by_library.names_of(raw)
+    ids = one_each(names, {token.content: token.id for token in added}, {bos, eos})
+    exact = by_library.exact_preparation(raw, ids)
+    unknown = by_library.unknown_of(raw)
+    named = {bos, eos} | {token.content for token in added if token.special}
+    # With a token for each byte nothing is unknown.
+    specials = {name: ids[name] for name in (named | unknown if exact else named - unknown)}
+    vocabulary = Vocabulary(
+        by_library.pieces_of(raw, ids, specials),
+        specials,
+        bos_id=ids[bos],
+        eos_id=ids[eos],
+        prefix=exact.prefix if exact else by_library.prefix_of(raw),
+        normal=exact.normal if exact else None,
+    )
+    encode = by_library.make_encoder(by_library.load(raw, added, specials, exact))
+    if exact is not None:
+        encode = encode_marks(encode, [ids[byte_piece(byte)] for byte in MARK.encode()])
+    fingerprint = _fingerprint(files, vocabulary)
+    return Tokenizer(files, vocabulary, encode, fingerprint=fingerprint, lossless=exact is not None)
+
+
+def _fingerprint(files: TokenizerFiles, vocabulary: Vocabulary) -> str:
     ends = json.dumps({"bos_id": vocabulary.bos_id, "eos_id": vocabulary.eos_id})
-    fingerprint = hashlib.sha256(files.main + ends.encode()).hexdigest()
-    return Tokenizer(files, vocabulary, encode, fingerprint=fingerprint).check(CURE)
+    return hashlib.sha256(files.main + ends.encode()).hexdigest()
 
 
 def _open_words(files: TokenizerFiles, raw: Raw) -> Tokenizer:
@@ -75,8 +117,7 @@ def _open_words(files: TokenizerFiles, raw: Raw) -> Tokenizer:
       UnsupportedError: it loses text.
     """
     vocabulary = vocabulary_of(raw, *_document_tokens(files))
-    ends = json.dumps({"bos_id": vocabulary.bos_id, "eos_id": vocabulary.eos_id})
-    fingerprint = hashlib.sha256(files.main + ends.encode()).hexdigest()
+    fingerprint = _fingerprint(files, vocabulary)
     return Tokenizer(files, vocabulary, encoder_of(raw, vocabulary), fingerprint=fingerprint)
 
 
@@ -87,22 +128,24 @@ def _document_tokens(files: TokenizerFiles) -> tuple[str, str]:
       UserError: no file beside it says what ends one.
     """
     said = _names_in(files, SPECIALS_NAME) | _names_in(files, CONFIG_NAME)
-    if "eos_token" not in said:
+    # A model that was made to fill gaps names what stands around its texts.
+    end = said.get("eos_token", said.get("sep_token"))
+    if end is None:
         example = json.dumps({"bos_token": "<s>", "eos_token": "</s>"})
         raise UserError(
             f"{files.path}: nothing says which token ends a document; put a {CONFIG_NAME} beside it, such as {example}"
         )
-    return said.get("bos_token", said["eos_token"]), said["eos_token"]
+    return said.get("bos_token", said.get("cls_token", end)), end
 
 
 def _names_in(files: TokenizerFiles, name: str) -> dict[str, str]:
-    """Return `bos_token` and `eos_token` of a JSON file beside the tokenizer, if they are there."""
+    """Return the tokens around documents that a JSON file beside the tokenizer names."""
     try:
         settings = json.loads(files.beside.get(name, b"{}"))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{files.path.with_name(name)}: no JSON: {error}; restore it") from None
     found: dict[str, str] = {}
-    for key in ("bos_token", "eos_token"):
+    for key in ("bos_token", "eos_token", "cls_token", "sep_token"):
         value = settings.get(key) if isinstance(settings, dict) else None
         value = value.get("content") if isinstance(value, dict) else value
         found |= {key: value} if isinstance(value, str) else {}
