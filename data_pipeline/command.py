@@ -16,6 +16,7 @@ ACTIONS = {
     "mix": "maxlm.data.mixture.command",
     "train-classifier": "data_pipeline.classifier.command",
     "train-ngrams": "data_pipeline.ngrams.command",
+    "vocabulary": "data_pipeline.tokenizers.command",
     "inspect": "data_pipeline.inspection.overview",
     "show": "data_pipeline.inspection.show",
     "search": "data_pipeline.inspection.search",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -23,6 +24,11 @@ class Document:
     source: str
     text: str
     meta: dict[str, Value] = field(default_factory=dict)
+
+
+def origin_of(identity: str, meta: Mapping[str, Value]) -> str:
+    """Return the id of the document that one was made of, in the end; its own if it was read."""
+    return str(meta.get("origin", identity))
 
 
 class Dropped(NamedTuple):

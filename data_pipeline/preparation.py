@@ -29,9 +29,10 @@ from data_pipeline.stages.tokens import (
     write_shards,
 )
 from data_pipeline.staging import DROPPED_NAME, INPUTS_NAME, REPORT_NAME, publish
+from data_pipeline.tokenizers import train_tokenizer
+from data_pipeline.tokenizers.sample import sample_bytes, texts_of
+from data_pipeline.tokenizers.trained import publish_tokenizer
 from data_pipeline.tokens.order import SPLITS
-from data_pipeline.tokens.train_tokenizer import sample_bytes, train_tokenizer
-from data_pipeline.tokens.trained import TRAINED_NAME, publish_tokenizer
 from maxlm.config.errors import UserError
 from maxlm.config.pipeline.raw import RawTextConfig
 from maxlm.config.schema import Preparable
@@ -79,18 +80,27 @@ class Preparation:
         Raises:
           UserError: texts that cannot be read, or too few of them.
         """
-        funnel, shards = self._clean()
-        sources = {name: self._hold_out(name, shards) for name in self.stages}
-        if retrain:
-            files = {TRAINED_NAME: self._train(sources)}
-        else:
-            files = dict(open_tokenizer(self.config.data.tokenizer).files)
+        funnel, sources = self.clean()
+        files = (
+            self._train(sources)
+            if retrain
+            else dict(open_tokenizer(self.config.data.tokenizer).files)
+        )
         tokenizer = check_size(self.config, self._kept_tokenizer(files))
         written = {name: self._write(source, tokenizer, funnel) for name, source in sources.items()}
-        self._publish(written, files[TRAINED_NAME] if retrain else None)
+        self._publish(written, files if retrain else {})
         return {name: (self.manifests | written)[name] for name in self.raws}
 
     # --- documents --------------------------------------------------------------------------------
+
+    def clean(self) -> tuple[Funnel, dict[str, SourceDocuments]]:
+        """Return what became of the documents, and those of each source that the steps leave.
+
+        Raises:
+          UserError: texts that cannot be read, or too few of them.
+        """
+        funnel, shards = self._clean()
+        return funnel, {name: self._hold_out(name, shards) for name in self.stages}
 
     def _clean(self) -> tuple[Funnel, list[DocumentShard]]:
         """Return what became of the documents, and those that the steps leave.
@@ -151,16 +161,19 @@ class Preparation:
 
     # --- tokens -----------------------------------------------------------------------------------
 
-    def _train(self, sources: Mapping[str, SourceDocuments]) -> bytes:
+    def _train(self, sources: Mapping[str, SourceDocuments]) -> dict[str, bytes]:
         size = self.config.trained_pieces
         assert size is not None, "refused before"
         weights = {name: self.config.data.sources[name].weight for name in sources}
+        kind = self.config.data.pipeline.tokenizer
         samples = {
-            name: sample_of(source, sample_bytes(name, weights), self.workshop)
+            name: texts_of(
+                sample_of(source, sample_bytes(name, weights, kind.sample_mb), self.workshop)
+            )
             for name, source in sources.items()
         }
         with self.workshop.report.stage("train the tokenizer"):
-            return train_tokenizer(samples, weights, size)
+            return train_tokenizer(kind, samples, weights, size)
 
     def _kept_tokenizer(self, files: Mapping[str, bytes]) -> Tokenizer:
         """Return the tokenizer of some files, which are written where all tasks find them, and where
@@ -221,14 +234,15 @@ class Preparation:
         others = [other for other in funnel.sources if other != name]
         return sorted(describe_inputs(funnel.inputs(other))["fingerprint"] for other in others)
 
-    def _publish(self, written: Manifests, trained: bytes | None) -> None:
+    def _publish(self, written: Manifests, trained: Mapping[str, bytes]) -> None:
         folders = {name: Path(self.config.data.sources[name].path) for name in written}
         # Without its manifest a folder counts as unfinished; so until the new ones are there, a
         # stop goes on from here.
         for folder in folders.values():
             (folder / MANIFEST_NAME).unlink(missing_ok=True)
-        if trained is not None:
-            publish_tokenizer(Path(self.config.data.tokenizer), trained)
+        if trained:
+            data = self.config.data
+            publish_tokenizer(Path(data.tokenizer), trained, data.pipeline.tokenizer)
         for name, folder in folders.items():
             publish(self.stages[name], folder)
             write_manifest(folder, written[name])

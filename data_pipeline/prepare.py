@@ -22,7 +22,7 @@ from data_pipeline.report import Report
 from data_pipeline.stages.shards import Workshop
 from data_pipeline.staging import STAGING_NAME, lock_folder, staging
 from data_pipeline.storage.disk import disk_errors
-from data_pipeline.tokens.trained import check_trainable, is_trained_here
+from data_pipeline.tokenizers.trained import check_trainable, check_unchanged, is_trained_here
 from maxlm.config import ConfigError, UserError, load_data
 from maxlm.config.checks import missing_step_files
 from maxlm.config.schema import Preparable, RunConfig
@@ -53,18 +53,20 @@ def prepare(config: Preparable, *, force: bool, report: Report) -> None:
     missing = missing_step_files(config.data)
     if missing:
         raise ConfigError(missing, "data.pipeline")
-    path = Path(config.data.tokenizer)
+    path, kind = Path(config.data.tokenizer), config.data.pipeline.tokenizer
     retrain = not path.exists() or (force and is_trained_here(path))
+    if retrain:
+        check_trainable(path, kind, config.trained_pieces)
+    else:
+        check_unchanged(path, kind)
     manifests = {} if force or retrain else finished(config, raws)
     pending = [name for name in raws if name not in manifests]
-    if retrain:
-        check_trainable(path, config.trained_pieces)
     if pending:
         with ExitStack() as stack:
             stages = {
                 name: stack.enter_context(_staging(config, name, force=force)) for name in pending
             }
-            workshop = stack.enter_context(_workshop(config, report, force=force))
+            workshop = stack.enter_context(open_workshop(config, report, force=force))
             preparation = Preparation(config, raws, manifests, stages, workshop)
             report.summary(preparation.carry_out(retrain=retrain))
     else:
@@ -82,8 +84,12 @@ def _staging(config: Preparable, name: str, *, force: bool) -> Iterator[Path]:
 
 
 @contextmanager
-def _workshop(config: Preparable, report: Report, *, force: bool) -> Iterator[Workshop]:
-    """Yield the place of the work; it goes in the end, unless the user has named it."""
+def open_workshop(
+    config: Preparable, report: Report, *, force: bool = False, keep: bool = False
+) -> Iterator[Workshop]:
+    """Yield the place of the work; it goes in the end, unless the user has named it or `keep` is
+    true.
+    """
     pipeline = config.data.pipeline
     folder = _work_folder(config)
     with disk_errors(folder):
@@ -103,7 +109,7 @@ def _workshop(config: Preparable, report: Report, *, force: bool) -> Iterator[Wo
                 shard_tokens=pipeline.shard_tokens,
                 keep_steps=pipeline.keep_steps,
             )
-            if pipeline.work_dir is None:
+            if pipeline.work_dir is None and not keep:
                 shutil.rmtree(folder)
         finally:
             engine.close()

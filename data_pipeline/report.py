@@ -159,6 +159,8 @@ def _figures(manifest: Mapping[str, Any]) -> dict[str, str]:
     for split, counts in splits.items():
         figures[f"{split} documents"] = f"{counts['documents']:,}"
         figures[f"{split} tokens"] = f"{counts['tokens']:,}"
+        if counts.get("masked_tokens"):
+            figures[f"{split} tokens without loss"] = f"{counts['masked_tokens']:,}"
     text_bytes = sum(counts["bytes"] for counts in splits.values())
     pieces = sum(counts["tokens"] - 2 * counts["documents"] for counts in splits.values())
     figures["bytes per token"] = f"{text_bytes / max(pieces, 1):.2f}"

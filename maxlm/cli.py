@@ -298,6 +298,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     _add_train_ngrams(
         actions.add_parser("train-ngrams", help="learn how words follow each other in good texts")
     )
+    _add_vocabulary(
+        actions.add_parser("vocabulary", help="compare tokenizers of several kinds and sizes")
+    )
     _add_inspect(
         actions.add_parser("inspect", help="show what a corpus was made from, and its data card")
     )
@@ -318,7 +321,10 @@ def _add_train_classifier(parser: argparse.ArgumentParser) -> None:
         ("--bits", 20, "words and pairs are hashed into 2^bits weights"),
         ("--held-out", 0.2, "share of texts that calibrates and tests"),
         ("--max-documents", 100_000, "texts to take of each set"),
+        ("--max-tokens", 1024, "tokens of a text that the checkpoint reads"),
     )
+    about = "a run_dir, or published weights: learn from its hidden states in place of words"
+    parser.add_argument("--checkpoint", metavar="PATH", help=about)
     _add_text_key(parser)
 
 
@@ -339,6 +345,18 @@ def _add_train_ngrams(parser: argparse.ArgumentParser) -> None:
         "--words", choices=("normalised", "whitespace"), default="normalised", help=forms
     )
     _add_text_key(parser)
+
+
+def _add_vocabulary(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    sizes = (8_192, 16_384, 32_768, 65_536)
+    shown = f"pieces of each vocabulary (default: {' '.join(map(str, sizes))})"
+    parser.add_argument("--sizes", type=int, nargs="+", default=sizes, metavar="N", help=shown)
+    kinds = ("bpe", "unigram", "byte_bpe", "wordpiece")
+    about = "of tokenizers (default: that of data.pipeline.tokenizer)"
+    parser.add_argument("--kinds", nargs="+", choices=kinds, help=about)
+    _add_numbers(parser, ("--measure-mb", 4, "MB of validation text to compare on, of each source"))
+    parser.add_argument("--output", metavar="FILE", help="write every figure here too, as JSON")
 
 
 def _add_inspect(parser: argparse.ArgumentParser) -> None:

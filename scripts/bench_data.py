@@ -21,7 +21,8 @@ import grain
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from data_pipeline.tokens.train_tokenizer import train_tokenizer
+from data_pipeline.tokenizers.sentencepiece import train_sentencepiece
+from maxlm.config.pipeline.tokenizer import BpeConfig
 from maxlm.config.schema import DataConfig
 from maxlm.data.dataset import Dataset, build_dataset
 from maxlm.data.shards import ShardWriter, TokenShards
@@ -200,7 +201,7 @@ def open_dataset(folder: Path, weights: dict[str, float], length: int, batch_siz
 
 def write_tokenizer(path: Path) -> Tokenizer:
     text = "".join(f"word{number % 977} stands here\n" for number in range(20_000))
-    path.write_bytes(train_tokenizer({"text": [text]}, {"text": 1.0}, 4096))
+    path.write_bytes(train_sentencepiece(BpeConfig(), [text], 4096)["tokenizer.model"])
     return open_tokenizer(path)
 
 

@@ -8,7 +8,15 @@ from pathlib import Path
 import numpy as np
 from scipy.special import expit
 
-from data_pipeline.classifier.examples import Examples, read_examples
+from data_pipeline.checkpoints.loading import fingerprint_of
+from data_pipeline.checkpoints.reading import Reader
+from data_pipeline.classifier.examples import (
+    CheckpointFeatures,
+    Examples,
+    Features,
+    WordFeatures,
+    read_examples,
+)
 from data_pipeline.classifier.figures import accuracy, area_under_curve, calibration_error
 from data_pipeline.classifier.fitting import fit_calibration, fit_logistic
 from data_pipeline.classifier.model import Classifier, Header
@@ -16,6 +24,7 @@ from data_pipeline.command import check_arguments
 from data_pipeline.storage.disk import disk_errors
 from data_pipeline.text.corpus import Corpus
 from maxlm.config.errors import UserError
+from maxlm.config.pipeline.checkpoint import ScoringCheckpoint
 
 LEAST_TEXTS = 5
 """Of each kind in each part: fewer calibrate and test nothing."""
@@ -24,6 +33,7 @@ BOUNDS = {
     "l2": (1e-12, 1e6),
     "held_out": (0.02, 0.9),
     "max_documents": (1, 10**7),
+    "max_tokens": (2, 2**20),
 }
 
 
@@ -31,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Carry out the command; return its exit code."""
     output = Path(arguments.output)
     check_arguments(arguments, BOUNDS)
-    header = Header(bits=arguments.bits)
+    header, features = _features(arguments)
     sets = {
         name: Corpus([path], text_key=arguments.text_key)
         for name, path in (("GOOD", arguments.good), ("BAD", arguments.bad))
@@ -39,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     parts = read_examples(
         sets["GOOD"],
         sets["BAD"],
-        header,
+        features,
         most=arguments.max_documents,
         held_out=arguments.held_out,
     )
@@ -52,6 +62,17 @@ def run(arguments: argparse.Namespace) -> int:
         model.save(output)
     print(f"wrote {output}")
     return 0
+
+
+def _features(arguments: argparse.Namespace) -> tuple[Header, Features]:
+    if arguments.checkpoint is None:
+        header = Header(bits=arguments.bits)
+        return header, WordFeatures(header)
+    section = ScoringCheckpoint(path=arguments.checkpoint, max_tokens=arguments.max_tokens)
+    if problems := list(section.problems("--checkpoint")):
+        raise UserError("; ".join(problem.text for problem in problems))
+    about = {"checkpoint": fingerprint_of(section), "max_tokens": section.max_tokens}
+    return Header.model_validate(about), CheckpointFeatures(Reader(section))
 
 
 def train(parts: dict[str, Examples], header: Header, *, l2: float) -> Classifier:

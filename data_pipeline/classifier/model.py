@@ -28,8 +28,10 @@ class Header(Section):
     """What a model's file says beside the weights.
 
     Attributes:
-      bits: there are 2^bits weights.
+      bits: there are 2^bits weights, if features are hashed words.
       max_chars: characters of a text that it looks at.
+      checkpoint: which trained model the features are of, as a hash; None: they are words.
+      max_tokens: tokens of a text that this model reads.
       bias: added to the weighted words.
       slope, shift: of Platt's calibration: the probability is sigmoid(slope * score + shift).
       figures: what was measured when it was trained, for people.
@@ -38,6 +40,8 @@ class Header(Section):
     format: Literal["maxlm-classifier-1"] = "maxlm-classifier-1"
     bits: Annotated[int, Field(ge=8, le=28)] = 20
     max_chars: PositiveInt = 100_000
+    checkpoint: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    max_tokens: PositiveInt | None = None
     bias: FiniteFloat = 0.0
     slope: FiniteFloat = 1.0
     shift: FiniteFloat = 0.0
@@ -48,7 +52,8 @@ class Classifier:
     """Scores texts.
 
     A text of n words and pairs has the features count / sqrt(n): the features of a text whose words
-    all differ have length one.
+    all differ have length one. Of a trained model, features are its mean hidden state, of length
+    one.
     """
 
     def __init__(self, header: Header, weights: np.ndarray):
@@ -59,10 +64,26 @@ class Classifier:
         return float(expit(self.header.slope * self.score(text) + self.header.shift))
 
     def score(self, text: str) -> float:
-        """Return the weighted sum of a text's features, before calibration."""
+        """Return the weighted sum of a text's words, before calibration.
+
+        Raises:
+          UserError: the features are no words.
+        """
+        if self.header.checkpoint is not None:
+            raise UserError(
+                "this classifier was trained on hidden states of a model: only the step `classifier` "
+                "with its `checkpoint` takes it"
+            )
         found = grams(text, self.header.bits, self.header.max_chars)
         total = float(self._weights[found].sum(dtype=np.float64))
         return total / np.sqrt(max(found.size, 1)) + self.header.bias
+
+    def probability_of(self, features: np.ndarray) -> float:
+        """Return the probability that a text with these features of a trained model is of the good
+        kind.
+        """
+        score = float(features.astype(np.float64) @ self._weights) + self.header.bias
+        return float(expit(self.header.slope * score + self.header.shift))
 
     def save(self, path: Path) -> None:
         """Write the model's file, in full or not at all."""
@@ -84,8 +105,9 @@ def load_classifier(path: Path | str) -> Classifier:
     except (OSError, SafetensorError, ValidationError) as error:
         first = str(error).splitlines()[0]
         raise UserError(f"{path}: not a classifier: {first}; {_CURE}") from None
-    if weights.dtype != np.float32 or weights.shape != (1 << header.bits,):
-        found = f"weights are {weights.dtype} {weights.shape}, not float32 ({1 << header.bits},)"
+    shape = weights.shape if header.checkpoint and weights.ndim == 1 else (1 << header.bits,)
+    if weights.dtype != np.float32 or weights.shape != shape:
+        found = f"weights are {weights.dtype} {weights.shape}, not float32 {shape}"
         raise UserError(f"{path}: {found}; {_CURE}")
     if not np.isfinite(weights).all():
         raise UserError(f"{path}: weights that are not finite; {_CURE}")

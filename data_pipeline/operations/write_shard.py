@@ -40,17 +40,23 @@ def write_shard(task: Task, watch: Watch) -> Product:
         pq.ParquetWriter(unfinished_ids, IDS_SCHEMA, compression="zstd") as names,
     ):
         shard = ShardFile(
-            unfinished, vocab_size=settings["vocab_size"], first_page=settings["first_page"]
+            unfinished,
+            vocab_size=settings["vocab_size"],
+            first_page=settings["first_page"],
+            first_mask_page=settings["first_mask_page"],
+            name=path.name,
         )
         for first, stop in _portions(files, settings):
             pieces = Pieces.joined(
                 read_bins(file, settings["split"], first, stop) for file in files
             ).sorted()
-            shard.write(pieces.tokens, documents=pieces.places.size)
+            shard.write(pieces.tokens, documents=pieces.places.size, masked=pieces.masked())
             columns = [pa.array(pieces.names()), pa.array(pieces.lengths)]
             names.write_table(pa.table(columns, schema=IDS_SCHEMA))
-        entry = shard.close().model_copy(update={"file": path.name})
-    return Product({path: {}, ids: {}}, {"entry": entry.model_dump(mode="json")})
+        entry = shard.close()
+    mask: dict[Path, dict[str, Any]] = {shard.mask_path: {}} if entry.masked else {}
+    figures = {"entry": entry.model_dump(mode="json", exclude_none=True)}
+    return Product({path: {}, ids: {}, **mask}, figures)
 
 
 def _portions(files: list[Path], settings: Mapping[str, Any]) -> Iterator[tuple[int, int]]:

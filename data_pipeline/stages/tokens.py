@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
+from data_pipeline.documents import Document
 from data_pipeline.engine.task import Record, Task
 from data_pipeline.operations.tokenize import sample_limit
 from data_pipeline.operations.write_shard import tokens_by_bin
 from data_pipeline.stages.shards import DocumentShard, Workshop
 from data_pipeline.storage.document_files import read_documents
-from data_pipeline.tokens.order import SPLITS, order_place, threshold_of
+from data_pipeline.tokens.order import PLACES, SPLITS, order_place, threshold_of
 from maxlm.config.errors import UserError
 from maxlm.config.pipeline.raw import RawTextConfig
 from maxlm.data.shards.document_ids import ids_name
@@ -28,6 +29,7 @@ from maxlm.data.shards.index import (
     smallest_dtype,
     tokens_per_page,
 )
+from maxlm.data.shards.masks import mask_name, mask_pages
 from maxlm.data.shards.writer import shard_name, write_index
 from maxlm.data.tokenizers import Tokenizer
 from maxlm.files import write_whole
@@ -76,34 +78,44 @@ def hold_out(
     records = workshop.finish(f"{name}: split", tasks, lambda task: sizes[task.name])
     counts = [record.figures for record in records if record.figures["documents"]]
     documents = sum(count["documents"] for count in counts)
-    if documents < 2:
+    least = min((count["least"] for count in counts), default=0)
+    largest = max((count["largest"] for count in counts), default=0)
+    if least == largest:
         raise UserError(
             f"data.sources.{name}.raw: {'only one document is' if documents else 'no document is'} left of what was "
-            "read, and two are needed, for training and for validation (pieces of one document stay together); give "
+            "read, and two are needed, for training and for validation (pieces of one document, and what was made of "
+            "it, stay together); give "
             "more files in raw.paths, or its texts as lines of a .jsonl file, or fewer data.pipeline.steps"
         )
     held_out = sum(count["held_out"] for count in counts)
     if not held_out:  # few documents: one of either kind
-        threshold = min(count["least"] for count in counts) + 1
+        threshold = least + 1
     elif held_out == documents:
-        threshold = max(count["largest"] for count in counts)
+        threshold = largest
     return SourceDocuments(name, raw, shards, threshold)
 
 
-def sample_of(source: SourceDocuments, size: float, workshop: Workshop) -> Iterator[str]:
-    """Return about `size` bytes of a source's training texts, in their order; at least one text if
+def sample_of(
+    source: SourceDocuments, size: float, workshop: Workshop, *, split: str = "train"
+) -> Iterator[Document]:
+    """Return pieces of about `size` bytes of a split of a source, in their order; at least one if
     there is any.
     """
-    below = sample_limit(1.2 * size, source.text_bytes)
-    settings = {**source.settings, "below": below}
-    tasks = _per_shard("sample_texts", source.name, source.shards, settings, workshop)
+    held_out = source.threshold / PLACES
+    share = held_out if split == "validation" else 1 - held_out
+    below = sample_limit(1.2 * size, source.text_bytes * share)
+    settings = {**source.settings, "below": below, "split": split}
+    place = f"{source.name}-{split}"
+    tasks = _per_shard("sample_texts", place, source.shards, settings, workshop)
     sizes = {
         task.name: (shard.documents, shard.text_bytes)
         for task, shard in zip(tasks, source.shards, strict=True)
     }
-    records = workshop.finish(f"{source.name}: sample", tasks, lambda task: sizes[task.name])
+    records = workshop.finish(
+        f"{source.name}: sample {split}", tasks, lambda task: sizes[task.name]
+    )
     pieces = [piece for record in records for piece in read_documents(record.outputs[0].path)]
-    return (piece.text for piece in sorted(pieces, key=lambda piece: order_place(piece.id)))
+    return iter(sorted(pieces, key=lambda piece: order_place(piece.id)))
 
 
 def tokenize(source: SourceDocuments, tokenizer: Tokenizer, workshop: Workshop) -> list[Record]:
@@ -144,7 +156,7 @@ def write_shards(
     write_whole(listing, json.dumps([str(file.path) for file in files]).encode())
     known = hashlib.sha256("\n".join(file.sha256 for file in files).encode()).hexdigest()
     per_page = tokens_per_page(smallest_dtype(tokenizer.vocab_size))
-    tasks, page = [], 0
+    tasks, page, mask_page = [], 0, 0
     for number, (first, stop, tokens) in enumerate(
         _ranges([file.path for file in files], split, workshop.shard_tokens)
     ):
@@ -154,11 +166,13 @@ def write_shards(
             "first": first,
             "stop": stop,
             "first_page": page,
+            "first_mask_page": mask_page,
             "vocab_size": tokenizer.vocab_size,
         }
         name = f"{RECORD}{number:05d}"
         tasks.append(Task("write_shard", WRITE, folder, name, settings, ((listing, known),)))
         page += -(-tokens // per_page)
+        mask_page += mask_pages(tokens)
     folder.mkdir(parents=True, exist_ok=True)
     written = workshop.finish(f"{source}: write {split}", tasks, lambda _: (0, 0))
     entries = [ShardEntry.model_validate(record.figures["entry"]) for record in written]
@@ -175,18 +189,19 @@ def write_shards(
 def leave_only_shards(folder: Path, index: ShardIndex) -> None:
     """Remove the records of finished tasks, and what an earlier try with other settings has left."""
     shards = {shard.file for shard in index.shards}
-    wanted = {INDEX_NAME, *shards, *map(ids_name, shards)}
+    masks = {mask_name(shard.file) for shard in index.shards if shard.masked}
+    wanted = {INDEX_NAME, *shards, *map(ids_name, shards), *masks}
     for path in folder.iterdir():
         if path.name not in wanted:
             path.unlink()
 
 
 def totals(records: Sequence[Record]) -> dict[str, dict[str, int]]:
-    """Return documents, tokens and bytes of each split."""
+    """Return documents, tokens, bytes and tokens that are not learned of each split."""
     return {
         split: {
             name: sum(record.figures[split][name] for record in records)
-            for name in ("documents", "tokens", "bytes")
+            for name in ("documents", "tokens", "bytes", "masked_tokens")
         }
         for split in SPLITS
     }

@@ -17,6 +17,7 @@ from data_pipeline.steps.filters.top_fraction import TopFraction
 from data_pipeline.steps.filters.toxicity import Toxicity
 from data_pipeline.steps.filters.url import Url
 from data_pipeline.steps.licence import Licence
+from data_pipeline.steps.rewrite import Rewrite
 from data_pipeline.steps.sample import Sample
 from data_pipeline.steps.step import GlobalStep, Step
 
@@ -35,6 +36,7 @@ STEPS: dict[str, type[Step] | type[GlobalStep]] = {
     "near_dedup": NearDedup,
     "substring_dedup": SubstringDedup,
     "decontaminate": Decontaminate,
+    "rewrite": Rewrite,
     "sample": Sample,
     "curriculum": Curriculum,
 }

@@ -14,7 +14,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_pipeline.documents import Document
+from data_pipeline.documents import Document, origin_of
 from data_pipeline.storage.whole import written_whole
 from maxlm.data.tokenizers import replace_surrogates
 
@@ -90,12 +90,16 @@ def read_documents(path: Path) -> Iterator[Document]:
                 yield Document(identity, source, text, orjson.loads(meta))
 
 
-def read_ids(path: Path) -> Iterator[str]:
-    """Yield the ids of a file's documents; nothing else is read."""
+def read_origins(path: Path) -> Iterator[str]:
+    """Yield for each of a file's documents the id of the one that it was made of, in the end, which
+    is mostly its own; texts are not read.
+    """
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
         for number in range(file.num_row_groups):
-            group = file.read_row_group(number, columns=["id"], use_threads=False)
-            yield from group.column("id").to_pylist()
+            group = file.read_row_group(number, columns=["id", "meta"], use_threads=False)
+            pairs = zip(*(group.column(name).to_pylist() for name in ("id", "meta")), strict=True)
+            for identity, meta in pairs:
+                yield origin_of(identity, orjson.loads(meta)) if '"origin"' in meta else identity
 
 
 def encode_meta(meta: dict[str, str | int | float | bool]) -> str:

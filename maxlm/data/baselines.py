@@ -50,18 +50,24 @@ def measure_baselines(
     counts = np.bincount(fitted[are_predicted(fitted, *ends)], minlength=vocab_size)
     unigram = (counts + 1) / (counts.sum() + vocab_size)
     predicted = are_predicted(measured[1:], *ends)
-    targets = measured[1:][predicted]
+    learned = predicted & ~validation.read_masked(0, measured.size)[1:]
+    targets = measured[1:][learned]
     bits = {
         "uniform": targets.size * np.log2(vocab_size),
         "unigram": -np.log2(unigram[targets]).sum(),
-        "bigram": _bigram_bits(fitted, measured, unigram, ends),
-        "gzip -9": 8.0 * len(gzip.compress(_text(measured, tokenizer).encode(), 9, mtime=0)),
+        "bigram": _bigram_bits(
+            _pairs(fitted, vocab_size, are_predicted(fitted[1:], *ends)),
+            _pairs(measured, vocab_size, learned),
+            unigram,
+        ),
     }
-    of_targets = tokenizer.bytes_of(targets, measured[:-1][predicted])
-    num_bytes = max(int(of_targets.sum(dtype=np.int64)), 1)
-    return Baselines(
-        targets.size, {name: round(float(value) / num_bytes, 4) for name, value in bits.items()}
-    )
+    text = gzip.compress(_text(measured, tokenizer).encode(), 9, mtime=0)
+    bytes_of = tokenizer.bytes_of(measured[1:], measured[:-1])
+    num_bytes = {"targets": int(bytes_of[learned].sum(dtype=np.int64))}
+    num_bytes["text"] = int(bytes_of[predicted].sum(dtype=np.int64))
+    per_byte = {name: float(value) / max(num_bytes["targets"], 1) for name, value in bits.items()}
+    per_byte["gzip -9"] = 8.0 * len(text) / max(num_bytes["text"], 1)  # of masked text, too
+    return Baselines(targets.size, {name: round(value, 4) for name, value in per_byte.items()})
 
 
 def _text(tokens: np.ndarray, tokenizer: Tokenizer) -> str:
@@ -69,22 +75,20 @@ def _text(tokens: np.ndarray, tokenizer: Tokenizer) -> str:
     return "".join(tokenizer.decode(document) for document in np.split(tokens, starts))
 
 
-def _bigram_bits(
-    fitted: np.ndarray, measured: np.ndarray, unigram: np.ndarray, ends: tuple[int, int]
-) -> float:
+def _bigram_bits(fitted: np.ndarray, wanted: np.ndarray, unigram: np.ndarray) -> float:
+    """Return the bits of pairs under a model of other pairs."""
     vocab_size = unigram.size
-    pairs, pair_counts = np.unique(_pairs(fitted, vocab_size, ends), return_counts=True)
+    pairs, pair_counts = np.unique(fitted, return_counts=True)
     context_counts = np.bincount(pairs // vocab_size, weights=pair_counts, minlength=vocab_size)
-    wanted = _pairs(measured, vocab_size, ends)
     place = np.minimum(np.searchsorted(pairs, wanted), pairs.size - 1)
     seen = np.where(pairs[place] == wanted, pair_counts[place], 0)
     contexts, prior = context_counts[wanted // vocab_size], unigram[wanted % vocab_size]
     return min(float(-np.log2((seen + k * prior) / (contexts + k)).sum()) for k in SMOOTHING)
 
 
-def _pairs(tokens: np.ndarray, vocab_size: int, ends: tuple[int, int]) -> np.ndarray:
+def _pairs(tokens: np.ndarray, vocab_size: int, are_targets: np.ndarray) -> np.ndarray:
     """Return (context, target) pairs as single numbers; no target starts a document alone, so none
     crosses documents.
     """
     contexts, targets = tokens[:-1].astype(np.int64), tokens[1:]
-    return (contexts * vocab_size + targets)[are_predicted(targets, *ends)]
+    return (contexts * vocab_size + targets)[are_targets]

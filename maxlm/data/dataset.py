@@ -21,7 +21,7 @@ import numpy as np
 from maxlm.config.errors import UserError
 from maxlm.config.schema import DataConfig, SourceConfig
 from maxlm.data.examples import DEFAULT_PURPOSE, Examples, Purpose, build_examples
-from maxlm.data.examples.packing import NO_TOKEN
+from maxlm.data.examples.packing import NO_TOKEN, split_masked
 from maxlm.data.mixture.plan import Reading, plan_mixture
 from maxlm.data.mixture.rows import Mixture, Stage
 from maxlm.data.mixture.table import readings, stage_lines, table_lines
@@ -100,7 +100,8 @@ class Dataset:
         for row, index in enumerate(range(start, min(stop, self._num_rows))):
             name, place = self.mixture.place(index)
             windows[row] = self._windows[name][place]
-        return self.examples(windows, range(start, stop))
+        tokens, masked = split_masked(windows)
+        return self.examples(tokens, range(start, stop), masked)
 
     def origin(self, row: int) -> tuple[str, int]:
         """Return the source of a row, and where in that source's stream of tokens it begins."""

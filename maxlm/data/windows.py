@@ -14,7 +14,7 @@ import grain
 import numpy as np
 
 from maxlm.config.errors import UserError
-from maxlm.data.examples.packing import NO_TOKEN
+from maxlm.data.examples.packing import NO_TOKEN, mark_masked
 from maxlm.data.shards import TokenShards
 
 MAX_WINDOWS = 2**32 - 1  # grain's index shuffle works on 32-bit indices
@@ -51,7 +51,9 @@ class TrainingWindows:
             )
 
     def dataset(self) -> grain.MapDataset:
-        """Return the grain dataset of windows, int32 (T + tokens_after,)."""
+        """Return the grain dataset of windows, int32 (T + tokens_after,), of which tokens that are not
+        learned are marked (`mark_masked`).
+        """
         return self._places().map_with_index(self._read)
 
     def starts(self) -> grain.MapDataset:
@@ -72,9 +74,9 @@ class TrainingWindows:
     def _read(self, index: int, place: int) -> np.ndarray:
         start, size = self._start(index, place), self._shards.num_tokens
         count = min(self._size, size - start)
-        window = self._shards.read(start, count)
+        window = _marked(self._shards, start, count)
         if count < self._size:
-            window = np.concatenate([window, self._shards.read(0, self._size - count)])
+            window = np.concatenate([window, _marked(self._shards, 0, self._size - count)])
         return window
 
 
@@ -103,8 +105,16 @@ class ValidationWindows:
         start = place * self._length
         count = min(self._size, self._shards.num_tokens - start)
         window = np.full(self._size, NO_TOKEN, np.int32)
-        window[:count] = self._shards.read(start, count)
+        window[:count] = _marked(self._shards, start, count)
         return window
+
+
+def _marked(shards: TokenShards, start: int, count: int) -> np.ndarray:
+    """Return tokens of which those that are not learned are marked."""
+    tokens = shards.read(start, count)
+    if not shards.index.masked:
+        return tokens
+    return mark_masked(tokens, shards.read_masked(start, count))
 
 
 def _number(key: str, below: int) -> int:

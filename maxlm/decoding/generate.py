@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from maxlm.decoding.sampling import Sampling, choose
+from maxlm.decoding.sampling import Sampling, at_index, choose
 from maxlm.decoding.shapes import length_bucket, rows_bucket
 from maxlm.kernels.mask import causal
 from maxlm.layers.layer import StateArray
@@ -68,12 +68,12 @@ class Generator:
         room = length_bucket(tokens_BT.shape[1] + max_tokens)
         advance = self._advance_to(int(lengths_B[: len(prompts)].max()) + max_tokens)
         states = self._empty_states(len(lengths_B), room)
-        key, done_B = jax.random.key(sampling.seed), np.arange(len(lengths_B)) >= len(prompts)
+        key, done_B = sampling.keys(len(lengths_B)), np.arange(len(lengths_B)) >= len(prompts)
         unseeded = dataclasses.replace(sampling, seed=0)  # another seed is no other program
         start_B, one_B = np.zeros_like(lengths_B), np.ones_like(lengths_B)
         logits_BV, states = advance(self._decoder, tokens_BT, states, start_B, lengths_B)
         for index in range(max_tokens):
-            drawn = self._pick(logits_BV, jax.random.fold_in(key, index), sampling=unseeded)
+            drawn = self._pick(logits_BV, at_index(key, index), sampling=unseeded)
             token_B = np.asarray(drawn)
             done_B |= np.isin(token_B, list(stop_ids))
             if done_B.all():

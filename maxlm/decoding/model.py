@@ -14,8 +14,8 @@ from maxlm.config.model import ModelConfig
 from maxlm.config.positions.embedded import LearnedPosition
 from maxlm.data.tokenizers import Tokenizer
 from maxlm.decoding import loading
+from maxlm.decoding.forward import HIDDEN, LOGITS, make_forward, nats_of
 from maxlm.decoding.generate import Generator
-from maxlm.decoding.logits import make_logits
 from maxlm.decoding.sampling import Sampling, check_sampling
 from maxlm.decoding.shapes import length_bucket, rows_bucket
 from maxlm.models.cost import parameter_count
@@ -69,9 +69,11 @@ class Model:
         self.step: int | None = loaded.step
         self._ends = loaded.ends
         self._decoder, self._mesh = loaded.decoder, loaded.config.mesh
-        self._logits = make_logits(
-            loaded.config, loaded.config.mesh, loaded.decoder, loaded.mesh, loaded.dtype
-        )
+        parts = loaded.config, loaded.config.mesh, loaded.decoder, loaded.mesh, loaded.dtype
+        readings = {"logits": LOGITS, "hidden": HIDDEN, "nats": nats_of(self.num_ids)}
+        self._forward = {
+            name: make_forward(*parts, reading=reading) for name, reading in readings.items()
+        }
         self._generator = Generator(
             loaded.decoder, loaded.mesh, num_ids=self.num_ids, compute_dtype=loaded.dtype
         )
@@ -92,6 +94,32 @@ class Model:
         Raises:
           UserError: tokens that are none, or shapes that do not fit.
         """
+        return self._read("logits", tokens, segment_ids)[..., : self.num_ids]
+
+    def hidden(self, tokens: Any, segment_ids: Any = None) -> np.ndarray:
+        """Return the fp32 hidden states of each token that logits are made of, normalised.
+
+        Args:
+          tokens, segment_ids: as for `logits`.
+
+        Returns:
+          (T, D) or (B, T, D).
+        """
+        return self._read("hidden", tokens, segment_ids)
+
+    def nats(self, tokens: Any, segment_ids: Any = None) -> np.ndarray:
+        """Return -ln p of each token after the first, given those before it, fp32.
+
+        Args:
+          tokens, segment_ids: as for `logits`; where the next token is of another segment, the
+            number means nothing.
+
+        Returns:
+          (T - 1,) or (B, T - 1).
+        """
+        return self._read("nats", tokens, segment_ids)[..., :-1]
+
+    def _read(self, name: str, tokens: Any, segment_ids: Any) -> np.ndarray:
         tokens, segments = _whole_numbers("tokens", tokens), None
         if tokens.ndim not in (1, 2) or not tokens.size:
             raise UserError(
@@ -116,8 +144,8 @@ class Model:
         fields = tokens_BT, segments_BT, _positions(segments_BT)
         filled = [np.pad(field, fill).astype(np.int32) for field in fields]
         length = tokens_BT.shape[1]
-        logits_BTV = np.asarray(self._logits(self._decoder, *filled, length=length))
-        cut = logits_BTV[: tokens_BT.shape[0], : tokens_BT.shape[1], : self.num_ids]
+        found = np.asarray(self._forward[name](self._decoder, *filled, length=length))
+        cut = found[: tokens_BT.shape[0], : tokens_BT.shape[1]]
         return cut[0] if tokens.ndim == 1 else cut
 
     def generate(
@@ -128,7 +156,7 @@ class Model:
         temperature: float = 0.8,
         top_k: int | None = None,
         top_p: float | None = None,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         stop: Collection[int | str] = (),
     ) -> Any:
         """Return what follows each prompt, up to the end of its document.
@@ -140,7 +168,8 @@ class Model:
           temperature: logits are divided by it; 0 takes the likeliest token.
           top_k: choose among the k likeliest tokens; None: all.
           top_p: choose among the likeliest tokens that together have this probability; None: all.
-          seed: of the random choices. Same seed and prompts, same answers.
+          seed: of the random choices. Same seed and prompts, same answers. One for each prompt of
+            a list: then an answer does not depend on the prompts beside its own.
           stop: tokens that end an answer besides the tokenizer's EOS and those that came with
             published weights: ids, or what special tokens are called.
 
@@ -154,7 +183,12 @@ class Model:
         alone = isinstance(prompts, str) or _is_ids(prompts)
         several: list[Prompt] = [prompts] if alone else list(prompts)
         ids = [self._prompt_ids(prompt) for prompt in several]
-        sampling = Sampling(temperature, top_k, top_p, seed)
+        several_seeds = tuple(seed) if isinstance(seed, Sequence) else seed
+        sampling = Sampling(temperature, top_k, top_p, several_seeds)
+        if isinstance(seed, Sequence) and len(seed) != len(several):
+            raise UserError(
+                f"seed: {len(seed)} numbers for {len(several)} prompts; give one for each"
+            )
         steps = list(self._steps(ids, max_tokens, sampling, stop)) if ids else []
         answers: list[Any] = []
         for prompt, row in zip(

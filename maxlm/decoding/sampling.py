@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 MAX_TOKENS = 1_000_000
 """What is kept of earlier tokens has room for all from the start."""
@@ -22,13 +23,27 @@ class Sampling:
       top_k: only the k likeliest tokens can be chosen.
       top_p: only the likeliest tokens that together have this probability can be chosen
         (arXiv:1904.09751).
-      seed: of the random choices; same seed and prompts, same texts.
+      seed: of the random choices; same seed and prompts, same texts. One for each text: then what
+        is drawn for a text does not depend on those beside it.
     """
 
     temperature: float = 0.8
     top_k: int | None = None
     top_p: float | None = None
-    seed: int = 0
+    seed: int | tuple[int, ...] = 0
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Return all of them."""
+        return self.seed if isinstance(self.seed, tuple) else (self.seed,)
+
+    def keys(self, rows: int) -> jax.Array:
+        """Return the key of a batch, or those of its rows, filled up to so many."""
+        if not isinstance(self.seed, tuple):
+            return jax.random.key(self.seed)
+        seeds = np.zeros(rows, np.uint32)
+        seeds[: len(self.seed)] = self.seed
+        return jax.vmap(jax.random.key)(seeds)
 
 
 def check_sampling(sampling: Sampling, max_tokens: int) -> Iterator[tuple[str, float, str]]:
@@ -36,8 +51,9 @@ def check_sampling(sampling: Sampling, max_tokens: int) -> Iterator[tuple[str, f
     if not 0 <= sampling.temperature < math.inf:  # nan is neither
         text = "must be a number >= 0; 0 takes the likeliest token"
         yield "temperature", sampling.temperature, text
-    if not 0 <= sampling.seed < 2**32:
-        yield "seed", sampling.seed, "must be at least 0 and below 2**32"
+    for seed in sampling.seeds:
+        if not 0 <= seed < 2**32:
+            yield "seed", seed, "must be at least 0 and below 2**32"
     if sampling.top_k is not None and sampling.top_k < 1:
         yield "top_k", sampling.top_k, "must be at least 1"
     if sampling.top_p is not None and not 0 < sampling.top_p <= 1:
@@ -48,7 +64,7 @@ def check_sampling(sampling: Sampling, max_tokens: int) -> Iterator[tuple[str, f
 
 def choose(logits_BV: jax.Array, key: jax.Array, sampling: Sampling, num_ids: int) -> jax.Array:
     """Choose the next tokens, int32 (B,), among the ids [0, num_ids): columns beyond only fill the
-    vocabulary up.
+    vocabulary up. `key` is one for all, or one for each row.
     """
     logits_BV = logits_BV[:, :num_ids]
     if sampling.temperature == 0:
@@ -64,4 +80,12 @@ def choose(logits_BV: jax.Array, key: jax.Array, sampling: Sampling, num_ids: in
         kept_BV = jnp.cumsum(probability_BV, axis=-1) - probability_BV < sampling.top_p
         least_B = jnp.where(kept_BV, sorted_BV, jnp.inf).min(axis=-1)
         logits_BV = jnp.where(logits_BV >= least_B[:, None], logits_BV, -jnp.inf)
-    return jax.random.categorical(key, logits_BV, axis=-1).astype(jnp.int32)
+    draw = jax.random.categorical if key.ndim == 0 else jax.vmap(jax.random.categorical)
+    return draw(key, logits_BV).astype(jnp.int32)
+
+
+def at_index(key: jax.Array, index: int) -> jax.Array:
+    """Return the key, or keys, of a text's next token but `index`."""
+    if key.ndim == 0:
+        return jax.random.fold_in(key, index)
+    return jax.vmap(lambda one: jax.random.fold_in(one, index))(key)

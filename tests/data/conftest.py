@@ -5,7 +5,8 @@ them.
 import numpy as np
 import pytest
 
-from data_pipeline.tokens.train_tokenizer import train_tokenizer
+from data_pipeline.tokenizers.sentencepiece import train_sentencepiece
+from maxlm.config.pipeline.tokenizer import BpeConfig
 from maxlm.config.schema import DataConfig
 from maxlm.data.dataset import build_dataset
 from maxlm.data.shards import ShardWriter
@@ -20,7 +21,7 @@ TEXT = (
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory):
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
-    path.write_bytes(train_tokenizer({"text": [TEXT]}, {"text": 1.0}, 320))
+    path.write_bytes(train_sentencepiece(BpeConfig(), [TEXT], 320)["tokenizer.model"])
     return open_tokenizer(path)
 
 

@@ -23,6 +23,7 @@ from maxlm.config.errors import UserError
 from maxlm.config.schema import DataFileConfig, RunConfig
 from maxlm.data.dataset import build_dataset
 from maxlm.data.shards import TokenShards
+from maxlm.data.shards.document_ids import trace
 from maxlm.data.tokenizers import open_tokenizer
 from tests.data.tokenizers.kinds import BOS, EOS, byte_level, marked, write_hf, write_tiktoken
 
@@ -165,14 +166,48 @@ def test_a_published_tokenizer_is_used_and_its_texts_come_back(run_config, do, r
     assert "already prepared" in do(run)
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "x.tiktoken"])
-def test_tokenizers_of_other_kinds_are_not_trained(run_config, do, tmp_path, name):
-    run = run_config()
+@pytest.mark.parametrize(
+    ("kind", "name", "cure"),
+    [
+        ("bpe", "tokenizer.json", r"tokenizer\.model"),
+        ("unigram", "x.tiktoken", r"x\.model"),
+        ("byte_bpe", "tokenizer.model", r"tokenizer\.json"),
+        ("wordpiece", "tokenizer", r"tokenizer\.json"),
+    ],
+)
+def test_tokenizers_of_other_kinds_are_not_trained(run_config, do, tmp_path, kind, name, cure):
+    run = run_config(pipeline={"tokenizer": {"kind": kind}})
     data = run.data.model_copy(update={"tokenizer": str(tmp_path / name)})
-    with pytest.raises(
-        UserError, match=rf"{name}: there is no such tokenizer, .*SentencePiece.*\.model"
-    ):
+    text = rf"{name}: there is no such tokenizer, .*kind={kind} .*use data\.tokenizer=\S*/{cure}"
+    with pytest.raises(UserError, match=text):
         do(run.model_copy(update={"data": data}))
+
+
+def test_a_byte_level_tokenizer_is_trained_beside_its_config(run_config, do, hashes, tmp_path):
+    path = tmp_path / "out/tokenizer.json"
+
+    def run(**tokenizer):
+        made = run_config(pipeline={"tokenizer": {"kind": "byte_bpe", **tokenizer}})
+        data = made.data.model_copy(update={"tokenizer": str(path)})
+        return made.model_copy(update={"data": data})
+
+    path.parent.mkdir()
+    beside = path.with_name("tokenizer_config.json")
+    beside.write_text("{}")
+    with pytest.raises(UserError, match=r"tokenizer_config\.json: this file belongs to"):
+        do(run())
+    beside.unlink()
+    do(run())
+    before, tokenizer = hashes(tmp_path / "out"), open_tokenizer(path)
+    assert 258 < tokenizer.vocab_size <= 400, "a few words do not have more pairs"
+    assert TokenShards(tmp_path / "out/text/train").index.tokenizer == tokenizer.fingerprint
+    assert "already prepared" in do(run())
+    with pytest.raises(UserError, match=r"other settings: pattern cl100k -> r50k.*--force"):
+        do(run(pattern="r50k"))
+    do(run(pattern="r50k"), force=True)
+    assert open_tokenizer(path).fingerprint != tokenizer.fingerprint
+    do(run(), force=True)
+    assert hashes(tmp_path / "out") == before
 
 
 def test_a_file_beside_a_tokenizer_that_was_brought_along_is_no_mark(run_config, do, tmp_path):
@@ -492,3 +527,61 @@ def test_the_command(tmp_path, raw, capsys, monkeypatch):
         UserError, match=r"data\.sources\.text\.raw\.paths: nothing: there is no such"
     ):
         prepare_module.run(arguments)
+
+
+def test_passages_that_are_masked_are_read_and_not_learned(run_config, do, raw, tmp_path):
+    """A passage in five documents, some of them cut into pieces, and nothing else is masked; every
+    other byte of the folder is as without the step.
+    """
+    passage = " ".join(f"planted{number}" for number in range(30))
+    texts = {}
+    for number, path in enumerate(sorted(raw.iterdir())):
+        words = [f"w{number}x{place}" for place in range(30 + 2 * number)]
+        if number % 8 == 0:
+            words.insert(10 + number, passage)
+        texts[path.name] = " ".join(words)
+        path.write_text(texts[path.name])
+    settings = {"vocab_size": 500, "max_document_bytes": 400}
+    mask = {"kind": "substring_dedup", "min_tokens": 20, "keep": "none", "action": "mask"}
+    do(run_config(pipeline={"steps": [mask]}, **settings))
+    tokenizer = open_tokenizer(tmp_path / "out/tokenizer.model")
+    counted, hidden = dict.fromkeys(("train", "validation"), 0), {}
+    for split in counted:
+        shards = TokenShards(tmp_path / "out/text" / split)
+        masked, tokens = (read(0, shards.num_tokens) for read in (shards.read_masked, shards.read))
+        for span in trace(shards, 0, shards.num_tokens):
+            ids, bits = (array[span.start : span.stop] for array in (tokens, masked))
+            assert not bits[[0, -1]].any(), "BOS and EOS"
+            hidden[span.id] = tokenizer.decode(ids[bits])
+        counted[split] = int(masked.sum())
+        assert shards.num_targets == shards.num_tokens - shards.num_documents - counted[split]
+    assert any(identity.endswith("#2") and found for identity, found in hidden.items())
+    for name, text in texts.items():
+        pieces = sorted(
+            identity for identity in hidden if Path(identity.partition("#")[0]).name == name
+        )
+        found = "".join(hidden[identity] for identity in pieces)
+        if passage in text:
+            # A token at an edge may be of both; a space in front belongs to a word's token.
+            assert passage in found
+            assert len(found) <= len(passage) + 2
+        else:
+            assert not found
+    manifest = read_manifest(tmp_path / "out/text")
+    assert {split: n["masked_tokens"] for split, n in manifest["splits"].items()} == counted
+    do(run_config(out=tmp_path / "plain", pipeline={"steps": []}, **settings))
+    for split in counted:
+        for name in ("shard-00000.tokens", "shard-00000.documents.parquet"):
+            one, two = (tmp_path / out / "text" / split / name for out in ("out", "plain"))
+            assert one.read_bytes() == two.read_bytes()
+
+
+def test_texts_do_not_change_behind_a_step_that_marks_places(run_config):
+    mask = {"kind": "substring_dedup", "action": "mask"}
+    late = [{"kind": "pii"}, {"kind": "heuristics", "rules": ["c4"]}, {"kind": "near_dedup"}]
+    run = run_config(pipeline={"steps": [{"kind": "pii"}, mask, *late]})
+    found = [
+        problem.path
+        for problem in run.data.pipeline.steps[1].problems("data.pipeline.steps.1", run.data)
+    ]
+    assert found == ["data.pipeline.steps.2", "data.pipeline.steps.3"]

@@ -177,9 +177,30 @@ def test_logits_are_those_of_the_second_implementation(model, packed):
 
 @pytest.mark.parametrize("mesh", [{"tensor": 2}, {"fsdp": 2, "data": 2}, {"fsdp": 4, "tensor": 2}])
 def test_logits_do_not_depend_on_the_mesh(trained, packed, mesh):
-    got = maxlm.load(trained, mesh=mesh).logits(PACKED, SEGMENTS)
-    real = SEGMENTS > 0
+    loaded = maxlm.load(trained, mesh=mesh)
+    got, real = loaded.logits(PACKED, SEGMENTS), SEGMENTS > 0
     np.testing.assert_allclose(got[real], packed[real], rtol=1e-4, atol=1e-5)
+    if mesh == {"fsdp": 4, "tensor": 2}:
+        check_nats_and_hidden(loaded, packed)
+
+
+def check_nats_and_hidden(model, packed):
+    """Compare with what the second implementation's logits give in double precision."""
+    nats, hidden = model.nats(PACKED, SEGMENTS), model.hidden(PACKED, SEGMENTS)
+    assert (nats.shape, hidden.shape) == ((2, 9), (2, 10, 16))
+    log_sums = np.log(np.exp(packed).sum(axis=-1))[:, :-1]
+    expected = log_sums - np.take_along_axis(packed[:, :-1], PACKED[:, 1:, None], 2)[..., 0]
+    known = (SEGMENTS[:, :-1] > 0) & (SEGMENTS[:, :-1] == SEGMENTS[:, 1:])
+    np.testing.assert_allclose(nats[known], expected[known], rtol=1e-4, atol=1e-5)
+    output_DV = np.asarray(model._decoder.output_DV(), np.float64)[:, : model.num_ids]
+    real = SEGMENTS > 0
+    np.testing.assert_allclose((hidden @ output_DV)[real], packed[real], rtol=1e-3, atol=1e-4)
+
+
+def test_nats_and_hidden_states_are_those_of_the_logits(model, packed, monkeypatch):
+    check_nats_and_hidden(model, packed)
+    alone = model.nats(PACKED[1])
+    np.testing.assert_allclose(alone, model.nats(PACKED, SEGMENTS)[1], rtol=1e-5)
 
 
 def test_logits_in_bfloat16_are_near(trained, packed):
@@ -257,6 +278,23 @@ def test_seeds(model):
     assert model.generate(["ember ", "x", "y"], max_tokens=12, seed=1)[0] == first
 
 
+def test_a_prompt_with_its_own_seed_has_its_answer_whatever_stands_beside_it(model):
+    prompts, seeds = ["ember ", "quartz river", "x", "ember "], [3, 2**32 - 1, 5, 4]
+    settings = {"max_tokens": 12, "temperature": 1.5}
+    together = model.generate(prompts, seed=seeds, **settings)
+    turned = model.generate(prompts[::-1], seed=seeds[::-1], **settings)
+    alone = [
+        model.generate([prompt], seed=[seed], **settings)[0]
+        for prompt, seed in zip(prompts, seeds, strict=True)
+    ]
+    assert together == turned[::-1] == alone
+    assert together[0] != together[3], "another seed"
+    with pytest.raises(maxlm.UserError, match="seed: 2 numbers for 4 prompts"):
+        model.generate(prompts, seed=[1, 2])
+    with pytest.raises(maxlm.UserError, match=r"seed=-1 must be at least 0"):
+        model.generate(prompts, seed=[1, 2, 3, -1])
+
+
 def test_tokens_that_end_an_answer(model):
     ids = model.generate(bos(model, "ember "), max_tokens=12, temperature=0)
     assert len(set(ids)) > 1
@@ -319,6 +357,6 @@ def test_programs_are_compiled_once_for_their_shapes(trained, compiled):
     model.generate(["lattice", "river", "sable", "mono"], max_tokens=2)
     assert compiled() == []
     model.logits([1, 2])
-    assert compiled().count("logits") == 1
+    assert compiled().count("forward") == 1
     model.logits([[1, 2, 3]], [[1, 1, 2]])
     assert compiled() == []

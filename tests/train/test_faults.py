@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from data_pipeline.tokens.train_tokenizer import train_tokenizer
+from data_pipeline.tokenizers.sentencepiece import train_sentencepiece
 from maxlm.config.errors import RunFailedError
+from maxlm.config.pipeline.tokenizer import BpeConfig
 from maxlm.runtime import explain_memory
 from maxlm.train import loop
 from tests.train.conftest import curve, finish, read_metrics, start, train, wait_for_step
@@ -195,7 +196,9 @@ def test_tokenizers_that_are_missing_broken_or_another(refuse, write_run, tmp_pa
     assert "has 320 pieces, more than model.vocab_size=300; use model.vocab_size=320" in small
     # As many pieces, but others than those the text was prepared with.
     texts = ["".join(chr(97 + index * index % 26) for index in range(20_000))]
-    (tmp_path / "other.model").write_bytes(train_tokenizer({"text": texts}, {"text": 1.0}, 320))
+    (tmp_path / "other.model").write_bytes(
+        train_sentencepiece(BpeConfig(), texts, 320)["tokenizer.model"]
+    )
     message = refuse("train", path, f"data.tokenizer={tmp_path}/other.model")
     assert f"{tmp_path}/other.model" in message
     assert f"{tiny_data}/text" in message

@@ -5,8 +5,9 @@ import shutil
 import pytest
 
 import maxlm
-from data_pipeline.tokens.train_tokenizer import train_tokenizer
+from data_pipeline.tokenizers.sentencepiece import train_sentencepiece
 from maxlm.cli import main
+from maxlm.config.pipeline.tokenizer import BpeConfig
 from tests.data.tokenizers.kinds import EOS, byte_level, write_hf
 from tests.train.conftest import curve, read_metrics, train
 
@@ -24,7 +25,7 @@ def data(tiny_data, tmp_path):
 
 def another_tokenizer(path):
     texts = ["".join(chr(97 + index * index % 26) for index in range(20_000))]
-    path.write_bytes(train_tokenizer({"text": texts}, {"text": 1.0}, 320))
+    path.write_bytes(train_sentencepiece(BpeConfig(), texts, 320)["tokenizer.model"])
 
 
 def test_resuming_reads_the_run_s_own_tokenizer(write_run, data, refuse, tmp_path):

@@ -1,4 +1,6 @@
-"""Keep evaluation data out of the corpus: drop the documents that hold some, or cut it out."""
+"""Keep evaluation data out of the corpus: drop the documents that hold some, cut it out, or keep it
+out of the loss.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +17,7 @@ from data_pipeline.dedup.words import Words, batches, hash_words
 from data_pipeline.documents import Document, Dropped
 from data_pipeline.steps.step import Arrays, Decision, Shard, Work
 from data_pipeline.storage.arrays import read_arrays
+from data_pipeline.text.places import with_masked
 from maxlm.config.pipeline.dedup.decontaminate import DecontaminateConfig
 
 _KEYS = {
@@ -96,6 +99,10 @@ class Decontaminate:
                 continue
             item = self._items[int(verdict["items"][first])]
             begins, ends = verdict["begins"][first:end], verdict["ends"][first:end]
+            if self._config.action == "mask":
+                spans = zip(begins.tolist(), ends.tolist(), strict=True)
+                yield with_masked(document, spans)
+                continue
             yield from self._pieces(document, begins, ends) or (
                 Dropped(document, f"decontaminate/{item.benchmark}", f"holds {item.place}"),
             )

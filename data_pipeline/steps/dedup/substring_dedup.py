@@ -30,9 +30,9 @@ from data_pipeline.documents import Document, Dropped
 from data_pipeline.steps.dedup.parts import Plan, found_in, rows_in
 from data_pipeline.steps.step import Arrays, Decision, Shard, Work
 from data_pipeline.storage.arrays import read_arrays, read_rows
+from data_pipeline.text.places import with_masked
 from maxlm.config.pipeline.dedup.substring_dedup import SubstringDedupConfig
 
-MASK = "loss_masked"
 """Metadata of the spans that are kept out of the loss: `first-end,first-end`, in characters."""
 
 
@@ -130,8 +130,7 @@ class SubstringDedup:
         begins, ends = words.starts[tokens[:, 0]], words.ends[tokens[:, 1] - 1]
         spans = list(zip(begins.tolist(), ends.tolist(), strict=True))
         if self._config.action == "mask":
-            masked = ",".join(f"{begin}-{end}" for begin, end in spans)
-            return replace(document, meta={**document.meta, MASK: masked})
+            return with_masked(document, spans)
         text = "".join(
             document.text[after:before]
             for after, before in zip([0, *ends.tolist()], [*begins.tolist(), None], strict=True)

@@ -1,13 +1,19 @@
-"""Score documents with a linear classifier of words."""
+"""Score documents with a classifier: of words, of a trained model's hidden states, or fastText's."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 
+from data_pipeline.checkpoints.loading import fingerprint_of
+from data_pipeline.checkpoints.reading import Reader
 from data_pipeline.classifier.model import DECIMALS, Classifier, load_classifier
 from data_pipeline.documents import Document, Dropped
+from data_pipeline.fasttext.model import FastText, label_number, load_fasttext
+from maxlm.config.errors import UserError
 from maxlm.config.pipeline.filters.classifier import ClassifierConfig
+
+CHECKPOINT_DECIMALS = 4  # devices differ in later ones
 
 
 class ClassifierStep:
@@ -19,14 +25,55 @@ class ClassifierStep:
     def __call__(self, documents: Iterator[Document]) -> Iterator[Document | Dropped]:
         """Yield each document with its probability, or dropped."""
         threshold = self._config.threshold
-        for document in documents:
-            score = round(self._model.probability(document.text), DECIMALS)
+        for document, score in self._scored(documents):
             if threshold is not None and score < threshold:
                 yield Dropped(document, f"classifier/{self._config.score}", f"{score:.4f}")
             else:
                 meta = document.meta | {self._config.score: score}
                 yield Document(document.id, document.source, document.text, meta)
 
+    def _scored(self, documents: Iterable[Document]) -> Iterator[tuple[Document, float]]:
+        if self._config.label is not None:
+            number = label_number(self._fasttext, self._config.label, self._config.model)
+            for document in documents:
+                found = self._fasttext.probabilities(document.text)[number]
+                yield document, round(float(found), DECIMALS)
+        elif self._model.header.checkpoint is None:
+            for document in documents:
+                yield document, round(self._model.probability(document.text), DECIMALS)
+        else:
+            texts = ((document, document.text) for document in documents)
+            for document, features in self._reader.features(texts):
+                yield document, round(self._model.probability_of(features), CHECKPOINT_DECIMALS)
+
     @cached_property
     def _model(self) -> Classifier:
         return load_classifier(self._config.model)
+
+    @cached_property
+    def _fasttext(self) -> FastText:
+        return load_fasttext(self._config.model)
+
+    @cached_property
+    def _reader(self) -> Reader:
+        """The model whose hidden states the classifier knows.
+
+        Raises:
+          UserError: it is another one, or none is named.
+        """
+        header, checkpoint = self._model.header, self._config.checkpoint
+        if checkpoint is None:
+            raise UserError(
+                f"{self._config.model} was trained on hidden states of a model; name it as classifier.checkpoint.path"
+            )
+        if fingerprint_of(checkpoint) != header.checkpoint:
+            raise UserError(
+                f"classifier.checkpoint.path={checkpoint.path}: {self._config.model} was trained on hidden states of "
+                "another model or step; name that one, or train the classifier again"
+            )
+        if checkpoint.max_tokens != header.max_tokens:
+            raise UserError(
+                f"classifier.checkpoint.max_tokens={checkpoint.max_tokens}: {self._config.model} was trained on "
+                f"{header.max_tokens}; use that"
+            )
+        return Reader(checkpoint)

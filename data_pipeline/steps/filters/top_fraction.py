@@ -1,4 +1,4 @@
-"""Keep the documents of the highest scores, over all shards."""
+"""Keep the documents of the highest, or lowest, scores, over all shards."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TopFraction:
     def keys(self, documents: Iterator[Document], shard: Shard, given: Sequence[Path]) -> Arrays:
         """Return a number for each document that sorts as its score."""
         del shard, given
-        return {"order": order_numbers(documents, self._config.score)}
+        return {"order": order_numbers(documents, self._config.score, sign=self._sign)}
 
     def reduce(self, keys: Sequence[Path], work: Work) -> Decision:
         """Find the score at the threshold, sixteen bits at a time."""
@@ -42,7 +42,7 @@ class TopFraction:
         total = sum(_order(path).size for path in own)
         wanted = ceil(total * self._config.fraction)
         least, ties = select_greatest(own, wanted) if wanted else (0, 0)
-        report = {"documents": total, "kept": wanted, "least": score_of(least)}
+        report = {"documents": total, "kept": wanted, "least": self._limit(least)}
         return Decision(self._verdicts(keys, own, greatest(own, least, ties)), report)
 
     def apply(self, documents: Iterator[Document], verdict: Arrays) -> Iterator[Document | Dropped]:
@@ -50,6 +50,15 @@ class TopFraction:
         for document, keep in zip(documents, verdict["keep"].tolist(), strict=True):
             score = document.meta.get(self._config.score)
             yield document if keep else Dropped(document, "top_fraction", f"{score}")
+
+    @property
+    def _sign(self) -> int:
+        return 1 if self._config.keep == "highest" else -1
+
+    def _limit(self, order: int) -> float | None:
+        """Return the score at the threshold."""
+        score = score_of(order)
+        return None if score is None else self._sign * score
 
     def _verdicts(
         self, keys: Sequence[Path], own: Sequence[Path], chosen: Iterator[np.ndarray]
@@ -71,10 +80,12 @@ def greatest(paths: Sequence[Path], least: int, ties: int) -> Iterator[np.ndarra
         ties -= min(ties, int(equal.sum()))
 
 
-def order_numbers(documents: Iterator[Document], score: str) -> np.ndarray:
-    """Return uint64 numbers that sort as the documents' scores, those without one below all."""
+def order_numbers(documents: Iterator[Document], score: str, *, sign: int = 1) -> np.ndarray:
+    """Return uint64 numbers that sort as the documents' scores times `sign`, those without one below
+    all.
+    """
     values = (document.meta.get(score) for document in documents)
-    return sortable(np.array([_number(value) for value in values], np.float64))
+    return sortable(sign * np.array([_number(value) for value in values], np.float64))
 
 
 def sortable(values: np.ndarray) -> np.ndarray:

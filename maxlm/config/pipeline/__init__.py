@@ -22,7 +22,9 @@ from maxlm.config.pipeline.filters.top_fraction import TopFractionConfig
 from maxlm.config.pipeline.filters.toxicity import ToxicityConfig
 from maxlm.config.pipeline.filters.url import UrlConfig
 from maxlm.config.pipeline.licence import LicenceConfig
+from maxlm.config.pipeline.rewrite import RewriteConfig
 from maxlm.config.pipeline.sample import SampleConfig
+from maxlm.config.pipeline.tokenizer import BpeConfig, TrainedTokenizer
 from maxlm.config.section import PositiveInt, Section, as_tuple, kind_or
 
 Engine = Annotated[
@@ -44,6 +46,7 @@ PipelineStep = Annotated[
     | ClassifierConfig
     | TopFractionConfig
     | PerplexityConfig
+    | RewriteConfig
     | PiiConfig
     | CurriculumConfig
     | LicenceConfig,
@@ -71,4 +74,7 @@ class PipelineConfig(Section):
     )
     steps: Annotated[tuple[PipelineStep, ...], BeforeValidator(as_tuple)] = Field(
         (ExactDedupConfig(), NearDedupConfig()), description="what is done with the documents"
+    )
+    tokenizer: TrainedTokenizer = Field(
+        BpeConfig(), description="what is trained if data.tokenizer is not there"
     )

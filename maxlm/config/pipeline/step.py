@@ -23,6 +23,13 @@ class StepSection(Section):
 
     kind: str
 
+    @property
+    def changes_text(self) -> bool:
+        """Return whether texts are other ones behind it: places that an earlier step has marked
+        would be others.
+        """
+        return False
+
     def problems(self, path: str, data: DataConfig) -> Iterator[Problem]:
         """Yield what is wrong between its settings, and with those of the run's data.
 
@@ -36,6 +43,20 @@ class StepSection(Section):
     def files(self) -> Iterator[str]:
         """Yield the files beside the documents that the step reads: a change of one is another step."""
         yield from ()
+
+
+def changes_behind(path: str, data: DataConfig) -> Iterator[Problem]:
+    """Yield the steps behind one that marks places of texts which change texts."""
+    place = int(path.rpartition(".")[2])
+    steps = data.pipeline.steps
+    for number, step in enumerate(steps):
+        if number > place and step.changes_text:
+            other = f"data.pipeline.steps.{number}"
+            yield Problem(
+                other,
+                f"{other} (kind={step.kind}) changes texts in which {path} (kind={steps[place].kind}) "
+                f"has marked places; put it before {path}",
+            )
 
 
 class GlobalStepSection(StepSection):

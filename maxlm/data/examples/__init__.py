@@ -26,8 +26,12 @@ class Examples(Protocol):
     fields: Mapping[str, np.dtype]
     tokens_after: int
 
-    def __call__(self, windows: np.ndarray, rows: range) -> dict[str, np.ndarray]:
-        """Return the fields of windows, which are these rows of the training data."""
+    def __call__(
+        self, windows: np.ndarray, rows: range, masked: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
+        """Return the fields of windows, which are these rows of the training data; tokens that are
+        `masked` are not learned.
+        """
 
 
 class Purpose(NamedTuple):

@@ -35,17 +35,20 @@ class NextTokenExamples:
             self.fields = {**self.fields, **further_fields(depth)}
             self.tokens_after = 1 + depth
 
-    def __call__(self, windows: np.ndarray, rows: range) -> dict[str, np.ndarray]:
+    def __call__(
+        self, windows: np.ndarray, rows: range, masked: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
         """Return the fields of a batch, each (B, T), from windows of T + 1 + depth tokens.
 
         Args:
           windows: int32 (B, T + 1 + depth); `NO_TOKEN` where there is none.
           rows: the numbers of the windows in the training data.
+          masked: bool, shaped like `windows`: tokens that are read and not learned.
 
         Returns:
           `segment_ids` (0 where there is no token) and `positions` of the `tokens`; their
           `targets`, the UTF-8 bytes that each target stands for, and `weights`: 1 where the target
-          continues or ends the token's document, else 0. Likewise `targets_k` and `weights_k` of
+          continues or ends the token's document and is not masked, else 0. Likewise `targets_k` and `weights_k` of
           every depth k: `targets_k` of a token are k places behind its `targets`.
         """
         del rows
@@ -53,6 +56,8 @@ class NextTokenExamples:
         there, length = windows != NO_TOKEN, windows.shape[1] - self.tokens_after
         windows = np.where(windows == NO_TOKEN, np.int32(eos_id), windows)
         predicted = there & are_predicted(windows, bos_id, eos_id)
+        if masked is not None:
+            predicted &= ~masked
         tokens, targets = windows[:, :length], windows[:, 1 : 1 + length]
         segment_ids, positions = segments_and_positions(tokens, bos_id)
         segment_ids = segment_ids * there[:, :length]

@@ -10,6 +10,18 @@ from __future__ import annotations
 import numpy as np
 
 NO_TOKEN = -1  # fills windows past the end of a validation stream
+_MASKED = np.int32(-(2**31))  # the sign; tokens are far below 2^31 - 1, so NO_TOKEN is none of them
+
+
+def mark_masked(tokens: np.ndarray, masked: np.ndarray) -> np.ndarray:
+    """Return int32 tokens of which those that are not learned have their sign."""
+    return np.where(masked, tokens | _MASKED, tokens)
+
+
+def split_masked(windows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return tokens as they were before `mark_masked`, and which of them are not learned."""
+    masked = (windows < 0) & (windows != NO_TOKEN)
+    return np.where(masked, windows & ~_MASKED, windows), masked
 
 
 def segments_and_positions(tokens: np.ndarray, bos_id: int) -> tuple[np.ndarray, np.ndarray]:

@@ -28,6 +28,15 @@ Count = Annotated[int, Field(ge=0)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
+class MaskEntry(BaseModel):
+    """The file of a shard's tokens that are not learned, as the index describes it."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    tokens: Annotated[int, Field(ge=1)]
+    sha256: Sha256
+
+
 class ShardEntry(BaseModel):
     """One shard file as the index describes it."""
 
@@ -37,6 +46,7 @@ class ShardEntry(BaseModel):
     documents: Count
     tokens: Annotated[int, Field(ge=1)]
     sha256: Sha256
+    masked: MaskEntry | None = Field(None, description="absent where every token is learned")
 
 
 class ShardIndex(BaseModel):
@@ -46,13 +56,18 @@ class ShardIndex(BaseModel):
 
     format: Literal["maxlm-tokens-1"] = "maxlm-tokens-1"
     dtype: Literal["uint16", "uint32"]
-    vocab_size: Annotated[int, Field(ge=1, le=2**31)]
+    vocab_size: Annotated[int, Field(ge=1, le=2**31 - 1)]
     bos_id: Count
     eos_id: Count
     tokenizer: Sha256 = Field(description="fingerprint of the tokenizer that made the tokens")
     documents: Count
     tokens: Count
     shards: list[ShardEntry]
+
+    @property
+    def masked(self) -> int:
+        """Return how many tokens are not learned."""
+        return sum(shard.masked.tokens for shard in self.shards if shard.masked)
 
     @property
     def tokens_per_page(self) -> int:

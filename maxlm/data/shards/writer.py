@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -13,14 +12,13 @@ import numpy as np
 
 from maxlm.data.shards.index import (
     INDEX_NAME,
-    PAGE_BYTES,
-    PAYLOAD_BYTES,
     ShardEntry,
     ShardIndex,
-    page_checksum,
     smallest_dtype,
     tokens_per_page,
 )
+from maxlm.data.shards.masks import MaskFile, mask_name, mask_pages
+from maxlm.data.shards.pages import as_pages
 from maxlm.files import write_whole
 
 SHARD_TOKENS = 2**28  # a shard is closed after the document that passes this size
@@ -34,10 +32,21 @@ class ShardFile:
       path: of the file; it is not whole before `close`.
       vocab_size: tokens are below it.
       first_page: pages of all shards of the folder before this one, as checksums count them.
+      first_mask_page: pages that their masks have, or would have.
+      name: what the file will be called, if not as `path`.
     """
 
-    def __init__(self, path: Path, *, vocab_size: int, first_page: int):
+    def __init__(
+        self,
+        path: Path,
+        *,
+        vocab_size: int,
+        first_page: int,
+        first_mask_page: int,
+        name: str | None = None,
+    ):
         self._path, self._next_page = path, first_page
+        self._name, self._mask = name or path.name, MaskFile(first_page=first_mask_page)
         self._dtype = np.dtype(smallest_dtype(vocab_size)).newbyteorder("<")
         self._per_page = tokens_per_page(smallest_dtype(vocab_size))
         self._file = path.open("wb")
@@ -45,8 +54,13 @@ class ShardFile:
         self._pending: list[np.ndarray] = []  # tokens that do not fill a page yet
         self._num_pending = self.num_tokens = self.num_documents = 0
 
-    def write(self, tokens: np.ndarray, *, documents: int) -> None:
-        """Append the tokens of whole documents, BOS and EOS included."""
+    def write(
+        self, tokens: np.ndarray, *, documents: int, masked: np.ndarray | None = None
+    ) -> None:
+        """Append the tokens of whole documents, BOS and EOS included; those that are `masked`, bool
+        (tokens.size,), are not learned.
+        """
+        self._mask.add(masked, tokens.size)
         self._pending.append(tokens.astype(self._dtype, copy=False))
         self._num_pending += tokens.size
         self.num_tokens += tokens.size
@@ -55,21 +69,29 @@ class ShardFile:
             self._write_pages(self._num_pending // self._per_page)
 
     def close(self) -> ShardEntry:
-        """Write the last page and return how the index describes the shard."""
+        """Write the last page, and beside the shard its mask if it has one; return how the index
+        describes it.
+        """
         self._write_pages(-(-self._num_pending // self._per_page))
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
         return ShardEntry(
-            file=self._path.name,
+            file=self._name,
             documents=self.num_documents,
             tokens=self.num_tokens,
             sha256=self._hash.hexdigest(),
+            masked=self._mask.write(self.mask_path),
         )
 
     def abandon(self) -> None:
         """Close the file without finishing it."""
         self._file.close()
+
+    @property
+    def mask_path(self) -> Path:
+        """Where the mask goes, if there is one."""
+        return self._path.with_name(mask_name(self._name))
 
     @property
     def next_page(self) -> int:
@@ -79,15 +101,8 @@ class ShardFile:
     def _write_pages(self, count: int) -> None:
         tokens = np.concatenate(self._pending) if self._pending else np.empty(0, self._dtype)
         size = min(tokens.size, count * self._per_page)
-        pages = np.zeros((count, PAGE_BYTES), np.uint8)
-        payload = np.zeros(count * self._per_page, self._dtype)
-        payload[:size] = tokens[:size]
-        pages[:, :PAYLOAD_BYTES] = payload.view(np.uint8).reshape(count, PAYLOAD_BYTES)
-        for page in pages:
-            page[PAYLOAD_BYTES:] = np.frombuffer(
-                struct.pack("<I", page_checksum(page.data, self._next_page)), np.uint8
-            )
-            self._next_page += 1
+        pages = as_pages(tokens[:size].view(np.uint8), self._next_page)
+        self._next_page += count
         self._pending, self._num_pending = [tokens[size:]], tokens.size - size
         self._hash.update(pages.data)
         self._file.write(pages.data)
@@ -120,7 +135,7 @@ class ShardWriter:
         )
         self._shard_tokens = shard_tokens
         self._entries: list[ShardEntry] = []
-        self._next_page = 0
+        self._next_page = self._next_mask_page = 0
         self._file: ShardFile | None = None
 
     def __enter__(self) -> ShardWriter:
@@ -137,9 +152,11 @@ class ShardWriter:
         elif self._file is not None:
             self._file.abandon()
 
-    def write_document(self, ids: Iterable[int] | np.ndarray) -> int:
+    def write_document(
+        self, ids: Iterable[int] | np.ndarray, *, masked: np.ndarray | None = None
+    ) -> int:
         """Append one document (token ids without BOS and EOS) and return the number of tokens
-        stored.
+        stored; ids that are `masked`, bool (len(ids),), are not learned.
         """
         body = np.asarray(ids if isinstance(ids, np.ndarray) else list(ids), dtype=np.int64)
         if body.size and (body.min() < 0 or body.max() >= self._vocab_size or self._bos_id in body):
@@ -148,9 +165,16 @@ class ShardWriter:
             )
         if self._file is None:
             path = self._folder / shard_name(len(self._entries))
-            self._file = ShardFile(path, vocab_size=self._vocab_size, first_page=self._next_page)
+            self._file = ShardFile(
+                path,
+                vocab_size=self._vocab_size,
+                first_page=self._next_page,
+                first_mask_page=self._next_mask_page,
+            )
         document = as_stored(body, self._bos_id, self._eos_id)
-        self._file.write(document, documents=1)
+        if masked is not None:
+            masked = np.pad(masked, (1, document.size - 1 - body.size))
+        self._file.write(document, documents=1, masked=masked)
         if self._file.num_tokens >= self._shard_tokens:
             self._finish_shard()
         return int(document.size)
@@ -170,6 +194,7 @@ class ShardWriter:
     def _finish_shard(self) -> None:
         if self._file is not None:
             self._entries.append(self._file.close())
+            self._next_mask_page += mask_pages(self._file.num_tokens)
             self._next_page, self._file = self._file.next_page, None
 
 
@@ -206,5 +231,6 @@ def write_index(
         tokens=sum(entry.tokens for entry in entries),
         shards=list(entries),
     )
-    write_whole(folder / INDEX_NAME, (index.model_dump_json(indent=1) + "\n").encode())
+    text = index.model_dump_json(indent=1, exclude_none=True)
+    write_whole(folder / INDEX_NAME, (text + "\n").encode())
     return index

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from data_pipeline.classifier.examples import read_examples
+from data_pipeline.classifier.examples import WordFeatures, read_examples
 from data_pipeline.classifier.model import Classifier, Header, load_classifier
 from data_pipeline.documents import Document, Dropped
 from data_pipeline.steps.filters.classifier import ClassifierStep
@@ -128,7 +128,7 @@ def test_a_saved_model_is_the_same(model) -> None:
 
 def test_equal_texts_are_in_one_part_and_count_once() -> None:
     good, bad = texts(GOOD, BAD, 50, 4), texts(BAD, GOOD, 50, 5)
-    header = Header(bits=10)
+    header = WordFeatures(Header(bits=10))
     once = read_examples(good, bad, header, most=1000, held_out=0.4)
     twice = read_examples(good * 2, bad[::-1] + bad, header, most=1000, held_out=0.4)
     for name, part in once.items():

@@ -14,6 +14,7 @@ from data_pipeline.dedup.evaluation.items import Item, read_items
 from data_pipeline.dedup.evaluation.overlap import MOST_ITEMS, OverlapIndex, Rules
 from data_pipeline.dedup.words import hash_words
 from data_pipeline.steps.dedup.decontaminate import Decontaminate
+from data_pipeline.text.places import MASK, masked_spans
 from maxlm.config.errors import UserError
 from maxlm.config.pipeline.dedup.decontaminate import DecontaminateConfig
 
@@ -175,6 +176,18 @@ def test_passages_are_cut_out_with_their_margins(run_step, in_shards, benchmarks
     assert [one.document.id for one in outcome.dropped] == ["web/1"]
     few = config.model_copy(update={"max_pieces": 2})
     assert len(run_step(Decontaminate(few), in_shards([text])).dropped) == 1
+
+
+def test_passages_are_masked_where_they_stand(run_step, in_shards, benchmarks):
+    item = " ".join(some_words(1, 30))
+    before, after = (" ".join(some_words(seed, 60)) for seed in (50, 51))
+    texts = [f"{before} {item} {after} {item}", before]
+    config = DecontaminateConfig(benchmarks=benchmarks, action="mask")
+    outcome = run_step(Decontaminate(config), in_shards(texts))
+    assert [one.text for one in outcome.kept] == texts
+    held, clean = outcome.kept
+    assert masked_spans(held.meta) == [match.span() for match in re.finditer(item, texts[0])]
+    assert MASK not in clean.meta
 
 
 def test_files_that_cannot_be_read_are_named_together(tmp_path):

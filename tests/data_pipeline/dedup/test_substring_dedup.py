@@ -8,7 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.steps.dedup.substring_dedup import MASK, SubstringDedup
+from data_pipeline.steps.dedup.substring_dedup import SubstringDedup
+from data_pipeline.text.places import MASK
 from maxlm.config.pipeline.dedup.substring_dedup import SubstringDedupConfig
 
 TOKEN = re.compile(r"\w+|[^\w\s]")

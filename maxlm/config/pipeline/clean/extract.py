@@ -42,6 +42,11 @@ class ExtractConfig(StepSection):
         30, description="combining marks kept in a row (UAX 15, stream-safe text)"
     )
 
+    @property
+    def changes_text(self) -> bool:
+        """Return whether texts are other ones behind it."""
+        return True
+
     def problems(self, path: str, data: DataConfig) -> Iterator[Problem]:
         """Yield libraries that it needs and that are not there."""
         del data

@@ -24,3 +24,8 @@ class PiiConfig(StepSection):
     max_found: Count | None = Field(
         None, description="documents with more are dropped (Dolma, arXiv:2402.00159: 5)"
     )
+
+    @property
+    def changes_text(self) -> bool:
+        """Return whether texts are other ones behind it."""
+        return True

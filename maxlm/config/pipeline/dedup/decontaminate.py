@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import BeforeValidator, Field
 
 from maxlm.config.errors import Problem
-from maxlm.config.pipeline.step import GlobalStepSection
+from maxlm.config.pipeline.step import GlobalStepSection, changes_behind
 from maxlm.config.section import as_tuple
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ Paths = Annotated[tuple[str, ...], BeforeValidator(as_tuple)]
 
 
 class DecontaminateConfig(GlobalStepSection):
-    """Drop documents, or cut out passages, that overlap with evaluation files.
+    """Drop documents, or cut out or mask passages, that overlap with evaluation files.
 
     The defaults are GPT-3's: runs of 13 words, 200 characters cut on either side, shorter pieces
     dropped, and the document with more than 10 pieces (arXiv:2005.14165, appendix C).
@@ -42,8 +42,10 @@ class DecontaminateConfig(GlobalStepSection):
         description="share of an item's word 5-grams from which on a document holds it, word for "
         "word or not (null: only ngram_words counts)",
     )
-    action: Literal["drop", "cut"] = Field(
-        "drop", description="drop the document, or cut the passage out and keep the pieces"
+    action: Literal["drop", "cut", "mask"] = Field(
+        "drop",
+        description="drop the document; cut the passage out and keep the pieces; or mask: leave it "
+        "in, without loss",
     )
     margin_characters: Annotated[int, Field(ge=0)] = Field(
         200, description="cut: what goes before and after the passage, too"
@@ -55,9 +57,16 @@ class DecontaminateConfig(GlobalStepSection):
         10, description="cut: a document of more pieces is dropped"
     )
 
+    @property
+    def changes_text(self) -> bool:
+        """Return whether texts are other ones behind it."""
+        return self.action == "cut"
+
     def problems(self, path: str, data: DataConfig) -> Iterator[Problem]:
-        """Yield what is wrong between the settings."""
+        """Yield what is wrong between the settings, and steps that come too late."""
         yield from super().problems(path, data)
+        if self.action == "mask":
+            yield from changes_behind(path, data)
         if not any(self.benchmarks.values()):
             yield Problem(f"{path}.benchmarks", f"{path}.benchmarks names no file; name some")
         if self.min_words > self.ngram_words:

@@ -20,3 +20,8 @@ class ExactDedupConfig(GlobalStepSection):
     min_words: Annotated[int, Field(ge=1)] = Field(
         1, description="paragraphs and lines of fewer words stay (code repeats its short lines)"
     )
+
+    @property
+    def changes_text(self) -> bool:
+        """Return whether texts are other ones behind it."""
+        return self.unit != "document"

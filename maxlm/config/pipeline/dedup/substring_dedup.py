@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from maxlm.config.pipeline.step import GlobalStepSection
+from maxlm.config.errors import Problem
+from maxlm.config.pipeline.step import GlobalStepSection, changes_behind
+
+if TYPE_CHECKING:
+    from maxlm.config.schema import DataConfig
 
 
 class SubstringDedupConfig(GlobalStepSection):
@@ -26,3 +31,14 @@ class SubstringDedupConfig(GlobalStepSection):
         description="remove: cut passages out; mask: leave them in, without loss (metadata "
         "`loss_masked`: first and end character of each)",
     )
+
+    @property
+    def changes_text(self) -> bool:
+        """Return whether texts are other ones behind it."""
+        return self.action == "remove"
+
+    def problems(self, path: str, data: DataConfig) -> Iterator[Problem]:
+        """Yield sources that are none, and steps that come too late."""
+        yield from super().problems(path, data)
+        if self.action == "mask":
+            yield from changes_behind(path, data)

@@ -9,6 +9,9 @@ from pydantic import BeforeValidator, Field
 from maxlm.config.pipeline.heuristics import RuleSet
 from maxlm.config.pipeline.step import StepSection
 
+_OF_LINES = ("c4", "refinedweb")
+"""Sets that take lines out of texts."""
+
 
 def _several(value: Any) -> Any:
     """Take one set of rules as a list of one."""
@@ -27,3 +30,8 @@ class HeuristicsConfig(StepSection):
         description="what counts as a word. tokens: words and punctuation apart, as in FineWeb's code; "
         "whitespace: what stands between spaces, as in Dolma's",
     )
+
+    @property
+    def changes_text(self) -> bool:
+        """Return whether texts are other ones behind it."""
+        return any(rule.kind in _OF_LINES for rule in self.rules)

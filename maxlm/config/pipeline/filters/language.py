@@ -46,6 +46,11 @@ class LanguageConfig(StepSection):
     )
     min_line_chars: Count = Field(40, description="shorter lines are kept, as too short to judge")
 
+    @property
+    def changes_text(self) -> bool:
+        """Return whether texts are other ones behind it."""
+        return self.lines == "drop"
+
     def problems(self, path: str, data: DataConfig) -> Iterator[Problem]:
         """Yield what keeps it from running."""
         del data

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from maxlm.config.errors import Problem
+from maxlm.config.pipeline.checkpoint import ScoringCheckpoint
 from maxlm.config.pipeline.filters.word_list import missing_file
 from maxlm.config.pipeline.step import StepSection
 from maxlm.config.section import Fraction, PositiveFloat, as_tuple
@@ -19,12 +20,19 @@ Bucket = Literal["head", "middle", "tail"]
 
 
 class PerplexityConfig(StepSection):
-    """Say how well an n-gram model predicts a document (`perplexity`, `perplexity_bucket`), and keep
-    certain buckets, as CCNet (arXiv:1911.00359, 4.1) has them.
+    """Say how well a language model predicts a document, and keep certain buckets, as CCNet
+    (arXiv:1911.00359, 4.1) has them.
+
+    An n-gram model gives `perplexity`, a checkpoint `bits_per_byte`; both `perplexity_bucket`.
     """
 
     kind: Literal["perplexity"] = "perplexity"
-    model: str = Field(description="file of `maxlm data train-ngrams`, or of ARPA's text format")
+    model: str | None = Field(
+        None, description="file of `maxlm data train-ngrams`, or of ARPA's text format"
+    )
+    checkpoint: ScoringCheckpoint | None = Field(
+        None, description="a trained model in place of an n-gram model"
+    )
     words: Literal["normalised", "whitespace"] = Field(
         "normalised", description="how a text is cut into words, if the model is an .arpa file"
     )
@@ -32,7 +40,9 @@ class PerplexityConfig(StepSection):
         0.3, description="share of the documents held out in training that are in the head"
     )
     middle: Fraction = Field(0.6, description="share of those in head and middle")
-    max_head: PositiveFloat | None = Field(None, description="perplexity to use instead of head")
+    max_head: PositiveFloat | None = Field(
+        None, description="perplexity to use instead of head; of a checkpoint, bits per byte"
+    )
     max_middle: PositiveFloat | None = Field(None, description="instead of middle")
     keep: Annotated[tuple[Bucket, ...], BeforeValidator(as_tuple), Field(min_length=1)] = (
         "head",
@@ -42,11 +52,17 @@ class PerplexityConfig(StepSection):
     def problems(self, path: str, data: DataConfig) -> Iterator[Problem]:
         """Yield a model that is not there, and bounds that are none."""
         del data
-        yield from missing_file(f"{path}.model", self.model)
+        if (self.model is None) == (self.checkpoint is None):
+            text = f"{path}.model and {path}.checkpoint: give one of them"
+            yield Problem(f"{path}.model", text)
+        if self.model is not None:
+            yield from missing_file(f"{path}.model", self.model)
+        if self.checkpoint is not None:
+            yield from self.checkpoint.problems(f"{path}.checkpoint")
         if (self.max_head is None) != (self.max_middle is None):
             text = f"{path}.max_head and {path}.max_middle: give both or none"
             yield Problem(f"{path}.max_head", text)
-        elif self.max_head is None and self.model.endswith(".arpa"):
+        elif self.max_head is None and self.model is not None and self.model.endswith(".arpa"):
             text = f"{path}.max_head, {path}.max_middle: an ARPA file has no percentiles; give both"
             yield Problem(f"{path}.max_head", text)
         pairs = (("head", "middle"), ("max_head", "max_middle"))
@@ -58,4 +74,7 @@ class PerplexityConfig(StepSection):
 
     def files(self) -> Iterator[str]:
         """Yield the model."""
-        yield self.model
+        if self.model is not None:
+            yield self.model
+        if self.checkpoint is not None:
+            yield from self.checkpoint.files()

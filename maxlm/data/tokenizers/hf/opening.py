@@ -15,6 +15,7 @@ from maxlm.config.errors import UserError
 from maxlm.data.tokenizers.byte_level import alphabet, to_bytes
 from maxlm.data.tokenizers.files import CONFIG_NAME, SPECIALS_NAME, TokenizerFiles
 from maxlm.data.tokenizers.hf import by_library
+from maxlm.data.tokenizers.hf.byte_words import Raw, encoder_of, read_words, vocabulary_of
 from maxlm.data.tokenizers.hf.content import (
     HfJson,
     Ids,
@@ -42,6 +43,9 @@ def open_hf_json(files: TokenizerFiles) -> Tokenizer:
       UserError: it is damaged, is of a kind that loses text, or does not say what ends a document.
     """
     try:
+        words = read_words(files.main)
+        if words is not None:
+            return _open_words(files, words).check(CURE)
         raw = read_raw(files.main)
         if raw["model"]["type"] != "BPE":
             return _open_by_library(files, raw).check(CURE)
@@ -104,6 +108,17 @@ def _open_by_library(files: TokenizerFiles, raw: Mapping[str, Any]) -> Tokenizer
 def _fingerprint(files: TokenizerFiles, vocabulary: Vocabulary) -> str:
     ends = json.dumps({"bos_id": vocabulary.bos_id, "eos_id": vocabulary.eos_id})
     return hashlib.sha256(files.main + ends.encode()).hexdigest()
+
+
+def _open_words(files: TokenizerFiles, raw: Raw) -> Tokenizer:
+    """Open byte-level WordPiece.
+
+    Raises:
+      UnsupportedError: it loses text.
+    """
+    vocabulary = vocabulary_of(raw, *_document_tokens(files))
+    fingerprint = _fingerprint(files, vocabulary)
+    return Tokenizer(files, vocabulary, encoder_of(raw, vocabulary), fingerprint=fingerprint)
 
 
 def _document_tokens(files: TokenizerFiles) -> tuple[str, str]:

@@ -80,3 +80,10 @@ def test_order_of_numbers(seed: int) -> None:
     )
     assert (np.argsort(sortable(values)) == np.argsort(values)).all()
     assert sortable(np.array([np.nan])) < sortable(np.array([-np.inf]))
+
+
+def test_the_lowest_scores_stay_if_asked(tmp_path) -> None:
+    shards = [[2.0, -1.0, None, 3.0], [2.0, 7.5, -4.0]]
+    found, report = decide(tmp_path, shards, ["x", "x"], fraction=0.4, keep="lowest")
+    assert found == [[True, True, False, False], [False, False, True]]
+    assert report == {"documents": 7, "kept": 3, "least": 2.0}

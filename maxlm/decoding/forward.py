@@ -1,13 +1,16 @@
-"""The logits of whole sequences at once: the forward pass of training, without a loss."""
+"""Whole sequences at once: the forward pass of training, and what is read from its last hidden
+states: logits, the hidden states themselves, or how likely each next token was.
+"""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -25,10 +28,65 @@ from maxlm.train.objectives import build_objective
 from maxlm.train.setup import choose_kernels
 
 
-def make_logits(
-    config: RunConfig, mesh_sizes: MeshConfig, declared: Decoder, mesh: Mesh, dtype: jnp.dtype
+class Reading(NamedTuple):
+    """What is read from the last hidden states.
+
+    Attributes:
+      function: (decoder, hidden_BTD, tokens_BT) -> fp32 array, B and T in front.
+      spec: how it lies on the devices.
+    """
+
+    function: Callable[[Decoder, jax.Array, jax.Array], jax.Array]
+    spec: P
+
+
+def _logits(decoder: Decoder, hidden_BTD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
+    del tokens_BT
+    return decoder.logits(hidden_BTD)
+
+
+def _hidden(decoder: Decoder, hidden_BTD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
+    del decoder, tokens_BT
+    # All devices along `tensor` hold the same: their mean is it.
+    return lax.pmean(hidden_BTD.astype(jnp.float32), "tensor")
+
+
+LOGITS = Reading(_logits, P(DECODING_AXES, None, "tensor"))
+"""(B, T, V): of the token after each token."""
+HIDDEN = Reading(_hidden, P(DECODING_AXES))
+"""(B, T, D): normalised, as the output projection takes them."""
+
+
+def nats_of(num_ids: int) -> Reading:
+    """Return the reading of (B, T): -ln p of the token after each token, among so many ids; the last
+    column means nothing.
+    """
+
+    def nats(decoder: Decoder, hidden_BTD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
+        logits_BTV = decoder.logits(hidden_BTD)
+        columns = logits_BTV.shape[-1]
+        first = lax.axis_index("tensor") * columns
+        ids_V = first + jnp.arange(columns)
+        logits_BTV = jnp.where(ids_V < num_ids, logits_BTV, -jnp.inf)
+        largest_BT = lax.pmax(logits_BTV.max(axis=-1), "tensor")
+        sums_BT = lax.psum(jnp.exp(logits_BTV - largest_BT[..., None]).sum(axis=-1), "tensor")
+        is_next_BTV = ids_V == jnp.roll(tokens_BT, -1, axis=1)[..., None]
+        next_BT = lax.psum(jnp.where(is_next_BTV, logits_BTV, 0.0).sum(axis=-1), "tensor")
+        return largest_BT + jnp.log(sums_BT) - next_BT
+
+    return Reading(nats, P(DECODING_AXES))
+
+
+def make_forward(
+    config: RunConfig,
+    mesh_sizes: MeshConfig,
+    declared: Decoder,
+    mesh: Mesh,
+    dtype: jnp.dtype,
+    *,
+    reading: Reading = LOGITS,
 ) -> Callable[..., jax.Array]:
-    """Return logits(decoder, tokens_BT, segment_ids_BT, positions_BT, length=T) -> fp32 (B, T, V),
+    """Return forward(decoder, tokens_BT, segment_ids_BT, positions_BT, length=T) -> what is read,
     compiled once for each shape, and for each length that layers tell apart.
 
     Args:
@@ -37,6 +95,7 @@ def make_logits(
       declared: the decoder, with or without values.
       mesh: its devices.
       dtype: of weights and activations.
+      reading: what is read from the last hidden states.
     """
     objective = build_objective(config.objective, logit_rule=logit_rule_of(config.model))
 
@@ -55,21 +114,21 @@ def make_logits(
         info = SequenceInfo(positions_BT, segment_ids_BT, mask, length, kernels)
         blocks = BlockExecution(gather=lambda block: gather(cast(block, dtype)))
         hidden_BTD, _, _ = decoder(tokens_BT, info, blocks)
-        return decoder.logits(enter(hidden_BTD))
+        return reading.function(decoder, enter(hidden_BTD), tokens_BT)
 
     @functools.partial(jax.jit, static_argnames=("length",))
-    def logits(decoder: Decoder, *fields: jax.Array, length: int) -> jax.Array:
+    def forward(decoder: Decoder, *fields: jax.Array, length: int) -> jax.Array:
         mapped = jax.shard_map(
             functools.partial(program, length=length),
             mesh=mesh,
             in_specs=(partition_specs(declared), BATCH_SPEC, BATCH_SPEC, BATCH_SPEC),
-            out_specs=P(DECODING_AXES, None, "tensor"),
+            out_specs=reading.spec,
         )
         result: jax.Array = mapped(decoder, *fields)
         return result
 
     def of_length(decoder: Decoder, *fields: jax.Array, length: int) -> jax.Array:
-        return logits(decoder, *fields, length=declared.model.told_length(length))
+        return forward(decoder, *fields, length=declared.model.told_length(length))
 
     return of_length
 

@@ -1,33 +1,29 @@
-"""Train a SentencePiece tokenizer that loses nothing: BPE with byte fallback, no normalisation, no
-dummy prefix.
+"""Train a SentencePiece tokenizer that loses nothing: byte fallback, no normalisation, no dummy
+prefix.
 """
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
 import sentencepiece
 
+from data_pipeline.tokenizers.sample import PIECE_CHARACTERS
 from maxlm.config.errors import UserError
+from maxlm.config.pipeline.tokenizer import SentencePieceSection
 
-SAMPLE_BYTES = 16_000_000
-PIECE_CHARACTERS = 4096
 THREADS = 4  # fixed: the number is stored in the model, whose bytes must not depend on the machine
 
 # SentencePiece's own marks: no piece holds them, bytes encode them.
 _RESERVED = re.compile("[\0\t\u2581\u2585]")
 
 
-def train_tokenizer(
-    sources: Mapping[str, Iterable[str]], weights: Mapping[str, float], vocab_size: int
-) -> bytes:
-    """Return the model file of a tokenizer with at most `vocab_size` pieces.
-
-    Args:
-      sources: texts of each source in a random order; of each those at the start are learned from,
-        shared out by `weights`.
+def train_sentencepiece(
+    config: SentencePieceSection, texts: Iterable[str], vocab_size: int
+) -> dict[str, bytes]:
+    """Return the file of a tokenizer with at most `vocab_size` pieces, by its name.
 
     Raises:
       UserError: the vocabulary is too small for the bytes and characters it must hold.
@@ -35,18 +31,19 @@ def train_tokenizer(
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_sample(sources, weights),
+            sentence_iterator=_without_marks(texts),
             model_writer=model,
-            model_type="bpe",
+            model_type=config.kind,
             vocab_size=vocab_size,
             hard_vocab_limit=False,  # a small text has fewer pieces than asked for
             byte_fallback=True,
-            character_coverage=0.9995,
+            character_coverage=config.character_coverage,
             required_chars="\u2581",  # the space: if it were no piece, it would come back as this character
             normalization_rule_name="identity",
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
-            split_digits=True,
+            split_digits=config.split_digits,
+            max_sentencepiece_length=config.max_piece_characters,
             allow_whitespace_only_pieces=True,  # indentation is one piece, not many
             max_sentence_length=8 * PIECE_CHARACTERS,
             shuffle_input_sentence=False,
@@ -63,25 +60,9 @@ def train_tokenizer(
             f"model.vocab_size={vocab_size}: no tokenizer can be trained on this text: {reason.strip()}; "
             "a vocabulary holds 256 bytes, 3 special pieces and the common characters: take a larger one, or more text"
         ) from None
-    return model.getvalue()
+    return {config.FILE: model.getvalue()}
 
 
-def _sample(sources: Mapping[str, Iterable[str]], weights: Mapping[str, float]) -> Iterator[str]:
-    for name, texts in sources.items():
-        budget = sample_bytes(name, weights)
-        for piece in _pieces(texts):
-            yield from filter(None, _RESERVED.split(piece))
-            budget -= len(piece.encode())
-            if budget <= 0:
-                break
-
-
-def sample_bytes(name: str, weights: Mapping[str, float]) -> float:
-    """Return how many bytes of a source are learned from."""
-    return SAMPLE_BYTES * weights[name] / sum(weights.values())
-
-
-def _pieces(texts: Iterable[str]) -> Iterator[str]:
+def _without_marks(texts: Iterable[str]) -> Iterator[str]:
     for text in texts:
-        for start in range(0, len(text), PIECE_CHARACTERS):
-            yield text[start : start + PIECE_CHARACTERS]
+        yield from filter(None, _RESERVED.split(text))
