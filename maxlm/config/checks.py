@@ -409,6 +409,15 @@ def _keep_every(config: RunConfig) -> Iterator[Problem]:
         yield from divisible("checkpoint.keep_every", keep, {"checkpoint.every": every})
 
 
+def _saved_steps(config: RunConfig) -> Iterator[Problem]:
+    steps, total = config.checkpoint.at_steps, config.train.num_steps
+    late = [step for step in steps if step > total]
+    if late:
+        text = f"checkpoint.at_steps={list(steps)}: {late[0]} is after the last step"
+        cure = f"use steps up to train.num_steps={total}, or more train.num_steps"
+        yield Problem("checkpoint.at_steps", f"{text}; {cure}")
+
+
 def _fake_devices(config: RunConfig) -> Iterator[Problem]:
     count, platform = config.runtime.device_count, config.runtime.platform
     if count and platform not in ("auto", "cpu"):
@@ -457,6 +466,7 @@ _CHECKS: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _optimizer,
     _schedule,
     _keep_every,
+    _saved_steps,
     _compile_cache,
     _fake_devices,
     _profile,
