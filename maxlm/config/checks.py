@@ -14,7 +14,7 @@ from typing import Any
 
 from maxlm.config.divisible import divisible, near_divisors
 from maxlm.config.errors import ConfigError, Problem
-from maxlm.config.model import BLOCK_ACTIVATIONS
+from maxlm.config.model import BLOCK_ACTIVATIONS, MupParametrisation
 from maxlm.config.positions.embedded import LearnedPosition, SinusoidalPosition
 from maxlm.config.schema import MeshConfig, RunConfig
 from maxlm.files import place_of
@@ -369,6 +369,17 @@ def _optimizer(config: RunConfig) -> Iterator[Problem]:
     yield from config.optimizer.problems()
 
 
+def _parametrisation(config: RunConfig) -> Iterator[Problem]:
+    """An optimizer has a rule for widths, and every layer's width can follow the model's."""
+    if isinstance(config.model.parametrisation, MupParametrisation):
+        kind = config.optimizer.kind
+        if config.optimizer.width_rate("matrix", 2.0, 2.0) is None:
+            text = f"model.parametrisation.kind=mup has no rule for optimizer.kind={kind}"
+            yield Problem(
+                "model.parametrisation.kind", f"{text}; use optimizer.kind=adamw, or kind: standard"
+            )
+
+
 def _schedule(config: RunConfig) -> Iterator[Problem]:
     schedule = config.schedule
     total = schedule.total_steps or config.train.num_steps
@@ -464,6 +475,7 @@ _CHECKS: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _pipeline,
     _objective,
     _optimizer,
+    _parametrisation,
     _schedule,
     _keep_every,
     _saved_steps,

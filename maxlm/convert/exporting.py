@@ -23,6 +23,7 @@ from maxlm.config.schema import RuntimeConfig
 from maxlm.convert.progress import progress_bar
 from maxlm.data.tokenizers import open_tokenizer
 from maxlm.models.decoder import Decoder
+from maxlm.models.parametrisation import as_standard
 from maxlm.models.saved import saved_layout, saved_model
 from maxlm.sharding.parameters import named_parameters, parameter_count, with_value
 
@@ -42,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
     reader = CheckpointReader(run_dir.checkpoints)
     runtime.start(RuntimeConfig())
     record = _record(reader, arguments.run_dir, arguments.step)
-    model, layout = saved_model(record, arguments.run_dir), saved_layout(record)
+    model, layout = as_standard(saved_model(record, arguments.run_dir)), saved_layout(record)
     files, about, vocab_size = _besides_weights(run_dir, record, model)
     export = plan_export(
         lambda model: Decoder(model, layout),
