@@ -194,6 +194,7 @@ def _add_ladder(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "status": "show how far each run is",
         "fit": "fit a law, say how well it foretells, write curves",
         "report": "write one HTML page",
+        "coordcheck": "see whether activations keep their size at all widths (muP)",
     }
     parsers = {name: actions.add_parser(name, help=about) for name, about in abouts.items()}
     for parser in parsers.values():
@@ -203,6 +204,16 @@ def _add_ladder(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         parsers[name].add_argument("--tflops", type=float, help=about)
     parsers["run"].add_argument(
         "--jobs", type=int, default=1, help="runs at a time (default: %(default)s)"
+    )
+    check = parsers["coordcheck"]
+    widths = "widths to train at (default: %(default)s)"
+    check.add_argument("--widths", default="64,128,256,512,1024", help=widths)
+    _add_numbers(
+        check,
+        ("--steps", 4, "at each width"),
+        ("--seeds", 8, "initial values that sizes are averaged over"),
+        ("--tokens", 8, "of the sequence that is trained on"),
+        ("--tolerance", 0.1, "how far sizes may grow or fall over all widths"),
     )
     fit = parsers["fit"]
     fit.add_argument("--predict", metavar="RUN.yaml", help="predict this run's loss")

@@ -84,13 +84,22 @@ class PowerLaw(Section):
     tokens: float = Field(0.0, description="exponent of the training tokens")
 
 
+class Mup(Section):
+    """The base's learning rate at all widths, with `model.parametrisation.kind=mup`."""
+
+    kind: Literal["mup"] = "mup"
+    base_width: PositiveInt | None = Field(
+        None, description="embed_dim at which nothing changes (null: the base's)"
+    )
+
+
 Rule = Annotated[Fixed | PowerLaw, Field(discriminator="kind")]
 
 
 class Transfer(Section):
     """How the base's settings follow size and budget."""
 
-    learning_rate: Rule = Fixed()
+    learning_rate: Annotated[Fixed | PowerLaw | Mup, Field(discriminator="kind")] = Fixed()
     batch_size: Rule = Field(
         Fixed(), description="rounded to what the mesh and train.microbatches divide"
     )

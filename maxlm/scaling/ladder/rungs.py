@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from maxlm.config import load_run
 from maxlm.config.checks import find_problems
 from maxlm.config.errors import ConfigError, Problem
-from maxlm.config.ladder import LadderConfig, NamedSize, PowerLaw, Rule, WidthSizes
+from maxlm.config.ladder import LadderConfig, Mup, NamedSize, PowerLaw, Rule, WidthSizes
 from maxlm.config.schema import RunConfig
 from maxlm.models.cost import flops_per_token, parameter_parts
 from maxlm.models.width import at_width
@@ -20,10 +20,11 @@ from maxlm.scaling.ladder.rung import Rung
 
 
 class Scale(NamedTuple):
-    """N and D of a run, from which `transfer` goes."""
+    """N, D and the width of a run, from which `transfer` goes."""
 
     parameters: float
     tokens: float
+    width: int
 
 
 def build_rungs(ladder: LadderConfig) -> list[Rung]:
@@ -33,7 +34,9 @@ def build_rungs(ladder: LadderConfig) -> list[Rung]:
       ConfigError: with every problem of every size.
     """
     base = load_run(ladder.base, _as_overrides(ladder.overrides)).config
-    reference = Scale(_count(base)[0], base.train.num_steps * base.tokens_per_step)
+    reference = Scale(
+        _count(base)[0], base.train.num_steps * base.tokens_per_step, base.model.embed_dim
+    )
     rungs, problems = [], list[Problem]()
     for size, at_size in _sizes(ladder, base):
         try:
@@ -43,6 +46,20 @@ def build_rungs(ladder: LadderConfig) -> list[Rung]:
     if problems:
         raise ConfigError(problems, f"the rungs of {ladder.base}")
     return sorted(rungs, key=lambda rung: (rung.flops, rung.name))
+
+
+def run_at_width(ladder: LadderConfig, width: int) -> RunConfig:
+    """Return the base at a width, with as many layers, and what `transfer` says of that size.
+
+    Raises:
+      ConfigError: the width does not work.
+    """
+    base = load_run(ladder.base, _as_overrides(ladder.overrides)).config
+    tokens = base.train.num_steps * base.tokens_per_step
+    reference = Scale(_count(base)[0], tokens, base.model.embed_dim)
+    multiple = ladder.sizes.multiple_of if isinstance(ladder.sizes, WidthSizes) else 1
+    sized = _at_width(base, width, WidthSizes(embed_dims=(width,), multiple_of=multiple))
+    return _transferred(ladder, sized, Scale(_count(sized)[0], tokens, width), reference)
 
 
 def _sizes(ladder: LadderConfig, base: RunConfig) -> Iterator[tuple[str, Callable[[], RunConfig]]]:
@@ -95,7 +112,9 @@ def _rung(
         "tokens": budget,
     }[ladder.budgets.kind]
     name = f"{size}-{_short(budget)}" + (f"-s{seed}" if len(ladder.seeds) > 1 else "")
-    config = _transferred(ladder, sized, Scale(parameters, tokens), reference)
+    config = _transferred(
+        ladder, sized, Scale(parameters, tokens, sized.model.embed_dim), reference
+    )
     runtime = config.runtime.model_copy(update={"seed": seed})
     run_dir = str(Path(ladder.run_dir) / name)
     config = config.model_copy(update={"runtime": runtime, "run_dir": run_dir})
@@ -115,6 +134,9 @@ def _transferred(
         (rules.init_std, model, "init_std"),
     ):
         section[name] *= _factor(rule, scale, reference)
+    if isinstance(rules.learning_rate, Mup):
+        width = rules.learning_rate.base_width or reference.width
+        model["parametrisation"] = {"kind": "mup", "base_width": width}
     unit = sized.train.microbatches * max(sized.mesh.batch_devices, 1)
     wanted = train["batch_size"] * _factor(rules.batch_size, scale, reference)
     train["batch_size"] = max(round(wanted / unit), 1) * unit
@@ -130,7 +152,7 @@ def _transferred(
     return _validated(data)
 
 
-def _factor(rule: Rule, scale: Scale, reference: Scale) -> float:
+def _factor(rule: Rule | Mup, scale: Scale, reference: Scale) -> float:
     if not isinstance(rule, PowerLaw):
         return 1.0
     size, tokens = scale.parameters / reference.parameters, scale.tokens / reference.tokens

@@ -28,27 +28,10 @@ from maxlm.scaling.ladder.rung import Rung
 from maxlm.scaling.ladder.rungs import build_rungs
 from maxlm.train.loop import train
 from maxlm.train.setup import build_program
-from tests.train.conftest import ROOT, make_run, read_metrics
+from tests.train.conftest import ROOT, read_metrics
 
 TOKENS_PER_STEP = 8 * 32
 STEPS = (10, 20, 30)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A prepared text and the base of a ladder."""
-    folder = tmp_path_factory.mktemp("branches")
-    (folder / "raw").mkdir()
-    for number in range(20):
-        text = " ".join(f"word{(number * k) % 37}" for k in range(150))
-        (folder / "raw" / f"{number}.txt").write_text(text)
-    base = make_run(folder, folder / "unused")
-    base["mesh"] = {"fsdp": 8}
-    base["schedule"] = {"warmup_steps": 2}
-    base["train"] |= {"eval_every": 5, "batch_size": 8}
-    (folder / "base.yaml").write_text(yaml.safe_dump(base))
-    assert main(["prepare", str(folder / "base.yaml")]) == 0
-    return folder
 
 
 def write_ladder(data: Path, run_dir: Path, steps: tuple[float, ...] = STEPS, **more: Any) -> Path:
@@ -85,8 +68,8 @@ def last_state(config: RunConfig) -> list[np.ndarray]:
     return [np.asarray(leaf) for leaf in jax.tree.leaves(restored.state)]
 
 
-def test_a_branch_has_the_bits_of_the_run_in_one_go(data: Path, tmp_path: Path):
-    rungs = build_rungs(load_ladder(write_ladder(data, tmp_path / "ladder")))
+def test_a_branch_has_the_bits_of_the_run_in_one_go(prepared: Path, tmp_path: Path):
+    rungs = build_rungs(load_ladder(write_ladder(prepared, tmp_path / "ladder")))
     assert [rung.start for rung in rungs] == [0, 8, 16]
     for rung in rungs[:2]:
         train(rung.config, command="")
@@ -113,21 +96,21 @@ def test_a_branch_has_the_bits_of_the_run_in_one_go(data: Path, tmp_path: Path):
     assert (result.rung.tokens, result.rung.own_flops / result.rung.flops) == (5120, 12 / 20)
 
 
-def test_only_budgets_that_share_their_first_steps_can_branch(data: Path, tmp_path: Path):
+def test_only_budgets_that_share_their_first_steps_can_branch(prepared: Path, tmp_path: Path):
     with pytest.raises(ConfigError, match="would cool down from step 8, where the budget before"):
-        build_rungs(load_ladder(write_ladder(data, tmp_path / "near", (10, 10.4))))
+        build_rungs(load_ladder(write_ladder(prepared, tmp_path / "near", (10, 10.4))))
     rule = {"learning_rate": {"kind": "power_law", "tokens": -0.1}}
     with pytest.raises(ConfigError, match=r"use transfer.learning_rate.tokens=0, or remove branch"):
-        load_ladder(write_ladder(data, tmp_path / "rates", transfer=rule))
+        load_ladder(write_ladder(prepared, tmp_path / "rates", transfer=rule))
     warm = {"warmup_fraction": 0.9}
     with pytest.raises(ConfigError, match=r"use transfer.warmup_fraction=0.4"):
-        load_ladder(write_ladder(data, tmp_path / "warm", transfer=warm))
+        load_ladder(write_ladder(prepared, tmp_path / "warm", transfer=warm))
 
 
 def test_a_rung_without_its_start_is_named(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    path = write_ladder(data, tmp_path / "ladder")
+    path = write_ladder(prepared, tmp_path / "ladder")
     for rung in build_rungs(load_ladder(path))[:1]:  # done, its checkpoints deleted
         folder = Path(rung.config.run_dir)
         folder.mkdir(parents=True)
@@ -153,11 +136,11 @@ def ladder_process(path: Path, *options: str) -> subprocess.Popen[str]:
 
 @pytest.mark.slow
 def test_a_killed_ladder_gives_the_table_of_one_that_was_not(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    whole = write_ladder(data, tmp_path / "whole")
+    whole = write_ladder(prepared, tmp_path / "whole")
     assert ladder_process(whole).wait() == 0
-    killed = write_ladder(data, tmp_path / "killed")
+    killed = write_ladder(prepared, tmp_path / "killed")
     process = ladder_process(killed, "--jobs", "2")
     first, *others = build_rungs(load_ladder(killed))
     begun = Path(others[0].config.run_dir) / "metrics.jsonl"

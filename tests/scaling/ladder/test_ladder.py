@@ -221,3 +221,12 @@ def test_optimal_by_published_laws(
 def test_a_budget_without_a_best_size_is_refused(capsys: pytest.CaptureFixture[str]):
     assert main(["optimal", "--flops", "1e6"]) == 2
     assert "give 1e12 to 1e30" in capsys.readouterr().err
+
+
+def test_mup_keeps_the_learning_rate_and_sets_the_base_width(ladder_file: Path):
+    text = ladder_file.read_text().replace("kind: power_law, parameters: -0.3", "kind: mup")
+    ladder_file.write_text(text)
+    for rung in build_rungs(load_ladder(ladder_file)):
+        assert rung.config.optimizer.learning_rate == 3e-3
+        assert rung.config.model.parametrisation.base_width == 192
+        assert rung.config.model.width_factor == rung.config.model.embed_dim / 192

@@ -33,6 +33,11 @@ def render(
       gathered: the runs, each linked by a path relative to `folder`.
       folder: where the page will be.
     """
+    return page_of(title, charts, tables, _links(gathered, folder))
+
+
+def page_of(title: str, charts: Sequence[Chart], tables: Sequence[Rows], more: str = "") -> str:
+    """Return a page of charts and tables; `more` is markup that goes behind them."""
     figures = "".join(
         f"<figure>{chart.svg()}<figcaption>{html.escape(chart.meaning)}</figcaption></figure>"
         for chart in charts
@@ -43,7 +48,7 @@ def render(
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>"
         f'<h1>{html.escape(title)}</h1><div class="charts">{figures}</div>'
-        f"{''.join(parts)}{_links(gathered, folder)}</body></html>\n"
+        f"{''.join(parts)}{more}</body></html>\n"
     )
 
 
