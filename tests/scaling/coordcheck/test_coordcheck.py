@@ -67,7 +67,7 @@ def test_muP_is_flat_and_standard_is_not(
     capsys: pytest.CaptureFixture[str],
 ):
     monkeypatch.setattr(runtime, "start", lambda settings: None)  # JAX runs here already
-    how = ["--widths", "64,256", "--steps", "2", "--seeds", "6", "--tolerance", "0.15"]
+    how = ["--widths", "64,256", "--steps", "1", "--seeds", "2", "--tolerance", "0.4"]
     codes, shown = [], []
     for name, rule in (
         ("mup", {"kind": "mup", "base_width": 64}),
@@ -89,7 +89,7 @@ def test_muP_is_flat_and_standard_is_not(
     not_flat = [one for one in shown[1].splitlines() if "NOT FLAT" in one]
     assert any(one.startswith("block 0") and "change" in one for one in not_flat)
     page = (tmp_path / "mup" / "coordcheck.html").read_text()
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == 2
     assert "<script" not in page
 
 

@@ -118,10 +118,13 @@ def test_tensorboard_has_rungs_and_frontier_in_one_chart(ladder_file: Path, tmp_
         events = EventAccumulator(str(path))
         events.Reload()
         curves[path.name] = [
-            (point.step, point.value) for point in events.Scalars("ladder/loss_over_mflop")
+            (point.step, point.value)
+            for point in events.Scalars("ladder/loss_over_1000_log10_flops")
         ]
     assert len(curves) == 16 + 3
     assert len(curves["d64-20"]) == 4
+    rung = next(r for r in build_rungs(load_ladder(ladder_file)) if r.name == "d64-20")
+    assert curves["d64-20"][-1][0] == round(1000 * np.log10(rung.flops))
     low, middle, high = (
         np.array(curves[name])[:, 1] for name in ("law_5_percent", "law", "law_95_percent")
     )
