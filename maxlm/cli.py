@@ -33,6 +33,7 @@ COMMANDS = {
     "plan": "maxlm.plan.command",
     "generate": "maxlm.decoding.command",
     "ladder": "maxlm.scaling.ladder.command",
+    "ladder coordcheck": "maxlm.scaling.coordcheck.command",  # it alone needs the trainer
     "optimal": "maxlm.scaling.optimal_command",
     "import": "maxlm.convert.importing",
     "export": "maxlm.convert.exporting",
@@ -70,7 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    return int(importlib.import_module(COMMANDS[arguments.command]).run(arguments))
+    name = f"{arguments.command} {getattr(arguments, 'action', '')}"
+    module = COMMANDS.get(name, COMMANDS[arguments.command])
+    return int(importlib.import_module(module).run(arguments))
 
 
 def _config(arguments: argparse.Namespace) -> int:

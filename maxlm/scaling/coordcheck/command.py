@@ -4,17 +4,22 @@ the width.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from rich.console import Console
+
 from maxlm import runtime
 from maxlm.config.errors import UserError
 from maxlm.config.ladder import LadderConfig
+from maxlm.config.reading.loader import load_ladder
 from maxlm.config.schema import RunConfig
 from maxlm.scaling.coordcheck.activations import Sizes, measure
 from maxlm.scaling.coordcheck.judge import Line, lines_of
 from maxlm.scaling.coordcheck.page import draw, rows_of, write_page
+from maxlm.scaling.ladder.rungs import run_at_width
 from maxlm.scaling.ladder.show.tables import Rows
 
 
@@ -53,31 +58,41 @@ class Options(NamedTuple):
             raise UserError(f"--tolerance={self.tolerance} must be above 0, such as 0.1 for 10 %")
 
 
-def check_coordinates(
-    ladder: LadderConfig,
-    at_width: Callable[[int], RunConfig],
-    options: Options,
-    say: Callable[[str], None],
-) -> tuple[bool, Rows, Path]:
+def run(arguments: argparse.Namespace) -> int:
+    """Check the ladder's widths; return the exit code."""
+    ladder, options = load_ladder(arguments.ladder), _options(arguments)
+    flat, rows, path = check_coordinates(ladder, options)
+    console = Console(width=160, highlight=False, markup=False)
+    console.print(f"\n{rows.title}")
+    console.print(rows.rich())
+    print(f"{'all sizes are flat' if flat else 'sizes follow the width'}: {path}", flush=True)
+    return 0 if flat else 1
+
+
+def _options(arguments: argparse.Namespace) -> Options:
+    try:
+        widths = tuple(int(width) for width in arguments.widths.split(","))
+    except ValueError:
+        raise UserError(f"--widths={arguments.widths}: give numbers, such as 64,128,256") from None
+    counts = arguments.steps, arguments.seeds, arguments.tokens
+    options = Options(widths, *counts, arguments.tolerance)
+    options.check()
+    return options
+
+
+def check_coordinates(ladder: LadderConfig, options: Options) -> tuple[bool, Rows, Path]:
     """Train at every width and compare; return whether all is flat, the table, and the page.
 
     One short sequence, again and again: sizes settle at a width that is large against the number of
     different tokens. The rate is the peak from the first step on.
-
-    Args:
-      ladder: says where the page is written.
-      at_width: makes the run of a width.
-      options: of the command line.
-      say: shows progress.
     """
-    options.check()
-    runs = {width: _short(at_width(width), options) for width in options.widths}
+    runs = {width: _short(run_at_width(ladder, width), options) for width in options.widths}
     runtime.start(next(iter(runs.values())).runtime)
     measured: dict[int, list[Sizes]] = {}
     for width, config in runs.items():
         seeds = range(options.num_seeds)
         measured[width] = list(measure(config, num_steps=options.num_steps, seeds=seeds))
-        say(f"width {width}: {len(seeds)} seeds, {options.num_steps} steps")
+        print(f"width {width}: {len(seeds)} seeds, {options.num_steps} steps", flush=True)
     lines = lines_of(measured)
     rows = rows_of(lines, options.widths, options.tolerance)
     path = Path(ladder.run_dir) / "coordcheck.html"

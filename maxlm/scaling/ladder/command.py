@@ -15,7 +15,6 @@ from maxlm.config.reading.loader import load_ladder
 from maxlm.data.shards import TokenShards
 from maxlm.files import write_whole
 from maxlm.metrics.prediction import to_json as prediction_to_json
-from maxlm.scaling.coordcheck.command import Options, check_coordinates
 from maxlm.scaling.ladder.fitted import (
     FittedLadder,
     fit_ladder,
@@ -27,7 +26,7 @@ from maxlm.scaling.ladder.foretell import foretell
 from maxlm.scaling.ladder.results import Gathered, gather, loss_name, read_results
 from maxlm.scaling.ladder.run import run_ladder
 from maxlm.scaling.ladder.rung import Rung
-from maxlm.scaling.ladder.rungs import build_rungs, run_at_width
+from maxlm.scaling.ladder.rungs import build_rungs
 from maxlm.scaling.ladder.show import tables
 from maxlm.scaling.ladder.show.charts import draw_all
 from maxlm.scaling.ladder.show.curves import write_curves
@@ -37,8 +36,6 @@ from maxlm.scaling.ladder.show.page import render
 def run(arguments: argparse.Namespace) -> int:
     """Do what was asked with the ladder; return the exit code."""
     ladder = load_ladder(arguments.ladder)
-    if arguments.action == "coordcheck":
-        return _coordcheck(arguments, ladder)
     rungs = build_rungs(ladder)
     actions = {"plan": _plan, "run": _run, "status": _plan, "fit": _fit, "report": _report}
     return actions[arguments.action](arguments, ladder, rungs)
@@ -136,21 +133,6 @@ def _report(arguments: argparse.Namespace, ladder: LadderConfig, rungs: list[Run
     write_whole(folder / "report.html", page.encode())
     _say(f"{folder / 'report.html'}")
     return 0
-
-
-def _coordcheck(arguments: argparse.Namespace, ladder: LadderConfig) -> int:
-    try:
-        widths = tuple(int(width) for width in arguments.widths.split(","))
-    except ValueError:
-        raise UserError(f"--widths={arguments.widths}: give numbers, such as 64,128,256") from None
-    counts = arguments.steps, arguments.seeds, arguments.tokens
-    options = Options(widths, *counts, arguments.tolerance)
-    flat, rows, path = check_coordinates(
-        ladder, lambda width: run_at_width(ladder, width), options, _say
-    )
-    _show(rows)
-    _say(f"{'all sizes are flat' if flat else 'sizes follow the width'}: {path}")
-    return 0 if flat else 1
 
 
 def _tables(fitted: FittedLadder, gathered: Gathered) -> list[tables.Rows]:
