@@ -40,6 +40,7 @@ COMMANDS = {
     "doctor": "maxlm.doctor.command",
     "generate": "maxlm.decoding.command",
     "ladder": "maxlm.scaling.ladder.command",
+    "ladder coordcheck": "maxlm.scaling.coordcheck.command",  # it alone needs the trainer
     "optimal": "maxlm.scaling.optimal_command",
     "import": "maxlm.convert.importing",
     "export": "maxlm.convert.exporting",
@@ -80,7 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     asks_for_a_step = getattr(arguments, "action", None) == "show" and arguments.step is not None
-    module = OF_A_STEP if asks_for_a_step else COMMANDS[arguments.command]
+    name = f"{arguments.command} {getattr(arguments, 'action', '')}"
+    module = OF_A_STEP if asks_for_a_step else COMMANDS.get(name, COMMANDS[arguments.command])
     return int(importlib.import_module(module).run(arguments))
 
 
@@ -214,6 +216,7 @@ def _add_ladder(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "status": "show how far each run is",
         "fit": "fit a law, say how well it foretells, write curves",
         "report": "write one HTML page",
+        "coordcheck": "see whether activations keep their size at all widths (muP)",
     }
     parsers = {name: actions.add_parser(name, help=about) for name, about in abouts.items()}
     for parser in parsers.values():
@@ -226,6 +229,16 @@ def _add_ladder(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     about = "submit the runs to Slurm as an array of jobs instead, on this cluster"
     parsers["run"].add_argument("--launch", metavar="CLUSTER.yaml", help=about)
+    check = parsers["coordcheck"]
+    widths = "widths to train at (default: %(default)s)"
+    check.add_argument("--widths", default="64,128,256,512,1024", help=widths)
+    _add_numbers(
+        check,
+        ("--steps", 4, "at each width"),
+        ("--seeds", 8, "initial values that sizes are averaged over"),
+        ("--tokens", 8, "of the sequence that is trained on"),
+        ("--tolerance", 0.1, "how far sizes may grow or fall over all widths"),
+    )
     fit = parsers["fit"]
     fit.add_argument("--predict", metavar="RUN.yaml", help="predict this run's loss")
     fit.add_argument("--output", metavar="FILE", help="where the prediction is written")

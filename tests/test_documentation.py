@@ -39,6 +39,7 @@ NAMES_OF_COMMANDS = [
     ["config", "check"],
     ["config", "show"],
     ["ladder", "fit"],
+    ["ladder", "coordcheck"],
     *(["data", action] for action in ACTIONS),
 ]
 LADDER = "configs/ladder/python_stdlib.yaml"

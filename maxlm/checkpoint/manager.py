@@ -155,7 +155,8 @@ class Checkpointer:
         steps = layout.saved_steps(self._directory)
         every = self._config.keep_every
         for step in steps[self._config.keep_last :]:
-            if every is None or step % every != 0:
+            kept = step in self._config.at_steps or (every is not None and step % every == 0)
+            if not kept:
                 self._deleter.submit(_delete, layout.step_path(self._directory, step))
 
     def _failure(self, error: Exception) -> Exception:

@@ -15,7 +15,7 @@ from typing import Any
 from maxlm.config.divisible import divisible, near_divisors
 from maxlm.config.errors import ConfigError, Problem
 from maxlm.config.mixture.stages import mixture_problems
-from maxlm.config.model import BLOCK_ACTIVATIONS
+from maxlm.config.model import BLOCK_ACTIVATIONS, MupParametrisation
 from maxlm.config.pipeline.filters.word_list import MissingFileProblem
 from maxlm.config.positions.embedded import LearnedPosition, SinusoidalPosition
 from maxlm.config.schema import DataConfig, MeshConfig, RunConfig
@@ -389,6 +389,17 @@ def _optimizer(config: RunConfig) -> Iterator[Problem]:
     yield from config.optimizer.problems()
 
 
+def _parametrisation(config: RunConfig) -> Iterator[Problem]:
+    """An optimizer has a rule for widths, and every layer's width can follow the model's."""
+    if isinstance(config.model.parametrisation, MupParametrisation):
+        kind = config.optimizer.kind
+        if config.optimizer.width_rate("matrix", 2.0, 2.0) is None:
+            text = f"model.parametrisation.kind=mup has no rule for optimizer.kind={kind}"
+            yield Problem(
+                "model.parametrisation.kind", f"{text}; use optimizer.kind=adamw, or kind: standard"
+            )
+
+
 def _schedule(config: RunConfig) -> Iterator[Problem]:
     schedule = config.schedule
     total = schedule.total_steps or config.train.num_steps
@@ -427,6 +438,15 @@ def _keep_every(config: RunConfig) -> Iterator[Problem]:
         yield Problem("checkpoint.keep_every", f"{text}; use checkpoint.every={keep}, or remove it")
     elif keep:
         yield from divisible("checkpoint.keep_every", keep, {"checkpoint.every": every})
+
+
+def _saved_steps(config: RunConfig) -> Iterator[Problem]:
+    steps, total = config.checkpoint.at_steps, config.train.num_steps
+    late = [step for step in steps if step > total]
+    if late:
+        text = f"checkpoint.at_steps={list(steps)}: {late[0]} is after the last step"
+        cure = f"use steps up to train.num_steps={total}, or more train.num_steps"
+        yield Problem("checkpoint.at_steps", f"{text}; {cure}")
 
 
 def _fake_devices(config: RunConfig) -> Iterator[Problem]:
@@ -478,8 +498,10 @@ _CHECKS: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _pipeline,
     _objective,
     _optimizer,
+    _parametrisation,
     _schedule,
     _keep_every,
+    _saved_steps,
     _compile_cache,
     _fake_devices,
     _profile,

@@ -84,21 +84,47 @@ class PowerLaw(Section):
     tokens: float = Field(0.0, description="exponent of the training tokens")
 
 
+class Mup(Section):
+    """The base's learning rate at all widths, with `model.parametrisation.kind=mup`."""
+
+    kind: Literal["mup"] = "mup"
+    base_width: PositiveInt | None = Field(
+        None, description="embed_dim at which nothing changes (null: the base's)"
+    )
+
+
 Rule = Annotated[Fixed | PowerLaw, Field(discriminator="kind")]
 
 
 class Transfer(Section):
     """How the base's settings follow size and budget."""
 
-    learning_rate: Rule = Fixed()
+    learning_rate: Annotated[Fixed | PowerLaw | Mup, Field(discriminator="kind")] = Fixed()
     batch_size: Rule = Field(
         Fixed(), description="rounded to what the mesh and train.microbatches divide"
     )
     weight_decay: Rule = Fixed()
     init_std: Rule = Fixed()
     warmup_fraction: Annotated[float, Field(ge=0, lt=1)] | None = Field(
-        None, description="share of a run's steps that warm up (null: the base's warmup_steps)"
+        None,
+        description="share of a run's steps that warm up, with `branch` of the smallest budget's (null: the base's "
+        "warmup_steps)",
     )
+
+
+class CooldownBranch(Section):
+    """Each size trains once at a constant rate; budgets are cool-downs that leave it on the way
+    (arXiv:2405.18392).
+    """
+
+    kind: Literal["cooldown"] = "cooldown"
+    fraction: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.2, description="share of a budget's steps in which the rate falls, linearly"
+    )
+
+
+def _as_branch(value: Any) -> Any:
+    return {"kind": value} if isinstance(value, str) else value
 
 
 class FitConfig(Section):
@@ -141,6 +167,11 @@ class LadderConfig(Section):
     sizes: Annotated[WidthSizes | ListedSizes, Field(discriminator="kind")]
     budgets: Annotated[RatioBudgets | FlopBudgets | TokenBudgets, Field(discriminator="kind")]
     transfer: Transfer = Transfer()
+    branch: Annotated[CooldownBranch | None, BeforeValidator(_as_branch)] = Field(
+        None,
+        description="cooldown: a budget goes on from the constant part of the one before it (null: every run from "
+        "its start, with the base's schedule)",
+    )
     seeds: Annotated[
         tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Many, Field(min_length=1)
     ] = (0,)
@@ -156,6 +187,7 @@ class LadderConfig(Section):
                 f"budgets.ratios={list(budgets.ratios)}: all runs at one ratio of tokens to parameters, so that what "
                 "N does and what D does cannot be told apart; give three ratios or more, such as [5, 20, 80]",
             )
+        yield from self._branch_problems()
         for path, values in (("seeds", self.seeds), (self.budget_path, self.budget_values)):
             if len(set(values)) < len(values):
                 yield Problem(path, f"{path}={list(values)} has a value twice; give each once")
@@ -166,6 +198,22 @@ class LadderConfig(Section):
         )
         if len(set(names)) < len(names):
             yield Problem("sizes", f"sizes={list(names)} has one twice; give each once")
+
+    def _branch_problems(self) -> Iterator[Problem]:
+        """Yield settings that would differ between budgets that share their first steps."""
+        if self.branch is None:
+            return
+        for name in ("learning_rate", "batch_size", "weight_decay", "init_std"):
+            rule = getattr(self.transfer, name)
+            if isinstance(rule, PowerLaw) and rule.tokens:
+                path = f"transfer.{name}.tokens"
+                text = f"{path}={rule.tokens}, but with branch: cooldown the budgets of a size share their first steps"
+                yield Problem(path, f"{text}; use {path}=0, or remove branch")
+        warm, fraction = self.transfer.warmup_fraction or 0.0, self.branch.fraction
+        if warm + fraction > 1:
+            text = f"transfer.warmup_fraction={warm} + branch.fraction={fraction} is more than 1"
+            cure = f"use transfer.warmup_fraction={max(1 - fraction, 0) / 2:.2g}"
+            yield Problem("transfer.warmup_fraction", f"{text}; {cure}")
 
     @property
     def budget_path(self) -> str:

@@ -109,6 +109,28 @@ class MtpConfig(Section):
     )
 
 
+class StandardParametrisation(Section):
+    """Initial values and learning rates do not depend on the width."""
+
+    kind: Literal["standard"] = "standard"
+
+
+class MupParametrisation(Section):
+    """Maximal update parametrisation (arXiv:2203.03466, table 8): initial values, learning rates of
+    single parameters and the logits follow the width, so that the best learning rate does not.
+    """
+
+    kind: Literal["mup"] = "mup"
+    base_width: PositiveInt = Field(
+        description="embed_dim of the model whose settings were tuned: at this width all is as in standard"
+    )
+    base_head_dim: PositiveInt | None = Field(
+        None,
+        description="its head_dim (mla: nope_dim + rope_dim), if heads of other models have another: products of "
+        "queries and keys are then divided by head_dim instead of its root (null: all have the same)",
+    )
+
+
 class ModelConfig(Section):
     """A decoder: `num_layers` blocks, each like `block` unless its segment's pattern says
     otherwise.
@@ -155,6 +177,13 @@ class ModelConfig(Section):
         description="standard deviation of initial weights; outputs of mixer and ffn get / sqrt(2 num_layers)",
     )
 
+    parametrisation: Annotated[
+        StandardParametrisation | MupParametrisation, Field(discriminator="kind")
+    ] = Field(
+        StandardParametrisation(),
+        description="how initial values and learning rates follow the width",
+    )
+
     @field_validator("segments", mode="before")
     @classmethod
     def _complete_blocks(cls, segments: Any, info: ValidationInfo) -> Any:
@@ -196,6 +225,20 @@ class ModelConfig(Section):
         return self.model_copy(
             update={"block": used(self.block), "segments": segments, "mtp": None}
         )
+
+    @property
+    def width_factor(self) -> float:
+        """How many times as wide it is as the model that its settings are from; 1 but for muP."""
+        how = self.parametrisation
+        return self.embed_dim / how.base_width if isinstance(how, MupParametrisation) else 1.0
+
+    def score_scale(self, head_dim: int) -> float | None:
+        """Return the factor on products of queries and keys of a layer that does not say one; None
+        for head_dim ** -0.5.
+        """
+        how = self.parametrisation
+        base = how.base_head_dim if isinstance(how, MupParametrisation) else None
+        return None if base in (None, head_dim) else float(base) ** 0.5 / head_dim
 
     @property
     def repeats(self) -> tuple[int, ...]:

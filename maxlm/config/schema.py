@@ -218,6 +218,9 @@ class CheckpointConfig(Section):
     keep_every: PositiveInt | None = Field(
         None, description="also keep every checkpoint whose step is a multiple"
     )
+    at_steps: Annotated[tuple[PositiveInt, ...], BeforeValidator(as_tuple)] = Field(
+        (), description="also save after these steps, and keep these checkpoints"
+    )
     allow_config_change: bool = Field(
         False, description="resume although settings that matter have changed"
     )

@@ -24,6 +24,7 @@ from maxlm.config.schema import RuntimeConfig
 from maxlm.convert.progress import progress_bar
 from maxlm.data.tokenizers import end_ids, open_tokenizer
 from maxlm.models.decoder import Decoder
+from maxlm.models.parametrisation import as_standard
 from maxlm.models.saved import saved_model
 from maxlm.sharding.parameters import named_parameters, parameter_count, with_value
 from maxlm.sharding.stages import recorded_layout
@@ -44,7 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
     reader = CheckpointReader(run_dir.checkpoints)
     runtime.start(RuntimeConfig())
     record = _record(reader, arguments.run_dir, arguments.step)
-    model, layout = saved_model(record, arguments.run_dir), recorded_layout(record)
+    model = as_standard(saved_model(record, arguments.run_dir))
+    layout = recorded_layout(record)
     files, about, vocab_size = _besides_weights(run_dir, record, model)
     export = plan_export(
         lambda model: Decoder(model, layout),

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from flax import nnx
 
-from maxlm.config.model import ModelConfig
+from maxlm.config.model import ModelConfig, MupParametrisation
 from maxlm.layers.block import Block, Reports
 from maxlm.layers.embedding import Embedding, Head
 from maxlm.layers.layer import Streams
@@ -25,6 +25,7 @@ from maxlm.layers.stack import (
     decode_stack,
     run_stack,
 )
+from maxlm.models.parametrisation import scale_initial_values, twice_as_wide
 from maxlm.ops.cross_entropy import LogitRule
 from maxlm.products import einsum_fp32
 from maxlm.sharding.fsdp import cast, gather
@@ -49,6 +50,8 @@ class Decoder(nnx.Module):
         if not model.tie_embeddings:
             self.head = Head(model)
         self.model = model
+        if isinstance(model.parametrisation, MupParametrisation):
+            scale_initial_values(self, Decoder(twice_as_wide(model)), model.width_factor)
 
     def __call__(
         self,
@@ -260,7 +263,7 @@ class Decoder(nnx.Module):
 
 def logit_rule_of(model: ModelConfig) -> LogitRule:
     """Return how a model's logits come from products with its output projection."""
-    return LogitRule(model.logit_scale, model.logit_softcap)
+    return LogitRule(model.logit_scale / model.width_factor, model.logit_softcap)
 
 
 def layers_of_block(block: Block) -> tuple[int, ...]:

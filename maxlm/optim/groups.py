@@ -12,7 +12,13 @@ import optax
 
 from maxlm.config.errors import ConfigError, Problem
 from maxlm.config.optim.optimizer import OptimizerSection
-from maxlm.sharding.parameters import Role, map_parameters, named_parameters, role_of
+from maxlm.sharding.parameters import (
+    Role,
+    map_parameters,
+    named_parameters,
+    role_of,
+    widths_of,
+)
 
 
 class ParameterSettings(NamedTuple):
@@ -41,12 +47,15 @@ def parameter_settings(config: OptimizerSection, path: str, role: Role) -> Param
 def decay_and_scale(config: OptimizerSection, model: Any) -> optax.GradientTransformation:
     """Build what every optimizer ends with: decoupled decay, then a scale for each parameter.
 
+    The factor that follows the width (`model.parametrisation`) is on the direction alone: a step
+    takes the same share of a weight at all widths (arXiv:2405.13698).
+
     Args:
       config: the optimizer section.
       model: the declared model; only its parameters' paths and roles are read.
     """
     settings = [
-        parameter_settings(config, path, role_of(parameter))
+        (*parameter_settings(config, path, role_of(parameter)), _width_rate(config, parameter))
         for path, parameter in named_parameters(model)
     ]
 
@@ -56,17 +65,24 @@ def decay_and_scale(config: OptimizerSection, model: Any) -> optax.GradientTrans
         setting = iter(settings)
 
         def one(direction: Any, parameter: Any) -> Any:
-            scale, decay = next(setting)
-            value = (
-                direction.get_value() + decay * parameter.get_value()
-                if decay
-                else direction.get_value()
-            )
+            scale, decay, width_rate = next(setting)
+            value = direction.get_value()
+            value = value if width_rate == 1 else width_rate * value
+            value = value + decay * parameter.get_value() if decay else value
             return direction.replace(scale * value)
 
         return map_parameters(one, updates, params), state
 
     return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+
+
+def _width_rate(config: OptimizerSection, parameter: Any) -> float:
+    widths = widths_of(parameter)
+    if widths is None:
+        return 1.0
+    rate = config.width_rate(role_of(parameter), *widths)
+    assert rate is not None, "the configuration was checked"
+    return rate
 
 
 def check_overrides(config: OptimizerSection, model: Any) -> None:

@@ -94,14 +94,10 @@ def bootstrap(
     """
     within = runs.over(fit.units)
     rng = np.random.default_rng(seed)
-    # Residuals of p free numbers fitted to n runs are too small by sqrt(1 - p / n) (leverage), and
-    # so would the spread of the fits be.
-    spare = max(runs.number - len(fit.law.names), 1)
-    stretch = (runs.number / spare) ** 0.5
-    central = fit.law.predict(fit.numbers, within)
-    noisy = within._replace(losses=central * np.exp(-fit.residuals * stretch))
+    # Residuals of p numbers fitted to n runs are too small by sqrt(1 - p / n). They are not stretched
+    # for it: few runs are weighted so unevenly that the fits spread by about as much more.
     weights = rng.dirichlet(np.ones(runs.number), count) * runs.number
-    found, _ = _solve(fit.law, noisy, weights, np.tile(fit.numbers, (count, 1)), search)
+    found, _ = _solve(fit.law, within, weights, np.tile(fit.numbers, (count, 1)), search)
     residuals = np.log(fit.law.predict(found, within) / runs.losses)
     return [
         Fit(fit.law, numbers, fit.units, own) for numbers, own in zip(found, residuals, strict=True)

@@ -128,14 +128,17 @@ class Surface:
 
 
 class Coupled:
-    """L = E + (A / N^a + B / D^b)^k: the surface for k = 1, Kaplan's form for E = 0 and b = 1.
+    """L = E + (A / N^a + B / D^b)^k (Skaling, arXiv:2608.07222): the surface for k = 1, Kaplan's
+    form for E = 0 and b = 1.
 
     The exponent k couples the two terms: below 1 a lack of data hurts a small model less than it
     hurts a large one.
     """
 
     name = "coupled"
-    paper = "one exponent more than arXiv:2203.15556, eq. 2; contains arXiv:2001.08361, eq. 1.5"
+    paper = (
+        "Skaling, arXiv:2608.07222; contains arXiv:2203.15556, eq. 2, and arXiv:2001.08361, eq. 1.5"
+    )
     names: tuple[str, ...] = ("E", "A", "B", "a", "b", "k")
     lower: tuple[float, ...] = (0.0, 0.0, 0.0, 1e-3, 1e-3, 0.05)
 

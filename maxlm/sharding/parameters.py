@@ -13,7 +13,7 @@ import dataclasses
 import math
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -97,6 +97,21 @@ def weight(
         "fp32": fp32,
     }
     return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32), **facts)
+
+
+class Widths(NamedTuple):
+    """How many times as many numbers a product with a parameter sums over, and makes, as in a model
+    of the base width (`model.parametrisation`).
+    """
+
+    fan_in: float
+    fan_out: float
+
+
+def widths_of(parameter: nnx.Param) -> Widths | None:
+    """Return how a parameter's sizes follow the width; None in a model that does not ask."""
+    widths: Widths | None = parameter.get_metadata().get("widths")
+    return widths
 
 
 def role_of(parameter: nnx.Param) -> Role:

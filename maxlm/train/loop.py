@@ -143,7 +143,8 @@ class _Loop:
                 stopping = step < train.num_steps and stop(step)
                 ending = stopping or step == train.num_steps
                 evaluating = step == train.num_steps or _due(step, train.eval_every)
-                saving = ending or _due(step, self.config.checkpoint.every)
+                checkpoint = self.config.checkpoint
+                saving = ending or _due(step, checkpoint.every) or step in checkpoint.at_steps
                 if evaluating or saving:
                     self._read(step, pending, loader, last=ending)
                     pending = None

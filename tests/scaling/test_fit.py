@@ -90,7 +90,8 @@ def coverage(trials: int, count: int) -> dict[str, float]:
 
 @pytest.mark.slow
 def test_intervals_cover_the_truth_as_often_as_they_say():
-    assert all(0.85 <= share <= 0.95 for share in coverage(200, 200).values())
+    shares = coverage(200, 200)
+    assert all(0.85 <= share <= 0.95 for share in shares.values()), shares
 
 
 def test_intervals_cover_the_truth():

@@ -37,6 +37,18 @@ class OptimizerSection(Section):
     clip_norm: PositiveFloat | None = 1.0
     overrides: Annotated[tuple[OverrideConfig, ...], BeforeValidator(as_tuple)] = ()
 
+    def width_rate(self, role: str, fan_in: float, fan_out: float) -> float | None:
+        """Return the factor on a parameter's update under `model.parametrisation.kind=mup`; None if
+        none is known for this kind of optimizer.
+
+        Args:
+          role: what the parameter is (`maxlm.sharding.parameters.Role`).
+          fan_in: how many times as many numbers a product with it sums over as at the base width.
+          fan_out: how many times as many a product makes.
+        """
+        del role, fan_in, fan_out
+        return None
+
     def problems(self) -> Iterator[Problem]:
         """Yield patterns that are no regular expressions."""
         for index, override in enumerate(self.overrides):

@@ -73,6 +73,7 @@ class Attention(Mixer):
         if config.sinks:
             self.sink_bias = weight((heads,), P("tensor"), zeros, role="bias")
         self.config, self.epsilon = config, model.norm.epsilon
+        self.scale = config.scale or model.score_scale(config.head_dim)
 
     def prepare(self, info: SequenceInfo) -> Mapping[Hashable, Any]:
         """Ask for the cosines and sines of the positions, the same for all layers with these
@@ -140,7 +141,7 @@ class Attention(Mixer):
     def _scoring(self) -> Scoring:
         """Return how scores are made, of this device's heads."""
         config, position = self.config, self.config.position
-        scoring = Scoring(scale=config.scale, softcap=config.softcap)
+        scoring = Scoring(scale=self.scale, softcap=config.softcap)
         if isinstance(position, AlibiPosition):
             count = self.query[...].shape[1]
             first = lax.axis_index("tensor") * count

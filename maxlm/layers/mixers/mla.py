@@ -63,6 +63,7 @@ class Mla(Mixer):
         shape = (heads, config.value_dim, dim)
         self.out = weight(shape, out, init, role="matrix", inputs=(0, 1))
         self.config = config
+        self.scale = config.scale or model.score_scale(config.key_dim) or config.key_dim**-0.5
 
     def prepare(self, info: SequenceInfo) -> Mapping[Hashable, Any]:
         """Ask for the cosines and sines of the positions, the same for all layers with these
@@ -129,7 +130,7 @@ class Mla(Mixer):
     @property
     def _scoring(self) -> Scoring:
         """Return how scores are made, whatever the width of what is multiplied."""
-        return Scoring(scale=self.config.scale or self.config.key_dim**-0.5)
+        return Scoring(scale=self.scale)
 
     def _compress(self, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Return what queries are made from (B, T, query_rank or D), the latent that keys and

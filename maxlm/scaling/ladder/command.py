@@ -25,7 +25,8 @@ from maxlm.scaling.ladder.fitted import (
 from maxlm.scaling.ladder.foretell import foretell
 from maxlm.scaling.ladder.results import Gathered, gather, loss_name, read_results
 from maxlm.scaling.ladder.run import launch_ladder, run_ladder
-from maxlm.scaling.ladder.rungs import Rung, build_rungs
+from maxlm.scaling.ladder.rung import Rung
+from maxlm.scaling.ladder.rungs import build_rungs
 from maxlm.scaling.ladder.show import tables
 from maxlm.scaling.ladder.show.charts import draw_all
 from maxlm.scaling.ladder.show.curves import write_curves

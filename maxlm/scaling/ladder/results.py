@@ -12,7 +12,7 @@ import numpy as np
 from maxlm.config.errors import UserError
 from maxlm.config.ladder import LadderConfig
 from maxlm.config.schema import RunConfig
-from maxlm.scaling.ladder.rungs import Rung
+from maxlm.scaling.ladder.rung import Rung
 from maxlm.scaling.laws import Runs
 
 
@@ -22,7 +22,7 @@ class Result(NamedTuple):
     Attributes:
       rung: the run.
       step: the last one that it logged; 0 if it has not begun.
-      curve: (step, loss) of its evaluations.
+      curve: (step, loss) of its evaluations, with those of the rungs whose steps are its own.
       epochs: how often it has read the source that it reads most often.
       failure: the last line of its log, if the last try failed.
     """
@@ -91,6 +91,9 @@ def _read(rung: Rung, name: str, folder: Path) -> Result:
             curve.append((step, math.nan if value is None else float(value)))
         passes = [v for key, v in record.items() if key.startswith("data/epoch/")]
         epochs = max([epochs, *map(float, passes)])
+    if rung.after is not None:
+        before = _read(rung.after, name, folder).curve
+        curve = [*((at, loss) for at, loss in before if at <= rung.start), *curve]
     failed = folder / "logs" / f"{rung.name}.failed"
     failure = failed.read_text(encoding="utf-8").strip() if failed.is_file() else None
     return Result(rung, step, tuple(curve), epochs, failure)

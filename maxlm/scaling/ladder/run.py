@@ -13,8 +13,9 @@ from maxlm.config.ladder import LadderConfig
 from maxlm.config.reading.loader import LoadedRun
 from maxlm.config.show import to_yaml
 from maxlm.files import write_whole
+from maxlm.scaling.ladder.branches import missing_start
 from maxlm.scaling.ladder.results import read_results
-from maxlm.scaling.ladder.rungs import Rung
+from maxlm.scaling.ladder.rung import Rung
 
 
 def run_ladder(
@@ -23,26 +24,34 @@ def run_ladder(
     """Train what is not done yet, `jobs` rungs at a time; return those that failed.
 
     Each rung is `maxlm train` in a process of its own, which resumes what an earlier call began.
-    A rung's YAML and its output stand in the ladder's folders `rungs` and `logs`.
+    One that goes on from another waits until that one has saved the state. A rung's YAML and its
+    output stand in the ladder's folders `rungs` and `logs`.
     """
     waiting = _not_done(ladder, rungs, say)
     running: dict[str, tuple[Rung, subprocess.Popen[bytes]]] = {}
     failed: list[Rung] = []
     try:
-        while waiting or running:
-            while waiting and len(running) < jobs:
-                rung = waiting.pop(0)
-                say(f"{rung.name}: {rung.config.train.num_steps} steps, {rung.flops:.2e} FLOPs")
-                running[rung.name] = rung, _start(ladder, rung)
-            rung, process = _first_to_end(running)
-            del running[rung.name]
-            failed += [] if _ended(ladder, rung, process.returncode, say) else [rung]
+        while True:
+            for rung in [rung for rung in waiting if missing_start(rung) is None]:
+                if len(running) < jobs:
+                    waiting.remove(rung)
+                    steps = rung.config.train.num_steps - rung.start
+                    say(f"{rung.name}: {steps} steps, {rung.own_flops:.2e} FLOPs")
+                    running[rung.name] = rung, _start(ladder, rung)
+            if not running:
+                break
+            ended = _one_that_ended(running)
+            if ended is not None:
+                rung, process = running.pop(ended)
+                failed += [] if _ended(ladder, rung, process.returncode, say) else [rung]
     finally:
         for _, process in running.values():  # an interrupted ladder's rungs save and stop
             process.terminate()
         for _, process in running.values():
             process.wait()
-    return failed
+    for rung in waiting:
+        say(f"{rung.name}: not begun; it goes on from {missing_start(rung)}, which is not there")
+    return failed + waiting
 
 
 def launch_ladder(
@@ -98,16 +107,15 @@ def _start(ladder: LadderConfig, rung: Rung) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
 
 
-def _first_to_end(
-    running: dict[str, tuple[Rung, subprocess.Popen[bytes]]],
-) -> tuple[Rung, subprocess.Popen[bytes]]:
-    while True:
-        for rung, process in running.values():
-            try:
-                process.wait(timeout=0.2)
-            except subprocess.TimeoutExpired:
-                continue
-            return rung, process
+def _one_that_ended(running: dict[str, tuple[Rung, subprocess.Popen[bytes]]]) -> str | None:
+    """Return the name of a rung that has ended, None if none does within a moment."""
+    for name, (_, process) in running.items():
+        try:
+            process.wait(timeout=0.2)
+        except subprocess.TimeoutExpired:
+            continue
+        return name
+    return None
 
 
 def _ended(ladder: LadderConfig, rung: Rung, code: int, say: Callable[[str], None]) -> bool:

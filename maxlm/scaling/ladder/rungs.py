@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,55 +11,20 @@ from typing import Any, NamedTuple
 from maxlm.config import load_run
 from maxlm.config.checks import find_problems
 from maxlm.config.errors import ConfigError, Problem
-from maxlm.config.ladder import LadderConfig, NamedSize, PowerLaw, Rule, WidthSizes
+from maxlm.config.ladder import LadderConfig, Mup, NamedSize, PowerLaw, Rule, WidthSizes
 from maxlm.config.schema import RunConfig
-from maxlm.config.section import Width
 from maxlm.models.cost import flops_per_token, parameter_parts
-
-
-class Rung(NamedTuple):
-    """One run of a ladder.
-
-    Attributes:
-      name: of its folder: size, budget and seed.
-      size: name of its size.
-      budget: its budget, in the unit of the ladder's kind.
-      seed: of its initial values and its data.
-      config: the run.
-      parameters: N, all weights.
-      embedding: of them, those of tables and the output projection.
-      flops_per_token: of training.
-    """
-
-    name: str
-    size: str
-    budget: float
-    seed: int
-    config: RunConfig
-    parameters: int
-    embedding: int
-    flops_per_token: float
-
-    @property
-    def tokens(self) -> int:
-        """D, training tokens, a whole number of steps."""
-        return self.config.train.num_steps * self.config.tokens_per_step
-
-    @property
-    def flops(self) -> float:
-        """C, what its training spends."""
-        return self.flops_per_token * self.tokens
-
-    def counted(self, count: str) -> int:
-        """Return N as `fit.count` has it."""
-        return self.parameters - (self.embedding if count == "non_embedding" else 0)
+from maxlm.models.width import at_width
+from maxlm.scaling.ladder.branches import branched
+from maxlm.scaling.ladder.rung import Rung
 
 
 class Scale(NamedTuple):
-    """N and D of a run, from which `transfer` goes."""
+    """N, D and the width of a run, from which `transfer` goes."""
 
     parameters: float
     tokens: float
+    width: int
 
 
 def build_rungs(ladder: LadderConfig) -> list[Rung]:
@@ -70,7 +34,9 @@ def build_rungs(ladder: LadderConfig) -> list[Rung]:
       ConfigError: with every problem of every size.
     """
     base = load_run(ladder.base, _as_overrides(ladder.overrides)).config
-    reference = Scale(_count(base)[0], base.train.num_steps * base.tokens_per_step)
+    reference = Scale(
+        _count(base)[0], base.train.num_steps * base.tokens_per_step, base.model.embed_dim
+    )
     rungs, problems = [], list[Problem]()
     for size, at_size in _sizes(ladder, base):
         try:
@@ -80,6 +46,20 @@ def build_rungs(ladder: LadderConfig) -> list[Rung]:
     if problems:
         raise ConfigError(problems, f"the rungs of {ladder.base}")
     return sorted(rungs, key=lambda rung: (rung.flops, rung.name))
+
+
+def run_at_width(ladder: LadderConfig, width: int) -> RunConfig:
+    """Return the base at a width, with as many layers, and what `transfer` says of that size.
+
+    Raises:
+      ConfigError: the width does not work.
+    """
+    base = load_run(ladder.base, _as_overrides(ladder.overrides)).config
+    tokens = base.train.num_steps * base.tokens_per_step
+    reference = Scale(_count(base)[0], tokens, base.model.embed_dim)
+    multiple = ladder.sizes.multiple_of if isinstance(ladder.sizes, WidthSizes) else 1
+    sized = _at_width(base, width, WidthSizes(embed_dims=(width,), multiple_of=multiple))
+    return _transferred(ladder, sized, Scale(_count(sized)[0], tokens, width), reference)
 
 
 def _sizes(ladder: LadderConfig, base: RunConfig) -> Iterator[tuple[str, Callable[[], RunConfig]]]:
@@ -104,16 +84,7 @@ def _as_overrides(settings: dict[str, Any]) -> list[str]:
 
 def _at_width(base: RunConfig, width: int, sizes: WidthSizes) -> RunConfig:
     """Return the base with `embed_dim` = width and everything that follows it."""
-    model = base.model.model_dump(mode="json", exclude_unset=True)
-    factor = width / base.model.embed_dim
-    model["embed_dim"] = width
-    model["block"] = _scaled(base.model.block, model["block"], factor, sizes.multiple_of)
-    segments = zip(base.model.segments, model.get("segments", ()), strict=False)
-    for segment, plain in segments:
-        plain["pattern"] = [
-            _scaled(block, own, factor, sizes.multiple_of)
-            for block, own in zip(segment.pattern, plain["pattern"], strict=True)
-        ]
+    model = at_width(base.model, width, multiple_of=sizes.multiple_of)
     if sizes.aspect_ratio:
         length = sum(len(segment.blocks) for segment in base.model.segments)
         layers = max(round(width / sizes.aspect_ratio / length), 1) * length
@@ -121,49 +92,33 @@ def _at_width(base: RunConfig, width: int, sizes: WidthSizes) -> RunConfig:
     return _validated({**base.model_dump(mode="json"), "model": model})
 
 
-def _scaled(section: Any, plain: dict[str, Any], factor: float, multiple: int) -> dict[str, Any]:
-    """Return a section's settings, those that are marked `Width.SCALES` multiplied."""
-    result, before = dict(plain), 1
-    for name, field in type(section).model_fields.items():
-        if name not in plain:
-            continue
-        value = getattr(section, name)
-        if Width.SCALES in field.metadata:
-            # Counts of heads stay as they divide; hidden units take the multiple.
-            unit = multiple if value % multiple == 0 else 1
-            result[name] = before = max(round(value * factor / unit), 1 if value else 0) * unit
-        elif Width.DIVIDES in field.metadata:
-            result[name] = _nearest_divisor(before, value * factor)
-        elif isinstance(plain[name], dict) and hasattr(type(value), "model_fields"):
-            result[name] = _scaled(value, plain[name], factor, multiple)
-        elif isinstance(value, tuple) and value and hasattr(type(value[0]), "model_fields"):
-            pairs = zip(value, plain[name], strict=True)
-            result[name] = [_scaled(one, own, factor, multiple) for one, own in pairs]
-    return result
-
-
-def _nearest_divisor(whole: int, wanted: float) -> int:
-    divisors = [one for one in range(1, whole + 1) if whole % one == 0]
-    return min(divisors, key=lambda one: (abs(math.log(one / wanted)), -one))
-
-
 def _of_size(ladder: LadderConfig, size: str, sized: RunConfig, reference: Scale) -> Iterator[Rung]:
+    for seed in ladder.seeds:
+        rungs = [
+            _rung(ladder, size, sized, budget, seed, reference) for budget in ladder.budget_values
+        ]
+        yield from branched(rungs, ladder.branch, _validated) if ladder.branch else rungs
+
+
+def _rung(
+    ladder: LadderConfig, size: str, sized: RunConfig, budget: float, seed: int, reference: Scale
+) -> Rung:
     parameters, embedding = _count(sized)
     per_token = flops_per_token(sized.model, sized.data.sequence_length)
     counted = parameters - (embedding if ladder.fit.count == "non_embedding" else 0)
-    for budget in ladder.budget_values:
-        tokens = {
-            "tokens_per_parameter": budget * counted,
-            "flops": budget / per_token,
-            "tokens": budget,
-        }[ladder.budgets.kind]
-        for seed in ladder.seeds:
-            name = f"{size}-{_short(budget)}" + (f"-s{seed}" if len(ladder.seeds) > 1 else "")
-            config = _transferred(ladder, sized, Scale(parameters, tokens), reference)
-            runtime = config.runtime.model_copy(update={"seed": seed})
-            run_dir = str(Path(ladder.run_dir) / name)
-            config = config.model_copy(update={"runtime": runtime, "run_dir": run_dir})
-            yield Rung(name, size, budget, seed, config, parameters, embedding, per_token)
+    tokens = {
+        "tokens_per_parameter": budget * counted,
+        "flops": budget / per_token,
+        "tokens": budget,
+    }[ladder.budgets.kind]
+    name = f"{size}-{_short(budget)}" + (f"-s{seed}" if len(ladder.seeds) > 1 else "")
+    config = _transferred(
+        ladder, sized, Scale(parameters, tokens, sized.model.embed_dim), reference
+    )
+    runtime = config.runtime.model_copy(update={"seed": seed})
+    run_dir = str(Path(ladder.run_dir) / name)
+    config = config.model_copy(update={"runtime": runtime, "run_dir": run_dir})
+    return Rung(name, size, budget, seed, config, parameters, embedding, per_token)
 
 
 def _transferred(
@@ -179,6 +134,9 @@ def _transferred(
         (rules.init_std, model, "init_std"),
     ):
         section[name] *= _factor(rule, scale, reference)
+    if isinstance(rules.learning_rate, Mup):
+        width = rules.learning_rate.base_width or reference.width
+        model["parametrisation"] = {"kind": "mup", "base_width": width}
     unit = sized.train.microbatches * max(sized.mesh.batch_devices, 1)
     wanted = train["batch_size"] * _factor(rules.batch_size, scale, reference)
     train["batch_size"] = max(round(wanted / unit), 1) * unit
@@ -194,7 +152,7 @@ def _transferred(
     return _validated(data)
 
 
-def _factor(rule: Rule, scale: Scale, reference: Scale) -> float:
+def _factor(rule: Rule | Mup, scale: Scale, reference: Scale) -> float:
     if not isinstance(rule, PowerLaw):
         return 1.0
     size, tokens = scale.parameters / reference.parameters, scale.tokens / reference.tokens

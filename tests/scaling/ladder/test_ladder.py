@@ -118,10 +118,13 @@ def test_tensorboard_has_rungs_and_frontier_in_one_chart(ladder_file: Path, tmp_
         events = EventAccumulator(str(path))
         events.Reload()
         curves[path.name] = [
-            (point.step, point.value) for point in events.Scalars("ladder/loss_over_mflop")
+            (point.step, point.value)
+            for point in events.Scalars("ladder/loss_over_1000_log10_flops")
         ]
     assert len(curves) == 16 + 3
     assert len(curves["d64-20"]) == 4
+    rung = next(r for r in build_rungs(load_ladder(ladder_file)) if r.name == "d64-20")
+    assert curves["d64-20"][-1][0] == round(1000 * np.log10(rung.flops))
     low, middle, high = (
         np.array(curves[name])[:, 1] for name in ("law_5_percent", "law", "law_95_percent")
     )
@@ -221,3 +224,12 @@ def test_optimal_by_published_laws(
 def test_a_budget_without_a_best_size_is_refused(capsys: pytest.CaptureFixture[str]):
     assert main(["optimal", "--flops", "1e6"]) == 2
     assert "give 1e12 to 1e30" in capsys.readouterr().err
+
+
+def test_mup_keeps_the_learning_rate_and_sets_the_base_width(ladder_file: Path):
+    text = ladder_file.read_text().replace("kind: power_law, parameters: -0.3", "kind: mup")
+    ladder_file.write_text(text)
+    for rung in build_rungs(load_ladder(ladder_file)):
+        assert rung.config.optimizer.learning_rate == 3e-3
+        assert rung.config.model.parametrisation.base_width == 192
+        assert rung.config.model.width_factor == rung.config.model.embed_dim / 192

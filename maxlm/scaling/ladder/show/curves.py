@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,13 +13,13 @@ from matplotlib.image import imread
 from tensorboardX import summary
 from tensorboardX.proto.summary_pb2 import Summary
 
-from maxlm.metrics.catalog import FLOPS_CURVES
 from maxlm.metrics.writers import EventFile, scalar_or_text
 from maxlm.pages import Chart, Rows
 from maxlm.scaling.ladder.fitted import FittedLadder
 from maxlm.scaling.ladder.results import Gathered, Result
 from maxlm.scaling.ladder.show.charts import frontier
 
+LOSS_CURVES = "ladder/loss_over_1000_log10_flops"
 FRONTIER = ("law", "law_5_percent", "law_95_percent")
 
 
@@ -32,38 +33,35 @@ def write_curves(
 ) -> None:
     """Write the event files anew, beside the old ones first, then in their place.
 
-    The horizontal axis is FLOPs in whole MFLOP (GFLOP from 9e24 on), as in the runs' own curves.
+    The horizontal axis, whole numbers that TensorBoard draws at equal distances, is 1,000 x log10 of
+    FLOPs: over FLOPs all rungs would be one line at the left edge of the frontier's chart.
     """
     fresh = folder.with_name(folder.name + ".unfinished")
     shutil.rmtree(fresh, ignore_errors=True)
     budgets, losses = frontier(fitted)
-    largest = max(budgets.max(), gathered.flops.max())
-    unit, per_unit = next(pair for pair in FLOPS_CURVES.items() if largest / pair[1] < 2**63)
-    tag = f"ladder/loss_over_{unit}"
     for result in gathered.results:
-        folder_of_rung = fresh / "rungs" / result.rung.name
-        _curve(folder_of_rung, tag, _points(result, per_unit), _hparams(result))
+        _curve(fresh / "rungs" / result.rung.name, _points(result), _hparams(result))
     for name, column in zip(FRONTIER, losses.T, strict=True):
-        _curve(fresh / name, tag, zip((budgets / per_unit).astype(int), column, strict=True))
+        _curve(fresh / name, zip(budgets, column, strict=True))
     _rest(fresh / "fit", charts, tables)
     shutil.rmtree(folder, ignore_errors=True)
     fresh.rename(folder)
 
 
-def _points(result: Result, per_unit: float) -> list[tuple[int, float]]:
+def _points(result: Result) -> list[tuple[float, float]]:
     """Return the rung's evaluations, at the FLOPs that they were reached with."""
     rung = result.rung
     per_step = rung.flops / rung.config.train.num_steps
-    return [(int(step * per_step / per_unit), loss) for step, loss in result.curve]
+    return [(step * per_step, loss) for step, loss in result.curve]
 
 
 def _curve(
-    folder: Path, tag: str, points: Iterable[tuple[int, float]], first: Sequence[Summary] = ()
+    folder: Path, points: Iterable[tuple[float, float]], first: Sequence[Summary] = ()
 ) -> None:
     file = EventFile(folder, 0)
     file.write(0, first)
-    for place, value in points:
-        file.write(int(place), [scalar_or_text(tag, float(value))])
+    for flops, value in points:
+        file.write(round(1000 * math.log10(flops)), [scalar_or_text(LOSS_CURVES, float(value))])
     file.close()
 
 

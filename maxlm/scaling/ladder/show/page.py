@@ -29,8 +29,15 @@ def render(
       gathered: the runs, each linked by a path relative to `folder`.
       folder: where the page will be.
     """
-    parts = [figures_markup(charts), *map(table_markup, tables), _links(gathered, folder)]
-    return page_markup(title, parts)
+    return page_of(title, charts, tables, _links(gathered, folder))
+
+
+def page_of(
+    title: str, charts: Sequence[Chart], tables: Sequence[Rows], more: Markup | None = None
+) -> str:
+    """Return a page of charts and tables; `more` goes behind them."""
+    parts = [figures_markup(charts), *map(table_markup, tables)]
+    return page_markup(title, [*parts, *([] if more is None else [more])])
 
 
 def _links(gathered: Gathered, folder: Path) -> Markup:

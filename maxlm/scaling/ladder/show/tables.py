@@ -9,7 +9,7 @@ import numpy as np
 from maxlm.pages import Rows
 from maxlm.scaling.ladder.fitted import FittedLadder, Range
 from maxlm.scaling.ladder.results import Gathered, Result
-from maxlm.scaling.ladder.rungs import Rung
+from maxlm.scaling.ladder.rung import Rung
 
 
 def plan_rows(results: Sequence[Result], unique_tokens: float | None, speed: float | None) -> Rows:
@@ -21,13 +21,16 @@ def plan_rows(results: Sequence[Result], unique_tokens: float | None, speed: flo
       speed: FLOP/s of the machine, for hours.
     """
     sizes = ("rung", "N", "N without embeddings", "tokens", "D/N", "epochs", "steps", "FLOPs")
-    columns = (*sizes, *(("hours",) if speed else ()), "state")
+    branches = any(result.rung.after for result in results)
+    columns = (*sizes, *(("from",) if branches else ()), *(("hours",) if speed else ()), "state")
     rows = []
     for result in results:
         rung = result.rung
-        hours = (f"{rung.flops / speed / 3600:.2f}",) if speed else ()
-        rows.append((*_rung_cells(rung, unique_tokens), *hours, _state(result)))
-    total = sum(result.rung.flops for result in results)
+        start = (f"{rung.after.name}, step {rung.start:,}" if rung.after else "",)
+        hours = (f"{rung.own_flops / speed / 3600:.3f}",) if speed else ()
+        cells = (*_rung_cells(rung, unique_tokens), *(start if branches else ()), *hours)
+        rows.append((*cells, _state(result)))
+    total = sum(result.rung.own_flops for result in results)
     summary = f"{len(results)} runs, {total:.2e} FLOPs"
     summary += f", {total / speed / 3600:.1f} hours" if speed else ""
     return Rows(summary, columns, tuple(rows))
