@@ -130,6 +130,6 @@ def test_good_documents_come_out_and_every_other_one_is_counted(sizes, raw, run_
     )
     records = [json.loads(path.read_text()) for path in (tmp_path / "work").rglob("*.json")]
     costs = [one["cost"] for one in records if isinstance(one, dict) and "cost" in one]
-    assert len(costs) > 50
+    assert len(costs) > 30
     assert max(one["peak_bytes"] for one in costs) < 900 * 2**20
     assert sum(one["cpu_seconds"] for one in costs) < 60
