@@ -70,7 +70,7 @@ def write_corpus(folder, *, line_bytes, bomb_bytes):
     damaged[len(damaged) // 2] ^= 255
     members = [gzip.compress(good[22]), bytes(damaged), gzip.compress(good[23])]
     (folder / "damaged.jsonl.gz").write_bytes(b"".join(members))
-    with gzip.open(folder / "bomb.jsonl.gz", "wb", compresslevel=1) as bomb:
+    with gzip.open(folder / "bomb.jsonl.gz", "wb") as bomb:
         for _ in range(bomb_bytes // 2**22):
             bomb.write(bytes(2**22))
     with (folder / "line.jsonl").open("wb") as file:
@@ -121,14 +121,15 @@ def test_good_documents_come_out_and_every_other_one_is_counted(sizes, raw, run_
     ended = {one.id for one in corpus.documents()} | set(dropped["id"].to_pylist())
     assert len({one.partition("#")[0] for one in ended}) == report["steps"][0]["documents_out"]
     skipped = corpus.manifest["reading"]["skipped"]
+    large = sizes["bomb_bytes"] > 2**28
     assert skipped["line too long"]["count"] == 1
-    assert ("compressed file that gives too much" in skipped) == (sizes["bomb_bytes"] > 2**28)
+    assert ("compressed file that gives too much" in skipped) == large
     assert skipped["line that is not JSON"]["count"] >= 3
     assert {"extract/max_tag_chars", "extract/max_depth", "extract/max_chars"} <= set(
         dropped["reason"].to_pylist()
     )
     records = [json.loads(path.read_text()) for path in (tmp_path / "work").rglob("*.json")]
     costs = [one["cost"] for one in records if isinstance(one, dict) and "cost" in one]
-    assert len(costs) > 50
+    assert len(costs) > 30
     assert max(one["peak_bytes"] for one in costs) < 900 * 2**20
     assert sum(one["cpu_seconds"] for one in costs) < 60
