@@ -28,11 +28,11 @@ from jax.sharding import SingleDeviceSharding
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from maxlm.kernels import hopper_attention, triton_attention
+from maxlm.kernels import hopper, triton_attention
 from maxlm.kernels.mask import Mask
 from maxlm.kernels.shape import Scoring
 
-KERNELS = {"flash_hopper": hopper_attention, "flash_triton": triton_attention}
+KERNELS = {"flash_hopper": hopper, "flash_triton": triton_attention}
 # What the compiler wants to know of a GPU; NVIDIA's data sheets and CUDA's table of compute
 # capabilities.
 GPUS = {

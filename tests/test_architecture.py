@@ -80,10 +80,10 @@ MODEL_NAMES_ALLOWED = {
 MOST_ARGUMENTS = 8
 """More of them are a record without a name. `self` and `cls` do not count."""
 MORE_ARGUMENTS = {
-    ("maxlm/kernels/hopper_attention.py", "_d_kv_apart_kernel"),
-    ("maxlm/kernels/hopper_attention.py", "_forward_kernel"),
-    ("maxlm/kernels/hopper_attention.py", "_gradient_kernel"),
-    ("maxlm/kernels/hopper_attention.py", "backward"),
+    ("maxlm/kernels/hopper/backward_kernels.py", "d_kv_apart_kernel"),
+    ("maxlm/kernels/hopper/forward_kernel.py", "forward_kernel"),
+    ("maxlm/kernels/hopper/backward_kernels.py", "gradient_kernel"),
+    ("maxlm/kernels/hopper/pair.py", "backward"),
     ("maxlm/kernels/tpu_attention.py", "backward"),
     ("maxlm/kernels/triton_attention.py", "_d_kv_kernel"),
     ("maxlm/kernels/triton_attention.py", "_d_q_kernel"),

@@ -14,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name
 from maxlm.kernels import (
     chunked_attention,
     external_attention,
-    hopper_attention,
+    hopper,
     tpu_attention,
     triton_attention,
 )
@@ -85,7 +85,7 @@ ATTENTION = Operation(
     "attention",
     table={
         "flash_tpu": Row(("tpu",), tpu_attention.unsupported, _tuned(tpu_attention)),
-        "flash_hopper": Row(("gpu",), hopper_attention.unsupported, _tuned(hopper_attention)),
+        "flash_hopper": Row(("gpu",), hopper.unsupported, _tuned(hopper)),
         "flash_triton": Row(("gpu",), triton_attention.unsupported, _tuned(triton_attention)),
         "splash": Row(
             ("tpu",), external_attention.splash_unsupported, _as_it_comes(external_attention.SPLASH)

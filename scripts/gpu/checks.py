@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maxlm.kernels import chunked_attention, hopper_attention, triton_attention
+from maxlm.kernels import chunked_attention, hopper, triton_attention
 from maxlm.kernels.mask import NOTHING_SEEN, Mask
 from maxlm.kernels.shape import Scoring
 from tests.kernels.oracle import MASKS, attention_fp64, make_inputs, make_scoring
@@ -19,7 +19,7 @@ from tests.kernels.oracle import MASKS, attention_fp64, make_inputs, make_scorin
 Alone = Callable[[], AbstractContextManager[None]]
 """Holds the GPU."""
 NAMES = ("out", "lse", "dq", "dk", "dv")
-MODULES: dict[str, Any] = {"flash_hopper": hopper_attention, "flash_triton": triton_attention}
+MODULES: dict[str, Any] = {"flash_hopper": hopper, "flash_triton": triton_attention}
 ALLOWED = 1.25
 """Times the distance from fp64 of the plain computation, in the same type on the same device."""
 

@@ -20,7 +20,8 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.sharding import PartitionSpec as P
 
 from maxlm.jax_versions import varying_axes
-from maxlm.kernels import block_sizes, chunked_attention, hopper_attention
+from maxlm.kernels import block_sizes, chunked_attention, hopper
+from maxlm.kernels.hopper import blocks, wgmma
 from maxlm.kernels.mask import NOTHING_SEEN, Mask
 from maxlm.kernels.shape import AttentionShape, Scoring
 from tests.kernels.oracle import MASKS, attention_fp64, make_inputs
@@ -68,14 +69,14 @@ def zeros_beyond_the_end(inside, read_shape, shape, dtype, *_):
 def simulated(monkeypatch):
     replaced = {
         (plgpu, "layout_cast"): lambda x, layout: x,
-        (hopper_attention, "_load"): lambda ref, axis: ref[...],
-        (hopper_attention, "_multiply"): multiply,
-        (hopper_attention, "_multiply_both"): lambda one, two, weigh: (
+        (blocks, "load"): lambda ref, axis: ref[...],
+        (wgmma, "multiply"): multiply,
+        (wgmma, "multiply_both"): lambda one, two, weigh: (
             weigh(product(*one)),
             product(*two),
         ),
-        (hopper_attention, "_accumulate"): accumulate,
-        (hopper_attention, "_accumulate_beside"): accumulate_beside,
+        (wgmma, "accumulate"): accumulate,
+        (wgmma, "accumulate_beside"): accumulate_beside,
         (callbacks, "_handle_out_of_bounds_read"): zeros_beyond_the_end,
         (memory.Buffer, "__setitem__"): memory.Buffer.set_in_bounds_portion,
     }
@@ -113,8 +114,8 @@ def make(softcap=None, scale=None, masks=(), **options):
 def simulate(arrays, simulated):
     q, k, v, d_out, mask, scoring = arrays
     options = {"scoring": scoring, "interpret": simulated}
-    out, lse = hopper_attention.forward(q, k, v, mask, **options)
-    gradients = hopper_attention.backward(q, k, v, out, lse, d_out, mask, **options)
+    out, lse = hopper.forward(q, k, v, mask, **options)
+    gradients = hopper.backward(q, k, v, out, lse, d_out, mask, **options)
     assert not interpreter.get_races().races_found
     return out, lse, *gradients
 
@@ -258,7 +259,7 @@ def test_parts_of_a_larger_softmax_add_up(simulated):
         part = slice(start, start + 100)
         part_mask = Mask.of(mask.queries, mask.keys[:, :, part])
         given = q, k[:, part], v[:, part], out, lse, d_out, part_mask
-        parts.append(hopper_attention.backward(*given, interpret=simulated))
+        parts.append(hopper.backward(*given, interpret=simulated))
     got = (
         parts[0][0] + parts[1][0],
         *(jnp.concatenate(x, axis=1) for x in list(zip(*parts, strict=True))[1:]),
@@ -293,8 +294,8 @@ def test_results_in_a_shard_map_vary_as_the_arguments(head_dim, v_dim):
     heads = P(None, None, "tensor", None)
 
     def program(q, k, v, d_out, mask):
-        out, lse = hopper_attention.forward(q, k, v, mask, scoring=scoring)
-        gradients = hopper_attention.backward(q, k, v, out, lse, d_out, mask, scoring=scoring)
+        out, lse = hopper.forward(q, k, v, mask, scoring=scoring)
+        gradients = hopper.backward(q, k, v, out, lse, d_out, mask, scoring=scoring)
         assert all(varying_axes(x) == {"tensor"} for x in (out, lse, *gradients))
         return out, lse, *gradients
 
@@ -322,5 +323,5 @@ def test_results_in_a_shard_map_vary_as_the_arguments(head_dim, v_dim):
 )
 def test_says_what_it_cannot_do(changes, words):
     shape = AttentionShape("NVIDIA H200", "bfloat16", 8, 2, 128, 128, 4096, 4096)
-    reason = hopper_attention.unsupported(shape._replace(**changes))
+    reason = hopper.unsupported(shape._replace(**changes))
     assert (words in reason) if words else reason is None
