@@ -27,11 +27,13 @@ from maxlm.config.errors import UserError
 
 
 class Readable(yaml.SafeDumper):
-    """Writes a script as lines."""
+    """Writes a script as lines, and quotes what other readers of YAML take for no text."""
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
         """Return a text as a node."""
-        style = "|" if "\n" in data else None
+        # To kubectl y is a boolean, and 1e3 a number.
+        odd = len(data) == 1 or data[:1] in set("0123456789.+-")
+        style = "|" if "\n" in data else '"' if odd else None
         return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
 
 

@@ -76,10 +76,12 @@ class Worker:
     def describe_end(self) -> str:
         """Say how the process ended, and its last lines where they were not shown yet."""
         code = self.process.returncode
+        names = {number: number.name for number in signal.Signals}
         how = (
             f"exited with code {code}"
             if code >= 0
-            else f"was killed by {signal.Signals(-code).name}"
+            # Those of real time have no names but the first and the last.
+            else f"was killed by {names.get(-code, f'signal {-code}')}"
         )
         if self._reader is not None:
             self._reader.join(timeout=1)

@@ -179,8 +179,7 @@ def _container(cluster: KubernetesCluster, command: Sequence[str]) -> dict[str, 
         "name": "maxlm",
         "image": cluster.image,
         "command": ["/bin/sh", "-c", script, "maxlm"],
-        # Kubernetes would read $(NAME) as a variable of the pod.
-        "args": [word.replace("$(", "$$(") for word in command],
+        "args": [_literal(word) for word in command],
         "workingDir": cluster.working_dir,
         "env": _variables(cluster),
         "ports": [{"name": "coordinator", "containerPort": cluster.port}],
@@ -201,6 +200,13 @@ def _container(cluster: KubernetesCluster, command: Sequence[str]) -> dict[str, 
     }
 
 
+def _literal(text: str) -> str:
+    """Return a text of which Kubernetes makes `text`: to it $(NAME) is a variable of the pod and $$
+    one $.
+    """
+    return text.replace("$", "$$")
+
+
 def _variables(cluster: KubernetesCluster) -> list[dict[str, Any]]:
     def field(name: str, path: str) -> dict[str, Any]:
         return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
@@ -208,7 +214,7 @@ def _variables(cluster: KubernetesCluster) -> list[dict[str, Any]]:
     nodes, name = cluster.accelerator, cluster.name
     first = f"{name}-{GROUP}-0-0.{name}" if cluster.api == "jobset" else f"{name}-0.{name}"
     plain = {
-        **cluster.environment,
+        **{key: _literal(value) for key, value in cluster.environment.items()},
         "MAXLM_COORDINATOR": f"{first}:{cluster.port}",
         "MAXLM_NUM_PROCESSES": str(nodes.nodes * nodes.slices),
         "MAXLM_HEARTBEAT": HEARTBEAT,

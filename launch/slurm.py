@@ -26,7 +26,7 @@ from launch.slurm_script import Job, make_script
 from maxlm.config.cluster.exit_codes import Exit
 from maxlm.config.cluster.file import load_cluster
 from maxlm.config.cluster.slurm import SlurmCluster
-from maxlm.config.errors import UserError
+from maxlm.config.errors import UserError, make_possible
 
 MEANING = {
     Exit.DONE: "done",
@@ -71,6 +71,11 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     options.command = command
     if options.action == "submit" and bool(options.command) == bool(options.array):
         parser.error("submit needs a command after --, or --array FILE")
+    if options.action == "submit" and options.at_a_time is not None:
+        if not options.array:
+            parser.error("--at-a-time is for --array FILE; leave it out")
+        if options.at_a_time < 1:
+            parser.error(f"--at-a-time {options.at_a_time}: give 1 or more, or leave it out")
     return options
 
 
@@ -93,8 +98,14 @@ def submit(cluster: SlurmCluster, options: argparse.Namespace) -> int:
         return Exit.DONE
     if shutil.which("sbatch") is None:
         raise UserError("there is no sbatch on PATH; run this where Slurm's commands are")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(script)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(script)
+    except OSError as error:
+        raise UserError(
+            f"cluster.log_dir={cluster.log_dir}: {error.strerror or error}; {make_possible(error)}, "
+            "or name another folder"
+        ) from error
     identity = _call(call).split(";")[0].strip()
     print(
         f"job {identity}; python launch/slurm.py status {shlex.quote(options.cluster)} {identity}"
@@ -125,7 +136,8 @@ def status(cluster: SlurmCluster, wanted: Sequence[str]) -> int:
       UserError: there is no such job.
     """
     folder = Path(cluster.log_dir)
-    jobs = [path for path in folder.glob("*") if path.is_dir()]
+    # Not what else a folder of logs has.
+    jobs = [path for path in folder.glob("*") if path.name.split("_")[0].isdecimal()]
     if wanted:
         jobs = [job for job in jobs if job.name in wanted or job.name.split("_")[0] in wanted]
     if not jobs:
@@ -141,10 +153,12 @@ def show_job(job: Path) -> int | None:
     """Show one job; return how its last start ended, None if it runs."""
     print(f"job {job.name}: {queue_state(job.name)}")
     code = None
-    starts = sorted((path for path in job.glob("*") if path.is_dir()), key=lambda p: int(p.name))
+    folders = (path for path in job.glob("*") if path.name.isdecimal())
+    starts = sorted(folders, key=lambda path: int(path.name))
     for start in starts:
         verdict = start / "verdict"
-        code = int(verdict.read_text()) if verdict.exists() else None
+        text = verdict.read_text().strip() if verdict.exists() else ""
+        code = int(text) if text else None  # an empty one is being written
         nodes = {path.name.split(".")[0] for path in start.glob("*.*.log")}
         last = start is starts[-1]
         how = MEANING[Exit(code)] if code is not None else "runs" if last else "ended by Slurm"

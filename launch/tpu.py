@@ -12,6 +12,7 @@ lets the processes save and end, `delete` gives the slices back.
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import shutil
 import subprocess
@@ -228,9 +229,11 @@ def pack(folder: Path, archive: Path) -> None:
         "--others",
         "--exclude-standard",
     ]
-    listed = subprocess.run(command, capture_output=True, text=True, check=False)
-    if listed.returncode == 0:
-        names = [name for name in listed.stdout.split("\0") if name]
+    listed = (
+        subprocess.run(command, capture_output=True, check=False) if shutil.which("git") else None
+    )
+    if listed is not None and listed.returncode == 0:
+        names = [os.fsdecode(name) for name in listed.stdout.split(b"\0") if name]
     else:
         every = (path.relative_to(folder) for path in folder.rglob("*"))
         names = [str(path) for path in every if not NOT_CODE & set(path.parts)]

@@ -220,6 +220,17 @@ def test_probes_watch_the_steps(tmp_path):
 
 def test_words_that_kubernetes_would_replace_are_kept():
     assert container_of(make())["args"][-1] == "run_dir=$$(HOME)/x"
+    variables = environment_of(container_of(make(environment={"A": "$(HOME) $$(HOME) $1"})))
+    assert variables["A"] == "$$(HOME) $$$$(HOME) $$1"
+
+
+@pytest.mark.parametrize("word", ["y", "N", "1e3", "0o7", "-1e-3", "1_0", ".5", "+1"])
+def test_words_stay_texts_for_kubectl(word, capsys):
+    """Its YAML has more booleans and numbers than PyYAML's."""
+    path = ROOT / "configs/cluster/kubernetes_h100.yaml"
+    assert kubernetes.main(["apply", str(path), "--dry-run", "--", "run", word]) == Exit.DONE
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert f'- "{word}"' in lines
 
 
 @pytest.mark.parametrize(
@@ -230,6 +241,10 @@ def test_words_that_kubernetes_would_replace_are_kept():
         (
             {"accelerator": GPU, "claims": [{"claim": "a", "mount_path": "/b"}] * 2},
             "cluster.claims=['a', 'a'] has one twice",
+        ),
+        (
+            {"accelerator": GPU, "claims": [{"claim": "shm", "mount_path": "/b"}]},
+            "the volume of /dev/shm is called shm",
         ),
     ],
 )

@@ -72,6 +72,7 @@ print("hello from", e["MAXLM_PROCESS_ID"])
     ("death", "code", "words"),
     [
         ("os.kill(os.getpid(), 9)", 1, "was killed by SIGKILL"),
+        ("os.kill(os.getpid(), 40)", 1, "was killed by signal 40"),
         ("sys.exit(2)", 2, "exited with code 2"),
         ("1 / 0", 1, "exited with code 1"),
     ],

@@ -208,16 +208,29 @@ def test_dry_run_shows_the_file_and_submits_nothing(tmp_path, capsys, monkeypatc
         (["submit", "cluster.yaml", "--dry-run", "--array", "empty"], "empty has no command"),
         (["submit", "cluster.yaml", "--dry-run", "--array", "gone"], "No such file"),
         (["submit", "gone.yaml", "--", "true"], "gone.yaml"),
+        (["submit", "inside.yaml", "--", "true"], "log_dir=empty/logs: Not a directory; move away"),
+        (["submit", "outside.yaml", "--", "true"], 'cluster.job_name="../x"'),
         (["status", "cluster.yaml", "12"], "has no job 12"),
     ],
 )
 def test_mistakes_are_told(arguments, message, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PATH", "/nowhere")
+    if arguments[1] == "inside.yaml":
+        Path("sbatch").symlink_to("/bin/true")
+    monkeypatch.setenv("PATH", str(tmp_path))
     Path("cluster.yaml").write_text("cluster: {kind: slurm}\n")
+    Path("inside.yaml").write_text("cluster: {kind: slurm, log_dir: empty/logs}\n")
+    Path("outside.yaml").write_text("cluster: {kind: slurm, job_name: ../x}\n")
     Path("empty").write_text("\n")
     assert slurm.main(arguments) == Exit.MISTAKE
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--array", "f", "--at-a-time", "-1"], ["--at-a-time", "2"]])
+def test_at_a_time_is_a_count_for_arrays(arguments, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        slurm.main(["submit", "c.yaml", *arguments, *([] if "f" in arguments else ["--", "true"])])
+    assert "--at-a-time" in capsys.readouterr().err.splitlines()[-1]
 
 
 # --- what broke first -----------------------------------------------------------------------------
@@ -286,6 +299,9 @@ def test_status_shows_starts_and_the_first_failing_line(tmp_path, capsys, monkey
     write_start(tmp_path / "logs" / "8" / "1", t0=(1, TRACE))
     (tmp_path / "logs" / "8" / "1" / "verdict").write_text("1\n")
     write_start(tmp_path / "logs" / "9" / "0", t0=(None, "step 1\n"))
+    (tmp_path / "logs" / "9" / "0" / "verdict").touch()  # it is being written
+    for other in ("logs/9/notes", "logs/notes/a"):
+        (tmp_path / other).mkdir(parents=True)
     assert slurm.main(["status", str(path)]) == Exit.FAILED
     shown = capsys.readouterr().out
     assert "start 0 on n0, n1: stopped and saved" in shown

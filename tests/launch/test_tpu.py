@@ -286,12 +286,18 @@ def test_only_what_git_knows_is_copied(tmp_path):
     code.mkdir()
     for name in ("kept.py", "new file.py", "ignored.bin"):
         (code / name).write_text(name)
+    (code / os.fsdecode(b"latin-\xe9")).write_text("a name that is no UTF-8")
     (code / ".gitignore").write_text("*.bin\n")
     for command in (["init", "-q"], ["add", "kept.py"]):
         subprocess.run(["git", "-C", str(code), *command], check=True)
     tpu.pack(code, tmp_path / "archive.tar.gz")
     with tarfile.open(tmp_path / "archive.tar.gz") as tar:
-        assert sorted(tar.getnames()) == [".gitignore", "kept.py", "new file.py"]
+        assert sorted(tar.getnames()) == [
+            ".gitignore",
+            "kept.py",
+            os.fsdecode(b"latin-\xe9"),
+            "new file.py",
+        ]
 
 
 def test_mistakes_are_told(cloud, capsys, monkeypatch):

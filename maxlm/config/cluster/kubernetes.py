@@ -117,6 +117,11 @@ class KubernetesCluster(Section):
             yield Problem(
                 "cluster.claims", f"cluster.claims={claims} has one twice; give each once"
             )
+        if "shm" in claims:
+            yield Problem(
+                "cluster.claims",
+                "cluster.claims: the volume of /dev/shm is called shm; give the claim another name",
+            )
         if self.api == "job" and nodes.slices > 1:
             yield Problem(
                 "cluster.api",

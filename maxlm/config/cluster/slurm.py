@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field
 from maxlm.config.cluster.retries import Retries
 from maxlm.config.cluster.words import Environment, Path, Word
 from maxlm.config.errors import Problem
-from maxlm.config.section import Count, PositiveInt, Section, as_tuple
+from maxlm.config.section import Count, Name, PositiveInt, Section, as_tuple
 
 Words = Annotated[tuple[Word, ...], BeforeValidator(as_tuple)]
 
@@ -19,7 +19,7 @@ class SlurmCluster(Section):
     """Nodes of a Slurm cluster, with one process for each GPU, or for each node without GPUs."""
 
     kind: Literal["slurm"] = "slurm"
-    job_name: Word = "maxlm"
+    job_name: Name = Field("maxlm", description="letters, digits, dots, - and _")
     nodes: PositiveInt = 1
     gpus_per_node: Count = Field(0, description="0: nodes without GPUs")
     cpus_per_process: PositiveInt | None = Field(None, description="(null: Slurm's default)")
