@@ -109,6 +109,8 @@ def _unknown_key(path: str, parent: Any, root: type[BaseModel]) -> str:
     # path once.
     same = (other for other in all_paths(root) if other.rpartition(".")[2] == name)
     elsewhere = dict.fromkeys(map(shared_path, same))
+    if shared_path(path) in elsewhere:
+        return f"{path} is not a known key of this kind, but of another; remove it, or use one of {', '.join(known)}"
     if elsewhere:
         return f"{path} is not a known key; did you mean {' or '.join(elsewhere)}?"
     return f"{path} is not a known key; remove it, or use one of {', '.join(known)}"

@@ -279,7 +279,9 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
         {"head_dim: 16": "head_dim: 16, position: {kind: none, theta: 1.0}"},
         "",
         [],
-        ["run.yaml:6: model.block.mixer.position.theta is not a known key"],
+        [
+            "position.theta is not a known key of this kind, but of another; remove it, or use one of kind"
+        ],
     ),
     "remat word": (
         {},

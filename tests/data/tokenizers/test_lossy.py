@@ -103,7 +103,11 @@ def damage(tree, **changes):
     [
         ({"model": {"vocab": 3}}, "its model's vocab"),
         ({"model": {"vocab": [["a", 0.0]]}}, "has no token '<s>'|ids are not one for each"),
-        ({"decoder": {"type": "CTC"}}, "its decoder CTC is not known"),
+        ({"model": {"vocab": [[["a"], 0.0]]}}, "its model's vocab"),
+        ({"model": {"unk_id": None}}, "has no token for what it does not know"),
+        ({"decoder": {"type": "CTC"}}, "its decoder 'CTC' is not known"),
+        ({"decoder": {"decoders": [5]}}, "its decoder 5 is not known"),
+        ({"decoder": "x"}, "its decoder 'x' is not known"),
         ({"pre_tokenizer": {"type": "Nothing"}}, "not a tokenizer.json"),
         ({"added_tokens": [{"id": "x"}]}, "not a tokenizer.json"),
     ],

@@ -48,9 +48,12 @@ def names_of(raw: Raw) -> dict[str, int]:
     try:
         if model["type"] == "WordPiece":
             return {str(name): int(number) for name, number in vocab.items()}
-        return {str(name): number for number, (name, _) in enumerate(vocab)}
-    except (AttributeError, TypeError, ValueError):
+        names = {name: number for number, (name, _) in enumerate(vocab)}
+        if not all(isinstance(name, str) for name in names):
+            raise TypeError
+    except (AttributeError, OverflowError, TypeError, ValueError):
         raise UnsupportedError("not a tokenizer.json (or damaged): its model's vocab") from None
+    return names
 
 
 def unknown_of(raw: Raw) -> frozenset[str]:
@@ -111,6 +114,11 @@ def load(
     if exact is not None:
         whole["normalizer"] = sequence(exact.normalizers, "normalizers")
         whole["pre_tokenizer"] = sequence(exact.pre_tokenizers, "pretokenizers")
+    if exact is None and not unknown_of(raw):
+        raise UnsupportedError(
+            "its model has no token for what it does not know (unk_id or unk_token), so there are texts that it "
+            "cannot encode"
+        )
     try:
         return tokenizers.Tokenizer.from_str(json.dumps(whole))
     except Exception as error:  # noqa: BLE001 (the library raises no kinds of its own)
@@ -167,6 +175,8 @@ def _words(raw: Raw) -> Callable[[str], bytes]:
     _check_decoder(raw, {"WordPiece"})
     decoder = raw.get("decoder") or {}
     inside = decoder.get("prefix", raw["model"].get("continuing_subword_prefix", "##"))
+    if not isinstance(inside, str):
+        raise UnsupportedError(f"it is damaged: its decoder's prefix is {inside!r}")
     cleans = bool(decoder.get("cleanup", False))
 
     def of_piece(name: str) -> bytes:
@@ -180,10 +190,12 @@ def _words(raw: Raw) -> Callable[[str], bytes]:
 
 def _check_decoder(raw: Raw, known: set[str]) -> None:
     decoder = raw.get("decoder")
-    parts = decoder.get("decoders", [decoder]) if decoder else []
-    for part in parts:
-        if part["type"] not in known:
-            raise UnsupportedError(f"its decoder {part['type']} is not known for such a model")
+    whole = isinstance(decoder, dict)
+    parts = decoder.get("decoders", [decoder]) if whole else [decoder] if decoder else []
+    for part in parts if isinstance(parts, list) else [parts]:
+        kind = part.get("type") if isinstance(part, dict) else part
+        if str(kind) not in known:
+            raise UnsupportedError(f"its decoder {kind!r} is not known for such a model")
 
 
 def prefix_of(raw: Raw) -> Prefix | None:
