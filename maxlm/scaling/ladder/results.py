@@ -93,7 +93,9 @@ def _read(rung: Rung, name: str, folder: Path) -> Result:
         epochs = max([epochs, *map(float, passes)])
     if rung.after is not None:
         before = _read(rung.after, name, folder).curve
-        curve = [*((at, loss) for at, loss in before if at <= rung.start), *curve]
+        # It may have begun before that: budgets between were added later.
+        own = (point for point in curve if point[0] > rung.start)
+        curve = [*(point for point in before if point[0] <= rung.start), *own]
     failed = folder / "logs" / f"{rung.name}.failed"
     failure = failed.read_text(encoding="utf-8").strip() if failed.is_file() else None
     return Result(rung, step, tuple(curve), epochs, failure)

@@ -50,8 +50,17 @@ def run_ladder(
         for _, process in running.values():
             process.wait()
     for rung in waiting:
-        say(f"{rung.name}: not begun; it goes on from {missing_start(rung)}, which is not there")
+        say(f"{rung.name}: not begun; {_lacking(rung)}")
     return failed + waiting
+
+
+def _lacking(rung: Rung) -> str:
+    """Say what a rung that cannot start waits for, and how it comes."""
+    assert rung.after is not None
+    return (
+        f"it goes on from {missing_start(rung)}, which is not there; give the same command again once "
+        f"{rung.after.name} has saved it (one that is done and has lost it: move {rung.after.config.run_dir} away)"
+    )
 
 
 def launch_ladder(
@@ -64,6 +73,9 @@ def launch_ladder(
 ) -> int:
     """Submit what is not done yet to Slurm, as an array of jobs; return the launcher's exit code.
 
+    A rung that goes on from a state which is not saved yet is left for a later call: its job would
+    end at once, by a mistake.
+
     Args:
       ladder: the ladder.
       rungs: all of its rungs.
@@ -74,6 +86,12 @@ def launch_ladder(
     waiting = _not_done(ladder, rungs, say)
     if not waiting:
         return Exit.DONE
+    later = [rung for rung in waiting if missing_start(rung) is not None]
+    for rung in later:
+        say(f"{rung.name}: not submitted; {_lacking(rung)}")
+    waiting = [rung for rung in waiting if rung not in later]
+    if not waiting:
+        return Exit.FAILED
     lines = [shlex.join(["maxlm", "train", str(_write(ladder, rung))]) for rung in waiting]
     path = Path(ladder.run_dir) / "rungs" / "commands"
     write_whole(path, "".join(f"{line}\n" for line in lines).encode())

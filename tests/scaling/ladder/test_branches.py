@@ -121,6 +121,19 @@ def test_a_rung_without_its_start_is_named(
     assert "00000008, which is not there" in shown
 
 
+def test_a_step_stands_once_in_a_curve_when_budgets_are_added(prepared: Path, tmp_path: Path):
+    ladder = load_ladder(write_ladder(prepared, tmp_path / "ladder"))
+    rungs = build_rungs(ladder)
+    # The second was trained from step 0, before there was the first.
+    for rung, steps in ((rungs[0], (4, 8, 10)), (rungs[1], (4, 8, 12, 20))):
+        folder = Path(rung.config.run_dir)
+        folder.mkdir(parents=True)
+        lines = [json.dumps({"step": step, "val/text/loss": 3.0}) for step in steps]
+        (folder / "metrics.jsonl").write_text("\n".join(lines))
+    curve = read_results(ladder, rungs)[1].curve
+    assert [step for step, _ in curve] == [4, 8, 12, 20]
+
+
 def ladder_process(path: Path, *options: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "maxlm", "ladder", "run", str(path), *options]
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}

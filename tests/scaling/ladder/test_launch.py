@@ -15,10 +15,9 @@ from maxlm.config.cluster.exit_codes import Exit
 from tests.scaling.ladder.conftest import finish
 
 
-def test_rungs_that_are_not_done_are_submitted(
-    ladder_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd
-) -> None:
-    finish(ladder_file, skip=("d32-5", "d64-20"))
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cluster's YAML, and an sbatch that keeps what it is given."""
     sbatch = tmp_path / "bin" / "sbatch"
     sbatch.parent.mkdir()
     sbatch.write_text(f'#!/bin/sh\ncp "$2" {tmp_path}/submitted\necho 42\n')
@@ -26,6 +25,13 @@ def test_rungs_that_are_not_done_are_submitted(
     monkeypatch.setenv("PATH", f"{sbatch.parent}{os.pathsep}{os.environ['PATH']}")
     cluster = tmp_path / "cluster.yaml"
     cluster.write_text(f"cluster: {{kind: slurm, gpus_per_node: 1, log_dir: {tmp_path}/logs}}\n")
+    return cluster
+
+
+def test_rungs_that_are_not_done_are_submitted(
+    ladder_file: Path, cluster: Path, tmp_path: Path, capfd
+) -> None:
+    finish(ladder_file, skip=("d32-5", "d64-20"))
     command = ["ladder", "run", str(ladder_file), "--launch", str(cluster)]
     assert main([*command, "--jobs", "1"]) == Exit.DONE
     shown = capfd.readouterr().out
@@ -47,3 +53,22 @@ def test_rungs_that_are_not_done_are_submitted(
         (tmp_path / "ladder" / name / "metrics.jsonl").write_text(json.dumps(values) + "\n")
     assert main(command) == Exit.DONE
     assert "16 of 16 rungs are done" in capfd.readouterr().out
+
+
+def test_a_rung_waits_until_its_start_is_saved(
+    ladder_file: Path, cluster: Path, tmp_path: Path, capfd
+) -> None:
+    ladder_file.write_text(f"{ladder_file.read_text()}branch: cooldown\n")
+    command = ["ladder", "run", str(ladder_file), "--launch", str(cluster)]
+    assert main(command) == Exit.DONE
+    shown = capfd.readouterr().out
+    assert "d64-20: not submitted; it goes on from" in shown
+    lines = (tmp_path / "ladder" / "rungs" / "commands").read_text().splitlines()
+    names = {Path(shlex.split(line)[2]).stem for line in lines}
+    assert names == {"d32-5", "d64-5", "d128-5", "d256-5"}
+    # Those are done, and what they saved is lost.
+    finish(ladder_file, skip=tuple(f"d{d}-{n}" for d in (32, 64, 128, 256) for n in (20, 80, 320)))
+    (tmp_path / "submitted").unlink()
+    assert main(command) == Exit.FAILED
+    assert "once d64-5 has saved it (one that is done" in capfd.readouterr().out
+    assert not (tmp_path / "submitted").exists()
