@@ -76,7 +76,7 @@ class Worker:
     def describe_end(self) -> str:
         """Say how the process ended, and its last lines where they were not shown yet."""
         code = self.process.returncode
-        names = {number: number.name for number in signal.Signals}
+        names = {int(number): number.name for number in signal.Signals}
         how = (
             f"exited with code {code}"
             if code >= 0

@@ -190,8 +190,9 @@ def _words(raw: Raw) -> Callable[[str], bytes]:
 
 def _check_decoder(raw: Raw, known: set[str]) -> None:
     decoder = raw.get("decoder")
-    whole = isinstance(decoder, dict)
-    parts = decoder.get("decoders", [decoder]) if whole else [decoder] if decoder else []
+    parts: Any = [decoder] if decoder else []
+    if isinstance(decoder, dict):
+        parts = decoder.get("decoders", parts)
     for part in parts if isinstance(parts, list) else [parts]:
         kind = part.get("type") if isinstance(part, dict) else part
         if str(kind) not in known:
