@@ -52,7 +52,9 @@ def windows_of(words: Words, length: int) -> Windows:
     padded = np.zeros(runs.size + width - 1, np.uint64)
     padded[width - 1 : width - 1 + least.size] = np.where(whole, least, 0)
     sampled = _sliding(np.maximum, padded, width) == runs
-    return Windows(np.flatnonzero(whole), least[whole], runs[sampled])
+    # The least of many hashes are small: mixed again, they spread over the whole key space, whose
+    # equal parts then hold about equally many.
+    return Windows(np.flatnonzero(whole), mixed(least[whole]), mixed(runs[sampled]))
 
 
 def fingerprints(words: Words, starts: np.ndarray, length: int) -> np.ndarray:

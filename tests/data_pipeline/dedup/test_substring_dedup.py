@@ -8,6 +8,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from data_pipeline.dedup.passages import windows_of
+from data_pipeline.dedup.words import hash_words
 from data_pipeline.steps.dedup.substring_dedup import SubstringDedup
 from data_pipeline.text.places import MASK
 from maxlm.config.pipeline.dedup.substring_dedup import SubstringDedupConfig
@@ -114,6 +116,15 @@ def test_the_suffix_array_finds_the_same(run_step, in_shards):
     (document,) = run_step(step, in_shards([text])).kept
     assert document.text.split() == [str(t) for i, t in enumerate(tokens) if i not in gone]
     assert 0 < len(gone) < 30_000
+
+
+def test_parts_of_the_key_space_hold_equally_many():
+    """A part's memory is what was planned for; minimizers as they are would all be in the first."""
+    numbers = np.random.default_rng(0).integers(0, 10**9, 50_000)
+    sample = windows_of(hash_words([" ".join(map(str, numbers))], exactly=True), 50).sample
+    counts, _ = np.histogram(sample.astype(np.float64), bins=8, range=(0, 2.0**64))
+    assert sample.size > 2_000
+    assert counts.max() < 1.2 * sample.size / 8
 
 
 def test_no_passage_crosses_documents(run_step, in_shards):
