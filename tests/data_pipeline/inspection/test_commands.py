@@ -138,6 +138,7 @@ def test_ids_and_what_was_dropped_are_searched(corpus, data):
         (["inspect", "--random", "-1"], "--random -1"),
         (["show", "--tokenizer", "nowhere"], "--tokenizer PATH"),
         (["inspect", "--card", "no/such/folder/card.html"], "no such folder"),
+        (["inspect", "--card", "."], "--card .: a folder; name a file in it, such as card.html"),
     ],
 )
 def test_mistakes_are_named_with_their_cure(data, arguments, message):
