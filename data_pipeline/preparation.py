@@ -21,7 +21,7 @@ from data_pipeline.stages.plan import compares, plan_stages
 from data_pipeline.stages.shards import DocumentShard, Workshop, documents_of, shards_known
 from data_pipeline.stages.tokens import (
     SourceDocuments,
-    TooFewDocuments,
+    TooFewDocumentsError,
     hold_out,
     leave_only_shards,
     sample_of,
@@ -162,7 +162,7 @@ class Preparation:
         own = [shard for shard in shards if shard.source == name]
         try:
             return hold_out(name, self.raws[name], own, self.workshop)
-        except TooFewDocuments as error:
+        except TooFewDocumentsError as error:
             losses = funnel.losses(name)
             raise UserError(f"{error}\n  {losses}" if losses else str(error)) from None
 

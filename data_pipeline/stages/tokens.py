@@ -64,7 +64,7 @@ class SourceDocuments:
         }
 
 
-class TooFewDocuments(UserError):
+class TooFewDocumentsError(UserError):
     """A source's documents that are left cannot be split."""
 
 
@@ -74,7 +74,7 @@ def hold_out(
     """Decide which documents of a source are for validation: at least one, and not all.
 
     Raises:
-      TooFewDocuments: there are fewer than two documents.
+      TooFewDocumentsError: there are fewer than two documents.
     """
     threshold = threshold_of(raw.validation_fraction)
     tasks = _per_shard("count_places", name, shards, {"threshold": threshold}, workshop)
@@ -85,7 +85,7 @@ def hold_out(
     least = min((count["least"] for count in counts), default=0)
     largest = max((count["largest"] for count in counts), default=0)
     if least == largest:
-        raise TooFewDocuments(
+        raise TooFewDocumentsError(
             f"data.sources.{name}.raw: {'only one document is' if documents else 'no document is'} left of what was "
             "read, and two are needed, for training and for validation (pieces of one document, and what was made of "
             "it, stay together); give "
