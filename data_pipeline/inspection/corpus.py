@@ -114,8 +114,8 @@ class Corpus:
         """
         path = self.folder / REPORT_NAME
         with damage_named(path):
-            found: dict[str, Any] = json.loads(read_regular(path))
-        return found
+            found = json.loads(read_regular(path))
+            return {"steps": found["steps"], "decisions": found["decisions"]}
 
     def documents(self, splits: Iterable[str] = SPLITS) -> Iterator[Stored]:
         """Yield all documents in the order in which they lie."""

@@ -198,7 +198,7 @@ def test_the_manifest_names_files_that_steps_read(run_config, do, tmp_path):
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
-        ("inputs.jsonl", ["show", "--random", "1"]),
+        ("inputs.jsonl", ["show", "--why", "text/x"]),
         ("report.json", ["inspect"]),
         ("dropped.parquet", ["search", "needle", "--dropped"]),
         ("train/shard-00000.documents.parquet", ["search", "needle"]),
