@@ -21,6 +21,7 @@ from data_pipeline.stages.plan import compares, plan_stages
 from data_pipeline.stages.shards import DocumentShard, Workshop, documents_of, shards_known
 from data_pipeline.stages.tokens import (
     SourceDocuments,
+    TooFewDocumentsError,
     hold_out,
     leave_only_shards,
     sample_of,
@@ -100,7 +101,7 @@ class Preparation:
           UserError: texts that cannot be read, or too few of them.
         """
         funnel, shards = self._clean()
-        return funnel, {name: self._hold_out(name, shards) for name in self.stages}
+        return funnel, {name: self._hold_out(name, shards, funnel) for name in self.stages}
 
     def _clean(self) -> tuple[Funnel, list[DocumentShard]]:
         """Return what became of the documents, and those that the steps leave.
@@ -155,9 +156,15 @@ class Preparation:
             "maxlm prepare RUN.yaml --force, or name the other sources in `protect` of the steps that drop copies"
         )
 
-    def _hold_out(self, name: str, shards: Sequence[DocumentShard]) -> SourceDocuments:
+    def _hold_out(
+        self, name: str, shards: Sequence[DocumentShard], funnel: Funnel
+    ) -> SourceDocuments:
         own = [shard for shard in shards if shard.source == name]
-        return hold_out(name, self.raws[name], own, self.workshop)
+        try:
+            return hold_out(name, self.raws[name], own, self.workshop)
+        except TooFewDocumentsError as error:
+            losses = funnel.losses(name)
+            raise UserError(f"{error}\n  {losses}" if losses else str(error)) from None
 
     # --- tokens -----------------------------------------------------------------------------------
 

@@ -60,6 +60,8 @@ def write_whole(path: Path, data: bytes) -> None:
     Raises:
       OSError: it cannot be written.
     """
+    if not path.name:  # `.` and `/`
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     unfinished = path.with_name(path.name + ".unfinished")
     try:
         with unfinished.open("wb") as file:

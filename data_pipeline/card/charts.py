@@ -46,7 +46,7 @@ def _funnel(steps: Sequence[Mapping[str, Any]]) -> Chart:
     axes.set_yticks(places, [visible(step["step"]) for step in steps])
     axes.invert_yaxis()
     axes.set_xlabel("% of what was read")
-    axes.legend(fontsize=8)
+    figure.legend(fontsize=8, loc="outside upper right", ncols=2)  # bars reach every corner
     return Chart("funnel", "What is left after each step.", figure)
 
 

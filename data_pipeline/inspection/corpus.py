@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,6 +48,17 @@ class InputPlace(NamedTuple):
 
     file: dict[str, Any]
     place: str
+
+
+@contextmanager
+def damage_named(path: Path) -> Iterator[None]:
+    """Raise UserError with the cure where a file of the folder cannot be read as what it is."""
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, pa.ArrowException) as error:
+        raise UserError(
+            f"{path}: cannot be read: {error}; run: maxlm prepare RUN.yaml --force"
+        ) from None
 
 
 class Corpus:
@@ -101,13 +113,9 @@ class Corpus:
           UserError: it cannot be read.
         """
         path = self.folder / REPORT_NAME
-        try:
-            found: dict[str, Any] = json.loads(read_regular(path))
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{path}: cannot be read: {error}; run: maxlm prepare RUN.yaml --force"
-            ) from None
-        return found
+        with damage_named(path):
+            found = json.loads(read_regular(path))
+            return {"steps": found["steps"], "decisions": found["decisions"]}
 
     def documents(self, splits: Iterable[str] = SPLITS) -> Iterator[Stored]:
         """Yield all documents in the order in which they lie."""
@@ -160,7 +168,8 @@ class Corpus:
         """Return the file that a document was read from, and where in it; None if it is not known."""
         name = identity.partition("/")[2]
         best: InputPlace | None = None
-        with open_regular(self.folder / INPUTS_NAME) as lines:
+        path = self.folder / INPUTS_NAME
+        with damage_named(path), open_regular(path) as lines:
             for line in lines:
                 file = json.loads(line)
                 place = name[len(file["name"]) :]
@@ -178,7 +187,7 @@ class Corpus:
                     f"{path}: there is no such file, so tokens cannot be traced to documents; "
                     "run: maxlm prepare RUN.yaml --force"
                 )
-            with pq.ParquetFile(path) as file:
+            with damage_named(path), pq.ParquetFile(path) as file:
                 for batch in file.iter_batches(IDS_AT_A_TIME):
                     yield batch.column("id"), batch.column("tokens")
 

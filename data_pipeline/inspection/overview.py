@@ -26,6 +26,8 @@ def run(arguments: argparse.Namespace) -> int:
     card = None if arguments.card is None else Path(arguments.card)
     if card is not None and not card.absolute().parent.is_dir():
         raise UserError(f"--card {card}: there is no such folder; make it")
+    if card is not None and card.is_dir():
+        raise UserError(f"--card {card}: a folder; name a file in it, such as {card / 'card.html'}")
     refuse_negative(arguments, "random", "characters")
     if arguments.json:
         printer.record({"manifest": corpus.manifest, **_without_samples(corpus.report)})

@@ -13,8 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_pipeline.inspection.corpus import PIECE
-from maxlm.config.errors import UserError
+from data_pipeline.inspection.corpus import PIECE, damage_named
 from maxlm.config.pipeline import PipelineStep
 from maxlm.config.pipeline.heuristics import RuleSet
 from maxlm.config.reading.paths import kinds, sections
@@ -78,19 +77,14 @@ def read_dropped(path: Path, ids: Collection[str] | None = None) -> Iterator[Gon
       UserError: it is not there or damaged.
     """
     wanted = None if ids is None else pa.array(list(ids), pa.string())
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(columns=["id", "step", "reason", "detail"]):
-                if wanted is not None:
-                    column = batch.column("id")
-                    whole = pc.replace_substring_regex(column, PIECE, "")
-                    hit = pc.or_(pc.is_in(column, wanted), pc.is_in(whole, wanted))
-                    batch = batch.filter(hit)
-                yield from (Gone(**row) for row in batch.to_pylist())
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(
-            f"{path}: cannot be read: {error}; run: maxlm prepare RUN.yaml --force"
-        ) from None
+    with damage_named(path), pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(columns=["id", "step", "reason", "detail"]):
+            if wanted is not None:
+                column = batch.column("id")
+                whole = pc.replace_substring_regex(column, PIECE, "")
+                hit = pc.or_(pc.is_in(column, wanted), pc.is_in(whole, wanted))
+                batch = batch.filter(hit)
+            yield from (Gone(**row) for row in batch.to_pylist())
 
 
 def explain(gone: Gone, settings: dict[str, Any]) -> Verdict:

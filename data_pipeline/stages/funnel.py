@@ -68,6 +68,15 @@ class Funnel:
             for number, stage in enumerate(self._stages)
         ]
 
+    def losses(self, source: str) -> str:
+        """Say for which reasons how many documents were dropped, with a detail of each."""
+        return "; ".join(
+            f"{step['step']} dropped {count:,} as {reason}"
+            + (f", such as {detail}" if (detail := step["samples"][reason][0]["detail"]) else "")
+            for step in self.steps(source)
+            for reason, count in step["reasons"].items()
+        )
+
     def decisions(self) -> dict[str, Any]:
         """Return what global steps report of all sources together."""
         return {stage.name: stage.report() for stage in self._stages if isinstance(stage, Deciding)}

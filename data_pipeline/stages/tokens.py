@@ -64,13 +64,17 @@ class SourceDocuments:
         }
 
 
+class TooFewDocumentsError(UserError):
+    """A source's documents that are left cannot be split."""
+
+
 def hold_out(
     name: str, raw: RawTextConfig, shards: Sequence[DocumentShard], workshop: Workshop
 ) -> SourceDocuments:
     """Decide which documents of a source are for validation: at least one, and not all.
 
     Raises:
-      UserError: there are fewer than two documents.
+      TooFewDocumentsError: there are fewer than two documents.
     """
     threshold = threshold_of(raw.validation_fraction)
     tasks = _per_shard("count_places", name, shards, {"threshold": threshold}, workshop)
@@ -81,7 +85,7 @@ def hold_out(
     least = min((count["least"] for count in counts), default=0)
     largest = max((count["largest"] for count in counts), default=0)
     if least == largest:
-        raise UserError(
+        raise TooFewDocumentsError(
             f"data.sources.{name}.raw: {'only one document is' if documents else 'no document is'} left of what was "
             "read, and two are needed, for training and for validation (pieces of one document, and what was made of "
             "it, stay together); give "

@@ -7,6 +7,7 @@ A bucket is a range of the places in which a source's documents are written
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from data_pipeline.documents import Document
 from data_pipeline.steps.filters.top_fraction import (
     greatest,
     order_numbers,
+    refuse_unknown,
     score_of,
     select_greatest,
 )
@@ -41,6 +43,7 @@ class Curriculum:
         for path, shard in zip(keys, work.shards, strict=True):
             if shard.source not in protected:
                 own.setdefault(shard.source, []).append(path)
+        refuse_unknown(list(chain.from_iterable(own.values())), "curriculum", self._config.score)
         documents = {
             name: sum(s.documents for s in work.shards if s.source == name) for name in own
         }

@@ -89,11 +89,12 @@ def table(rows: list[tuple[Result, Cost]]) -> list[str]:
     head += ["kFLOPs/byte"]
     lines = [head]
     for result, cost in rows:
+        fewer = f" of {result.asked:,}" if result.pieces < result.asked else ""
         share = cost.vocabulary_parameters / cost.parameters
         lines.append(
             [
                 result.kind,
-                f"{result.pieces:,}",
+                f"{result.pieces:,}" + fewer,
                 *(f"{result.groups[name].bytes_per_token:.3f}" for name in names),
                 f"{result.mixed:.3f}",
                 f"{result.never_used:.1%}",

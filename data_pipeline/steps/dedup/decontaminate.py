@@ -18,6 +18,7 @@ from data_pipeline.documents import Document, Dropped
 from data_pipeline.steps.step import Arrays, Decision, Shard, Work
 from data_pipeline.storage.arrays import read_arrays
 from data_pipeline.text.places import with_masked
+from maxlm.config.errors import UserError
 from maxlm.config.pipeline.dedup.decontaminate import DecontaminateConfig
 
 _KEYS = {
@@ -44,7 +45,20 @@ class Decontaminate:
     def _index(self) -> OverlapIndex:
         config = self._config
         rules = Rules(config.ngram_words, config.min_words, config.near_coverage)
-        return OverlapIndex(self._items, rules)
+        index = OverlapIndex(self._items, rules)
+        compared = {
+            item.benchmark
+            for item, passed_over in zip(self._items, index.passed_over, strict=True)
+            if not passed_over
+        }
+        for name, paths in config.benchmarks.items():
+            if name not in compared:
+                raise UserError(
+                    f"decontaminate.benchmarks.{name}: {', '.join(paths)}: no text of at least "
+                    f"{config.min_words} words, so nothing would be found; give other files, or a "
+                    "smaller min_words"
+                )
+        return index
 
     def keys(self, documents: Iterator[Document], shard: Shard, given: Sequence[Path]) -> Arrays:
         """Return the passages, in characters, that the shard's documents share with items."""

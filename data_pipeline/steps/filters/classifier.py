@@ -39,6 +39,11 @@ class ClassifierStep:
                 found = self._fasttext.probabilities(document.text)[number]
                 yield document, round(float(found), DECIMALS)
         elif self._model.header.checkpoint is None:
+            if self._config.checkpoint is not None:
+                raise UserError(
+                    f"classifier.checkpoint: {self._config.model} was trained on words; remove the "
+                    "setting, or train it with --checkpoint"
+                )
             for document in documents:
                 yield document, round(self._model.probability(document.text), DECIMALS)
         else:

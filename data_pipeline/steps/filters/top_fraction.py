@@ -11,6 +11,7 @@ import numpy as np
 from data_pipeline.documents import Document, Dropped
 from data_pipeline.steps.step import Arrays, Decision, Shard, Work
 from data_pipeline.storage.arrays import read_arrays
+from maxlm.config.errors import UserError
 from maxlm.config.pipeline.filters.top_fraction import TopFractionConfig
 
 _DIGIT_BITS = 16
@@ -39,6 +40,7 @@ class TopFraction:
             for path, shard in zip(keys, work.shards, strict=True)
             if shard.source not in protected
         ]
+        refuse_unknown(own, "top_fraction", self._config.score)
         total = sum(_order(path).size for path in own)
         wanted = ceil(total * self._config.fraction)
         least, ties = select_greatest(own, wanted) if wanted else (0, 0)
@@ -67,6 +69,30 @@ class TopFraction:
         for path in keys:
             keep = next(chosen) if path in counted else np.ones(_order(path).size, bool)
             yield {"keep": keep}
+
+
+def refuse_unknown(paths: Sequence[Path], step: str, score: str) -> None:
+    """Refuse a score that no document has.
+
+    Args:
+      paths: files of `order_numbers`.
+      step: the step's kind.
+      score: the name in `meta`.
+
+    Raises:
+      UserError: there are documents, and none has the score.
+    """
+    empty = True
+    for path in paths:
+        order = _order(path)
+        if order.any():
+            return
+        empty = empty and not order.size
+    if not empty:
+        raise UserError(
+            f"{step}.score={score}: no document has such a number in its meta; name the score of "
+            "a step before it, or one of raw.meta_keys"
+        )
 
 
 def greatest(paths: Sequence[Path], least: int, ties: int) -> Iterator[np.ndarray]:

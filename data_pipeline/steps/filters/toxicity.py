@@ -9,6 +9,7 @@ from data_pipeline.classifier.model import DECIMALS, Classifier, load_classifier
 from data_pipeline.documents import Document, Dropped
 from data_pipeline.text.lexicon import Hits, Lexicon
 from data_pipeline.urls.block_lists import read_list
+from maxlm.config.errors import UserError
 from maxlm.config.pipeline.filters.toxicity import ToxicityConfig
 
 
@@ -48,7 +49,13 @@ class Toxicity:
 
     @cached_property
     def _lexicon(self) -> Lexicon:
-        return Lexicon(read_list(self._config.lexicon, str))
+        entries = list(read_list(self._config.lexicon, str))
+        if not entries:
+            raise UserError(
+                f"toxicity.lexicon: {', '.join(self._config.lexicon.files)}: no words, so nothing "
+                "would be found; fill the files, or remove the setting"
+            )
+        return Lexicon(entries)
 
     @cached_property
     def _model(self) -> Classifier:

@@ -46,11 +46,14 @@ def explain(
       root: what the file describes.
     """
     problems: dict[str, Problem] = {}
-    for detail in error.errors(include_url=False):
+    details = error.errors(include_url=False)
+    for detail in details:
         if detail["type"] in ("default_factory_not_called", "block_is_wrong") or _is_other_branch(
             detail, root
         ):
             continue  # the cause has its own entry
+        if detail["type"] == "too_short" and any(_is_within(one, detail) for one in details):
+            continue  # pydantic counts the entries that are right
         path, text = _explain_one(detail, root)
         problems.setdefault(path, Problem(path, text, _nearest(path, origins)))
     return list(problems.values())
@@ -67,6 +70,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str | None:
     known = list(known)
     close = difflib.get_close_matches(word.lower().replace("-", "_"), known, n=1, cutoff=0.7)
     return close[0] if close else None
+
+
+def _is_within(inner: ErrorDetails, outer: ErrorDetails) -> bool:
+    depth = len(outer["loc"])
+    return len(inner["loc"]) > depth and inner["loc"][:depth] == outer["loc"]
 
 
 def _explain_one(detail: ErrorDetails, root: type[BaseModel]) -> tuple[str, str]:

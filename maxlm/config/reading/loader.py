@@ -55,6 +55,12 @@ def load_run(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Loa
     """
     name = _display(Path(path))
     settings = _override(_read_with_includes(Path(path), name), overrides)
+    if settings.plain().keys() == {"data"}:
+        text = (
+            "it has `data` alone, which `maxlm prepare` and `maxlm config` take; "
+            "give the file of a run that includes it"
+        )
+        raise ConfigError([Problem("", text, name)], name)
     return LoadedRun(*_resolve(settings, name, RunConfig))
 
 

@@ -120,7 +120,9 @@ def read_index(folder: Path) -> ShardIndex:
         what = (
             "there is no such folder" if not folder.is_dir() else f"the folder has no {INDEX_NAME}"
         )
-        raise UserError(f"{folder}: {what}; run: maxlm prepare RUN.yaml")
+        # A prepared source is left as it is, though a split is missing.
+        force = " --force" if (folder.parent / "manifest.json").is_file() else ""
+        raise UserError(f"{folder}: {what}; run: maxlm prepare RUN.yaml{force}")
     with _index_mistakes(path):
         index = ShardIndex.model_validate_json(read_regular(path))
     same = (

@@ -346,6 +346,16 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
         [],
         ["data.sources={} must not be empty; give at least"],
     ),
+    "the only entry": (
+        {},
+        "",
+        ["data.pipeline.steps=[{kind: heuristics, rules: [gopher]}]"],
+        [
+            "1 problem in",
+            'rules.0.kind="gopher" is not one of',
+            "did you mean gopher_repetition or gopher_quality?",
+        ],
+    ),
     # several settings
     "heads on tensor": (
         {"num_heads: 4, head_dim: 16": "num_heads: 30, num_kv_heads: 6, head_dim: 2"},

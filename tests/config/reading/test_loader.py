@@ -178,3 +178,10 @@ def test_paths_in_messages_are_short(write_run: Callable[..., str], tmp_path: Pa
 def test_missing_run_file(write_run: Callable[..., str]) -> None:
     with pytest.raises(ConfigError, match="none.yaml: No such file or directory"):
         load_run("none.yaml")
+
+
+def test_a_file_with_data_alone_is_no_run(tmp_path: Path) -> None:
+    path = tmp_path / "data.yaml"
+    path.write_text("data: {sources: {text: {path: x}}}\n")
+    with pytest.raises(ConfigError, match=r"^1 problem.*\n.*data.yaml: it has `data` alone.*run"):
+        load_run(path)

@@ -203,6 +203,16 @@ def test_files_that_cannot_be_read_are_named_together(tmp_path):
             list(read_items({"one": (str(tmp_path / name),)}))
 
 
+def test_a_benchmark_of_which_nothing_could_be_found_is_refused(run_step, in_shards, benchmarks):
+    texts = [" ".join(some_words(1, 30))]
+    for name, contents in (("blank.txt", ""), ("short.jsonl", '{"question": "What is it?"}')):
+        path = Path(benchmarks["quiz"][0]).with_name(name)
+        path.write_text(contents)
+        config = DecontaminateConfig(benchmarks=benchmarks | {"mine": (str(path),)})
+        with pytest.raises(UserError, match=f"mine: .*{name}: no text of at least 8 words"):
+            run_step(Decontaminate(config), in_shards(texts))
+
+
 def test_settings_that_cannot_be_are_named():
     section = DecontaminateConfig(benchmarks={"one": ()}, min_words=14)
     paths = [problem.path for problem in section.problems("steps.0", None)]

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import re
+import shutil
 from collections import Counter
 
 import pytest
@@ -88,7 +90,8 @@ def test_why_names_rule_value_limit_and_the_copy_that_stays(corpus, data):
         f"{six}: it is in the corpus",
     ):
         assert line in out.splitlines()
-    assert out.count(f"  what stays  {three} (train [") == 2
+    # Ids hold the folder of this run of the tests, and say which split a document is of.
+    assert len(re.findall(rf"  what stays  {re.escape(three)} \((?:train|validation) \[", out)) == 2
 
 
 @pytest.mark.parametrize("action", [["show"], ["show", "--why"]])
@@ -138,6 +141,7 @@ def test_ids_and_what_was_dropped_are_searched(corpus, data):
         (["inspect", "--random", "-1"], "--random -1"),
         (["show", "--tokenizer", "nowhere"], "--tokenizer PATH"),
         (["inspect", "--card", "no/such/folder/card.html"], "no such folder"),
+        (["inspect", "--card", "."], "--card .: a folder; name a file in it, such as card.html"),
     ],
 )
 def test_mistakes_are_named_with_their_cure(data, arguments, message):
@@ -189,3 +193,23 @@ def test_the_manifest_names_files_that_steps_read(run_config, do, tmp_path):
     manifest = Corpus(tmp_path / "out/text").manifest
     sha256 = hashlib.sha256(words.read_bytes()).hexdigest()
     assert manifest["step_files"] == {str(words): sha256}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("inputs.jsonl", ["show", "--why", "text/x"]),
+        ("report.json", ["inspect"]),
+        ("dropped.parquet", ["search", "needle", "--dropped"]),
+        ("train/shard-00000.documents.parquet", ["search", "needle"]),
+        ("train/index.json", ["search", "needle"]),
+    ],
+)
+def test_damaged_files_are_named_with_their_cure(corpus, tmp_path, capsys, name, arguments):
+    folder = shutil.copytree(corpus, tmp_path / "copy")
+    for damage in (b"1\n", None):
+        (folder / name).unlink() if damage is None else (folder / name).write_bytes(damage)
+        assert cli.main(["data", arguments[0], str(folder), *arguments[1:]]) == 2
+        said = capsys.readouterr().err
+        assert str((folder / name).parent) in said
+        assert said.rstrip().endswith("maxlm prepare RUN.yaml --force")

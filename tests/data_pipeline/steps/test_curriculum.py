@@ -15,6 +15,7 @@ from data_pipeline.steps.step import Shard
 from data_pipeline.storage.arrays import write_arrays
 from data_pipeline.tokens.order import ORDERS, order_place, training_place
 from maxlm.config.checks import find_problems
+from maxlm.config.errors import UserError
 from maxlm.config.pipeline.curriculum import CurriculumConfig
 from maxlm.data.shards import TokenShards
 from maxlm.data.tokenizers import open_tokenizer
@@ -49,6 +50,7 @@ def buckets_of(folder, shards, sources, **values):
 def test_against_sorting(tmp_path_factory, shards, buckets, descending):
     order = "descending" if descending else "ascending"
     folder = tmp_path_factory.mktemp("keys")
+    shards = [[0.25], *shards]  # a score that no document has is refused
     found = buckets_of(folder, shards, ["x"] * len(shards), buckets=buckets, order=order)
     places = [(shard, row) for shard, scores in enumerate(shards) for row in range(len(scores))]
 
@@ -61,6 +63,11 @@ def test_against_sorting(tmp_path_factory, shards, buckets, descending):
         # The number of limits between buckets that it is above.
         above = sum(position < len(places) * n // buckets for n in range(1, buckets))
         assert found[shard][row] == (buckets - 1 - above if descending else above)
+
+
+def test_a_score_that_no_document_has_is_refused(tmp_path):
+    with pytest.raises(UserError, match="curriculum.score=s: no document has such a number"):
+        buckets_of(tmp_path, [[None], [1.0]], ["a", "old"], buckets=2)
 
 
 def test_each_source_has_buckets_of_its_own_and_published_ones_none(tmp_path):

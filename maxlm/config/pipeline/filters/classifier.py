@@ -48,6 +48,12 @@ class ClassifierConfig(StepSection):
                 f"{path}.label", f"{path}.label={self.label!r}, model={self.model!r}: it {what}"
             )
 
+        elif self.label is not None and self.checkpoint is not None:
+            yield Problem(
+                f"{path}.checkpoint",
+                f"{path}.checkpoint: {self.model} reads words alone; remove the setting",
+            )
+
     def files(self) -> Iterator[str]:
         """Yield the model, and what says which checkpoint it is."""
         yield self.model

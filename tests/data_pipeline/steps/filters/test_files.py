@@ -1,6 +1,7 @@
 """Steps that read files of the user's, in a whole run: a changed file is another step."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_pipeline.classifier.model import Classifier, Header
+from data_pipeline.documents import Document
 from data_pipeline.ngrams.storage import save_ngrams
 from data_pipeline.ngrams.training import Recipe, train
 from data_pipeline.stages.mapping import MappingStage
 from data_pipeline.stages.shards import DocumentShard
+from data_pipeline.steps.filters.classifier import ClassifierStep
 from maxlm.config.errors import UserError
 from maxlm.config.pipeline import PipelineConfig
+from maxlm.config.pipeline.filters.classifier import ClassifierConfig
 
 
 def identities(step: dict, folder: Path) -> set[str]:
@@ -71,3 +75,25 @@ def test_a_whole_run(run_config, do, raw, make_text, tmp_path) -> None:
     assert found["odd.txt"] == "perplexity/tail"
     last = {f"text{number}.txt" for number in range(20, 40)}
     assert {name for name, reason in found.items() if reason == "top_fraction"} == last
+
+
+def test_steps_that_leave_nothing_are_named(run_config, do, raw) -> None:
+    steps = [{"kind": "toxicity", "lexicon": ["e", "a"], "max_count": 0}, {"kind": "licence"}]
+    (raw / "odd.txt").write_text("a word")
+    with pytest.raises(UserError) as caught:
+        do(run_config(pipeline={"steps": steps}))
+    assert "no document is left of what was read" in str(caught.value)
+    assert "01-toxicity dropped 1 as toxicity/max_count, such as 1, such as a" in str(caught.value)
+    assert re.search(r"; 02-licence dropped \d+ as licence/missing$", str(caught.value))
+
+
+def test_a_classifier_of_words_takes_no_checkpoint(tmp_path) -> None:
+    path = str(tmp_path / "classifier")
+    Classifier(Header(bits=8, bias=1.0), np.zeros(2**8, np.float32)).save(tmp_path / "classifier")
+    config = ClassifierConfig(model=path, checkpoint={"path": "runs/x"})
+    with pytest.raises(UserError, match="was trained on words; remove the setting"):
+        list(ClassifierStep(config)(iter([Document("a", "s", "Some text.", {})])))
+    config = ClassifierConfig(model="a.bin", label="good", checkpoint={"path": "runs/x"})
+    assert "p.checkpoint: a.bin reads words alone; remove the setting" in [
+        problem.text for problem in config.problems("p", None)
+    ]

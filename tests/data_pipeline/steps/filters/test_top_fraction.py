@@ -12,6 +12,7 @@ from data_pipeline.documents import Document, Dropped
 from data_pipeline.steps.filters.top_fraction import TopFraction, sortable
 from data_pipeline.steps.step import Shard
 from data_pipeline.storage.arrays import write_arrays
+from maxlm.config.errors import UserError
 from maxlm.config.pipeline.filters.top_fraction import TopFractionConfig
 
 SCORES = st.one_of(
@@ -45,6 +46,7 @@ def decide(folder, shards, sources, **values):
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.lists(SCORES, max_size=8), min_size=1, max_size=4), st.floats(0.01, 0.99))
 def test_against_sorting(tmp_path_factory, shards, fraction) -> None:
+    shards = [[0.25], *shards]  # a score that no document has is refused
     found, _ = decide(
         tmp_path_factory.mktemp("keys"), shards, ["x"] * len(shards), fraction=fraction
     )
@@ -87,3 +89,9 @@ def test_the_lowest_scores_stay_if_asked(tmp_path) -> None:
     found, report = decide(tmp_path, shards, ["x", "x"], fraction=0.4, keep="lowest")
     assert found == [[True, True, False, False], [False, False, True]]
     assert report == {"documents": 7, "kept": 3, "least": 2.0}
+
+
+def test_a_score_that_no_document_has_is_refused(tmp_path) -> None:
+    with pytest.raises(UserError, match="top_fraction.score=s: no document has such a number"):
+        decide(tmp_path, [[None, "good"], [], [math.nan]], ["x", "x", "x"], fraction=0.5)
+    assert decide(tmp_path, [[], []], ["x", "x"], fraction=0.5)[0] == [[], []]

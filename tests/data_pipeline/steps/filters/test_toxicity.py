@@ -98,3 +98,11 @@ def test_problems() -> None:
     assert problem.text.startswith("steps.0.model: nowhere: there is no such file")
     [problem] = config(lexicon={"files": ["nowhere.txt"]}).problems("steps.0", None)
     assert "nowhere.txt: there is no such file" in problem.text
+
+
+def test_files_without_a_word_are_refused(verdicts, tmp_path) -> None:
+    path = tmp_path / "words.txt"
+    path.write_text("# nothing yet\n")
+    step = Toxicity(config(lexicon={"files": [str(path)]}))
+    with pytest.raises(UserError, match=re.escape(f"{path}: no words, so nothing would be found")):
+        verdicts(step, ["a text"])
