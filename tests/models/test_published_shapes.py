@@ -20,7 +20,7 @@ from tests.models.published.facts import without_eyes
 
 PUBLISHED = {**dense.PUBLISHED, **mixtures.PUBLISHED}
 PRESETS = Path(__file__).parents[2] / "configs" / "model"
-OF_NOBODY = {"tiny", "tiny_moe"}
+OF_NOBODY = {"ladder", "tiny", "tiny_moe"}
 NAMES = sorted(PUBLISHED)
 MIXTURES = [name for name in NAMES if PUBLISHED[name].active]
 

@@ -72,6 +72,6 @@ def test_the_module_behind_the_layers_of_deepseek_v3():
     files = {
         name: StoredTensor(Path(), np.dtype("float32"), shape, 0) for name, shape in tensors.items()
     }
-    about = understood.settings, model.vocab_size, files, ()
+    about = understood.settings, model.vocab_size, files, (), ()
     published = Published(Path(), config, family, model, *about)
     assert len(published.parts(Decoder(model))) == len(parts)

@@ -21,7 +21,9 @@ class AfterNextExamples:
         del seed
         self._ignored, self._tokenizer = config.ignored, tokenizer
 
-    def __call__(self, windows: np.ndarray, rows: range) -> dict[str, np.ndarray]:
+    def __call__(
+        self, windows: np.ndarray, rows: range, masked: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
         """Return the fields of a batch, each (B, T), from windows of T + 2 tokens."""
         del rows
         bos_id = self._tokenizer.bos_id
@@ -30,6 +32,8 @@ class AfterNextExamples:
         tokens, targets = windows[:, :-2], windows[:, 2:]
         segment_ids, positions = segments_and_positions(tokens, bos_id)
         learned = ~ends[:, 1:-1] & ~ends[:, 2:] & (positions >= self._ignored)
+        if masked is not None:
+            learned &= ~masked[:, 2:]
         return {
             "tokens": np.ascontiguousarray(tokens),
             "targets": np.ascontiguousarray(targets),
