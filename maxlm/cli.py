@@ -147,6 +147,15 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_run(commands.add_parser("train", help="train, or resume the run in its run_dir"))
 
+    _add_before_a_run(commands)
+    _add_ladder(commands)
+
+    _add_generate(commands)
+    _add_conversions(commands)
+    return parser
+
+
+def _add_before_a_run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     plan = commands.add_parser(
         "plan", help="compile a run for a TPU slice that is not here: memory, traffic, step time"
     )
@@ -170,8 +179,8 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("overrides", metavar="key=value", nargs="*", default=[], help=about)
     doctor.add_argument("--json", metavar="FILE", help="write every figure here too")
 
-    _add_ladder(commands)
 
+def _add_generate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     generate = commands.add_parser("generate", help="continue texts with a trained model")
     generate.add_argument("run_dir", metavar="RUN_DIR", help="the folder of a run")
     prompt = "the text to continue; given several times, texts are continued together"
@@ -201,8 +210,6 @@ def _parser() -> argparse.ArgumentParser:
         help="devices to split the model over (default: %(default)s)",
     )
     generate.add_argument("--step", type=int, help="checkpoint to load (default: the newest)")
-    _add_conversions(commands)
-    return parser
 
 
 def _add_ladder(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -53,7 +53,7 @@ def test_a_file_with_data_alone_is_checked_and_shown(
     assert cli.main(["config", "check", path, "train.num_steps=5"]) == 2
     assert "model is missing" in capsys.readouterr().err
     assert cli.main(["train", path]) == 2
-    assert "model is missing" in capsys.readouterr().err
+    assert "it has `data` alone, which `maxlm prepare`" in capsys.readouterr().err
 
 
 def test_mistakes_of_the_user_exit_2_without_a_traceback(

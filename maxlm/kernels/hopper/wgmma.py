@@ -69,6 +69,7 @@ def accumulate_beside(sums, state, y, product, then, weigh, beside=True):  # typ
         for ref, value in zip(kept, new, strict=True):
             ref[...] = value
 
+    # What `shrink` begins with is never read: it only has the shape.
     sums, shrink, *state = pl.run_state(start)((plgpu.ACC.init(sums), state[0], *state))
     return sums, state, shrink
 

@@ -35,23 +35,23 @@ def test_hosts_hold_those_below(tmp_path) -> None:
 
 
 def test_addresses_in_any_spelling() -> None:
-    addresses = Addresses(listed("https://www.a.com/x/"))
-    assert addresses.find("http://a.com/x?utm_source=b") == "a.com/x"
-    assert addresses.find("http://a.com/xy") is None
+    addresses = Addresses(listed("https://www.a.example/x/"))
+    assert addresses.find("http://a.example/x?utm_source=b") == "a.example/x"
+    assert addresses.find("http://a.example/xy") is None
 
 
 def test_words_are_whole() -> None:
     words = Words(listed("Free", "games"))
-    assert words.count("http://free-games.com/free") == 2
-    assert words.count("http://freedom.org/gamesome") == 0
+    assert words.count("http://free-games.example/free") == 2
+    assert words.count("http://freedom.example/gamesome") == 0
 
 
 def test_subwords_are_anywhere() -> None:
     subwords = Subwords(listed("bad-word", "xx"))
-    assert subwords.find("http://a.com/b.ad/wordy") == "badword"
-    assert subwords.find("http://a.com/x-x") == "xx"
-    assert subwords.find("http://a.com/badwor") is None
-    assert Subwords(listed()).find("http://a.com/") is None
+    assert subwords.find("http://a.example/b.ad/wordy") == "badword"
+    assert subwords.find("http://a.example/x-x") == "xx"
+    assert subwords.find("http://a.example/badwor") is None
+    assert Subwords(listed()).find("http://a.example/") is None
 
 
 def test_a_list_that_is_not_there(tmp_path) -> None:
