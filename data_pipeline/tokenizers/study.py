@@ -59,10 +59,10 @@ class Result:
     def as_json(self) -> dict[str, Any]:
         """Return it as JSON."""
         groups = {
-            name: {**asdict(group), "bytes_per_token": round(group.bytes_per_token, 4)}
+            name: {**asdict(group), "bytes_per_token": group.bytes_per_token}
             for name, group in self.groups.items()
         }
-        return {**asdict(self), "mixed": round(self.mixed, 4), "groups": groups}
+        return {**asdict(self), "groups": groups}
 
 
 @dataclass(frozen=True)
