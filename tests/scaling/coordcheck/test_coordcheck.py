@@ -85,7 +85,13 @@ def test_muP_is_flat_and_standard_is_not(
         for one in shown[0].splitlines()
         if one.startswith("embedding") and " 1 " in one and "change" in one
     ]
-    np.testing.assert_allclose([float(value) for value in line.split()[3:5]], 0.01, rtol=0.02)
+    # Where one of the 8 tokens ends a document, there is nothing to predict, and it stays.
+    (narrow, wide), all_move = (
+        (float(value) for value in line.split()[3:5]),
+        pytest.approx(0.01, rel=0.02),
+    )
+    assert narrow == wide
+    assert narrow == all_move or narrow == pytest.approx(0.01 * (7 / 8) ** 0.5, rel=1e-3)
     not_flat = [one for one in shown[1].splitlines() if "NOT FLAT" in one]
     assert any(one.startswith("block 0") and "change" in one for one in not_flat)
     page = (tmp_path / "mup" / "coordcheck.html").read_text()
