@@ -23,7 +23,7 @@ SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 # Data flows down this list; a floor imports only from the floors above it in the list, and within
 # its own folder.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("files",),
+    ("events", "files"),
     ("config",),
     ("devices", "jax_versions", "products", "pages"),
     ("runtime", "sharding", "kernels"),
