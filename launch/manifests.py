@@ -173,7 +173,7 @@ def _container(cluster: KubernetesCluster, command: Sequence[str]) -> dict[str, 
         resource = {"google.com/tpu": str(nodes.chips_per_node)}
     pauses = " ".join(f"{pause:g}" for pause in cluster.retries.pauses)
     script = _START.format(pauses=pauses, nodes=nodes.nodes)
-    # The file is touched after each step (maxlm/runtime.py).
+    # The file is touched after each step (maxlm/runtime).
     alive = f'test -n "$(find {HEARTBEAT} -mmin -{-(-cluster.step_seconds // 60)})"'
     return {
         "name": "maxlm",

@@ -12,6 +12,7 @@ import pytest
 from maxlm import runtime
 from maxlm.config.errors import UserError
 from maxlm.config.schema import ProfileConfig, RuntimeConfig
+from maxlm.runtime.processes import connect, launcher_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -105,7 +106,7 @@ def test_fake_devices_need_the_cpu():
     ],
 )
 def test_several_processes_are_recognised(environment, expected):
-    assert runtime._launcher(environment) == expected
+    assert launcher_of(environment) == expected
 
 
 @pytest.mark.parametrize(
@@ -127,7 +128,7 @@ def test_several_processes_are_recognised(environment, expected):
 )
 def test_a_place_among_processes_that_is_none(environment, expected):
     with pytest.raises(UserError, match=expected):
-        runtime._connect(environment)
+        connect(environment)
 
 
 def test_one_process_agrees_with_itself():
