@@ -5,18 +5,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import platform
 import shlex
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import Any
 
 import jax
 
 from maxlm.checkpoint import Checkpointer, RunDirectory, tokenizer_to_open
 from maxlm.config.errors import RunFailedError, UserError
-from maxlm.config.resume import compare_runs
 from maxlm.config.schema import RunConfig
 from maxlm.data.loader import DeviceLoader
 from maxlm.data.token_hash import hexdigest
@@ -28,6 +25,8 @@ from maxlm.sharding.mesh import batch_sharding
 from maxlm.train.evaluate import evaluate
 from maxlm.train.initial import open_source, start_of
 from maxlm.train.report import Reporter
+from maxlm.train.resume.changes import refuse_changes
+from maxlm.train.resume.record import record_of
 from maxlm.train.setup import (
     CompiledStep,
     Datasets,
@@ -44,8 +43,6 @@ from maxlm.train.step import StepMetrics
 log = logging.getLogger(__name__)
 
 _MORE_ROOM = "use more devices, train.remat=full, more train.microbatches, or a smaller train.batch_size or model"
-
-_VERSIONED = ("maxlm", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def train(config: RunConfig, *, command: str) -> bool:
@@ -69,7 +66,7 @@ def train(config: RunConfig, *, command: str) -> bool:
         run_dir = stack.enter_context(RunDirectory.open(config.run_dir))
         check_run_folder(run_dir.path, program.state, config.checkpoint)
         checkpointer = stack.enter_context(Checkpointer(run_dir.checkpoints, config.checkpoint))
-        _refuse_changes(checkpointer.latest_record(), config, datasets)
+        refuse_changes(checkpointer.latest_record(), config, datasets)
         run_dir.keep_tokenizer(datasets.train.tokenizer.files)
         restored = checkpointer.restore(
             program.state, saved_as=lambda record: state_as_saved(record, config, program)
@@ -211,17 +208,11 @@ class _Loop:
         self.watchdog.arm()
 
     def _save(self, step: int, state: TrainState) -> None:
+        consumed = self.consumption.at(step)
         record = {
-            "consumed": self.consumption.at(step)._asdict(),
+            **record_of(self.config, self.program, self.datasets, consumed),
             "token_hash": hexdigest(jax.device_get(state.token_hash)),
-            **self.program.execution.layout.record(),
-            "config": self.config.model_dump(mode="json"),
             **({"published": self.published} if self.published else {}),
-            "data": self.datasets.train.fingerprint,
-            "mixture": self.datasets.train.mixture.until(self.consumption.at(step).rows),
-            "tokenizer": self.datasets.train.tokenizer.fingerprint,
-            "versions": {name: version(name) for name in _VERSIONED}
-            | {"python": platform.python_version()},
         }
         self.checkpointer.save(step, state, record)
         self.watchdog.arm()
@@ -277,70 +268,6 @@ def _refuse_too_large_a_step(compiled: CompiledStep, program: Program) -> None:
 
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
-
-
-def _refuse_changes(record: dict[str, Any] | None, config: RunConfig, datasets: Datasets) -> None:
-    """Refuse to resume as another run than the one that was saved.
-
-    Raises:
-      UserError: the run has gone beyond `train.num_steps`; or settings that matter, or the data,
-        have changed.
-    """
-    if record is None:
-        return
-    _refuse_fewer_steps(record["step"], config)
-    matter, later, mixture = compare_runs(record["config"], config, steps_done=record["step"])
-    if later:
-        log.warning(
-            "learning rates of steps to come are not the saved run's: %s",
-            ", ".join(map(str, later)),
-        )
-    changes = [str(change) for change in matter]
-    reordered = any(change.key.startswith(("data.", "runtime.seed")) for change in matter)
-    if record["data"] != datasets.train.fingerprint:
-        changes.append(
-            f"data.sources (the tokens): {record['data'][:12]} -> {datasets.train.fingerprint[:12]}"
-        )
-        reordered = True
-    before = record.get("mixture")
-    now = datasets.train.mixture.until(record["consumed"]["rows"])
-    if before is not None and before != now:
-        changes += [*map(str, mixture), f"the mixture of rows that were read: {before} -> {now}"]
-        reordered = True
-    elif mixture:
-        log.warning(
-            "rows to come are not mixed as in the saved run: %s", ", ".join(map(str, mixture))
-        )
-    tokenizer = datasets.train.tokenizer.fingerprint
-    if record.get("tokenizer", tokenizer) != tokenizer:
-        changes.append(
-            f"data.tokenizer (its contents): {record['tokenizer'][:12]} -> {tokenizer[:12]}"
-        )
-    if not changes:
-        return
-    listed = "\n  ".join(changes)
-    if config.checkpoint.allow_config_change:
-        log.warning(
-            "resuming with changed settings (checkpoint.allow_config_change=true):\n  %s", listed
-        )
-        if reordered:
-            log.warning(
-                "the data's rows are others now: what the run has read may come again, and some may never"
-            )
-        return
-    raise UserError(
-        f"run_dir={config.run_dir} holds a run at step {record['step']} with other settings (saved -> now):\n  "
-        f"{listed}\nset them back, choose another run_dir, or resume all the same with "
-        "checkpoint.allow_config_change=true"
-    )
-
-
-def _refuse_fewer_steps(done: int, config: RunConfig) -> None:
-    if done > config.train.num_steps:
-        raise UserError(
-            f"run_dir={config.run_dir} holds a run at step {done}, beyond train.num_steps={config.train.num_steps}; "
-            f"use train.num_steps={done} or more, or another run_dir"
-        )
 
 
 def _places(config: RunConfig, command: str, *, done: bool) -> dict[str, str]:
