@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from maxlm.config.errors import UserError
+from maxlm.config.errors import ConfigError, Problem, UserError
 from maxlm.config.ladder import LadderConfig
+from maxlm.config.reading.loader import load_run
+from maxlm.config.resume import compare_runs
 from maxlm.config.schema import RunConfig
 from maxlm.scaling.ladder.rung import Rung
 from maxlm.scaling.laws import Runs
+
+_CURE = "set them back, or name another run_dir"
 
 
 class Result(NamedTuple):
@@ -69,10 +74,38 @@ def read_results(ladder: LadderConfig, rungs: list[Rung]) -> list[Result]:
     """Read how far each rung is.
 
     Raises:
-      UserError: a metrics file is not one.
+      UserError: a metrics file is not one, or a rung that has losses was trained with other settings.
     """
     name = loss_name(ladder, rungs[0].config)
-    return [_read(rung, name, Path(ladder.run_dir)) for rung in rungs]
+    results = [_read(rung, name, Path(ladder.run_dir)) for rung in rungs]
+    problems = [problem for result in results for problem in _changed(ladder, result)]
+    if problems:
+        what = f"the ladder: rungs in run_dir={ladder.run_dir} were trained with other settings (then -> now); {_CURE}"
+        raise ConfigError(problems, what)
+    return results
+
+
+def settings_of(ladder: LadderConfig, rung: Rung) -> Path:
+    """Return the file of a rung's settings, which is there once it has been started."""
+    return Path(ladder.run_dir).absolute() / "rungs" / f"{rung.name}.yaml"
+
+
+def _changed(ladder: LadderConfig, result: Result) -> Iterator[Problem]:
+    """Yield what a rung that has losses was trained with and would not be now."""
+    path = settings_of(ladder, result.rung)
+    if not result.curve or not path.is_file():
+        return
+    now = result.rung.config
+    then = load_run(path).config
+    changes = compare_runs(then.model_dump(mode="json"), now, steps_done=result.step)
+    # A larger budget, added later, moves where a rung starts from, and none of its steps.
+    for change in [*changes.matter, *changes.mixture]:
+        if not change.key.startswith("train.init_from"):
+            yield Problem("base", f"{result.rung.name}: {change}")
+    # Free for a run, but losses of other rows are not to be compared.
+    if then.train.eval_batches != now.train.eval_batches:
+        rows = f"{then.train.eval_batches} -> {now.train.eval_batches}"
+        yield Problem("base", f"{result.rung.name}: train.eval_batches: {rows}")
 
 
 def _read(rung: Rung, name: str, folder: Path) -> Result:

@@ -14,7 +14,7 @@ from maxlm.config.reading.loader import LoadedRun
 from maxlm.config.show import to_yaml
 from maxlm.files import write_whole
 from maxlm.scaling.ladder.branches import missing_start
-from maxlm.scaling.ladder.results import read_results
+from maxlm.scaling.ladder.results import read_results, settings_of
 from maxlm.scaling.ladder.rung import Rung
 
 
@@ -109,10 +109,9 @@ def _not_done(ladder: LadderConfig, rungs: list[Rung], say: Callable[[str], None
 
 def _write(ladder: LadderConfig, rung: Rung) -> Path:
     """Write the YAML of a rung, and return its path."""
-    folder = Path(ladder.run_dir).absolute()
-    for name in ("rungs", "logs"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    path = folder / "rungs" / f"{rung.name}.yaml"
+    path = settings_of(ladder, rung)
+    for folder in (path.parent, path.parents[1] / "logs"):
+        folder.mkdir(parents=True, exist_ok=True)
     write_whole(path, to_yaml(LoadedRun(rung.config, {})).encode())
     return path
 

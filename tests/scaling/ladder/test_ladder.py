@@ -12,8 +12,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from maxlm.cli import main
 from maxlm.config.errors import ConfigError
-from maxlm.config.reading.loader import load_ladder
+from maxlm.config.reading.loader import LoadedRun, load_ladder
+from maxlm.config.show import to_yaml
 from maxlm.metrics.prediction import read_prediction
+from maxlm.scaling.ladder.results import settings_of
 from maxlm.scaling.ladder.rungs import build_rungs
 from tests.scaling.ladder.conftest import finish, law
 
@@ -199,6 +201,30 @@ folder.mkdir(parents=True)
     assert "15 of 16 rungs are done" in shown
     assert main(["ladder", "status", str(ladder_file)]) == 0
     assert "to do" not in capsys.readouterr().out
+
+
+def test_a_rung_that_was_trained_with_other_settings_is_refused(
+    ladder_file: Path, capsys: pytest.CaptureFixture[str]
+):
+    finish(ladder_file, skip=("d32-5",))
+    ladder = load_ladder(ladder_file)
+    for rung in build_rungs(ladder):
+        path = settings_of(ladder, rung)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(to_yaml(LoadedRun(rung.config, {})))
+    assert main(["ladder", "status", str(ladder_file)]) == 0
+    text = ladder_file.read_text()
+    changes = "  optimizer.clip_norm: 0.5\n  train.eval_batches: 3\n  train.log_every: 7\n"
+    ladder_file.write_text(f"{text}overrides:\n{changes}")
+    capsys.readouterr()
+    for action in ("status", "fit", "run"):
+        assert main(["ladder", action, str(ladder_file)]) == 2
+        shown = capsys.readouterr().err
+        assert "d32-20: optimizer.clip_norm: 1.0 -> 0.5" in shown
+        assert "d32-20: train.eval_batches: " in shown
+        assert "d32-5:" not in shown  # it was not trained
+        assert "log_every" not in shown
+        assert "set them back, or name another run_dir" in shown
 
 
 @pytest.mark.parametrize(
