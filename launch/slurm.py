@@ -22,6 +22,7 @@ from pathlib import Path
 
 from launch.command_line import split_command
 from launch.failures import first_failure
+from launch.queue import queued, record
 from launch.slurm_script import Job, make_script
 from maxlm.config.cluster.exit_codes import Exit
 from maxlm.config.cluster.file import load_cluster
@@ -86,6 +87,11 @@ def submit(cluster: SlurmCluster, options: argparse.Namespace) -> int:
       UserError: Slurm is not there or refuses it, or a file is not as it must be.
     """
     commands = read_commands(Path(options.array)) if options.array else [options.command]
+    if options.array and not options.dry_run:
+        commands = _not_in_queue(Path(cluster.log_dir), commands)
+        if not commands:
+            print("all of it is in the queue: nothing was submitted")
+            return Exit.DONE
     again = shlex.join(["python", "launch/slurm.py", "submit", options.cluster, "--"])
     job = Job(
         cluster, commands, array=bool(options.array), at_a_time=options.at_a_time, launcher=again
@@ -107,10 +113,21 @@ def submit(cluster: SlurmCluster, options: argparse.Namespace) -> int:
             "or name another folder"
         ) from error
     identity = _call(call).split(";")[0].strip()
+    if options.array:
+        record(path.parent, identity, commands)
     print(
         f"job {identity}; python launch/slurm.py status {shlex.quote(options.cluster)} {identity}"
     )
     return Exit.DONE
+
+
+def _not_in_queue(folder: Path, commands: list[list[str]]) -> list[list[str]]:
+    """Return the commands that no job of an earlier array waits or runs for; name the others."""
+    there = queued(folder)
+    for command in commands:
+        if job := there.get(tuple(command)):
+            print(f"{shlex.join(command)}: is in the queue as job {job}")
+    return [command for command in commands if tuple(command) not in there]
 
 
 def read_commands(path: Path) -> list[list[str]]:

@@ -308,3 +308,38 @@ def test_status_shows_starts_and_the_first_failing_line(tmp_path, capsys, monkey
     assert "start 1 on n0: failed\n    n0.0.log (exited with 1), line 4: KeyError: 3" in shown
     assert slurm.main(["status", str(path), "9"]) == Exit.DONE
     assert "start 0 on n0: runs" in capsys.readouterr().out
+
+
+def test_an_array_is_not_submitted_while_it_is_in_the_queue(tmp_path, monkeypatch, capsys):
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, text in (
+        ("sbatch", f'cp "$2" {tmp_path}/submitted; echo 4$(wc -l < {tmp_path}/logs/arrays.jsonl)'),
+        ("squeue", f"cat {tmp_path}/queue"),
+    ):
+        (programs / name).write_text(f"#!/bin/sh\n{text}\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "arrays.jsonl").write_text('{"job": "39", "comm\n[]\n')  # killed
+    (tmp_path / "queue").write_text("")
+    (tmp_path / "cluster.yaml").write_text(
+        f"cluster: {{kind: slurm, gpus_per_node: 1, log_dir: {tmp_path}/logs}}"
+    )
+    (tmp_path / "commands").write_text("maxlm train a.yaml\nmaxlm train b.yaml\n")
+    command = ["submit", str(tmp_path / "cluster.yaml"), "--array", str(tmp_path / "commands")]
+    assert slurm.main(command) == Exit.DONE
+    assert "job 42;" in capsys.readouterr().out
+    # The first of the two still runs, and so does a job of somebody else.
+    (tmp_path / "queue").write_text("42_0\n7\n")
+    assert slurm.main(command) == Exit.DONE
+    shown = capsys.readouterr().out
+    assert "maxlm train a.yaml: is in the queue as job 42_0" in shown
+    assert "b.yaml" not in shown
+    assert "#SBATCH --array=0-0\n" in (tmp_path / "submitted").read_text()
+    assert "a.yaml" not in (tmp_path / "submitted").read_text()
+    (tmp_path / "queue").write_text("42_0\n43_0\n")
+    (tmp_path / "submitted").unlink()
+    assert slurm.main(command) == Exit.DONE
+    assert "all of it is in the queue" in capsys.readouterr().out
+    assert not (tmp_path / "submitted").exists()
