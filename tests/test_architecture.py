@@ -5,8 +5,9 @@ of files.
 from __future__ import annotations
 
 import ast
+import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -97,9 +98,15 @@ def relative(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+@functools.cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    """Return all nodes of a file's tree, the root first."""
+    return tuple(ast.walk(ast.parse(path.read_text())))
+
+
 def imports(path: Path) -> Iterator[tuple[ast.stmt, str]]:
     """Yield (statement, dotted name of what it imports)."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             yield from ((node, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -122,16 +129,13 @@ def test_every_part_has_a_floor() -> None:
     assert parts - {"__init__"} <= set(FLOOR_OF)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=relative)
-def test_imports_point_strictly_down(path: Path) -> None:
+def imports_point_strictly_down(path: Path) -> Iterator[str]:
     package, *rest = path.relative_to(ROOT).with_suffix("").parts
-    wrong = []
     for node, name in imports(path):
         target = part_of(name)
         if not name.startswith("maxlm."):
-            assert package == "data_pipeline" or not name.startswith("data_pipeline"), (
-                f"{relative(path)}: {name}"
-            )
+            if package != "data_pipeline" and name.startswith("data_pipeline"):
+                yield f"{node.lineno}: {name}"
             continue
         if package != "maxlm":
             prefixes = OUTSIDE[package] | MORE_OUTSIDE.get(relative(path), set())
@@ -139,8 +143,7 @@ def test_imports_point_strictly_down(path: Path) -> None:
         else:
             allowed = target == rest[0] or FLOOR_OF.get(target, -1) < FLOOR_OF.get(rest[0], -1)
         if not allowed:
-            wrong.append(f"{relative(path)}:{node.lineno}: {name}")
-    assert not wrong, "imports must point down the list in FLOORS: " + ", ".join(wrong)
+            yield f"{node.lineno}: {name}, which is not below it in FLOORS"
 
 
 def test_config_and_launch_load_no_array_library() -> None:
@@ -151,41 +154,33 @@ def test_config_and_launch_load_no_array_library() -> None:
             assert not found, f"{relative(path)} imports {found}"
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=relative)
-def test_no_imports_inside_functions(path: Path) -> None:
-    tree = ast.parse(path.read_text())
+def no_imports_inside_functions(path: Path) -> Iterator[str]:
     functions = [
         node
-        for node in ast.walk(tree)
+        for node in nodes(path)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
     ]
     inner = [node for function in functions for node in ast.walk(function)]
     lines = sorted({node.lineno for node in inner if isinstance(node, ast.Import | ast.ImportFrom)})
-    assert not lines, f"{relative(path)}: imports inside functions at lines {lines}"
+    yield from map(str, lines)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=relative)
-def test_no_private_jax(path: Path) -> None:
-    private = [
-        name
-        for _, name in imports(path)
-        if re.match(r"(jax|jaxlib|flax|optax|orbax|grain)\b.*\._", name)
-    ]
-    assert not private, f"{relative(path)} imports {private}"
+def no_private_jax(path: Path) -> Iterator[str]:
+    for _, name in imports(path):
+        if re.match(r"(jax|jaxlib|flax|optax|orbax|grain)\b.*\._", name):
+            yield name
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=relative)
-def test_names_say_what_is_inside(path: Path) -> None:
-    assert not VAGUE_NAMES & set(path.relative_to(ROOT).with_suffix("").parts)
+def names_say_what_is_inside(path: Path) -> Iterator[str]:
+    yield from VAGUE_NAMES & set(path.relative_to(ROOT).with_suffix("").parts)
 
 
 def strings_and_names(path: Path) -> Iterator[str]:
     """Yield identifiers and string literals of a file, without docstrings (strings that stand
     alone).
     """
-    tree = ast.parse(path.read_text())
-    docstrings = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    for node in ast.walk(tree):
+    docstrings = {node.value for node in nodes(path) if isinstance(node, ast.Expr)}
+    for node in nodes(path):
         if (
             isinstance(node, ast.Constant)
             and isinstance(node.value, str)
@@ -201,20 +196,21 @@ def strings_and_names(path: Path) -> Iterator[str]:
             )
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=relative)
-def test_models_are_data(path: Path) -> None:
+def models_are_data(path: Path) -> Iterator[str]:
     if relative(path).startswith("maxlm/checkpoint/hf/families/"):
         return
-    found = {text for text in strings_and_names(path) if MODEL_NAMES.search(text)}
-    found = {text for text in {path.name, *found} if MODEL_NAMES.search(text)}
-    assert not {text for text in found if (relative(path), text) not in MODEL_NAMES_ALLOWED}
+    for text in {path.name, *strings_and_names(path)}:
+        if MODEL_NAMES.search(text) and (relative(path), text) not in MODEL_NAMES_ALLOWED:
+            yield text
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=relative)
-def test_files_are_ascii_and_say_what_they_are(path: Path) -> None:
-    text = path.read_text()
-    assert text.isascii()
-    assert ast.get_docstring(ast.parse(text))
+def files_are_ascii_and_say_what_they_are(path: Path) -> Iterator[str]:
+    if not path.read_text().isascii():
+        yield "not ASCII"
+    root = nodes(path)[0]
+    assert isinstance(root, ast.Module)
+    if not ast.get_docstring(root):
+        yield "no docstring"
 
 
 def test_folders_have_one_noun_and_at_most_nine_files() -> None:
@@ -291,36 +287,32 @@ WORDS_FOR_KINDS = {kind for union, *_ in REGISTRIES.values() for kind in section
 }
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=relative)
-def test_kinds_are_named_by_their_own_files_alone(path: Path) -> None:
+def kinds_are_named_by_their_own_files_alone(path: Path) -> Iterator[str]:
     """One kind may be made of another, and a registry names all; whoever else asks for a kind knows
     too much.
 
     An operation of `maxlm.ops` may be called like a layer that uses it, so words count where they
     are compared.
     """
-    folder, wrong = relative(path.parent), []
+    folder = relative(path.parent)
     for node, name in imports(path):
         owners = [
             allowed
             for module, allowed in MODULES_OF_KINDS.items()
             if f"{name}.".startswith(f"{module}.")
         ]
-        wrong += [f"{node.lineno}: {name}" for allowed in owners if folder not in allowed]
+        yield from (f"{node.lineno}: {name}" for allowed in owners if folder not in allowed)
     if folder not in FOLDERS_OF_KINDS:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes(path):
             word = (
                 getattr(node, "id", None)
                 or getattr(node, "attr", None)
                 or getattr(node, "name", None)
             )
-            wrong += [f"{node.lineno}: {word}"] if word in SECTIONS_OF_KINDS else []
-            wrong += [
-                f"{node.lineno}: {word!r}"
-                for word in compared_words(node)
-                if word in WORDS_FOR_KINDS
-            ]
-    assert not wrong, f"{relative(path)} names kinds: {', '.join(wrong)}"
+            if word in SECTIONS_OF_KINDS:
+                yield f"{node.lineno}: {word}"
+            for text in compared_words(node) & WORDS_FOR_KINDS:
+                yield f"{node.lineno}: {text!r}"
 
 
 def compared_words(node: ast.AST) -> set[str]:
@@ -337,6 +329,23 @@ def compared_words(node: ast.AST) -> set[str]:
     }
 
 
+RULES = (
+    imports_point_strictly_down,
+    no_imports_inside_functions,
+    no_private_jax,
+    names_say_what_is_inside,
+    models_are_data,
+    files_are_ascii_and_say_what_they_are,
+    kinds_are_named_by_their_own_files_alone,
+)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_every_file_keeps_the_rule(rule: Callable[[Path], Iterator[str]]) -> None:
+    broken = [f"{relative(path)}: {text}" for path in SOURCES for text in rule(path)]
+    assert not broken, f"{rule.__name__.replace('_', ' ')}:\n" + "\n".join(broken)
+
+
 def argument_count(function: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) -> int:
     arguments = function.args
     named = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
@@ -349,7 +358,7 @@ def test_functions_have_few_arguments() -> None:
     found = {
         (relative(path), getattr(node, "name", "lambda"))
         for path in SOURCES
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in nodes(path)
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
         if argument_count(node) > MOST_ARGUMENTS
     }
