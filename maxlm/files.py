@@ -81,3 +81,32 @@ def place_of(path: str) -> str:
         return os.path.realpath(path)
     except (OSError, ValueError):  # such as a zero byte: what opens it will say so
         return path
+
+
+def flush_file(path: Path) -> None:
+    """Put a file's contents on the disk, and forget what memory keeps of them: who reads it next
+    reads what is on the disk.
+
+    Raises:
+      OSError: it cannot be opened, or the disk failed.
+    """
+    with open_regular(path) as file:
+        os.fsync(file.fileno())
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def flush_folder(path: Path) -> None:
+    """Put the names in a folder on the disk, where the file system can.
+
+    Raises:
+      OSError: it cannot be opened, or the disk failed.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems
+            raise
+    finally:
+        os.close(descriptor)

@@ -10,10 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
-from maxlm.checkpoint.fingerprint import fingerprint
+from maxlm.checkpoint.fingerprint import Block, fingerprint_blocks
 from maxlm.config.errors import UserError
-from maxlm.runtime import settle
 
 Manifest = dict[str, dict[str, Any]]
 
@@ -43,19 +44,53 @@ def unflatten(abstract_state: Any, leaves: dict[str, jax.Array]) -> Any:
     )
 
 
-def make_manifest(leaves: dict[str, jax.Array]) -> Manifest:
-    """Describe every leaf: shape, dtype, fingerprint."""
-    numbers = fingerprints(leaves)
-    return {
-        name: {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "fingerprint": numbers[name]}
+def make_manifest(
+    leaves: dict[str, jax.Array], blocks: dict[str, list[Block]]
+) -> tuple[Manifest, list[str]]:
+    """Describe every leaf: shape, dtype, fingerprint. Return the names of those that are not finite
+    too.
+
+    All processes must call it together.
+
+    Args:
+        leaves: the state by path.
+        blocks: of every leaf, those of this process, as `fingerprint_blocks` says.
+    """
+    totals = _totals(blocks)
+    manifest = {
+        name: {
+            "shape": list(leaf.shape),
+            "dtype": str(leaf.dtype),
+            "fingerprint": f"{totals[name][0]:08x}",
+        }
         for name, leaf in leaves.items()
     }
+    return manifest, [name for name, (_, finite) in totals.items() if not finite]
 
 
 def fingerprints(leaves: dict[str, jax.Array]) -> dict[str, str]:
-    """Return the fingerprint of every leaf as 8 hexadecimal digits."""
-    numbers = jax.device_get({name: settle(fingerprint(leaf)) for name, leaf in leaves.items()})
-    return {name: f"{int(number):08x}" for name, number in numbers.items()}
+    """Return the fingerprint of every leaf as 8 hexadecimal digits; all processes must call it
+    together.
+    """
+    totals = _totals(fingerprint_blocks(leaves))
+    return {name: f"{number:08x}" for name, (number, _) in totals.items()}
+
+
+def _totals(blocks: dict[str, list[Block]]) -> dict[str, tuple[int, bool]]:
+    """Return the fingerprint of every leaf, and whether it is finite, from the blocks of all
+    processes.
+    """
+    mine = np.array(
+        [
+            [sum(b.fingerprint for b in part) % 2**32, sum(not b.finite for b in part)]
+            for part in blocks.values()
+        ],
+        np.uint32,
+    ).reshape(len(blocks), 2)
+    several = jax.process_count() > 1
+    parts = np.asarray(multihost_utils.process_allgather(mine)) if several else mine[None]
+    sums = parts.sum(axis=0, dtype=np.uint64) % 2**32
+    return {name: (int(n), bad == 0) for name, (n, bad) in zip(blocks, sums.tolist(), strict=True)}
 
 
 def check_fits(

@@ -1,10 +1,10 @@
-"""Save checkpoints in the background, keep some, and resume from the newest whole one."""
+"""The checkpoints of one run: saved in the background, some kept, resumed from the newest whole one
+or from the one that was asked for.
+"""
 
 from __future__ import annotations
 
-import errno
 import logging
-import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,23 +13,17 @@ from types import TracebackType
 from typing import Any, Self
 
 import jax
-import orbax.checkpoint as ocp
 
-from maxlm.checkpoint import layout, leaves
+from maxlm.checkpoint import layout
 from maxlm.checkpoint.reader import CheckpointReader, Restored
-from maxlm.config.errors import UserError
-from maxlm.config.schema import CheckpointConfig
+from maxlm.checkpoint.writer import CheckpointWriter
+from maxlm.config.errors import RunFailedError, UserError, make_possible
+from maxlm.config.resume import compare_runs
+from maxlm.config.schema import CheckpointConfig, RunConfig
+from maxlm.events import event
 from maxlm.runtime import on_first_process
 
 log = logging.getLogger(__name__)
-
-# The storage library reports the operating system's errors as text.
-_STORAGE_ERRORS = {
-    errno.ENOSPC: ("No space left on device", "the disk is full"),
-    errno.EDQUOT: ("Disk quota exceeded", "your disk quota is used up"),
-    errno.EROFS: ("Read-only file system", "the file system is read-only"),
-    errno.EACCES: ("Permission denied", "writing there is not permitted"),
-}
 
 
 class Checkpointer:
@@ -42,10 +36,11 @@ class Checkpointer:
         self._reader = CheckpointReader(directory)
         self._directory = self._reader.directory
         self._config = config
-        self._saver = _make_saver()
-        # Step and bytes of the save that runs in the background.
-        self._in_flight: tuple[int, int] | None = None
+        self._writer = CheckpointWriter(self._directory, config)
         self._deleter = ThreadPoolExecutor(1, "delete-checkpoint")
+        self._made = self._directory.is_dir()
+        self._replaces = True  # whether older ones may be deleted for the one in flight
+        self._resume_step: int | None = None  # None: the newest whole one's
         self.stall_seconds = 0.0  # time the caller spent in `save` and `wait`, in total
 
     def __enter__(self) -> Self:
@@ -59,92 +54,164 @@ class Checkpointer:
     ) -> None:
         # After an error in one of several processes, waiting for the others would keep it from
         # being seen.
-        if error is None or jax.process_count() == 1:
+        if error is None:
             self.close()
+        elif jax.process_count() == 1:
+            try:
+                self.close()
+            except (UserError, RunFailedError) as failure:  # what ended the run is told last
+                log.error("%s", failure)
 
-    def save(self, step: int, state: Any, record: dict[str, Any], *, wait: bool = False) -> None:
+    def save(
+        self,
+        step: int,
+        state: Any,
+        record: dict[str, Any],
+        *,
+        wait: bool = False,
+        replaces: bool = True,
+    ) -> None:
         """Save `state` (a tree of jax.Array) and `record` (anything JSON can hold) as the
         checkpoint of `step`.
 
         Returns when the arrays are copied off the devices, so they may be donated; writing goes on
-        in the background. Does nothing if `step` is saved already. A failure of the save before
-        surfaces here.
+        in the background, and reading back (`checkpoint.verify`). Does nothing if `step` is saved
+        already. A failure of the save before surfaces here.
+
+        Args:
+            step: the checkpoint's; what `state` and `record` say of the step and of the tokens must
+              agree with it (`layout.disagreement`).
+            state: what is saved.
+            record: what is saved with it.
+            wait: return when it counts as whole.
+            replaces: older ones may be deleted for it then.
 
         Raises:
             UserError: disk full, quota, read-only or forbidden directory; earlier checkpoints are
-              intact.
+              intact. Or the folder was removed; the state is saved in a new one if one can be made.
+            RunFailedError: the save before did not succeed for another reason, or the state is not
+              finite.
         """
-        self.wait()
+        lost = on_first_process(self._make_again)
+        self._wait(lost=lost)
         begin = time.perf_counter()
         if step not in on_first_process(self._sweep_and_list):
-            arrays = leaves.flatten(state)
-            content = layout.seal(
-                {"leaves": leaves.make_manifest(arrays), "record": {**record, "step": step}}
-            )
-            arguments = ocp.args.Composite(
-                state=ocp.args.PyTreeSave(arrays),
-                record=ocp.args.JsonSave(content),
-            )
-            self._in_flight = step, sum(array.nbytes for array in arrays.values())
-            try:
-                self._saver.save(layout.step_path(self._directory, step), args=arguments)
-            except Exception as error:
-                raise self._failure(error) from error
+            self._writer.start(step, state, record)
+            self._made, self._replaces = True, replaces
         self.stall_seconds += time.perf_counter() - begin
-        if wait:
+        if wait or lost:
             self.wait()
+        if lost:
+            raise UserError(
+                f"{self._directory} was removed while the run went on; step {step} is saved there again, what else "
+                "was in it is lost; start the same command again to resume"
+            )
 
     def wait(self) -> None:
-        """Wait for the save in the background, then delete the checkpoints that are not to be kept.
+        """Wait for the save in the background to count as whole, then delete the checkpoints that
+        are not to be kept.
 
         Raises:
-            UserError: as `save`.
+            UserError, RunFailedError: as `save`.
         """
-        if self._in_flight is None:
-            return
-        begin = time.perf_counter()
-        try:
-            self._saver.wait_until_finished()
-        except Exception as error:
-            raise self._failure(error) from error
-        finally:
-            self.stall_seconds += time.perf_counter() - begin
-        step, _ = self._in_flight
-        self._in_flight = None
-        log.info("checkpoint of step %d is in %s", step, layout.step_path(self._directory, step))
-        if jax.process_index() == 0:
-            self._delete_old()
+        self._wait(lost=False)
 
     def close(self) -> None:
         """Wait for the save and the deletions in the background."""
         try:
             self.wait()
         finally:
-            self._saver.close()
+            self._writer.close()
             self._deleter.shutdown(wait=True)
+
+    def steps(self) -> list[int]:
+        """Return the saved steps, newest first."""
+        return self._reader.steps()
 
     def records(self) -> list[dict[str, Any]]:
         """Return the readable records, newest first, without touching any array."""
         return self._reader.records()
 
     def latest_record(self) -> dict[str, Any] | None:
-        """Return the newest readable record, or None."""
+        """Return the record that the run goes on from: the newest readable one, or that of the step
+        it goes back to; None if there is none.
+        """
+        if self._resume_step is not None:
+            return self._reader.record(self._resume_step)
         return self._reader.latest_record()
+
+    def go_back(self, config: RunConfig) -> None:
+        """Let the run go on from the checkpoint of `checkpoint.resume_from`, if it is asked to and
+        has not done so yet.
+
+        It has if its newest checkpoint was saved after it went back there, with the settings that
+        matter as they are now: a start that is repeated goes on.
+
+        Raises:
+            UserError: that checkpoint is not there, or its record is damaged.
+        """
+        asked, newest = self._config.resume_from, self._reader.latest_record()
+        if asked is None or (newest is not None and newest["step"] == asked):
+            return
+        if newest is not None and newest["step"] > asked and _went_back(newest, config):
+            log.info(
+                "checkpoint.resume_from=%d is done: going on after step %d", asked, newest["step"]
+            )
+            return
+        saved = self.steps()
+        if asked not in saved or self._reader.record(asked) is None:
+            raise UserError(
+                f"checkpoint.resume_from={asked}: {self._directory} has no whole checkpoint of that step; "
+                f"it has {saved or 'none'}; give one of them, or null for the newest"
+            )
+        self._resume_step = asked
 
     def restore(
         self, abstract_state: Any, *, saved_as: Callable[[dict[str, Any]], Any] | None = None
     ) -> Restored | None:
-        """Restore the newest whole checkpoint onto the shardings of `abstract_state`; see
-        CheckpointReader.restore.
+        """Restore the newest whole checkpoint (or that of the step that `go_back` has chosen) onto
+        the shardings of `abstract_state`; see CheckpointReader.restore.
 
-        Newer, damaged ones are set aside (renamed, never deleted) once an older one has proved
-        whole.
+        Newer ones, damaged or gone behind, are set aside (renamed, never deleted) once it has
+        proved whole.
         """
         self.wait()
-        restored = self._reader.restore(abstract_state, saved_as=saved_as)
-        if restored is not None and restored.damaged:
-            on_first_process(lambda: _set_aside(restored))
+        restored = self._reader.restore(abstract_state, step=self._resume_step, saved_as=saved_as)
+        if restored is not None:
+            on_first_process(lambda: self._set_aside(restored))
+        self._resume_step = None
         return restored
+
+    def _wait(self, *, lost: bool) -> None:
+        """See `wait`; `lost`: its folder was removed meanwhile."""
+        begin = time.perf_counter()
+        try:
+            whole = self._writer.wait()
+        except (UserError, RunFailedError):
+            if lost and jax.process_count() == 1:  # several may still wait for each other in it
+                return
+            raise
+        finally:
+            self.stall_seconds += time.perf_counter() - begin
+        if whole is not None and self._replaces and jax.process_index() == 0:
+            self._delete_old()
+
+    def _make_again(self) -> bool:
+        """Make the folder again if it was removed; return whether it was.
+
+        Raises:
+            UserError: it cannot be made.
+        """
+        if not self._made or self._directory.is_dir():
+            return False
+        try:
+            self._directory.mkdir(parents=True)
+        except OSError as error:
+            raise UserError(
+                f"{self._directory} was removed while the run went on, and cannot be made again: "
+                f"{error.strerror or error}; {make_possible(error)}; what was not copied from it is lost"
+            ) from error
+        return True
 
     def _sweep_and_list(self) -> list[int]:
         # Parts of a failed save may have been written after it was known to have failed, and swept.
@@ -159,43 +226,32 @@ class Checkpointer:
             if not kept:
                 self._deleter.submit(_delete, layout.step_path(self._directory, step))
 
-    def _failure(self, error: Exception) -> Exception:
-        """Explain a failed save, and clear its remains so that the next one can work."""
-        assert self._in_flight is not None
-        step, size = self._in_flight
-        self._in_flight = None
-        self._saver = _make_saver()  # a failed one may hold on to the failed save
-        if jax.process_index() == 0:
-            layout.sweep(self._directory, deletions=False)
-        cause = _storage_cause(error)
-        if cause is None:
-            return RuntimeError(
-                f"the checkpoint of step {step} was not saved: {type(error).__name__}: {error}"
+    def _set_aside(self, restored: Restored) -> None:
+        step = restored.step
+        for path in restored.damaged:
+            aside = layout.set_aside(path, "damaged")
+            log.warning(
+                "resuming from step %d; the damaged checkpoint is now %s",
+                *(step, aside),
+                extra=event("fallback", step=step, damaged=str(aside)),
             )
-        newest = next(iter(layout.saved_steps(self._directory)), None)
-        intact = (
-            f"the newest whole one is of step {newest}"
-            if newest is not None
-            else "there is none before"
-        )
-        return UserError(
-            f"the checkpoint of step {step} ({size / 1e6:.1f} MB) was not saved: {cause} ({self._directory}, "
-            f"{_free_bytes(self._directory) / 1e6:.1f} MB free); earlier checkpoints are intact, {intact}; "
-            "make room (or lower checkpoint.keep_last, or move the run to another run_dir) and start the same command "
-            "again to resume"
-        )
+        if self._resume_step is None:
+            return
+        for later in layout.saved_steps(self._directory):
+            if later > step:
+                aside = layout.set_aside(layout.step_path(self._directory, later), "later")
+                log.warning(
+                    "going back to step %d (checkpoint.resume_from); the checkpoint of step %d is now %s",
+                    *(step, later, aside),
+                    extra=event("gone_back", step=step, later=later, path=str(aside)),
+                )
 
 
-def _make_saver() -> ocp.AsyncCheckpointer:
-    return ocp.AsyncCheckpointer(
-        ocp.CompositeCheckpointHandler(
-            state=ocp.PyTreeCheckpointHandler(),
-            record=ocp.JsonCheckpointHandler(filename=layout.RECORD_FILE),
-        ),
-        # Made in the background, folders that cannot be made leave threads that wait five minutes
-        # for them.
-        async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
-    )
+def _went_back(record: dict[str, Any], config: RunConfig) -> bool:
+    """Tell whether the run of a record went back as `config` says, and is no other since."""
+    went = record["config"].get("checkpoint", {}).get("resume_from")
+    changes = compare_runs(record["config"], config, steps_done=record["step"])
+    return went == config.checkpoint.resume_from and not any(changes)
 
 
 def _delete(path: Path) -> None:
@@ -203,24 +259,3 @@ def _delete(path: Path) -> None:
         layout.remove(path)
     except OSError as error:  # in the background: nobody would see it
         log.warning("the old checkpoint %s could not be deleted: %s", path, error)
-
-
-def _set_aside(restored: Restored) -> None:
-    for path in restored.damaged:
-        aside = layout.set_aside(path)
-        log.warning("resuming from step %d; the damaged checkpoint is now %s", restored.step, aside)
-
-
-def _storage_cause(error: BaseException | None) -> str | None:
-    """Say in words which storage error is in the chain of causes of `error`, or None."""
-    while error is not None:
-        for number, (text, words) in _STORAGE_ERRORS.items():
-            if text in str(error) or getattr(error, "errno", None) == number:
-                return words
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def _free_bytes(directory: Path) -> int:
-    existing = next(path for path in (directory, *directory.parents) if path.exists())
-    return shutil.disk_usage(existing).free

@@ -16,11 +16,10 @@ import orbax.checkpoint as ocp
 
 from maxlm.checkpoint import layout, leaves
 from maxlm.config.errors import UserError
+from maxlm.events import event
 from maxlm.runtime import all_true, on_first_process
 
 log = logging.getLogger(__name__)
-
-_CAUSE_LENGTH = 300  # orbax appends its whole configuration to the cause
 
 
 @dataclass(frozen=True)
@@ -158,7 +157,11 @@ class CheckpointReader:
         return dict(on_first_process(read))
 
     def _warn(self, step: int, cause: str) -> None:
-        log.warning("damaged checkpoint %s: %s", layout.step_path(self.directory, step), cause)
+        log.warning(
+            "damaged checkpoint %s: %s",
+            *(layout.step_path(self.directory, step), cause),
+            extra=event("damaged_checkpoint", step=step, cause=cause),
+        )
 
 
 def _read_arrays(path: Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
@@ -186,7 +189,7 @@ def _read_arrays(path: Path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[st
     except Exception as error:  # orbax raises nearly any kind for a damaged checkpoint
         if "RESOURCE_EXHAUSTED" in str(error):  # too little memory is no damage
             raise
-        cause = textwrap.shorten(f"{type(error).__name__}: {error}", _CAUSE_LENGTH)
+        cause = textwrap.shorten(f"{type(error).__name__}: {error}", layout.CAUSE_LENGTH)
     if not all_true(not cause):
         raise layout.DamagedError(cause or "another process could not read its part")
     return arrays

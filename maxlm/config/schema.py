@@ -221,6 +221,14 @@ class CheckpointConfig(Section):
     at_steps: Annotated[tuple[PositiveInt, ...], BeforeValidator(as_tuple)] = Field(
         (), description="also save after these steps, and keep these checkpoints"
     )
+    verify: Literal["sample", "all", "none"] = Field(
+        "sample",
+        description="arrays to read back of each checkpoint before it counts as whole and older ones are deleted",
+    )
+    resume_from: Count | None = Field(
+        None,
+        description="go back to the checkpoint of this step, once; later ones are set aside",
+    )
     allow_config_change: bool = Field(
         False, description="resume although settings that matter have changed"
     )

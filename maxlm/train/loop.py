@@ -17,6 +17,7 @@ from maxlm.config.errors import RunFailedError, UserError
 from maxlm.config.schema import RunConfig
 from maxlm.data.loader import DeviceLoader
 from maxlm.data.token_hash import hexdigest
+from maxlm.events import event
 from maxlm.health.start import check_run_folder
 from maxlm.models.cost import parameter_count
 from maxlm.runtime import ProfileWindow, StopSignal, Watchdog, explain_memory, memory_bytes, settle
@@ -66,6 +67,7 @@ def train(config: RunConfig, *, command: str) -> bool:
         run_dir = stack.enter_context(RunDirectory.open(config.run_dir))
         check_run_folder(run_dir.path, program.state, config.checkpoint)
         checkpointer = stack.enter_context(Checkpointer(run_dir.checkpoints, config.checkpoint))
+        checkpointer.go_back(config)
         refuse_changes(checkpointer.latest_record(), config, datasets)
         run_dir.keep_tokenizer(datasets.train.tokenizer.files)
         restored = checkpointer.restore(
@@ -120,6 +122,7 @@ class _Loop:
         self.losses = compile_losses(program)
         # Of the weights that the run began with, for an export that is like them.
         self.published: dict[str, Any] | None = None
+        self.skipped_in_row = 0
         self.watchdog = Watchdog(config.runtime.step_timeout_seconds)
 
     def run(
@@ -170,6 +173,7 @@ class _Loop:
         if pending is None:
             return
         metrics: StepMetrics = jax.device_get(pending)
+        self.skipped_in_row = int(metrics.skipped_in_row)
         self.reporter.progress(step)
         if metrics.skipped_in_row:
             log.warning(
@@ -182,9 +186,10 @@ class _Loop:
             raise RunFailedError(
                 f"the last {metrics.skipped_in_row} steps, up to step {step}, had a loss or gradient that is not "
                 f"finite (loss {float(metrics.sums.objective)}, gradient norm {float(metrics.gradient_norm)}) and were "
-                f"skipped (train.max_skipped_steps={self.config.train.max_skipped_steps}). Nothing was saved since. "
+                f"skipped (train.max_skipped_steps={self.config.train.max_skipped_steps}). {self._saved_before(step)}. "
                 "Lower optimizer.learning_rate or optimizer.clip_norm, or lengthen schedule.warmup_steps, and start "
-                "again: from the newest checkpoint with checkpoint.allow_config_change=true, or in another run_dir"
+                "again: from there with checkpoint.allow_config_change=true, from an older one with "
+                "checkpoint.resume_from too, or in another run_dir"
             )
         if last or _due(step, self.config.train.log_every):
             self.reporter.step(
@@ -208,14 +213,35 @@ class _Loop:
         self.watchdog.arm()
 
     def _save(self, step: int, state: TrainState) -> None:
+        """Save a state; one with skipped steps in a row takes the place of no other, and is saved
+        at the end and at `checkpoint.at_steps` alone.
+        """
+        settings, skipped = self.config, self.skipped_in_row
+        asked_for = step == settings.train.num_steps or step in settings.checkpoint.at_steps
+        if skipped and not asked_for:
+            log.warning(
+                "step %d is not saved: the last %d steps were skipped, and its weights may be why. %s",
+                *(step, skipped, self._saved_before(step)),
+                extra=event("unsaved", step=step, skipped_in_row=skipped),
+            )
+            return
         consumed = self.consumption.at(step)
         record = {
             **record_of(self.config, self.program, self.datasets, consumed),
             "token_hash": hexdigest(jax.device_get(state.token_hash)),
             **({"published": self.published} if self.published else {}),
         }
-        self.checkpointer.save(step, state, record)
+        self.checkpointer.save(step, state, record, replaces=not skipped)
         self.watchdog.arm()
+
+    def _saved_before(self, step: int) -> str:
+        """Say which checkpoint is the newest from before the skipped steps in a row."""
+        self.checkpointer.wait()
+        last_good = step - self.skipped_in_row
+        saved = [saved for saved in self.checkpointer.steps() if saved <= last_good]
+        if not saved:
+            return "There is no checkpoint from before them: a start begins anew"
+        return f"The newest checkpoint from before them, where a start goes on, is of step {saved[0]}"
 
 
 def _with_own_tokenizer(config: RunConfig) -> RunConfig:

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from maxlm.checkpoint import Checkpointer, CheckpointReader
-from maxlm.config.errors import UserError
+from maxlm.checkpoint import Checkpointer, CheckpointReader, read_back
+from maxlm.config.errors import RunFailedError, UserError
 from maxlm.config.schema import CheckpointConfig
 from maxlm.sharding.host import on_host, to_device, to_place_of
 
@@ -64,7 +64,7 @@ def test_restores_what_was_saved(open_checkpointer, make_state, abstract, assert
 def test_arrays_in_host_memory_are_saved_and_restored_there(
     open_checkpointer, make_state, abstract, assert_equal
 ):
-    state, copy = (make_state(0, rows=65536) for _ in range(2))
+    state, copy = (make_state(1, rows=65536) for _ in range(2))
     hosts = jax.tree.map(lambda x: on_host(x.sharding), state)
     state = jax.device_put(state, hosts)
     scramble = jax.jit(
@@ -94,7 +94,7 @@ def test_nothing_saved_is_none(open_checkpointer, make_state, abstract):
 
 
 def test_saved_state_may_be_donated_at_once(open_checkpointer, make_state, abstract, assert_equal):
-    state, copy = (make_state(0, rows=65536) for _ in range(2))
+    state, copy = (make_state(1, rows=65536) for _ in range(2))
     scramble = jax.jit(
         lambda tree: jax.tree.map(lambda x: ~x if x.dtype == bool else x + 1, tree),
         donate_argnums=0,
@@ -363,19 +363,21 @@ def test_full_disk(small_disk, open_checkpointer, make_state, abstract, assert_e
     [(errno.ENOSPC, "the disk is full"), (errno.EROFS, "the file system is read-only")],
 )
 def test_storage_errors_are_explained(
-    number, words, open_checkpointer, tmp_path, make_state, monkeypatch
+    number, words, open_checkpointer, tmp_path, make_state, monkeypatch, caplog
 ):
     checkpointer = open_checkpointer()
     checkpointer.save(1, make_state(1), {}, wait=True)
-    checkpointer.save(2, make_state(2), {})
-    checkpointer._saver.wait_until_finished()
 
-    def fail():
+    def fail(*arguments):
         raise OSError(number, "injected")
 
-    monkeypatch.setattr(checkpointer._saver, "wait_until_finished", fail)
-    with pytest.raises(UserError, match=words):
-        checkpointer.wait()
+    with monkeypatch.context() as patch:
+        patch.setattr(read_back, "read_back", fail)
+        checkpointer.save(2, make_state(2), {})
+        with pytest.raises(UserError, match=words):
+            checkpointer.wait()
+    failed = [record.maxlm_event for record in caplog.records if hasattr(record, "maxlm_event")]
+    assert ("failed_save", 2, words) in [(e.kind, e.step, e.values.get("cause")) for e in failed]
     checkpointer.save(3, make_state(3), {}, wait=True)
     assert checkpointer.latest_record()["step"] == 3
 
@@ -392,6 +394,6 @@ def test_read_only_disk(small_disk, open_checkpointer, make_state):
 
 def test_unknown_failure_keeps_its_cause(open_checkpointer, make_state, monkeypatch):
     checkpointer = open_checkpointer()
-    monkeypatch.setattr(checkpointer._saver, "save", lambda *a, **k: json.loads("{"))
-    with pytest.raises(RuntimeError, match="checkpoint of step 1 was not saved: JSONDecodeError"):
+    monkeypatch.setattr(checkpointer._writer._saver, "save", lambda *a, **k: json.loads("{"))
+    with pytest.raises(RunFailedError, match="checkpoint of step 1 was not saved: JSONDecodeError"):
         checkpointer.save(1, make_state(1), {})
