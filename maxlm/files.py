@@ -10,6 +10,10 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
+# The library that stores checkpoints searches for parts of one by patterns that have its path in
+# them, and takes \\ for /.
+_PATTERNS = "*?[\\"
+
 _KINDS = {
     stat.S_IFIFO: "a FIFO",
     stat.S_IFCHR: "a device",
@@ -81,6 +85,23 @@ def place_of(path: str) -> str:
         return os.path.realpath(path)
     except (OSError, ValueError):  # such as a zero byte: what opens it will say so
         return path
+
+
+def why_unstorable(path: str) -> str | None:
+    """Say what is in the path of a folder for which checkpoints in it could not be read back; None
+    if nothing is. Spaces and letters of any alphabet are fine.
+    """
+    path = str(Path(path).absolute())  # what stands before a relative one counts too
+    signs = [sign for sign in _PATTERNS if sign in path]
+    if signs:
+        return " and ".join(signs)
+    if "gs:/" in f"{path}/":  # which is taken for the start of a bucket's address
+        return "a name that ends in gs:"
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return "bytes that are no UTF-8"
+    return None
 
 
 def flush_file(path: Path) -> None:

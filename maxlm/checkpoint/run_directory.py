@@ -18,14 +18,10 @@ from typing import IO
 
 from maxlm.checkpoint import layout
 from maxlm.config.errors import UserError, make_possible
-from maxlm.files import read_regular, write_whole
+from maxlm.files import read_regular, why_unstorable, write_whole
 from maxlm.runtime import on_first_process
 
 log = logging.getLogger(__name__)
-
-# orbax searches for parts of a checkpoint by patterns that have its path in them, and tensorstore
-# takes \\ for /: what is saved in such a folder cannot be read back.
-UNSAFE = "*?[\\"
 
 # Below this not even metrics and a small checkpoint fit; better said before the first step than
 # after an hour.
@@ -161,12 +157,12 @@ def refuse_unsafe(name: str, path: Path) -> None:
     """Refuse a folder whose checkpoints could not be read back; `name` is the setting of it.
 
     Raises:
-        UserError: there are signs in its path that the storage library takes for patterns.
+        UserError: something in its path is none of what the storage library can take.
     """
-    unsafe = [sign for sign in UNSAFE if sign in str(path)]
-    if unsafe:
+    unsafe = why_unstorable(str(path))
+    if unsafe is not None:
         raise UserError(
-            f"{name}={path}: checkpoints in a folder with {' or '.join(unsafe)} in its path could not be read "
+            f"{name}={str(path)!a}: checkpoints in a folder with {unsafe} in its path could not be read "
             f"back; choose another {name}"
         )
 

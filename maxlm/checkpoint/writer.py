@@ -57,6 +57,7 @@ class CheckpointWriter:
         self._saver = _make_saver()
         self._background = ThreadPoolExecutor(1, "write-checkpoint")
         self._in_flight: _Save | None = None
+        self._existed = False  # the folder, when the save began
 
     def start(self, step: int, state: Any, record: dict[str, Any]) -> None:
         """Copy a state off the devices, and go on in the background; nothing may be in flight.
@@ -73,7 +74,7 @@ class CheckpointWriter:
             shown = ", ".join(infinite[:_SHOWN]) + (", ..." if len(infinite) > _SHOWN else "")
             raise RunFailedError(
                 f"the state after step {step} is not saved: there is nan or infinity in {len(infinite)} of its "
-                f"{len(arrays)} arrays ({shown}); {self._intact()}"
+                f"{len(arrays)} arrays ({shown}); {self._intact(step)}"
             )
         content = layout.seal({"leaves": manifest, "record": {**record, "step": step}})
         differing = layout.disagreement(step, content)
@@ -83,7 +84,7 @@ class CheckpointWriter:
         arguments = ocp.args.Composite(
             state=ocp.args.PyTreeSave(arrays), record=ocp.args.JsonSave(content)
         )
-        began = time.perf_counter()
+        began, self._existed = time.perf_counter(), self._directory.is_dir()
         try:
             self._saver.save(layout.step_path(self._directory, step), args=arguments)
         except Exception as error:
@@ -113,8 +114,9 @@ class CheckpointWriter:
             cause = damage or "what another process read back is not what it wrote"
             on_first_process(lambda: self._set_aside(save.step, cause))
             raise RunFailedError(
-                f"the checkpoint of step {save.step} was not saved: {cause}; it was renamed; {self._intact()}; look "
-                "at the disk and the memory of this machine, and start the same command again to resume"
+                f"the checkpoint of step {save.step} was not saved: {cause}; it was renamed; "
+                f"{self._intact(save.step)}; look at the disk and the memory of this machine, and start the "
+                "same command again to resume"
             )
         return save.step
 
@@ -132,7 +134,10 @@ class CheckpointWriter:
             saver.wait_until_finished()
             count = read_back.read_back(path, written, self._verify)
         except layout.DamagedError as error:
-            return str(error)
+            if path.is_dir():
+                return str(error)
+            _tell_failure(step, error)
+            raise
         except Exception as error:
             _tell_failure(step, error)  # now; the training thread hears of it when it saves again
             raise
@@ -158,24 +163,25 @@ class CheckpointWriter:
         if jax.process_index() == 0:
             layout.sweep(self._directory, deletions=False)
         cause, failed = _storage_cause(error), f"the checkpoint of step {step}"
-        if not self._directory.is_dir():
+        if self._existed and not self._directory.is_dir():
             return UserError(
                 f"{failed} was not saved: {self._directory} was removed while the run went on; put it back if it "
                 "was moved, and start the same command again to resume"
             )
         if cause is None:
             return RunFailedError(
-                f"{failed} was not saved: {type(error).__name__}: {error}; {self._intact()}"
+                f"{failed} was not saved: {type(error).__name__}: {error}; {self._intact(step)}"
             )
         return UserError(
             f"{failed} ({nbytes / 1e6:.1f} MB) was not saved: {cause} ({self._directory}, "
-            f"{_free_bytes(self._directory) / 1e6:.1f} MB free); {self._intact()}; "
+            f"{_free_bytes(self._directory) / 1e6:.1f} MB free); {self._intact(step)}; "
             "make room (or lower checkpoint.keep_last, or move the run to another run_dir) and start the same command "
             "again to resume"
         )
 
-    def _intact(self) -> str:
-        newest = next(iter(layout.saved_steps(self._directory)), None)
+    def _intact(self, step: int) -> str:
+        others = (saved for saved in layout.saved_steps(self._directory) if saved != step)
+        newest = next(others, None)
         which = (
             "there is none before"
             if newest is None

@@ -19,7 +19,7 @@ from maxlm.config.model import BLOCK_ACTIVATIONS, MupParametrisation
 from maxlm.config.pipeline.filters.word_list import MissingFileProblem
 from maxlm.config.positions.embedded import LearnedPosition, SinusoidalPosition
 from maxlm.config.schema import DataConfig, MeshConfig, RunConfig
-from maxlm.files import place_of
+from maxlm.files import place_of, why_unstorable
 
 
 class _InvalidSectionError(Exception):
@@ -350,6 +350,10 @@ def _own_tokenizer(config: RunConfig) -> Iterator[Problem]:
 
 def _paths(config: RunConfig) -> Iterator[Problem]:
     yield from _path("run_dir", config.run_dir, "runs/name")
+    unsafe = None if "\0" in config.run_dir else why_unstorable(config.run_dir)
+    if unsafe is not None:
+        text = f"run_dir={config.run_dir!a}: checkpoints in a folder with {unsafe} in its path could not be read back"
+        yield Problem("run_dir", f"{text}; choose another run_dir, such as runs/name")
     if config.train.init_from is not None:
         yield from _path("train.init_from.path", config.train.init_from.path, "runs/name")
 
@@ -441,6 +445,13 @@ def _keep_every(config: RunConfig) -> Iterator[Problem]:
 
 
 def _saved_steps(config: RunConfig) -> Iterator[Problem]:
+    asked = config.checkpoint.resume_from
+    if asked is not None and asked >= config.train.num_steps:
+        text = (
+            f"checkpoint.resume_from={asked} is not before train.num_steps={config.train.num_steps}"
+        )
+        cure = "use an earlier checkpoint, more train.num_steps, or null to go on from the newest"
+        yield Problem("checkpoint.resume_from", f"{text}; {cure}")
     steps, total = config.checkpoint.at_steps, config.train.num_steps
     late = [step for step in steps if step > total]
     if late:

@@ -241,7 +241,9 @@ class _Loop:
         saved = [saved for saved in self.checkpointer.steps() if saved <= last_good]
         if not saved:
             return "There is no checkpoint from before them: a start begins anew"
-        return f"The newest checkpoint from before them, where a start goes on, is of step {saved[0]}"
+        return (
+            f"The newest checkpoint from before them, where a start goes on, is of step {saved[0]}"
+        )
 
 
 def _with_own_tokenizer(config: RunConfig) -> RunConfig:

@@ -50,7 +50,7 @@ def test_is_the_same_on_every_sharding(explicit):
 def test_notices_every_bit_and_every_exchange():
     generator = np.random.default_rng(2)
     array = generator.standard_normal((64, 32)).astype(np.float32)
-    good = (fingerprint(jnp.asarray(array)))
+    good = fingerprint(jnp.asarray(array))
     for _ in range(100):
         flipped = array.copy()
         flipped.reshape(-1).view(np.uint32)[generator.integers(array.size)] ^= np.uint32(

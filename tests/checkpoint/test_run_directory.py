@@ -146,7 +146,9 @@ def test_a_run_with_checkpoints_starts_with_its_own_tokenizer(tmp_path):
     assert tokenizer_to_open(tmp_path / "none", "named") == "named"
 
 
-@pytest.mark.parametrize("name", ["a[1]", "a*b", "a?", "back\\\\slash", "a[1]/inside"])
+@pytest.mark.parametrize(
+    "name", ["a[1]", "a*b", "a?", "back\\slash", "a[1]/inside", "gs:", "mygs:/run", "\udcff"]
+)
 def test_names_that_checkpoints_cannot_be_read_back_from(tmp_path, name):
     message = r"run_dir=.* could not be read back; choose another run_dir"
     with pytest.raises(UserError, match=message), RunDirectory.open(tmp_path / name):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -102,3 +103,48 @@ def test_one_folder_by_a_link_and_by_its_name(
         load_run(write_run(), [f"data.sources.text.path={tmp_path}/folder", more])
     (tmp_path / "link").unlink()
     load_run(write_run(), [f"data.sources.text.path={tmp_path}/folder", more])
+
+
+@pytest.mark.parametrize(
+    ("run_dir", "shown", "reason"),
+    [
+        ("runs/[a]", "'runs/[a]'", "["),
+        ("runs/a*?", "'runs/a*?'", "* and ?"),
+        ("runs/a\\b", "'runs/a\\\\b'", "\\"),
+        ("runs/logs:gs:/b", "'runs/logs:gs:/b'", "a name that ends in gs:"),
+        ("runs/gs:", "'runs/gs:'", "a name that ends in gs:"),
+        ("runs/\udcff", "'runs/\\udcff'", "bytes that are no UTF-8"),
+    ],
+)
+def test_a_folder_that_checkpoints_could_not_be_read_back_from(
+    write_run: Callable[..., str], run_dir: str, shown: str, reason: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_run(write_run(), [f"run_dir={json.dumps(run_dir)}"])
+    (problem,) = error.value.problems
+    assert problem.path == "run_dir"
+    assert problem.text == (
+        f"run_dir={shown}: checkpoints in a folder with {reason} in its path could not be read back; "
+        "choose another run_dir, such as runs/name"
+    )
+
+
+def test_a_relative_folder_below_such_a_one(
+    write_run: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / write_run())
+    for name, fine in (("\u00fc #1 %2F {a}", True), ("[x]", False)):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        if fine:
+            load_run(path)
+        else:
+            with pytest.raises(ConfigError, match="could not be read back"):
+                load_run(path)
+
+
+def test_a_checkpoint_to_go_back_to_is_before_the_last_step(write_run: Callable[..., str]) -> None:
+    load_run(write_run(), ["checkpoint.resume_from=0"])
+    message = r"checkpoint.resume_from=99999 is not before train.num_steps=\d+; use an earlier"
+    with pytest.raises(ConfigError, match=message):
+        load_run(write_run(), ["checkpoint.resume_from=99999"])

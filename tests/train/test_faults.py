@@ -80,6 +80,8 @@ def test_steps_with_nan_are_skipped_and_counted_and_training_goes_on(write_run, 
     assert "step 10 was skipped: its loss (nan) or gradient (norm nan) is not finite" in output
     assert "step 11 was skipped" in output
     assert "step 12 was skipped" not in output
+    assert "step 10 is not saved: the last 1 steps were skipped, and its weights may" in output
+    assert "from before them, where a start goes on, is of step 5" in " ".join(output.split())
     assert "NaN or Inf found" not in output
     metrics = read_metrics(tmp_path / "run")
     assert [values["optim/skipped_steps"] for values in metrics.values()] == [0] * 9 + [1] + [

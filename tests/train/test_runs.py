@@ -164,7 +164,9 @@ def test_missing_data_is_told_before_any_device_work(write_run, tmp_path):
 
 def test_divergence_skips_steps_then_stops_and_loses_nothing(write_run, tmp_path):
     path = write_run(
-        train={"num_steps": 200, "max_skipped_steps": 3}, optimizer={"clip_norm": None}
+        train={"num_steps": 200, "max_skipped_steps": 3},
+        optimizer={"clip_norm": None},
+        checkpoint={"every": 1},
     )
     # Every update is as large as fp32 allows: the second step's loss cannot be finite.
     # And settings as large as they may be change nothing about that.
@@ -177,6 +179,8 @@ def test_divergence_skips_steps_then_stops_and_loses_nothing(write_run, tmp_path
     large = [f"{name}=2147483647" for name in names]
     output = train(path, "optimizer.learning_rate=1e38", "schedule.warmup_steps=0", *large, code=1)
     assert "the last 3 steps" in output
+    assert "from before them, where a start goes on, is of step 1. Lower" in output
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["00000001"]
     assert "optimizer.learning_rate" in output
     assert "Traceback" not in output
     metrics = read_metrics(tmp_path / "run")
