@@ -34,13 +34,13 @@ class Block(NamedTuple):
     """A part of an array that one device of this process holds.
 
     Attributes:
-      index: where it is in the array, a slice for each axis.
+      place: where it is in the array, a slice for each axis.
       nbytes: its size.
       fingerprint: its share of the array's.
       finite: it has no nan and no infinity.
     """
 
-    index: tuple[slice, ...]
+    place: tuple[slice, ...]
     nbytes: int
     fingerprint: int
     finite: bool
@@ -71,21 +71,23 @@ def fingerprint_blocks(arrays: dict[str, jax.Array]) -> dict[str, list[Block]]:
     }
 
 
-def fingerprint_values(values: np.ndarray, index: tuple[slice, ...], shape: tuple[int, ...]) -> int:
+def fingerprint_values(values: np.ndarray, place: tuple[slice, ...], shape: tuple[int, ...]) -> int:
     """Return the fingerprint of a block on the host.
 
     Args:
       values: of the block.
-      index: where it is in the array.
+      place: where it is in the array.
       shape: of the whole array.
     """
     if not shape:
-        values, index, shape = values.reshape(1), (slice(None),), (1,)
+        values, place, shape = values.reshape(1), (slice(None),), (1,)
     places = [
         (np.arange(part.start or 0, (part.start or 0) + size) * (stride % 2**32)).astype(np.uint32)
-        for part, size, stride in zip(index, values.shape, _strides(shape), strict=True)
+        for part, size, stride in zip(place, values.shape, _strides(shape), strict=True)
     ]
-    row = functools.reduce(lambda left, right: left[..., None] + right, places[1:], np.uint32(0))
+    row = np.zeros((), np.uint32)
+    for more in places[1:]:
+        row = row[..., None] + more
     rows = max(1, _ELEMENTS_AT_A_TIME // max(1, row.size))
     total = 0
     for first in range(0, values.shape[0], rows):

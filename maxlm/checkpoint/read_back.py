@@ -76,11 +76,11 @@ def read_back(path: Path, written: Written, extent: Literal["sample", "all", "no
         entry = written.manifest[name]
         with _reading(name):
             array = _start_to_open(path / layout.STATE, name).result()
-            values = array[block.index].read().result()
-        found = fingerprint_values(values, block.index, tuple(entry["shape"]))
+            values = array[block.place].read().result()
+        found = fingerprint_values(values, block.place, tuple(entry["shape"]))
         if found != block.fingerprint:
             raise layout.DamagedError(
-                f"read back, the array {name} is not what was written (at {_spelt(block.index)})"
+                f"read back, the array {name} is not what was written (at {_spelt(block.place)})"
             )
     return len(chosen)
 
@@ -127,13 +127,20 @@ def _check_structure(path: Path, manifest: leaves.Manifest) -> None:
     for name, entry in manifest.items():
         with _reading(name):
             array = opened[name].result()
-        each = array.chunk_layout.write_chunk.shape or ()  # none of a scalar
-        chunks = math.prod(-(-size // chunk) for size, chunk in zip(array.shape, each, strict=True))
+        chunks = _count_chunks(array)
         saved = list(array.shape), array.dtype.name, found[name] - 1  # `.zarray` is beside them
         if saved != (entry["shape"], entry["dtype"], chunks):
             raise layout.DamagedError(
                 f"read back, the array {name} is {saved[1]}{saved[0]} with {saved[2]} of {chunks} chunks"
             )
+
+
+def _count_chunks(array: ts.TensorStore) -> int:
+    each = array.chunk_layout.write_chunk.shape or ()  # none of a scalar
+    counts: list[int] = [
+        -(-size // (chunk or 1)) for size, chunk in zip(array.shape, each, strict=True)
+    ]
+    return math.prod(counts)
 
 
 def _store(path: Path, name: str = "") -> dict[str, Any]:
@@ -155,10 +162,10 @@ def _reading(what: str) -> Iterator[None]:
         raise layout.DamagedError(f"{what} cannot be read back: {cause}") from error
 
 
-def _spelt(index: tuple[slice, ...]) -> str:
-    """Return an index as Python writes it."""
+def _spelt(place: tuple[slice, ...]) -> str:
+    """Return slices as Python writes them."""
     parts = (
         f"{'' if part.start is None else part.start}:{'' if part.stop is None else part.stop}"
-        for part in index
+        for part in place
     )
     return f"[{', '.join(parts)}]"

@@ -71,10 +71,10 @@ def test_blocks_are_the_array_once_and_have_the_numbers_of_what_they_read_as(dty
         covered = np.zeros(array.shape, int)
         placed = jax.device_put(array, NamedSharding(mesh, spec))
         for block in fingerprint_blocks({"x": placed})["x"]:
-            covered[block.index] += 1
-            part = array[block.index]
+            covered[block.place] += 1
+            part = array[block.place]
             assert (block.nbytes, block.finite) == (part.nbytes, True)
-            assert fingerprint_values(part, block.index, array.shape) == block.fingerprint
+            assert fingerprint_values(part, block.place, array.shape) == block.fingerprint
         assert (covered == 1).all()
 
 
