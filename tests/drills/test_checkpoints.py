@@ -1,0 +1,247 @@
+"""Faults done to checkpoints: files that change, kills inside saves and deletions, a folder that
+goes, saves without end.
+"""
+
+import gc
+import itertools
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from maxlm.checkpoint import Checkpointer, CheckpointReader
+from maxlm.config.cluster.exit_codes import Exit
+from maxlm.config.errors import UserError
+from maxlm.config.schema import CheckpointConfig
+from tests.train.conftest import ROOT, finish, start, wait_for_step
+
+# What fails to read a damaged file after the first that did reports to an event loop that has ended.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+MUTATIONS = 200
+KILLS = 50
+SAVES = 50
+MOST_GROWTH_MB = 16
+
+
+def state_of(step, rows=256):
+    mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("a", "b"))
+    values = np.random.default_rng(step).standard_normal((rows, 64)).astype(np.float32)
+
+    def put(array, *axes):
+        return jax.device_put(array, NamedSharding(mesh, PartitionSpec(*axes)))
+
+    tokens = np.array([step, 7], np.uint32)
+    return {
+        "decoder": {"weights": put(values, "a", "b"), "scale": put(values[0], "b")},
+        "optimizer": put(values.astype(jnp.bfloat16), "b", "a"),
+        "step": put(np.int32(step)),
+        "token_hash": put(tokens),
+    }
+
+
+def save(folder, *steps, **settings):
+    with Checkpointer(folder, CheckpointConfig(**settings)) as checkpointer:
+        for step in steps:
+            checkpointer.save(step, state_of(step), {"token_hash": f"{step:08x}{7:08x}"})
+
+
+def flip(file, others, rng):
+    data = bytearray(file.read_bytes() or b"\0")
+    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    file.write_bytes(data)
+
+
+def truncate(file, others, rng):
+    data = file.read_bytes()
+    file.write_bytes(data[: rng.randrange(len(data))] if data else b"x")
+
+
+def delete(file, others, rng):
+    file.unlink()
+
+
+def empty(file, others, rng):
+    file.write_bytes(b"")
+
+
+def swap(file, others, rng):
+    other = rng.choice([one for one in others if one != file])
+    mine, its = file.read_bytes(), other.read_bytes()
+    file.write_bytes(its)
+    other.write_bytes(mine)
+
+
+def copy_another_step_s(file, others, rng):
+    """Of the same name, or of the same folder where names are chance."""
+    there = next(parent for parent in file.parents if parent.name == "00000003")
+    older = there.with_name("00000002")
+    same = older / file.relative_to(there)
+    place = same.parent if same.parent.is_dir() else older
+    candidates = [same] if same.is_file() else [one for one in place.rglob("*") if one.is_file()]
+    file.write_bytes(rng.choice(candidates).read_bytes())
+
+
+def copy_under_another_name(file, others, rng):
+    older = next(parent for parent in file.parents if parent.name == "00000003")
+    shutil.copytree(older.with_name("00000002"), older.with_name("00000007"))
+
+
+KINDS = (flip, truncate, delete, empty, swap, copy_another_step_s, copy_under_another_name)
+
+
+@pytest.mark.slow
+def test_changes_of_files(tmp_path, record_property, caplog):
+    pristine, folder = tmp_path / "pristine", tmp_path / "checkpoints"
+    save(pristine, 1, 2, 3)
+    wanted = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state_of(0)
+    )
+    truth = {step: state_of(step) for step in (1, 2, 3)}
+    seed = time.time_ns() % 2**32
+    rng, told, unread, silent = random.Random(seed), 0, 0, []
+    for number in range(MUTATIONS):
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(pristine, folder)
+        files = sorted(one for one in (folder / "00000003").rglob("*") if one.is_file())
+        # Every second one where most bytes are: in the arrays.
+        sizes = [one.stat().st_size if number % 2 else 1 for one in files]
+        kind, (file,) = KINDS[number % len(KINDS)], rng.choices(files, sizes)
+        kind(file, files, rng)
+        caplog.clear()
+        restored = CheckpointReader(folder).restore(wanted)
+        damage_told = "damaged checkpoint" in caplog.text
+        right = equal(restored.state, truth[restored.step])
+        told += right and damage_told
+        unread += right and not damage_told and restored.step == 3
+        if not right or (restored.step != 3 and not damage_told):
+            silent.append((kind.__name__, str(file), restored.step))
+    record_property("seed", seed)
+    record_property("changes", MUTATIONS)
+    record_property("told, and the newest whole one restored", told)
+    record_property("in what nobody reads", unread)
+    record_property("silent", len(silent))
+    assert not silent
+    assert told + unread == MUTATIONS
+    assert told > MUTATIONS / 3
+
+
+def equal(left, right):
+    pairs = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
+    return all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in pairs)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_kills_inside_saves_and_deletions(tmp_path, record_property):
+    """The job saves without a pause, and deletes as often: a kill falls into one or the other."""
+    rng, seed = random.Random(), time.time_ns() % 2**32
+    rng.seed(seed)
+    job_file, firsts, leftovers = ROOT / "tests/checkpoint/saving_job.py", [], 0
+    for number in range(KILLS + 1):
+        steps = 3 if number == KILLS else 10**6
+        job = subprocess.Popen(
+            [sys.executable, job_file, tmp_path, str(steps)],
+            cwd=ROOT,
+            env={"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        # The job compares what it restores with what that step's state was.
+        line = job.stdout.readline().strip()
+        assert line.startswith("from "), job.stderr.read()
+        firsts.append(int(line.removeprefix("from ")))
+        if number < KILLS:
+            time.sleep(rng.uniform(0.05, 1.0))
+            job.kill()
+            job.communicate()
+            names = [path.name for path in (tmp_path / "checkpoints").iterdir()]
+            leftovers += any(not name.isdecimal() for name in names)
+    out, err = job.communicate(timeout=120)
+    assert (out.strip(), job.returncode) == ("done", 0), err
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == [f"{firsts[-1] + 1:08d}", f"{firsts[-1] + 2:08d}"]
+    record_property("seed", seed)
+    record_property("kills", KILLS)
+    record_property("with a half-done save or deletion", leftovers)
+    record_property(
+        "went back behind a whole checkpoint",
+        sum(b < a for a, b in itertools.pairwise(firsts)),
+    )
+    record_property("steps saved", firsts[-1] + 2)
+    assert firsts == sorted(firsts)
+    assert leftovers > KILLS / 4
+
+
+@pytest.mark.slow
+def test_host_memory_over_saves(tmp_path, record_property):
+    """Each save has 17 MB of arrays in flight: what is kept of one would show."""
+    resident = []
+    with Checkpointer(
+        tmp_path / "checkpoints", CheckpointConfig(keep_last=1, verify="all")
+    ) as saver:
+        for step in range(10 + SAVES):  # the first ten warm up allocators
+            state = state_of(step, rows=2**15)
+            saver.save(step, state, {"token_hash": f"{step:08x}{7:08x}"}, wait=True)
+            del state
+            gc.collect()
+            resident.append(resident_mb())
+    growth = statistics.median(resident[-10:]) - statistics.median(resident[10:20])
+    record_property("saves", SAVES)
+    record_property("MB a save", 17)
+    record_property("growth in MB", round(growth, 1))
+    assert growth < MOST_GROWTH_MB
+
+
+def resident_mb():
+    with open("/proc/self/statm") as file:  # noqa: PTH123
+        return int(file.read().split()[1]) * 4096 / 1e6
+
+
+@pytest.mark.slow
+def test_the_run_s_folder_goes(write_run, tmp_path, record_property):
+    path = write_run(train={"num_steps": 100_000}, checkpoint={"every": 200})
+    process = start(path)
+    wait_for_step(tmp_path / "run", 100, process)
+    shutil.rmtree(tmp_path / "run")
+    output = finish(process, Exit.MISTAKE)
+    assert "was removed while the run went on; step" in " ".join(output.split())
+    assert "Traceback" not in output
+    (saved,) = CheckpointReader(tmp_path / "run/checkpoints").steps()
+    record_property("steps lost", 0)
+    record_property("step saved in the folder made again", saved)
+    assert saved % 200 == 0
+
+
+@pytest.mark.slow
+def test_where_writing_is_not_permitted(tmp_path, record_property):
+    folder = tmp_path / "checkpoints"
+    save(folder, 1)
+    folder.chmod(0o555)
+    try:
+        if can_write(folder):
+            pytest.skip("this user may write everywhere")
+        with pytest.raises(UserError, match="writing there is not permitted"):
+            save(folder, 2)
+    finally:
+        folder.chmod(0o755)
+    assert CheckpointReader(folder).latest_record()["step"] == 1
+    record_property("lost", 0)
+
+
+def can_write(folder):
+    try:
+        (folder / "probe").touch()
+    except PermissionError:
+        return False
+    (folder / "probe").unlink()
+    return True
