@@ -87,6 +87,16 @@ def test_damaged_newest_falls_back_on_both(saved):
     ]
 
 
+def test_what_one_process_reads_back_as_something_else_replaces_nothing(tmp_path):
+    job = launch(tmp_path, "misread")
+    assert job.returncode == 0, job.stderr
+    first, second = (result["error"] for result in results(tmp_path))
+    assert "step 2 was not saved: what another process read back is not what it wrote" in first
+    assert "step 2 was not saved: read back, the array b is not what was written" in second
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["00000001", "00000002.damaged"]
+
+
 def test_second_job_is_refused_with_one_message(tmp_path):
     with RunDirectory.open(tmp_path):
         job = launch(tmp_path, "second_job")

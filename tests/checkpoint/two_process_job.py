@@ -14,8 +14,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from maxlm import runtime
-from maxlm.checkpoint import Checkpointer, RunDirectory
-from maxlm.config.errors import UserError
+from maxlm.checkpoint import Checkpointer, RunDirectory, read_back
+from maxlm.config.errors import RunFailedError, UserError
 from maxlm.config.schema import CheckpointConfig, RuntimeConfig
 
 
@@ -77,6 +77,22 @@ def restore(run_dir):
         "record": restored.record,
         "equal": whole,
     }
+
+
+def misread(run_dir):
+    """Save twice; what the second process reads back of the second one is wrong."""
+    with (
+        RunDirectory.open(run_dir) as run,
+        Checkpointer(run.checkpoints, CheckpointConfig(keep_last=1, verify="all")) as saver,
+    ):
+        saver.save(1, make_state(1, PartitionSpec("a", "b")), {}, wait=True)
+        if jax.process_index() == 1:
+            read_back.fingerprint_values = lambda *arguments: -1
+        saver.save(2, make_state(2, PartitionSpec("a", "b")), {})
+        try:
+            saver.save(3, make_state(3, PartitionSpec("a", "b")), {})
+        except RunFailedError as error:
+            return {"error": str(error)}
 
 
 def second_job(run_dir):
