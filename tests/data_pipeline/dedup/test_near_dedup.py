@@ -4,14 +4,18 @@ indexes.
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from data_pipeline.dedup.near import verify as verification
+from data_pipeline.dedup.near.clusters import least_connected
 from data_pipeline.documents import Document
 from data_pipeline.steps.dedup.near_dedup import NearDedup
 from maxlm.config.errors import UserError
@@ -157,6 +161,19 @@ def test_which_document_stays(run_step, in_shards):
     assert [document.id for document in outcome.kept] == ["books/0"]
 
 
+@pytest.mark.parametrize("links", [0, 30, 200, 900])
+def test_clusters_are_connected_components(links):
+    generator = np.random.default_rng(links)
+    for count in (1, 7, 300):
+        left, right = generator.integers(0, count, (2, links))
+        graph = coo_array((np.ones(links), (left, right)), shape=(count, count))
+        _, labels = connected_components(graph, directed=False)
+        expected = [np.flatnonzero(labels == label)[0] for label in labels]
+        assert least_connected(left, right, count).tolist() == expected
+    chain = generator.permutation(5000)  # pointers that lead from one to the next
+    assert not least_connected(chain[:-1], chain[1:], 5000).any()
+
+
 def test_an_index_keeps_later_corpora_from_repeating_earlier_ones(run_step, in_shards, tmp_path):
     first = pairs(np.random.default_rng(2), 20, common=95)
     index = str(tmp_path / "index")
@@ -183,10 +200,20 @@ def test_an_index_keeps_later_corpora_from_repeating_earlier_ones(run_step, in_s
 
 def test_an_index_that_does_not_fit_is_named(run_step, in_shards, tmp_path):
     run_step(NearDedup(NearDedupConfig(index=str(tmp_path / "index"))), in_shards(["some text"]))
+    folder = str(tmp_path / "index")
+    step = NearDedup(NearDedupConfig(earlier=(folder, str(tmp_path / "absent")), bands=20))
+    one, two = step.problems("steps.0")
+    assert (one.path, two.path) == ("steps.0.earlier.0", "steps.0.earlier.1")
+    assert re.search("'bands': 14.*'bands': 20", one.text)
+    assert "no index of documents" in two.text
     with pytest.raises(UserError, match="'bands': 14.*'bands': 20"):
-        NearDedup(NearDedupConfig(earlier=(str(tmp_path / "index"),), bands=20))
-    with pytest.raises(UserError, match="no index of documents"):
-        NearDedup(NearDedupConfig(earlier=(str(tmp_path / "absent"),)))
+        run_step(step, in_shards(["some text"]))
+    whole = NearDedup(NearDedupConfig(earlier=(folder,)))
+    assert not list(whole.problems("steps.0"))
+    (file,) = (tmp_path / "index").glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-1])
+    (problem,) = whole.problems("steps.0")
+    assert f"{file}: cannot be read" in problem.text
 
 
 def test_comparisons_are_bounded_and_those_left_out_counted(run_step, in_shards, monkeypatch):
