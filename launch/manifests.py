@@ -214,6 +214,7 @@ def _variables(cluster: KubernetesCluster) -> list[dict[str, Any]]:
     nodes, name = cluster.accelerator, cluster.name
     first = f"{name}-{GROUP}-0-0.{name}" if cluster.api == "jobset" else f"{name}-0.{name}"
     plain = {
+        "MAXLM_NOTICE_SECONDS": str(cluster.stop_seconds),
         **{key: _literal(value) for key, value in cluster.environment.items()},
         "MAXLM_COORDINATOR": f"{first}:{cluster.port}",
         "MAXLM_NUM_PROCESSES": str(nodes.nodes * nodes.slices),

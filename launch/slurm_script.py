@@ -160,7 +160,7 @@ def _environment(job: Job) -> Iterator[str]:
         yield f"module load {shlex.join(cluster.modules)}"
     if cluster.venv:
         yield f"export PATH={shlex.quote(str(Path(cluster.venv).absolute() / 'bin'))}:$PATH"
-    variables = {**cluster.environment}
+    variables = {"MAXLM_NOTICE_SECONDS": str(cluster.stop_seconds), **cluster.environment}
     if cluster.network_interface:
         variables.setdefault("NCCL_SOCKET_IFNAME", cluster.network_interface)
     if job.launcher:

@@ -1,5 +1,5 @@
-"""What all tests share: eight fake CPU devices, which must be set before anything starts JAX, and
-small disks.
+"""What all tests share: eight fake CPU devices, which must be set before anything starts JAX, an
+audit of what Python does meanwhile, and small disks.
 """
 
 import os
@@ -7,6 +7,8 @@ import shutil
 import subprocess
 
 import pytest
+
+from tests import audit
 
 # Machine code is not optimised: the programs and their collectives are the same, and compile in
 # half the time.
@@ -18,6 +20,16 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # Two threads for each device, as `maxlm.runtime` asks for, however few cores there are.
 os.environ["PJRT_NPROC"] = "16"
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {QUICK_COMPILE} {PATIENCE}"
+
+audit.install()
+
+
+@pytest.fixture(autouse=True)
+def nothing_forbidden():
+    """Fail a test in which something happened that SECURITY.md says never does."""
+    yield
+    found = audit.take()
+    assert not found, "\n".join(["SECURITY.md says that this never happens:", *found])
 
 
 @pytest.fixture

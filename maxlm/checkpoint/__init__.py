@@ -4,6 +4,7 @@ them.
 
 from maxlm.checkpoint.manager import Checkpointer
 from maxlm.checkpoint.reader import CheckpointReader, Restored
+from maxlm.checkpoint.remote import SlowTier, bring_back
 from maxlm.checkpoint.run_directory import RunDirectory, tokenizer_to_open
 
 __all__ = [
@@ -11,5 +12,7 @@ __all__ = [
     "Checkpointer",
     "Restored",
     "RunDirectory",
+    "SlowTier",
+    "bring_back",
     "tokenizer_to_open",
 ]

@@ -16,12 +16,14 @@ import jax
 
 from maxlm.checkpoint import layout
 from maxlm.checkpoint.reader import CheckpointReader, Restored
+from maxlm.checkpoint.remote import SlowTier
 from maxlm.checkpoint.writer import CheckpointWriter
 from maxlm.config.errors import RunFailedError, UserError, make_possible
 from maxlm.config.resume import compare_runs
 from maxlm.config.schema import CheckpointConfig, RunConfig
 from maxlm.events import event
 from maxlm.runtime import on_first_process
+from maxlm.runtime.notice import StopTime, notice_seconds
 
 log = logging.getLogger(__name__)
 
@@ -32,11 +34,16 @@ class Checkpointer:
     Use as a context manager, or `close`.
     """
 
-    def __init__(self, directory: Path | str, config: CheckpointConfig) -> None:
+    def __init__(
+        self, directory: Path | str, config: CheckpointConfig, tier: SlowTier | None = None
+    ) -> None:
+        """`tier`: where whole checkpoints are copied to, and come back from."""
+        self._tier = tier
         self._reader = CheckpointReader(directory)
         self._directory = self._reader.directory
         self._config = config
-        self._writer = CheckpointWriter(self._directory, config)
+        self._writer = CheckpointWriter(self._directory, config, self._written)
+        self.stop_time = StopTime(notice_seconds(config.notice_seconds))
         self._deleter = ThreadPoolExecutor(1, "delete-checkpoint")
         self._made = self._directory.is_dir()
         self._replaces = True  # whether older ones may be deleted for the one in flight
@@ -96,8 +103,9 @@ class Checkpointer:
         self._wait(lost=lost)
         begin = time.perf_counter()
         if step not in on_first_process(self._sweep_and_list):
+            self._replaces = replaces
             self._writer.start(step, state, record)
-            self._made, self._replaces = True, replaces
+            self._made = True
         self.stall_seconds += time.perf_counter() - begin
         if wait or lost:
             self.wait()
@@ -176,11 +184,35 @@ class Checkpointer:
         proved whole.
         """
         self.wait()
+        restored = self._restore(abstract_state, saved_as)
+        if restored is not None and self._tier is not None:
+            behind = restored.damaged and self._resume_step is None
+            if behind and self._tier.fetch_newer(restored.step):
+                restored = self._restore(abstract_state, saved_as) or restored
+            self._tier.resume_from(restored.step)
+        self._resume_step = None
+        return restored
+
+    def _restore(
+        self, abstract_state: Any, saved_as: Callable[[dict[str, Any]], Any] | None
+    ) -> Restored | None:
         restored = self._reader.restore(abstract_state, step=self._resume_step, saved_as=saved_as)
         if restored is not None:
             on_first_process(lambda: self._set_aside(restored))
-        self._resume_step = None
         return restored
+
+    def _written(self, step: int, copy_seconds: float, seconds: float) -> None:
+        """Take note, in the background, that what this process wrote reads back as it was."""
+        self.stop_time.saved(
+            step, copy_seconds=copy_seconds, write_seconds=max(seconds - copy_seconds, 0.0)
+        )
+        if jax.process_count() == 1:  # of several, others may still find what they wrote damaged
+            self._is_whole(step)
+
+    def _is_whole(self, step: int) -> None:
+        # A state of skipped steps takes no good copy's place either.
+        if self._tier is not None and self._replaces:
+            self._tier.add(step)
 
     def _wait(self, *, lost: bool) -> None:
         """See `wait`; `lost`: its folder was removed meanwhile."""
@@ -193,6 +225,8 @@ class Checkpointer:
             raise
         finally:
             self.stall_seconds += time.perf_counter() - begin
+        if whole is not None:
+            self._is_whole(whole)
         if whole is not None and self._replaces and jax.process_index() == 0:
             self._delete_old()
 
@@ -223,7 +257,9 @@ class Checkpointer:
         every = self._config.keep_every
         for step in steps[self._config.keep_last :]:
             kept = step in self._config.at_steps or (every is not None and step % every == 0)
-            if not kept:
+            # A slow store does not catch up if what it is to have goes before.
+            held = self._tier is not None and self._tier.holds(step)
+            if not (kept or held):
                 self._deleter.submit(_delete, layout.step_path(self._directory, step))
 
     def _set_aside(self, restored: Restored) -> None:

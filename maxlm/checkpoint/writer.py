@@ -9,6 +9,7 @@ import errno
 import logging
 import shutil
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,9 +51,22 @@ class _Save(NamedTuple):
 
 
 class CheckpointWriter:
-    """Writes checkpoints into `directory`; all processes make the same calls."""
+    """Writes checkpoints into `directory`; all processes make the same calls.
 
-    def __init__(self, directory: Path, config: CheckpointConfig) -> None:
+    Args:
+        directory: of the checkpoints.
+        config: of the checkpoints.
+        written: called in the background when what this process wrote is read back: with the step,
+            the seconds of the copy off the devices, and all seconds.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        config: CheckpointConfig,
+        written: Callable[[int, float, float], None],
+    ) -> None:
+        self._written = written
         self._directory, self._verify = directory, config.verify
         self._saver = _make_saver()
         self._background = ThreadPoolExecutor(1, "write-checkpoint")
@@ -67,6 +81,7 @@ class CheckpointWriter:
             RunFailedError: the state is not finite, or cannot be written for another reason.
             ValueError: the step, the state and the record are not of one step.
         """
+        began, self._existed = time.perf_counter(), self._directory.is_dir()
         arrays = leaves.flatten(state)
         blocks = fingerprint_blocks(arrays)
         manifest, infinite = leaves.make_manifest(arrays, blocks)
@@ -84,14 +99,13 @@ class CheckpointWriter:
         arguments = ocp.args.Composite(
             state=ocp.args.PyTreeSave(arrays), record=ocp.args.JsonSave(content)
         )
-        began, self._existed = time.perf_counter(), self._directory.is_dir()
         try:
             self._saver.save(layout.step_path(self._directory, step), args=arguments)
         except Exception as error:
             _tell_failure(step, error)
             raise self._explained(step, nbytes, error) from error
-        written = read_back.Written(step, content, blocks)
-        future = self._background.submit(self._finish, self._saver, written, began)
+        written, copied = read_back.Written(step, content, blocks), time.perf_counter() - began
+        future = self._background.submit(self._finish, self._saver, written, began, copied)
         self._in_flight = _Save(step, nbytes, future)
 
     def wait(self) -> int | None:
@@ -126,7 +140,11 @@ class CheckpointWriter:
         self._background.shutdown(wait=True)
 
     def _finish(
-        self, saver: ocp.AsyncCheckpointer, written: read_back.Written, began: float
+        self,
+        saver: ocp.AsyncCheckpointer,
+        written: read_back.Written,
+        began: float,
+        copy_seconds: float,
     ) -> str:
         """Wait for what is written, and read it back; return how it is damaged, or nothing."""
         step, path = written.step, layout.step_path(self._directory, written.step)
@@ -146,6 +164,7 @@ class CheckpointWriter:
         log.info(
             "checkpoint of step %d is in %s", step, path, extra=event("saved", step=step, **values)
         )
+        self._written(step, copy_seconds, seconds)
         return ""
 
     def _set_aside(self, step: int, cause: str) -> None:

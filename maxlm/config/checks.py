@@ -460,6 +460,23 @@ def _saved_steps(config: RunConfig) -> Iterator[Problem]:
         yield Problem("checkpoint.at_steps", f"{text}; {cure}")
 
 
+def _store(config: RunConfig) -> Iterator[Problem]:
+    """Copies lie in a place of their own, and something is copied."""
+    store, every = config.checkpoint.store, config.checkpoint.every
+    if store is None:
+        return
+    local = store.url.removeprefix("file://").removeprefix("local://")
+    place, run_dir = (f"{place_of(path).rstrip('/')}/" for path in (local, config.run_dir))
+    if "://" not in local and (place.startswith(run_dir) or run_dir.startswith(place)):
+        text = f"checkpoint.store.url={store.url} and run_dir={config.run_dir} lie in each other"
+        yield Problem("checkpoint.store.url", f"{text}; use a folder beside it, on another disk")
+    for name in ("every", "keep_every"):
+        number = getattr(store, name)
+        if number and every and number % every:
+            path = f"checkpoint.store.{name}"
+            yield from divisible(path, number, {"checkpoint.every": every})
+
+
 def _fake_devices(config: RunConfig) -> Iterator[Problem]:
     count, platform = config.runtime.device_count, config.runtime.platform
     if count and platform not in ("auto", "cpu"):
@@ -513,6 +530,7 @@ _CHECKS: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _schedule,
     _keep_every,
     _saved_steps,
+    _store,
     _compile_cache,
     _fake_devices,
     _profile,

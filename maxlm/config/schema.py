@@ -22,6 +22,7 @@ from maxlm.config.section import (
     Count,
     Fraction,
     Name,
+    NonNegativeFloat,
     OnResume,
     PositiveFloat,
     PositiveInt,
@@ -210,6 +211,32 @@ class TrainConfig(Section):
         return {} if isinstance(self.remat, str) else dict(self.remat)
 
 
+class StoreConfig(Section):
+    """A second place, such as an object store: whole checkpoints are copied there in the
+    background.
+    """
+
+    url: str = Field(
+        description="gs://BUCKET/FOLDER, s3://BUCKET/FOLDER, another URL that fsspec knows, or a folder outside of "
+        "run_dir; one for each run"
+    )
+    every: PositiveInt | None = Field(
+        None,
+        description="copy only checkpoints whose step is a multiple, and the last (null: all that time allows)",
+    )
+    keep_last: PositiveInt = 3
+    keep_every: PositiveInt | None = Field(
+        None, description="also keep every copy whose step is a multiple"
+    )
+    threads: Annotated[int, Field(ge=1, le=64)] = Field(4, description="files at a time")
+    megabytes_per_second: PositiveFloat | None = Field(
+        None, description="at most so fast, both ways (null: no limit)"
+    )
+    wait_seconds: NonNegativeFloat = Field(
+        600.0, description="how long the end of a run waits for the last copy"
+    )
+
+
 class CheckpointConfig(Section):
     """When to save, and what to keep."""
 
@@ -231,6 +258,12 @@ class CheckpointConfig(Section):
     )
     allow_config_change: bool = Field(
         False, description="resume although settings that matter have changed"
+    )
+    store: StoreConfig | None = Field(None, description="where copies go (null: nowhere)")
+    notice_seconds: PositiveFloat | None = Field(
+        None,
+        description="between the signal to stop and the end by force (null: as the launcher says, by "
+        "MAXLM_NOTICE_SECONDS)",
     )
 
 

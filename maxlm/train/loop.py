@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from maxlm.checkpoint import Checkpointer, RunDirectory, tokenizer_to_open
+from maxlm.checkpoint import Checkpointer, RunDirectory, SlowTier, bring_back, tokenizer_to_open
 from maxlm.config.errors import RunFailedError, UserError
 from maxlm.config.schema import RunConfig
 from maxlm.data.loader import DeviceLoader
@@ -58,6 +58,7 @@ def train(config: RunConfig, *, command: str) -> bool:
       UserError: a setting, the data, the directory or a checkpoint is not as it must be.
       RunFailedError: too many steps in a row were not finite.
     """
+    bring_back(config)
     datasets = open_datasets(_with_own_tokenizer(config))
     source = open_source(config, datasets.train.tokenizer.fingerprint)
     program = build_program(config, num_ids=datasets.train.tokenizer.vocab_size)
@@ -66,7 +67,10 @@ def train(config: RunConfig, *, command: str) -> bool:
         stop = stack.enter_context(StopSignal())
         run_dir = stack.enter_context(RunDirectory.open(config.run_dir))
         check_run_folder(run_dir.path, program.state, config.checkpoint)
-        checkpointer = stack.enter_context(Checkpointer(run_dir.checkpoints, config.checkpoint))
+        tier = stack.enter_context(SlowTier(config, run_dir.path))
+        checkpointer = stack.enter_context(
+            Checkpointer(run_dir.checkpoints, config.checkpoint, tier)
+        )
         checkpointer.go_back(config)
         refuse_changes(checkpointer.latest_record(), config, datasets)
         run_dir.keep_tokenizer(datasets.train.tokenizer.files)
@@ -135,6 +139,7 @@ class _Loop:
         with self._loader(start) as loader:
             for _, batch in loader:
                 self.watchdog.arm()
+                self.checkpointer.stop_time.step()
                 profile.update(step)
                 state, metrics = settle(self.compiled.run(state, batch))
                 # Only now is the step before read: the device already has its next work.

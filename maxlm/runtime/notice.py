@@ -1,0 +1,84 @@
+"""Whether a stop fits into the notice: how long this run takes from the signal to its end, and how
+long the platform waits before it ends it by force.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable
+
+from maxlm.events import event
+
+log = logging.getLogger(__name__)
+
+VARIABLE = "MAXLM_NOTICE_SECONDS"
+"""Set by launchers: the seconds between the signal and the end by force."""
+_STEPS = 16  # recent ones, whose median a step is taken to last
+
+
+def notice_seconds(setting: float | None) -> float | None:
+    """Return how long the platform waits, as the setting or else the launcher says; None if nobody
+    does.
+    """
+    if setting is not None:
+        return setting
+    try:
+        seconds = float(os.environ.get(VARIABLE, ""))
+    except ValueError:
+        return None
+    return seconds if seconds > 0 else None
+
+
+class StopTime:
+    """Measures what a stop needs: the step that is going on, the copy of the state off the devices,
+    and its way to the disk. Says so after the first save, and again if it becomes much longer.
+
+    Args:
+      notice: how long the platform waits; None if that is not known.
+      clock: returns seconds.
+    """
+
+    def __init__(
+        self, notice: float | None, *, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self.notice, self._clock = notice, clock
+        self._steps: deque[float] = deque(maxlen=_STEPS)
+        self._last: float | None = None
+        self._told = 0.0
+
+    def step(self) -> None:
+        """Take note that a step has begun."""
+        now = self._clock()
+        if self._last is not None:
+            self._steps.append(now - self._last)
+        self._last = now
+
+    def saved(self, step: int, *, copy_seconds: float, write_seconds: float) -> None:
+        """Take note of a save that is whole: how long training waited, and how long it took then."""
+        step_seconds = statistics.median(self._steps) if self._steps else 0.0
+        needed = step_seconds + copy_seconds + write_seconds
+        if needed <= 1.5 * self._told:
+            return
+        self._told = needed
+        parts = (step_seconds, copy_seconds, write_seconds)
+        values = {"seconds": round(needed, 3), "notice_seconds": self.notice}
+        text = (
+            "a stop takes about %.1f s: a step %.1f s, the copy off the devices %.1f s, writing and reading back "
+            "%.1f s"
+        )
+        if self.notice is not None and needed > self.notice:
+            log.warning(
+                f"{text}; the platform waits %g s: raise its notice (stop_seconds of the cluster), or use a faster "
+                "run_dir",
+                *(needed, *parts, self.notice),
+                extra=event("stop_time", step=step, **values),
+            )
+        else:
+            known = f"; the platform waits {self.notice:g} s" if self.notice is not None else ""
+            log.info(
+                f"{text}%s", *(needed, *parts, known), extra=event("stop_time", step=step, **values)
+            )
