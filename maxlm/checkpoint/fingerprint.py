@@ -23,7 +23,13 @@ def fingerprint(array: jax.Array) -> jax.Array:
     """Return the fingerprint of `array` (any shape, sharding, memory and real dtype) as a
     replicated uint32 scalar.
     """
-    array = to_device(array)
+    return local_fingerprint(to_device(array))
+
+
+def local_fingerprint(array: jax.Array) -> jax.Array:
+    """Return the fingerprint of an array as it is in the program that asks, such as the part that
+    one device holds; inside a jit.
+    """
     index = jnp.zeros(array.shape, jnp.uint32)
     stride = 1
     for axis in reversed(range(array.ndim)):

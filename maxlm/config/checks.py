@@ -291,6 +291,23 @@ def _remat_names(config: RunConfig) -> Iterator[Problem]:
             )
 
 
+def _spikes(config: RunConfig) -> Iterator[Problem]:
+    """A window cannot hold more than itself, and only what is skipped can be too much."""
+    spikes, path = config.train.spikes, "train.spikes"
+    for name in ("min_steps", "max_skipped"):
+        value = getattr(spikes, name)
+        if value > spikes.window:
+            text = f"{path}.{name}={value} must be at most {path}.window={spikes.window}"
+            yield Problem(f"{path}.{name}", f"{text}; use {path}.{name}={spikes.window // 2}")
+    if spikes.then == "roll_back" and spikes.kind != "skip":
+        text = f"{path}.then=roll_back needs {path}.kind=skip, not {spikes.kind}"
+        yield Problem(f"{path}.then", f"{text}; use {path}.kind=skip, or {path}.then=stop")
+        return
+    if spikes.then == "roll_back" and not config.checkpoint.every:
+        text = f"{path}.then=roll_back goes back to a checkpoint, and checkpoint.every=0 saves none before the end"
+        yield Problem(f"{path}.then", f"{text}; use checkpoint.every=100, or {path}.then=stop")
+
+
 # --- data, objective, optimizer, schedule ---------------------------------------------------------
 
 
@@ -491,6 +508,7 @@ _CHECKS: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _tokens_of_a_step,
     _offload,
     _remat_names,
+    _spikes,
     _sequence_on_mesh,
     _stages,
     _data_paths,
