@@ -58,6 +58,12 @@ class MeshConfig(Section):
         "parts of the sequence are exchanged for whole sequences of some heads (arXiv:2309.14509)",
     )
 
+    elastic: Literal["none", "batch"] = Field(
+        "none",
+        description="where there are fewer or more devices than this: refuse, or let data, then fsdp, and "
+        "train.microbatches follow; the batch stays",
+    )
+
     @property
     def sizes(self) -> dict[str, int]:
         """Devices along each axis, outermost first."""

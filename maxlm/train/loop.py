@@ -25,6 +25,7 @@ from maxlm.sharding.mesh import batch_sharding
 from maxlm.train.evaluate import evaluate
 from maxlm.train.faults.dump import Dumps
 from maxlm.train.faults.replicas import Replicas
+from maxlm.train.faults.resized import fit, tell_resized
 from maxlm.train.faults.roll_back import roll_back
 from maxlm.train.faults.skipped import Skipped
 from maxlm.train.initial import open_source, start_of
@@ -61,6 +62,7 @@ def train(config: RunConfig, *, command: str) -> bool:
       UserError: a setting, the data, the directory or a checkpoint is not as it must be.
       RunFailedError: too many steps in a row were not finite.
     """
+    config = fit(config)
     datasets = open_datasets(_with_own_tokenizer(config))
     source = open_source(config, datasets.train.tokenizer.fingerprint)
     program = build_program(config, num_ids=datasets.train.tokenizer.vocab_size)
@@ -75,6 +77,7 @@ def train(config: RunConfig, *, command: str) -> bool:
         restored = checkpointer.restore(
             program.state, saved_as=lambda record: state_as_saved(record, config, program)
         )
+        tell_resized(restored and restored.record, program.mesh_sizes, config)
         start = start_of(restored, source, program, config)
         consumption = Consumption(start.consumed, start.step, config)
         reporter = stack.enter_context(
