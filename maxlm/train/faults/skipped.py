@@ -58,7 +58,7 @@ class Skipped:
                 "step %d was skipped: its loss (%s) or gradient (norm %s) is not finite",
                 step,
                 *_numbers(metrics),
-                extra=event("skipped_step", step=step, **_values(metrics)),
+                extra=event("skipped_step", step=step, in_row=skips, **_values(metrics)),
             )
         cause = self._cause(step, metrics)
         if not cause:
