@@ -229,11 +229,9 @@ def _around(decoder: Decoder, program: Program, config: RunConfig, slots: Any = 
 
 def _random_state(program: Program, config: RunConfig) -> TrainState:
     return create_state(
-        program.declared,
+        program.state,
         program.optimizer,
         program.mesh,
         seed=config.runtime.seed,
         batch_size=config.train.batch_size,
-        offload="optimizer" in config.train.offload,
-        window=config.train.spikes.steps_held,
     )

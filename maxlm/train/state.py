@@ -145,23 +145,24 @@ def _slot_on_host(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
 
 
 def create_state(
-    declared: Decoder,
+    declared: TrainState,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     *,
     seed: int,
     batch_size: int = 0,
-    offload: bool = False,
-    window: int = 0,
 ) -> TrainState:
-    """Create the state of step 0, every array born where it lies; see `initialise` and
-    `declare_state`.
+    """Create the state of step 0, every array born where it lies; see `initialise`.
+
+    Args:
+      declared: the state as `declare_state` says it.
+      optimizer: the gradient transformation.
+      mesh: where the state lies.
+      seed: of the parameters.
+      batch_size: see `declare_state`.
     """
-    decoder = initialise(declared, seed, mesh)
-    declared_state = declare_state(
-        declared, optimizer, mesh, batch_size=batch_size, offload=offload, window=window
-    )
-    return state_around(decoder, optimizer, declared_state, batch_size=batch_size)
+    decoder = initialise(declared.decoder, seed, mesh)
+    return state_around(decoder, optimizer, declared, batch_size=batch_size)
 
 
 def state_around(

@@ -25,12 +25,11 @@ class Trainer(NamedTuple):
     def new_state(self):
         """Return the state of step 0."""
         return create_state(
-            self.program.declared,
+            self.program.state,
             self.program.optimizer,
             self.program.mesh,
             seed=0,
             batch_size=self.config.train.batch_size,
-            window=self.config.train.spikes.steps_held,
         )
 
     def batch(self, number=0, change=None):
