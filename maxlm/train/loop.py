@@ -77,7 +77,7 @@ def train(config: RunConfig, *, command: str) -> bool:
         restored = checkpointer.restore(
             program.state, saved_as=lambda record: state_as_saved(record, config, program)
         )
-        tell_resized(restored and restored.record, program.mesh_sizes, config)
+        tell_resized(restored.record if restored else None, program.mesh_sizes, config)
         start = start_of(restored, source, program, config)
         consumption = Consumption(start.consumed, start.step, config)
         reporter = stack.enter_context(
