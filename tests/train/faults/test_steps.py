@@ -3,14 +3,24 @@ roll-back is as if all steps since a checkpoint had been skipped.
 """
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from maxlm.checkpoint import Checkpointer, RunDirectory
 from maxlm.checkpoint.leaves import flatten
 from maxlm.config.errors import RunFailedError
+from maxlm.models.decoder import Decoder
+from maxlm.sharding.parameters import map_parameters, with_value
 from maxlm.train.faults.roll_back import first_skipped, roll_back
 from maxlm.train.faults.skipped import Skipped
+from maxlm.train.faults.spikes import new_window
+from maxlm.train.loss.gradients import Sums
+from maxlm.train.state import TrainState
+from maxlm.train.step import make_train_step
+from tests.train.faults.conftest import MODEL
+from tests.train.program import make_config
 
 LEARNED = ("decoder", "optimizer", "carried")
 
@@ -69,6 +79,37 @@ def test_three_bad_batches_leave_no_trace(trainer, warmed, change, spikes):
     _, (expected,) = trainer.steps(copy(warmed[0]), [trainer.batch()])
     assert told.sums.objective == expected.sums.objective
     assert told.skipped_in_row == 0
+
+
+def test_one_number_of_one_leaf_that_is_not_finite_is_enough():
+    config = make_config(model=MODEL)
+    decoder = map_parameters(
+        lambda p: with_value(p, jnp.ones(p.get_value().shape)), Decoder(config.model)
+    )
+
+    def gradients(decoder, batch, carried):
+        leaves, tree = jax.tree.flatten(decoder)
+        for number, leaf in enumerate(leaves):
+            value = jnp.where(batch["leaf"] == number, batch["value"], 1.0)
+            leaves[number] = leaf.reshape(-1).at[-1].set(value).reshape(leaf.shape)
+        one = jnp.float32(1)
+        sums = Sums(one, one, {}, jnp.zeros((2,), jnp.uint32), [[{}]], carried)
+        return jax.tree.unflatten(tree, leaves), sums
+
+    optimizer, zero = optax.adam(1.0), jnp.zeros((), jnp.int32)
+    counters = (jnp.zeros((2,), jnp.uint32), zero, zero, [], new_window(8))
+    state = TrainState(zero, decoder, optimizer.init(decoder), *counters)
+    step = jax.jit(make_train_step(gradients, optimizer, lambda step: 0.1))
+    count = len(jax.tree.leaves(decoder))
+    assert count > 5
+    for leaf in range(count):
+        for value in (np.nan, np.inf):
+            after, metrics = step(state, {"leaf": leaf, "value": value})
+            assert (metrics.skipped_in_row, metrics.spikes.spike) == (1, False)
+            assert_equal(learned(after), learned(state))
+    after, metrics = step(state, {"leaf": 0, "value": 1.0})
+    assert metrics.skipped_in_row == 0
+    assert not np.array_equal(*(jax.tree.leaves(x.decoder)[0] for x in (after, state)))
 
 
 def test_a_roll_back_is_the_clock_of_now_and_all_else_of_then(trainer, warmed, tmp_path):
