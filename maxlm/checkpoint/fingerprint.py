@@ -23,13 +23,7 @@ def fingerprint(array: jax.Array) -> jax.Array:
     """Return the fingerprint of `array` (any shape, sharding, memory and real dtype) as a
     replicated uint32 scalar.
     """
-    return local_fingerprint(to_device(array))
-
-
-def local_fingerprint(array: jax.Array) -> jax.Array:
-    """Return the fingerprint of an array as it is in the program that asks, such as the part that
-    one device holds; inside a jit.
-    """
+    array = to_device(array)
     index = jnp.zeros(array.shape, jnp.uint32)
     stride = 1
     for axis in reversed(range(array.ndim)):

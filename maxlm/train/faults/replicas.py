@@ -2,10 +2,17 @@
 copy that differs.
 
 Parameters and optimizer slots are copied along every mesh axis that does not split them, and all
-copies go through the same operations, bit for bit. So each device takes the fingerprint of each
-array that it holds, as integers, and the largest and the smallest among copies are equal, or one
-of them is corrupt. A corrupt state is never saved, and is not mended here: the run ends, and started again it
-goes on from its newest checkpoint, whose copies were compared before it was saved.
+copies go through the same operations, bit for bit. So each device takes a fingerprint of each
+array that it holds,
+
+    sum over i of mix(bits(x[i]) xor mix(i))  mod 2^32
+
+and the largest and the smallest among copies are equal, or one of them is corrupt. `mix` is a
+bijection: one changed element always shows. It is not linear: two sign bits that flip do not
+cancel, as they would in a sum with weights.
+
+A corrupt state is never saved, and is not mended here: the run ends, and started again it goes on
+from its newest checkpoint, whose copies were compared before it was saved.
 """
 
 from __future__ import annotations
@@ -23,7 +30,6 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from maxlm.checkpoint.fingerprint import local_fingerprint
 from maxlm.checkpoint.leaves import flatten
 from maxlm.config.errors import RunFailedError
 from maxlm.events import event
@@ -167,6 +173,26 @@ def find_differences(
         yield Difference(leaf, suspects, len(places) - len(suspects))
 
 
+def fingerprint(array: jax.Array) -> jax.Array:
+    """Return a uint32 of what an array holds, inside a jit or on one device."""
+    if array.dtype == jnp.bool_:
+        array = array.astype(jnp.uint32)
+    unsigned = jnp.dtype(f"uint{8 * array.dtype.itemsize}")
+    bits = lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
+    index = jnp.zeros(array.shape, jnp.uint32)
+    for axis, size in enumerate(array.shape):
+        index = index * jnp.uint32(size % 2**32)
+        index += lax.broadcasted_iota(jnp.uint32, array.shape, axis)
+    return jnp.sum(_mix(bits ^ _mix(index)), dtype=jnp.uint32)
+
+
+def _mix(numbers: jax.Array) -> jax.Array:
+    """Scramble uint32s: the finaliser of MurmurHash3, a bijection."""
+    numbers = (numbers ^ (numbers >> 16)) * jnp.uint32(0x85EBCA6B)
+    numbers = (numbers ^ (numbers >> 13)) * jnp.uint32(0xC2B2AE35)
+    return numbers ^ (numbers >> 16)
+
+
 def _copied_over(spec: P, mesh: Mesh) -> tuple[str, ...]:
     """Return the axes, longer than 1, that do not split an array."""
     split = {
@@ -181,7 +207,7 @@ def _make_program(
     """Return program(arrays) -> fingerprints, compiled at its first use."""
 
     def of_device(arrays: list[jax.Array]) -> Fingerprints:
-        numbers = jnp.stack([vary_over(local_fingerprint(array), AXES) for array in arrays])
+        numbers = jnp.stack([vary_over(fingerprint(array), AXES) for array in arrays])
         differing = [_differs(numbers[n], axes) for n, axes in enumerate(copied_over)]
         return Fingerprints(numbers[None], jnp.stack(differing))
 

@@ -1,6 +1,7 @@
 """Copies that differ: one flipped bit in one device's copy of any array is found, with its name."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh
@@ -8,7 +9,7 @@ from jax.sharding import Mesh
 from maxlm.checkpoint.leaves import flatten, unflatten
 from maxlm.config.errors import RunFailedError
 from maxlm.sharding.mesh import AXES
-from maxlm.train.faults.replicas import Replicas, find_differences
+from maxlm.train.faults.replicas import Replicas, find_differences, fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -21,8 +22,10 @@ def state(trainer):
     return trainer.steps(trainer.new_state(), [trainer.batch(0), trainer.batch(1)])[0]
 
 
-def flipped(state, leaf, place, bit):
-    """Return the state with one bit flipped in what the device at a place holds of a leaf."""
+def flipped(state, leaf, place, bit, elements=1):
+    """Return the state with one bit flipped in elements of what the device at a place holds of a
+    leaf.
+    """
     leaves = flatten(state)
     array = leaves[leaf]
     device = array.sharding.mesh.devices.ravel()[place]
@@ -30,8 +33,8 @@ def flipped(state, leaf, place, bit):
     for shard in array.addressable_shards:
         data = np.array(shard.data)
         if shard.device == device:
-            word = data.reshape(-1)[-1:].view(np.uint32)
-            word ^= np.uint32(1 << bit)
+            words = data.reshape(-1)[-elements:].view(np.uint32)
+            words ^= np.uint32(1 << bit)
         parts.append(jax.device_put(data, shard.device))
     corrupt = jax.make_array_from_single_device_arrays(array.shape, array.sharding, parts)
     return unflatten(state, {**leaves, leaf: corrupt})
@@ -55,6 +58,29 @@ def test_one_bit_of_one_copy_is_found_and_named(replicas, state, place, bit, cap
         assert (told.kind, told.step, told.values["leaves"]) == ("replicas_differ", 4, [name])
     # Every device has the window: three of four are right. Of a part of the embedding two have one.
     assert f"device {place} differs from 3 others" in str(caught.value)
+
+
+def test_sign_bits_do_not_cancel(replicas, state):
+    for elements in (2, 4):
+        with pytest.raises(RunFailedError):
+            replicas.check(4, flipped(state, "spikes/losses", 1, 31, elements), now=True)
+
+
+def test_one_changed_element_and_two_exchanged_ones_change_a_fingerprint():
+    rng, number = np.random.default_rng(0), jax.jit(fingerprint)
+    for dtype in (np.float32, jnp.bfloat16, np.int32, np.bool_):
+        values = np.asarray(
+            rng.integers(0, 2, (7, 5)) if dtype == np.bool_ else rng.normal(size=(7, 5)), dtype
+        )
+        whole = int(number(jnp.asarray(values)))
+        for place in range(values.size):
+            other = values.copy().reshape(-1)
+            other[place] = not other[place] if dtype == np.bool_ else other[place] + 1
+            assert int(number(jnp.asarray(other.reshape(7, 5)))) != whole
+    exchanged = np.arange(35, dtype=np.float32)
+    exchanged[[3, 30]] = exchanged[[30, 3]]
+    numbers = [number(jnp.asarray(x)) for x in (exchanged, np.arange(35, dtype=np.float32))]
+    assert int(numbers[0]) != int(numbers[1])
 
 
 def test_between_saves_it_is_found_a_step_late_where_it_is_due(replicas, state):
