@@ -73,7 +73,7 @@ def losses_at(config: RunConfig) -> Iterator[float]:
     for rate in RATES:
         of_seeds = []
         for seed in SEEDS:
-            arguments = program.declared, program.optimizer, program.mesh
+            arguments = program.state, program.optimizer, program.mesh
             state = create_state(*arguments, seed=seed, batch_size=SEQUENCES)
             losses = []
             for batch in batches:

@@ -26,9 +26,7 @@ def main() -> None:
     config = RunConfig.model_validate_json((folder / "config.json").read_text())
     start(config.runtime)
     program = build_program(config)
-    state = create_state(
-        program.declared, program.optimizer, program.mesh, seed=config.runtime.seed
-    )
+    state = create_state(program.state, program.optimizer, program.mesh, seed=config.runtime.seed)
     if jax.default_backend() == "cpu":  # for the other side; it runs nowhere else
         np.savez(
             folder / "parameters.npz",

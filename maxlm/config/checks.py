@@ -9,11 +9,11 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
-from maxlm.config.divisible import divisible, near_divisors
+from maxlm.config.divisible import divisible
 from maxlm.config.errors import ConfigError, Problem
+from maxlm.config.fitting.product import wrong_product
 from maxlm.config.mixture.stages import mixture_problems
 from maxlm.config.model import BLOCK_ACTIVATIONS, MupParametrisation
 from maxlm.config.pipeline.filters.word_list import MissingFileProblem
@@ -71,7 +71,7 @@ def resolve_mesh(config: RunConfig, device_count: int) -> MeshConfig:
         }
         mesh = config.mesh.model_copy(update=filled)
         if math.prod(filled.values()) != device_count:
-            problems.append(_wrong_product(sizes, device_count))
+            problems.append(wrong_product(sizes, device_count))
         else:
             resolved = config.model_copy(update={"mesh": mesh})
             problems = find_problems(
@@ -82,35 +82,6 @@ def resolve_mesh(config: RunConfig, device_count: int) -> MeshConfig:
     raise ConfigError(
         problems, f"the configuration on {device_count} device{'s' * (device_count > 1)}"
     )
-
-
-def _wrong_product(sizes: Mapping[str, int], device_count: int) -> Problem:
-    """Explain a mesh whose sizes do not multiply to the device count, and give one near it that
-    does.
-    """
-    given = {f"mesh.{axis}": size for axis, size in sizes.items() if size > 1}
-    if -1 in sizes.values():
-        return replace(next(divisible("the device count", device_count, given)), path="mesh")
-    fixed = math.prod(given.values())
-    fits = []
-    for axis, size in {"mesh.fsdp": 1, **given}.items():
-        if device_count % (fixed // size) == 0:
-            fits.append(f"{axis}={device_count // (fixed // size)}")
-    names = " * ".join(f"{axis}={size}" for axis, size in given.items()) or "all axes"
-    fits = fits or [f"for example {_near_mesh(given, device_count)}"]
-    text = f"mesh: {names}{f' = {fixed}' if len(given) != 1 else ''} must equal the device count, {device_count}"
-    fake = f"runtime.device_count={fixed} to try it on fake CPU devices"
-    return Problem("mesh", f"{text}; use {', or '.join(fits)}, or {fake}")
-
-
-def _near_mesh(given: Mapping[str, int], device_count: int) -> str:
-    """Return sizes at most those given that multiply to the device count, the rest on fsdp."""
-    left, near = device_count, {"mesh.fsdp": 1}
-    for axis, size in given.items():
-        near[axis] = near_divisors(left, size)[0]
-        left //= near[axis]
-    near["mesh.fsdp"] *= left
-    return " ".join(f"{axis}={size}" for axis, size in near.items())
 
 
 # --- mesh -----------------------------------------------------------------------------------------
@@ -131,12 +102,25 @@ def _mesh_axes(config: RunConfig) -> Iterator[Problem]:
         )
 
 
+def _elastic(config: RunConfig) -> Iterator[Problem]:
+    """What follows the devices is told by the sizes of a whole mesh."""
+    if config.mesh.elastic == "none":
+        return
+    for axis, size in config.mesh.sizes.items():
+        if size == -1:
+            text = f"mesh.elastic={config.mesh.elastic} needs the sizes of the whole mesh, from which fewer or more"
+            cure = f"use mesh.{axis}=N, as of all devices, or mesh.elastic=none"
+            yield Problem(f"mesh.{axis}", f"{text} devices follow, not mesh.{axis}=-1; {cure}")
+
+
 def _mesh_on_fake_devices(config: RunConfig) -> Iterator[Problem]:
     """A process has `device_count` devices, so a mesh without -1 needs a multiple of it."""
     sizes = config.mesh.sizes
     count = config.runtime.device_count
+    if config.mesh.elastic != "none":
+        return
     if count and min(sizes.values()) >= 1 and math.prod(sizes.values()) % count:
-        yield _wrong_product(sizes, count)
+        yield wrong_product(sizes, count)
 
 
 def _vocabulary_on_mesh(config: RunConfig) -> Iterator[Problem]:
@@ -289,6 +273,23 @@ def _remat_names(config: RunConfig) -> Iterator[Problem]:
                 f"train.remat.{name}",
                 f"train.remat.{name} is no activation of this model's layers; {cure}",
             )
+
+
+def _spikes(config: RunConfig) -> Iterator[Problem]:
+    """A window cannot hold more than itself, and only what is skipped can be too much."""
+    spikes, path = config.train.spikes, "train.spikes"
+    for name in ("min_steps", "max_skipped"):
+        value = getattr(spikes, name)
+        if value > spikes.window:
+            text = f"{path}.{name}={value} must be at most {path}.window={spikes.window}"
+            yield Problem(f"{path}.{name}", f"{text}; use {path}.{name}={spikes.window // 2}")
+    if spikes.then == "roll_back" and spikes.kind != "skip":
+        text = f"{path}.then=roll_back needs {path}.kind=skip, not {spikes.kind}"
+        yield Problem(f"{path}.then", f"{text}; use {path}.kind=skip, or {path}.then=stop")
+        return
+    if spikes.then == "roll_back" and not config.checkpoint.every:
+        text = f"{path}.then=roll_back goes back to a checkpoint, and checkpoint.every=0 saves none before the end"
+        yield Problem(f"{path}.then", f"{text}; use checkpoint.every=100, or {path}.then=stop")
 
 
 # --- data, objective, optimizer, schedule ---------------------------------------------------------
@@ -512,6 +513,7 @@ _CHECKS: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _further_tokens,
     _positions,
     _mesh_axes,
+    _elastic,
     _mesh_on_fake_devices,
     _vocabulary_on_mesh,
     _width_on_mesh,
@@ -519,6 +521,7 @@ _CHECKS: tuple[Callable[[RunConfig], Iterator[Problem]], ...] = (
     _tokens_of_a_step,
     _offload,
     _remat_names,
+    _spikes,
     _sequence_on_mesh,
     _stages,
     _data_paths,

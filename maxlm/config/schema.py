@@ -59,6 +59,12 @@ class MeshConfig(Section):
         "parts of the sequence are exchanged for whole sequences of some heads (arXiv:2309.14509)",
     )
 
+    elastic: Literal["none", "batch"] = Field(
+        "none",
+        description="where there are fewer or more devices than this: refuse, or let data, then fsdp, and "
+        "train.microbatches follow; the batch stays",
+    )
+
     @property
     def sizes(self) -> dict[str, int]:
         """Devices along each axis, outermost first."""
@@ -164,6 +170,38 @@ def _as_init_from(value: Any) -> Any:
     return {"path": value} if isinstance(value, str) else value
 
 
+class SpikesConfig(Section):
+    """Steps whose loss or gradient norm is far above those before, and what is done about them."""
+
+    kind: Literal["none", "watch", "skip"] = Field(
+        "watch",
+        description="none; watch: told, and nothing else changes; skip: parameters and optimizer stay as they were",
+    )
+    window: Annotated[int, Field(ge=8, le=4096)] = Field(
+        128, description="steps before it, skipped ones left out, that a step is judged by"
+    )
+    min_steps: PositiveInt = Field(64, description="so many of them before any step is judged")
+    sigmas: PositiveFloat = Field(
+        6.0,
+        description="a spike is so many robust standard deviations above the median: of the loss, or of the "
+        "logarithm of the gradient norm",
+    )
+    max_skipped: PositiveInt = Field(
+        16, description="skipped steps of the last `window`, non-finite ones too, before `then`"
+    )
+    then: Literal["stop", "roll_back"] = Field(
+        "stop",
+        description="after max_skipped, or train.max_skipped_steps in a row: stop; or take back all since the newest "
+        "checkpoint before them, and go on with the batches that follow",
+    )
+    max_roll_backs: PositiveInt = Field(3, description="of a run, before it stops")
+
+    @property
+    def steps_held(self) -> int:
+        """Steps in the window, 0 without one."""
+        return 0 if self.kind == "none" else self.window
+
+
 class TrainConfig(Section):
     """The training loop and the step."""
 
@@ -197,8 +235,9 @@ class TrainConfig(Section):
         "auto", description="auto: bfloat16 on TPU and GPU, float32 on CPU"
     )
     max_skipped_steps: Annotated[PositiveInt, OnResume.FREE] = Field(
-        10, description="stop after so many non-finite steps in a row"
+        10, description="stop after so many skipped steps in a row: not finite, or spikes"
     )
+    spikes: Annotated[SpikesConfig, OnResume.FREE] = SpikesConfig()
     eval_every: Annotated[Count, OnResume.FREE] = Field(
         0, description="steps between evaluations (0: only at the end)"
     )
@@ -319,6 +358,10 @@ class RuntimeConfig(Section):
     step_timeout_seconds: Annotated[float, Field(gt=0, le=1e8)] | None = Field(
         1800.0,
         description="a step longer than this ends the process with all its stacks (null: never)",
+    )
+    check_replicas_every: Count = Field(
+        0,
+        description="steps between comparisons of what devices hold copies of (0: before each save alone)",
     )
     compile_cache: str | None = Field(None, description="folder of compiled programs (null: none)")
     profile: ProfileConfig | None = None

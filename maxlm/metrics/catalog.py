@@ -67,7 +67,12 @@ METRICS = (
     Metric(
         "optim/skipped_steps",
         "steps",
-        "steps skipped so far because loss or gradient was not finite",
+        "steps skipped so far: loss or gradient not finite, a spike, or taken back by a roll-back",
+    ),
+    Metric(
+        "optim/spikes",
+        "steps",
+        "steps so far whose loss or gradient norm was far above those before (`train.spikes`)",
     ),
     *_of_layers(),
     Metric(

@@ -28,7 +28,7 @@ def update(
     gradients: Tree,
     slots: Any,
     parameters: Tree,
-    finite: jax.Array,
+    done: jax.Array,
 ) -> tuple[Tree, Any]:
     """Return the optimizer's directions, and its new slots where the old ones lie; inside a jit.
 
@@ -37,18 +37,18 @@ def update(
       gradients: laid out as the parameters.
       slots: the optimizer's state.
       parameters: what it moves.
-      finite: whether loss and gradients are; if not, the slots stay as they were.
+      done: whether the step is to be done; if not, the slots stay as they were.
     """
     on_host = any(map(is_on_host, jax.tree.leaves(slots)))
     turns = _turns(parameters) if on_host else {}
     results: list[tuple[Tree, Any]] = []
-    ready: Any = finite
+    ready: Any = done
     for number in range(max(turns.values(), default=0) + 1):
         # What this turn has no use for is dead code: neither fetched nor computed.
         held = to_device(_after(ready, slots)) if on_host else slots
         directions, new = optimizer.update(gradients, held, parameters)
         new = to_place_of(
-            jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, held), slots
+            jax.tree.map(lambda new, old: jnp.where(done, new, old), new, held), slots
         )
         results.append((directions, new))
         leaves = jax.tree_util.tree_leaves_with_path(new)

@@ -20,6 +20,7 @@ from maxlm.config.schema import InitFromConfig, RunConfig
 from maxlm.models.decoder import Decoder
 from maxlm.models.saved import saved_model
 from maxlm.sharding.parameters import named_parameters
+from maxlm.train.faults.spikes import fit_window
 from maxlm.train.setup import Program, state_as_saved
 from maxlm.train.state import Consumed, TrainState, create_state, state_around
 
@@ -86,7 +87,7 @@ def start_of(
 ) -> Start:
     """Return what the run begins with: its own checkpoint, a source, or random parameters."""
     if restored is not None:
-        state: TrainState = rearrange_layers(restored.state, program.state)
+        state = with_own_window(restored.state, program)
         consumed = Consumed(**restored.record["consumed"])
         return Start(state, restored.step, consumed, restored.record.get("published"))
     if source is None:
@@ -97,6 +98,15 @@ def start_of(
         state = _around(decoder, program, config)
         return Start(state, 0, _NOTHING, source.published.record())
     return _from_checkpoint(source, program, config)
+
+
+def with_own_window(saved: TrainState, program: Program) -> TrainState:
+    """Bring a state that was restored into this run's layout of layers, and give it this run's
+    window of spikes: an empty one, if the saved run had another.
+    """
+    window = fit_window(saved.spikes, program.state.spikes)
+    state: TrainState = rearrange_layers(saved._replace(spikes=window), program.state)
+    return state
 
 
 # --- published weights ----------------------------------------------------------------------------
@@ -219,10 +229,9 @@ def _around(decoder: Decoder, program: Program, config: RunConfig, slots: Any = 
 
 def _random_state(program: Program, config: RunConfig) -> TrainState:
     return create_state(
-        program.declared,
+        program.state,
         program.optimizer,
         program.mesh,
         seed=config.runtime.seed,
         batch_size=config.train.batch_size,
-        offload="optimizer" in config.train.offload,
     )

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from maxlm.checkpoint import Checkpointer, RunDirectory, SlowTier, bring_back, tokenizer_to_open
-from maxlm.config.errors import RunFailedError, UserError
+from maxlm.config.errors import UserError
 from maxlm.config.schema import RunConfig
 from maxlm.data.loader import DeviceLoader
 from maxlm.data.token_hash import hexdigest
@@ -24,6 +24,11 @@ from maxlm.runtime import ProfileWindow, StopSignal, Watchdog, explain_memory, m
 from maxlm.sharding.host import HOST_MEMORY
 from maxlm.sharding.mesh import batch_sharding
 from maxlm.train.evaluate import evaluate
+from maxlm.train.faults.dump import Dumps
+from maxlm.train.faults.replicas import Replicas
+from maxlm.train.faults.resized import fit, tell_resized
+from maxlm.train.faults.roll_back import roll_back
+from maxlm.train.faults.skipped import Skipped
 from maxlm.train.initial import open_source, start_of
 from maxlm.train.report import Reporter
 from maxlm.train.resume.changes import refuse_changes
@@ -59,6 +64,7 @@ def train(config: RunConfig, *, command: str) -> bool:
       RunFailedError: too many steps in a row were not finite.
     """
     bring_back(config)
+    config = fit(config)
     datasets = open_datasets(_with_own_tokenizer(config))
     source = open_source(config, datasets.train.tokenizer.fingerprint)
     program = build_program(config, num_ids=datasets.train.tokenizer.vocab_size)
@@ -77,6 +83,7 @@ def train(config: RunConfig, *, command: str) -> bool:
         restored = checkpointer.restore(
             program.state, saved_as=lambda record: state_as_saved(record, config, program)
         )
+        tell_resized(restored.record if restored else None, program.mesh_sizes, config)
         start = start_of(restored, source, program, config)
         consumption = Consumption(start.consumed, start.step, config)
         reporter = stack.enter_context(
@@ -128,6 +135,11 @@ class _Loop:
         self.published: dict[str, Any] | None = None
         self.skipped_in_row = 0
         self.watchdog = Watchdog(config.runtime.step_timeout_seconds)
+        dumps = Dumps(datasets.train, consumption, config)
+        self.skipped = Skipped(config.train, dumps.write, saved_before=self._saved_before)
+        self.replicas = Replicas(
+            program.state, program.mesh, every=config.runtime.check_replicas_every
+        )
 
     def run(
         self, state: TrainState, start: int, stop: Callable[[int], bool], profile: ProfileWindow
@@ -143,7 +155,9 @@ class _Loop:
                 profile.update(step)
                 state, metrics = settle(self.compiled.run(state, batch))
                 # Only now is the step before read: the device already has its next work.
-                self._read(step, pending, loader, last=False)
+                if self._read(step, pending, loader, state, last=False):
+                    state = self._roll_back(step, pending, state)
+                    state, metrics = settle(self.compiled.run(state, batch))
                 step, pending = step + 1, metrics
                 stopping = step < train.num_steps and stop(step)
                 ending = stopping or step == train.num_steps
@@ -151,8 +165,10 @@ class _Loop:
                 checkpoint = self.config.checkpoint
                 saving = ending or _due(step, checkpoint.every) or step in checkpoint.at_steps
                 if evaluating or saving:
-                    self._read(step, pending, loader, last=ending)
+                    if self._read(step, pending, loader, state, last=ending):
+                        state = self._roll_back(step, pending, state)
                     pending = None
+                self.replicas.check(step, state, now=saving)
                 if evaluating:
                     self._evaluate(step, state)
                 if saving:
@@ -172,30 +188,26 @@ class _Loop:
         )
 
     def _read(
-        self, step: int, pending: StepMetrics | None, loader: DeviceLoader, *, last: bool
-    ) -> None:
-        """Wait for a step's metrics; stop a run that has diverged; log where it is due."""
+        self,
+        step: int,
+        pending: StepMetrics | None,
+        loader: DeviceLoader,
+        state: TrainState,
+        *,
+        last: bool,
+    ) -> bool:
+        """Wait for a step's metrics and log them where it is due; return whether what was learned
+        since a checkpoint is to be taken back.
+
+        Raises:
+          RunFailedError: the run has diverged.
+        """
         if pending is None:
-            return
+            return False
         metrics: StepMetrics = jax.device_get(pending)
         self.skipped_in_row = int(metrics.skipped_in_row)
         self.reporter.progress(step)
-        if metrics.skipped_in_row:
-            log.warning(
-                "step %d was skipped: its loss (%s) or gradient (norm %s) is not finite",
-                step,
-                float(metrics.sums.objective),
-                float(metrics.gradient_norm),
-            )
-        if metrics.skipped_in_row >= self.config.train.max_skipped_steps:
-            raise RunFailedError(
-                f"the last {metrics.skipped_in_row} steps, up to step {step}, had a loss or gradient that is not "
-                f"finite (loss {float(metrics.sums.objective)}, gradient norm {float(metrics.gradient_norm)}) and were "
-                f"skipped (train.max_skipped_steps={self.config.train.max_skipped_steps}). {self._saved_before(step)}. "
-                "Lower optimizer.learning_rate or optimizer.clip_norm, or lengthen schedule.warmup_steps, and start "
-                "again: from there with checkpoint.allow_config_change=true, from an older one with "
-                "checkpoint.resume_from too, or in another run_dir"
-            )
+        diverged = self.skipped.read(step, metrics, state.spikes)
         if last or _due(step, self.config.train.log_every):
             self.reporter.step(
                 step,
@@ -203,6 +215,17 @@ class _Loop:
                 wait_seconds=loader.wait_seconds,
                 stall_seconds=self.checkpointer.stall_seconds,
             )
+        return diverged
+
+    def _roll_back(self, step: int, pending: StepMetrics | None, state: TrainState) -> TrainState:
+        self.checkpointer.wait()
+        metrics: StepMetrics = jax.device_get(pending)
+        back = roll_back(state, step, metrics, program=self.program, config=self.config)
+        if back is None:
+            cause = f"the run diverged at step {step}, and there is no checkpoint before to roll back to"
+            raise self.skipped.failure(step, cause, state.spikes)
+        self.watchdog.arm()
+        return back
 
     def _evaluate(self, step: int, state: TrainState) -> None:
         began = time.perf_counter()

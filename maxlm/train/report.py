@@ -174,6 +174,7 @@ class Reporter:
             "optim/parameter_norm": float(metrics.parameter_norm),
             "optim/update_ratio": float(metrics.update_ratio),
             "optim/skipped_steps": int(metrics.skipped),
+            **({} if metrics.spikes is None else {"optim/spikes": int(metrics.spikes.spikes)}),
             **self._program.declared.by_layer(metrics.layers),
             **self._rates(steps, seconds),
             "time/step_seconds": seconds / steps,

@@ -30,6 +30,7 @@ from maxlm.runtime import compute_dtype_of
 from maxlm.sharding.host import HOST_MEMORY, has_host_memory
 from maxlm.sharding.mesh import batch_sharding, build_mesh
 from maxlm.sharding.stages import recorded_layout
+from maxlm.train.faults.spikes import declare_window, steps_as_saved
 from maxlm.train.loss.execution import Execution, build_execution
 from maxlm.train.loss.gradients import Batch, Sums, make_gradients, make_losses
 from maxlm.train.memory import memory_per_device
@@ -168,7 +169,12 @@ def build_program(
     optimizer = build_optimizer(config.optimizer, declared)
     offload = "optimizer" in config.train.offload
     state = declare_state(
-        declared, optimizer, mesh, batch_size=config.train.batch_size, offload=offload
+        declared,
+        optimizer,
+        mesh,
+        batch_size=config.train.batch_size,
+        offload=offload,
+        window=config.train.spikes.steps_held,
     )
     names = {operation: choice.name for operation, choice in choices.items()}
     return Program(mesh_sizes, mesh, declared, optimizer, state, execution, names)
@@ -198,17 +204,22 @@ def _check_host_memory(config: RunConfig, device: Any) -> None:
 
 
 def state_as_saved(record: Mapping[str, Any], config: RunConfig, program: Program) -> TrainState:
-    """Declare the state with its layers as a checkpoint has them, which may be of another number of
-    stages.
+    """Declare the state as a checkpoint has it: with its layers on another number of stages, and
+    with the window of spikes that the saved run had.
     """
-    layout = recorded_layout(record)
+    layout, window = recorded_layout(record), steps_as_saved(record)
     if layout.record() == program.execution.layout.record():
-        return program.state
+        return program.state._replace(spikes=declare_window(window, program.mesh))
     declared = Decoder(config.model, layout)
     optimizer = build_optimizer(config.optimizer, declared)
     offload = "optimizer" in config.train.offload
     return declare_state(
-        declared, optimizer, program.mesh, batch_size=config.train.batch_size, offload=offload
+        declared,
+        optimizer,
+        program.mesh,
+        batch_size=config.train.batch_size,
+        offload=offload,
+        window=window,
     )
 
 
@@ -266,7 +277,7 @@ def compile_step(
     gradients = make_gradients(
         program.declared, program.mesh, program.execution, program.state.carried
     )
-    step = make_train_step(gradients, program.optimizer, learning_rate)
+    step = make_train_step(gradients, program.optimizer, learning_rate, config.train.spikes)
     state_shardings = jax.tree.map(lambda leaf: leaf.sharding, program.state)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, None))
     options = {**compiler_options(program.mesh.devices.flat[0].device_kind), **(more_options or {})}

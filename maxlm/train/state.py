@@ -16,6 +16,7 @@ from maxlm.models.cost import flops_per_token
 from maxlm.models.decoder import Decoder
 from maxlm.sharding.host import on_host
 from maxlm.sharding.parameters import initialise, is_parameter, layers_of, partition_spec
+from maxlm.train.faults.spikes import SpikeWindow, new_window
 
 
 class Consumed(NamedTuple):
@@ -61,9 +62,10 @@ class TrainState(NamedTuple):
       decoder: fp32 parameters.
       optimizer: the optimizer's slots, laid out as the parameters.
       token_hash: uint32[2], running hash of every token consumed.
-      skipped_in_row: int32, non-finite steps since the last finite one.
-      skipped: int32, non-finite steps in all.
+      skipped_in_row: int32, skipped steps since the last that was not.
+      skipped: int32, skipped steps in all.
       carried: what mixers carry over from step to step; no arrays where none do.
+      spikes: what spikes are told from, if they are.
     """
 
     step: jax.Array
@@ -73,9 +75,10 @@ class TrainState(NamedTuple):
     skipped_in_row: jax.Array
     skipped: jax.Array
     carried: Carried
+    spikes: SpikeWindow | None = None
 
 
-def _new_state(decoder: Decoder, slots: Any, batch_size: int) -> TrainState:
+def _new_state(decoder: Decoder, slots: Any, batch_size: int, window: int) -> TrainState:
     """Return the state of step 0 around a decoder and the optimizer's slots."""
 
     def zero() -> jax.Array:
@@ -85,7 +88,8 @@ def _new_state(decoder: Decoder, slots: Any, batch_size: int) -> TrainState:
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), decoder.carried_state(batch_size)
     )
     token_hash = jnp.zeros((2,), jnp.uint32)
-    return TrainState(zero(), decoder, slots, token_hash, zero(), zero(), carried)
+    counters = (token_hash, zero(), zero())
+    return TrainState(zero(), decoder, slots, *counters, carried, new_window(window))
 
 
 def declare_state(
@@ -95,6 +99,7 @@ def declare_state(
     *,
     batch_size: int = 0,
     offload: bool = False,
+    window: int = 0,
 ) -> TrainState:
     """Return the state as `jax.ShapeDtypeStruct`s with shardings: what a checkpoint is restored
     into.
@@ -105,9 +110,10 @@ def declare_state(
       mesh: where the state lies.
       batch_size: sequences of a step, of which mixers may carry something over to the next.
       offload: the optimizer's slots lie in host memory.
+      window: steps that spikes are told from, 0 for none.
     """
     shapes = jax.eval_shape(
-        lambda decoder: _new_state(decoder, optimizer.init(decoder), batch_size), declared
+        lambda decoder: _new_state(decoder, optimizer.init(decoder), batch_size, window), declared
     )
 
     def placed(leaf: Any) -> Any:
@@ -139,22 +145,24 @@ def _slot_on_host(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
 
 
 def create_state(
-    declared: Decoder,
+    declared: TrainState,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     *,
     seed: int,
     batch_size: int = 0,
-    offload: bool = False,
 ) -> TrainState:
-    """Create the state of step 0, every array born where it lies; see `initialise` and
-    `declare_state`.
+    """Create the state of step 0, every array born where it lies; see `initialise`.
+
+    Args:
+      declared: the state as `declare_state` says it.
+      optimizer: the gradient transformation.
+      mesh: where the state lies.
+      seed: of the parameters.
+      batch_size: see `declare_state`.
     """
-    decoder = initialise(declared, seed, mesh)
-    declared_state = declare_state(
-        declared, optimizer, mesh, batch_size=batch_size, offload=offload
-    )
-    return state_around(decoder, optimizer, declared_state, batch_size=batch_size)
+    decoder = initialise(declared.decoder, seed, mesh)
+    return state_around(decoder, optimizer, declared, batch_size=batch_size)
 
 
 def state_around(
@@ -175,9 +183,10 @@ def state_around(
       slots: the optimizer's, on their devices; new ones by default.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, declared)
+    window = 0 if declared.spikes is None else declared.spikes.losses.shape[0]
     if slots is None:
         create = jax.jit(
-            lambda decoder: _new_state(decoder, optimizer.init(decoder), batch_size),
+            lambda decoder: _new_state(decoder, optimizer.init(decoder), batch_size, window),
             out_shardings=shardings,
             donate_argnums=0,
         )
@@ -185,7 +194,7 @@ def state_around(
         return created
     nothing: Any = ()
     counters: TrainState = jax.jit(
-        lambda: _new_state(declared.decoder, (), batch_size)._replace(decoder=nothing),
+        lambda: _new_state(declared.decoder, (), batch_size, window)._replace(decoder=nothing),
         out_shardings=shardings._replace(decoder=nothing, optimizer=()),
     )()
     return counters._replace(decoder=decoder, optimizer=slots)

@@ -9,16 +9,20 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from maxlm.config.schema import SpikesConfig
 from maxlm.data.token_hash import advance
 from maxlm.models.decoder import Decoder
 from maxlm.optim.update import update
+from maxlm.train.faults.spikes import SpikeReport, watch
 from maxlm.train.loss.gradients import Batch, Sums
 from maxlm.train.state import TrainState
 
+NO_SPIKES = SpikesConfig(kind="none")
+
 
 class StepMetrics(NamedTuple):
-    """What a step reports: scalars, the same on every device; and of `layers`, see
-    `Decoder.layer_metrics`.
+    """What a step reports: scalars, the same on every device; of `layers`, see
+    `Decoder.layer_metrics`; and of `spikes`, if they are looked for.
     """
 
     sums: Sums
@@ -30,30 +34,36 @@ class StepMetrics(NamedTuple):
     token_hash: jax.Array
     skipped_in_row: jax.Array
     skipped: jax.Array
+    spikes: SpikeReport | None = None
 
 
 def make_train_step(
     compute_gradients: Callable[..., tuple[Decoder, Sums]],
     optimizer: optax.GradientTransformation,
     learning_rate: Callable[[jax.Array], jax.Array],
+    spikes: SpikesConfig = NO_SPIKES,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
     """Return train_step(state, batch) -> (state, metrics), to be jitted.
 
     A step whose loss or gradient is not finite leaves parameters and optimizer as they were and is
-    counted.
+    counted; so does a spike, if `spikes` says so.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         gradients, sums = compute_gradients(state.decoder, batch, state.carried)
         gradient_norm = optax.tree.norm(gradients)
-        finite = jnp.isfinite(gradient_norm) & jnp.isfinite(sums.objective)
+        done = finite = jnp.isfinite(gradient_norm) & jnp.isfinite(sums.objective)
+        window, report = state.spikes, None
+        if window is not None:
+            numbers = (state.step, sums.objective, gradient_norm)
+            done, window, report = watch(window, *numbers, finite=finite, config=spikes)
         rate = learning_rate(state.step)
-        directions, slots = update(optimizer, gradients, state.optimizer, state.decoder, finite)
+        directions, slots = update(optimizer, gradients, state.optimizer, state.decoder, done)
         updates = jax.tree.map(lambda direction: -rate * direction, directions)
         moved: Decoder = optax.apply_updates(state.decoder, updates)
         moved = moved.after_step(state.decoder, sums.reports)
-        decoder = jax.tree.map(lambda new, old: jnp.where(finite, new, old), moved, state.decoder)
-        skipped = 1 - finite.astype(jnp.int32)
+        decoder = jax.tree.map(lambda new, old: jnp.where(done, new, old), moved, state.decoder)
+        skipped = 1 - done.astype(jnp.int32)
         new_state = TrainState(
             step=state.step + 1,
             decoder=decoder,
@@ -62,8 +72,9 @@ def make_train_step(
             skipped_in_row=(state.skipped_in_row + 1) * skipped,
             skipped=state.skipped + skipped,
             carried=jax.tree.map(
-                lambda new, old: jnp.where(finite, new, old), sums.carried, state.carried
+                lambda new, old: jnp.where(done, new, old), sums.carried, state.carried
             ),
+            spikes=window,
         )
         # Of the new parameters: reading the old ones after the update would make the compiler keep
         # a copy of them.
@@ -78,6 +89,7 @@ def make_train_step(
             token_hash=new_state.token_hash,
             skipped_in_row=new_state.skipped_in_row,
             skipped=new_state.skipped,
+            spikes=report,
         )
         return new_state, metrics
 

@@ -48,7 +48,7 @@ def measure(*, arguments: list[str], tiny: bool) -> dict[str, Any]:
     program = build_program(config)
     shapes = batch_shapes(config, program.mesh)
     estimated = memory_per_device(config, program.state, program.mesh, program.execution, shapes)
-    state = create_state(program.declared, program.optimizer, program.mesh, seed=0)
+    state = create_state(program.state, program.optimizer, program.mesh, seed=0)
     compiled = compile_step(config, program)
     batches = [device_batch(config, index, batch_sharding(program.mesh)) for index in range(2)]
     losses, seconds = [], []

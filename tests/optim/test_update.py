@@ -24,8 +24,7 @@ def two_steps(config):
     """Return the state after two steps of the compiled step, and that step."""
     program = build_program(config, jax.devices()[:2])
     compiled = compile_step(config, program)
-    offload = "optimizer" in config.train.offload
-    state = create_state(program.declared, program.optimizer, program.mesh, seed=0, offload=offload)
+    state = create_state(program.state, program.optimizer, program.mesh, seed=0)
     for step in range(2):
         state, _ = compiled.run(
             state, jax.device_put(make_batch(config, step), batch_sharding(program.mesh))
@@ -56,7 +55,7 @@ def test_steps_do_not_depend_on_where_slots_lie():
 
 def test_slots_stay_as_they_were_where_gradients_are_not_finite():
     program = build_program(config_with("optimizer"), jax.devices()[:2])
-    state = create_state(program.declared, program.optimizer, program.mesh, seed=0, offload=True)
+    state = create_state(program.state, program.optimizer, program.mesh, seed=0)
     gradients = jax.tree.map(jnp.ones_like, state.decoder)
 
     @jax.jit
@@ -117,7 +116,7 @@ def on_host(variable):
 def test_restored_layers_stay_in_host_memory():
     config = config_with("optimizer")
     program = build_program(config, jax.devices()[:2])
-    state = create_state(program.declared, program.optimizer, program.mesh, seed=0, offload=True)
+    state = create_state(program.state, program.optimizer, program.mesh, seed=0)
     rows = jax.device_get(state.optimizer)[1].mu.stack[0][0].mixer.query[...]
     layout = Layout((SegmentRows((1, EMPTY, 0), 3),))
     other = declare_state(

@@ -108,7 +108,7 @@ def losses(config, **mesh):
     program = build_program(config, jax.devices()[: math.prod(mesh.sizes.values())])
     step = compile_step(config, program).run
     data = open_datasets(config).train
-    state = create_state(program.declared, program.optimizer, program.mesh, seed=0)
+    state = create_state(program.state, program.optimizer, program.mesh, seed=0)
     found = []
     for number in range(3):
         batch = device_batch(data, number * config.train.batch_size, batch_sharding(program.mesh))

@@ -54,7 +54,12 @@ def make_config(*, model=None, mesh=None, train=None, runtime=None, objective=No
             "mesh": {"fsdp": 1, **(mesh or {})},
             "optimizer": {"learning_rate": 1e-2},
             "objective": {"chunk_tokens": 24, **(objective or {})},
-            "train": {"num_steps": STEPS, "batch_size": BATCH, **(train or {})},
+            "train": {
+                "num_steps": STEPS,
+                "batch_size": BATCH,
+                "spikes": {"kind": "none"},
+                **(train or {}),
+            },
             "runtime": runtime or {},
         }
     )
@@ -103,9 +108,8 @@ def run(config):
     def step(state, batch):
         return *train_step(state, batch), kept["gradients"]
 
-    offload = "optimizer" in config.train.offload
-    sizes = {"batch_size": config.train.batch_size, "offload": offload}
-    state = create_state(program.declared, program.optimizer, program.mesh, seed=0, **sizes)
+    sizes = {"batch_size": config.train.batch_size}
+    state = create_state(program.state, program.optimizer, program.mesh, seed=0, **sizes)
     losses, first = [], None
     for index in range(STEPS):
         place = functools.partial(jax.device_put, device=batch_sharding(program.mesh))

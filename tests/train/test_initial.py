@@ -68,7 +68,7 @@ def saved(tmp_path_factory, published):
     folder = tmp_path_factory.mktemp("saved")
     config = run_of(folder, published.model, None, mesh={"fsdp": 1})
     program = build_program(config, jax.devices()[:1])
-    state = create_state(program.declared, program.optimizer, program.mesh, seed=3)
+    state = create_state(program.state, program.optimizer, program.mesh, seed=3)
     slots = jax.tree.map(lambda slot: slot + 1, state.optimizer)
     state = state._replace(step=state.step + STEP, optimizer=slots)
     record = {

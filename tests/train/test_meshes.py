@@ -169,7 +169,7 @@ def test_same_evaluation_on_a_split_sequence():
     def sums(mesh):
         config = make_config(model=CONTEXT_MODEL, mesh=mesh, length=32)
         program = build_program(config, jax.devices()[: math.prod(config.mesh.sizes.values())])
-        state = create_state(program.declared, program.optimizer, program.mesh, seed=0)
+        state = create_state(program.state, program.optimizer, program.mesh, seed=0)
         batch = jax.device_put(make_batch(config, 0), batch_sharding(program.mesh))
         return jax.device_get(compile_losses(program)(state.decoder, batch))
 

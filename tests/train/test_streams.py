@@ -98,7 +98,7 @@ def test_what_is_carried_is_in_the_checkpoint(one_device, tmp_path):
     config = make_config(model=MODEL, mesh={"fsdp": 2})
     program = build_program(config, jax.devices()[:2])
     fresh = functools.partial(
-        create_state, program.declared, program.optimizer, program.mesh, seed=0, batch_size=16
+        create_state, program.state, program.optimizer, program.mesh, seed=0, batch_size=16
     )
     state, _ = compile_step(config, program).run(fresh(), make_batch(config, 0))
     carried = jax.tree.leaves(state.carried)
@@ -114,7 +114,7 @@ def test_what_is_carried_is_in_the_checkpoint(one_device, tmp_path):
 def test_a_skipped_step_carries_nothing_on(one_device):
     config = make_config(model=MODEL)
     program = build_program(config, jax.devices()[:1])
-    state = create_state(program.declared, program.optimizer, program.mesh, seed=0, batch_size=16)
+    state = create_state(program.state, program.optimizer, program.mesh, seed=0, batch_size=16)
     norm = state.decoder.norm
     norm.scale = with_value(norm.scale, norm.scale[...] * jnp.nan)
     state, metrics = compile_step(config, program).run(state, make_batch(config, 0))

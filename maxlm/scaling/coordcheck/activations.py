@@ -53,7 +53,7 @@ def measure(config: RunConfig, *, num_steps: int, seeds: Sequence[int]) -> Itera
     look, step = _make_activations(program), compile_step(on_one, program).run
     batch = device_batch(dataset, 0, batch_sharding(program.mesh))
     for seed in seeds:
-        arguments = program.declared, program.optimizer, program.mesh
+        arguments = program.state, program.optimizer, program.mesh
         state = create_state(*arguments, seed=seed, batch_size=config.train.batch_size)
         first = look(state.decoder, batch)
         for number in range(num_steps + 1):

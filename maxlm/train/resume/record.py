@@ -20,6 +20,7 @@ def record_of(
     return {
         "consumed": consumed._asdict(),
         **program.execution.layout.record(),
+        "mesh": program.mesh_sizes.sizes,
         "config": config.model_dump(mode="json"),
         "data": datasets.train.fingerprint,
         "mixture": datasets.train.mixture.until(consumed.rows),

@@ -1,0 +1,1 @@
+"""A mesh and the devices that are there."""

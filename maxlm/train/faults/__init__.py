@@ -1,0 +1,1 @@
+"""What goes wrong in steps, and what is done about it: spikes, replicas that differ."""

@@ -1,0 +1,239 @@
+"""Compare what devices hold copies of: a device that computes or stores wrongly shows itself by a
+copy that differs.
+
+Parameters and optimizer slots are copied along every mesh axis that does not split them, and all
+copies go through the same operations, bit for bit. So each device takes a fingerprint of each
+array that it holds,
+
+    sum over i of mix(bits(x[i]) xor mix(i))  mod 2^32
+
+and the largest and the smallest among copies are equal, or one of them is corrupt. `mix` is a
+bijection: one changed element always shows. It is not linear: two sign bits that flip do not
+cancel, as they would in a sum with weights.
+
+A corrupt state is never saved, and is not mended here: the run ends, and started again it goes on
+from its newest checkpoint, whose copies were compared before it was saved.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from maxlm.checkpoint.leaves import flatten
+from maxlm.config.errors import RunFailedError
+from maxlm.events import event
+from maxlm.health.exchange import exchange
+from maxlm.jax_versions import vary_over
+from maxlm.runtime import settle
+from maxlm.sharding.host import to_device
+from maxlm.sharding.mesh import AXES
+
+log = logging.getLogger(__name__)
+
+_SHOWN = 8  # names in a message
+
+
+class Fingerprints(NamedTuple):
+    """Of some arrays.
+
+    Attributes:
+      of_devices: uint32[devices, arrays], in the order of the mesh, each device holding its row.
+      differing: bool[arrays], whether copies differ; the same on all devices.
+    """
+
+    of_devices: jax.Array
+    differing: jax.Array
+
+
+class Difference(NamedTuple):
+    """Copies of an array that are not one.
+
+    Attributes:
+      leaf: its name.
+      suspects: places in the mesh of the devices that hold what fewer hold; of all of them, where
+        no value has a majority.
+      others: how many devices hold copies of the same part besides.
+    """
+
+    leaf: str
+    suspects: tuple[int, ...]
+    others: int
+
+
+class Replicas:
+    """The copies in the train state of a run; every process must make the same calls.
+
+    Args:
+      declared: the state as `jax.ShapeDtypeStruct`s with shardings.
+      mesh: where it lies.
+      every: steps between comparisons, 0 for none but those asked for by `now`.
+    """
+
+    def __init__(self, declared: Any, mesh: Mesh, *, every: int):
+        self._mesh, self._every = mesh, every
+        specs = {name: leaf.sharding.spec for name, leaf in flatten(declared).items()}
+        copied = {name: _copied_over(spec, mesh) for name, spec in specs.items()}
+        self._names = [name for name, axes in copied.items() if axes]
+        self._axes = [copied[name] for name in self._names]
+        self._program = _make_program([specs[name] for name in self._names], self._axes, mesh)
+        self._pending: tuple[int, Fingerprints] | None = None
+
+    def check(self, step: int, state: Any, *, now: bool) -> None:
+        """Compare, where it is due, and read what the comparison before has found.
+
+        Args:
+          step: steps done.
+          state: the train state after them.
+          now: compare in any case, and wait for the result.
+
+        Raises:
+          RunFailedError: copies differ; names arrays and devices.
+        """
+        self._read()
+        if self._names and (now or (self._every and step % self._every == 0)):
+            leaves = flatten(state)
+            arrays = [leaves[name] for name in self._names]
+            self._pending = step, settle(self._program(arrays))
+        if now:
+            self._read()
+
+    def _read(self) -> None:
+        if self._pending is None:
+            return
+        step, found = self._pending
+        self._pending = None
+        if np.any(jax.device_get(found.differing)):
+            self._fail(step, found)
+
+    def _fail(self, step: int, found: Fingerprints) -> None:
+        everywhere = NamedSharding(self._mesh, P())
+        whole = settle(jax.jit(lambda x: x, out_shardings=everywhere)(found.of_devices))
+        numbers = np.asarray(jax.device_get(whole))
+        columns = zip(self._names, self._axes, numbers.T, strict=True)
+        differences = [
+            each
+            for name, axes, column in columns
+            for each in find_differences(name, column, self._mesh, axes)
+        ]
+        hosts = exchange(socket.gethostname())
+        devices = self._mesh.devices.ravel()
+        suspects = sorted({place for each in differences for place in each.suspects})
+        told = [_describe(devices[place], hosts) for place in suspects]
+        leaves = list(dict.fromkeys(each.leaf for each in differences))
+        some = "".join(f"\n  {_line(each, devices)}" for each in differences[:_SHOWN])
+        more = f"\n  and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
+        log.error(
+            "step %d: copies of the train state differ on %s",
+            step,
+            "; ".join(told),
+            extra=event("replicas_differ", step=step, devices=told, leaves=leaves[:_SHOWN]),
+        )
+        raise RunFailedError(
+            f"after step {step} devices hold copies of the train state that differ, so one of them computes or stores "
+            f"wrongly: {'; '.join(told)}{some}{more}\nNothing of it was saved. Start the same command again: it goes "
+            "on from the newest checkpoint, whose copies were equal. If the same device is named again, leave its host "
+            "out"
+        )
+
+
+def find_differences(
+    leaf: str, numbers: np.ndarray, mesh: Mesh, copied_over: Sequence[str]
+) -> Iterator[Difference]:
+    """Yield which copies of an array's parts differ.
+
+    Args:
+      leaf: the array's name.
+      numbers: (devices,) a fingerprint of what each device holds, in the order of the mesh.
+      mesh: the devices.
+      copied_over: axes along which devices hold copies.
+    """
+    shape = tuple(mesh.shape.values())
+    coordinates = np.stack(np.unravel_index(np.arange(mesh.size), shape), axis=1)
+    apart = [number for number, axis in enumerate(mesh.axis_names) if axis not in copied_over]
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for place, coordinate in enumerate(coordinates):
+        groups.setdefault(tuple(map(int, coordinate[apart])), []).append(place)
+    for places in groups.values():
+        counts = Counter(int(numbers[place]) for place in places).most_common()
+        if len(counts) == 1:
+            continue
+        tied = counts[0][1] == counts[1][1]
+        suspects = tuple(place for place in places if tied or int(numbers[place]) != counts[0][0])
+        yield Difference(leaf, suspects, len(places) - len(suspects))
+
+
+def fingerprint(array: jax.Array) -> jax.Array:
+    """Return a uint32 of what an array holds, inside a jit or on one device."""
+    if array.dtype == jnp.bool_:
+        array = array.astype(jnp.uint32)
+    unsigned = jnp.dtype(f"uint{8 * array.dtype.itemsize}")
+    bits = lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
+    index = jnp.zeros(array.shape, jnp.uint32)
+    for axis, size in enumerate(array.shape):
+        index = index * jnp.uint32(size % 2**32)
+        index += lax.broadcasted_iota(jnp.uint32, array.shape, axis)
+    return jnp.sum(_mix(bits ^ _mix(index)), dtype=jnp.uint32)
+
+
+def _mix(numbers: jax.Array) -> jax.Array:
+    """Scramble uint32s: the finaliser of MurmurHash3, a bijection."""
+    numbers = (numbers ^ (numbers >> 16)) * jnp.uint32(0x85EBCA6B)
+    numbers = (numbers ^ (numbers >> 13)) * jnp.uint32(0xC2B2AE35)
+    return numbers ^ (numbers >> 16)
+
+
+def _copied_over(spec: P, mesh: Mesh) -> tuple[str, ...]:
+    """Return the axes, longer than 1, that do not split an array."""
+    split = {
+        axis for entry in spec for axis in ((entry,) if isinstance(entry, str) else entry or ())
+    }
+    return tuple(axis for axis in AXES if axis not in split and mesh.shape[axis] > 1)
+
+
+def _make_program(
+    specs: Sequence[P], copied_over: Sequence[tuple[str, ...]], mesh: Mesh
+) -> Callable[[list[jax.Array]], Fingerprints]:
+    """Return program(arrays) -> fingerprints, compiled at its first use."""
+
+    def of_device(arrays: list[jax.Array]) -> Fingerprints:
+        numbers = jnp.stack([vary_over(fingerprint(array), AXES) for array in arrays])
+        differing = [_differs(numbers[n], axes) for n, axes in enumerate(copied_over)]
+        return Fingerprints(numbers[None], jnp.stack(differing))
+
+    mapped = jax.shard_map(
+        of_device,
+        mesh=mesh,
+        in_specs=(list(specs),),
+        out_specs=Fingerprints(P(AXES), P()),  # type: ignore[arg-type]
+    )
+    return jax.jit(lambda arrays: mapped(to_device(arrays)))
+
+
+def _differs(number: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+    """Return whether devices along some axes have other numbers, anywhere on the mesh."""
+    others = tuple(axis for axis in AXES if axis not in axes)
+    here = lax.pmax(number, axes) != lax.pmin(number, axes)
+    return lax.pmax(here.astype(jnp.int32), others) > 0
+
+
+def _describe(device: Any, hosts: Sequence[str]) -> str:
+    process = device.process_index
+    return f"device {device.id} ({device.device_kind}) of process {process} on {hosts[process]}"
+
+
+def _line(difference: Difference, devices: np.ndarray) -> str:
+    names = ", ".join(str(devices[place].id) for place in difference.suspects)
+    if not difference.others:
+        return f"{difference.leaf}: devices {names} differ, and no value has a majority"
+    return f"{difference.leaf}: device {names} differs from {difference.others} others"
