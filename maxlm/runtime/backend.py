@@ -29,9 +29,9 @@ def start(runtime: RuntimeConfig) -> None:
     (set by `launch/local.py`), or by what Slurm, Open MPI, Kubernetes jobs and TPU slices set.
 
     Raises:
-        UserError: the environment promises several processes but they do not find each other, or
-            `runtime.device_count` asks for fake devices on a platform that has real ones, or
-            `runtime.compile_cache` cannot be made.
+        RunFailedError: the environment promises several processes and not all came in time.
+        UserError: it does so wrongly, or `runtime.device_count` asks for fake devices on a platform
+            that has real ones, or `runtime.compile_cache` cannot be made.
     """
     if runtime.device_count is not None:
         if runtime.platform not in ("auto", "cpu"):
@@ -53,7 +53,7 @@ def start(runtime: RuntimeConfig) -> None:
     _hush_libraries()
     if "TPU_SKIP_MDS_QUERY" in os.environ:  # jax sets it where it sees no TPU
         hush_libtpu()
-    connect(os.environ)
+    connect(os.environ, runtime.timeouts.start_seconds)
     _find_devices(runtime.platform)
     if jax.process_index() > 0:
         logging.getLogger().setLevel(logging.ERROR)
