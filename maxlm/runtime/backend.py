@@ -41,7 +41,7 @@ def start(runtime: RuntimeConfig) -> None:
             )
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", runtime.device_count)
-        _give_threads(runtime.device_count)
+        _make_room(runtime.device_count)
     elif runtime.platform == "cpu":
         jax.config.update("jax_platforms", "cpu")
     if runtime.compile_cache is not None:
@@ -59,15 +59,23 @@ def start(runtime: RuntimeConfig) -> None:
         logging.getLogger().setLevel(logging.ERROR)
 
 
-def _give_threads(device_count: int) -> None:
-    """Let the CPU's backend have a thread for every fake device that waits in a collective.
+# It starts collectives before those that other devices have begun: of fake devices, some wait in one
+# and some in another, for ever. Which programs do, is the same each time they run.
+REORDERS = "xla_cpu_enable_concurrency_optimized_scheduler"
 
-    It takes as many as there are cores. Where a program leaves collectives without an order, such
-    as those of layers side by side, two devices that wait for the others could have them all, and
-    the others would wait for a thread for ever.
+
+def _make_room(device_count: int) -> None:
+    """Let fake devices wait for each other in collectives, and not for ever.
+
+    The CPU's backend takes as many threads as there are cores. Where a program leaves collectives
+    without an order, such as those of layers side by side, two devices that wait for the others
+    could have them all, and the others would wait for a thread for ever.
     """
     threads = max(2 * device_count, os.cpu_count() or 1)
     os.environ.setdefault("PJRT_NPROC", str(threads))
+    flags = os.environ.get("XLA_FLAGS", "")
+    if device_count > 1 and REORDERS not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --{REORDERS}=false".strip()
 
 
 def _make_folder(path: Path) -> str:

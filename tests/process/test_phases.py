@@ -62,8 +62,10 @@ def test_own_seconds_are_those_of_steps_without_waits_evaluations_and_saves(cloc
     def step(number, own):
         clock.now += own
         with phases.waiting():
+            with phases.waiting():  # counts once
+                clock.now += 25
             assert phases.current().waits
-            clock.now += 50
+            clock.now += 25
         phases.stepped(number)
 
     with phases.phase("step"):
