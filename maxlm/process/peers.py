@@ -173,7 +173,7 @@ class Peers:
                 place.seconds,
                 ", and for ".join([*silent, *behind]),
                 extra=event(
-                    "slow_step",
+                    "hang",
                     step=place.step,
                     seconds=place.seconds,
                     processes=[beat.process for beat in [*still, *guilty]],

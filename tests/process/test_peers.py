@@ -147,7 +147,7 @@ def test_a_slow_step_is_looked_into_and_named_once(tmp_path, caplog):
     (message,) = caplog.messages
     assert message.startswith("the step after step 5 has taken 61 s; all wait for process 2 (pid ")
     marked = caplog.records[0].maxlm_event
-    assert (marked.kind, marked.step, marked.values["processes"]) == ("slow_step", 5, [2])
+    assert (marked.kind, marked.step, marked.values["processes"]) == ("hang", 5, [2])
     caplog.clear()
     job.places, job.dead = [Place("step", 6, 61.0, True, 0.1)] * 3, {1}
     for _ in range(3):
