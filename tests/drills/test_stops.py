@@ -4,7 +4,6 @@ import os
 import random
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -109,7 +108,7 @@ def test_a_process_that_is_stopped_is_named(index, write_run, tmp_path, record_p
 def test_a_process_that_hangs_is_named_and_all_write_their_stacks(
     write_run, tmp_path, record_property
 ):
-    program = f"""
+    program = """
 import os, sys, time
 from maxlm.cli import main
 from maxlm.data import loader
