@@ -3,8 +3,9 @@
 `python launch/local.py -n 2 -- maxlm train RUN.yaml`.
 
 Process 0 has the terminal. Of the others only the last lines are kept, and shown when one of them
-fails. When a process dies, the others are ended within seconds and the message names it. The first
-SIGTERM or SIGINT goes on to all processes, which finish their step, save and stop; a second one
+fails. When a process dies, the others are ended within seconds and the message names it, or the one
+that somebody has stopped (SIGSTOP) and that it waited for. The first SIGTERM, SIGINT, SIGHUP or
+SIGUSR1 goes on to all processes, which finish their step, save and stop; a second SIGTERM or SIGINT
 kills them.
 
 Exit code: what the processes' own codes mean together (`maxlm.config.cluster.exit_codes`): 0 done, 75 stopped
@@ -41,6 +42,10 @@ POLL_SECONDS = 0.05
 LINES_KEPT = 30
 MOST_PROCESSES = 1024
 
+# A second one of these kills; the others are sent along with them, or before.
+INSISTING = (signal.SIGTERM, signal.SIGINT)
+STOPPING = (*INSISTING, signal.SIGHUP, signal.SIGUSR1)
+
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
 
@@ -73,6 +78,15 @@ class Worker:
             )
             self._reader.start()
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether somebody has stopped it (SIGSTOP, a debugger); known on Linux alone."""
+        try:
+            state = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        except (OSError, IndexError):
+            return False
+        return state in "Tt"
+
     def describe_end(self) -> str:
         """Say how the process ended, and its last lines where they were not shown yet."""
         code = self.process.returncode
@@ -90,17 +104,27 @@ class Worker:
 
 
 class Signals:
-    """Pass the first SIGTERM or SIGINT on to all workers, and kill them at the second."""
+    """Pass the first signal that asks for a stop on to all workers, and kill them at a second SIGTERM
+    or SIGINT.
+    """
 
     def __init__(self) -> None:
         self.workers: list[Worker] = []
         self.received: list[int] = []
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOPPING:
             signal.signal(number, self._handle)
+
+    @property
+    def insisted(self) -> bool:
+        """Whether the workers were killed."""
+        return len(self.received) > 1 and sum(one in INSISTING for one in self.received) > 1
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         self.received.append(number)
-        send(self.workers, number if len(self.received) == 1 else signal.SIGKILL)
+        if len(self.received) == 1:
+            send(self.workers, number)
+        elif self.insisted:
+            send(self.workers, signal.SIGKILL)
 
     def wait(self, seconds: float) -> None:
         """Wait so long, or until a signal comes."""
@@ -129,6 +153,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         retries = Retries(most=options.retries, pause_seconds=options.pause)
     except ValueError:
         parser.error(f"--retries {options.retries} --pause {options.pause}: 0 to 1000, and a time")
+    own = list(sys.argv[1:] if arguments is None else arguments)[: -len(options.command)]
+    # What stands before the command in the line that resumes a run.
+    before = [word for word in own if word != "--"]
+    os.environ["MAXLM_LAUNCHER"] = shlex.join(["python", sys.argv[0], *before, "--"])
     return run_again(options.n, options.command, retries)
 
 
@@ -186,8 +214,6 @@ def environments(count: int) -> list[dict[str, str]]:
             "MAXLM_COORDINATOR": address,
             "MAXLM_NUM_PROCESSES": str(count),
             "MAXLM_PROCESS_ID": str(index),
-            # What stands before the command in the line that resumes a run.
-            "MAXLM_LAUNCHER": shlex.join(["python", sys.argv[0], "-n", str(count), "--"]),
             "JAX_COORDINATOR_BIND_ADDRESS": address,
         }
         for index in range(count)
@@ -196,29 +222,54 @@ def environments(count: int) -> list[dict[str, str]]:
 
 def watch(workers: Sequence[Worker], signals: Signals) -> int:
     """Wait until all workers are done or one has failed; end the others then; return the exit code."""
+    stopped_first = False
     while any(worker.process.poll() is None for worker in workers) and not failed(workers):
+        stopped_first = any(worker.process.returncode == Exit.STOPPED for worker in workers)
         time.sleep(POLL_SECONDS)
-    if len(signals.received) > 1:
+    if signals.insisted:
         sys.stderr.write("launch/local.py: second signal: killed all processes\n")
         return 128 + signals.received[-1]
     first = failed(workers)
     if not first:
         return judge(worker.process.returncode for worker in workers)
+    ending = _end_in_wake(workers)
+    for worker in first:
+        sys.stderr.write(f"{worker.describe_end()}{ending}\n")
+    codes = [worker.process.returncode for worker in first]
+    if all(_is_of_the_stop(code, signals, stopped_first=stopped_first) for code in codes):
+        return Exit.STOPPED
+    if signals.received:
+        return 128 + signals.received[0]
+    return judge(codes)
+
+
+def _end_in_wake(workers: Sequence[Worker]) -> str:
+    """Give the workers that are alive a moment, end them, and say so; name those that somebody has
+    stopped first.
+    """
+    stopped = [worker for worker in workers if worker.process.poll() is None and worker.is_stopped]
+    for worker in stopped:
+        sys.stderr.write(
+            f"launch/local.py: process {worker.index} (pid {worker.process.pid}) is stopped (SIGSTOP, or a "
+            "debugger): the others could not go on without it; `kill -CONT PID` would have let it run\n"
+        )
     deadline = time.monotonic() + GRACE_SECONDS
     while any(worker.process.poll() is None for worker in workers) and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
     ended = [worker for worker in workers if worker.process.poll() is None]
     end(ended)
-    ending = (
-        f"; ended the others ({', '.join(f'process {worker.index}' for worker in ended)})"
-        if ended
-        else ""
-    )
-    for worker in first:
-        sys.stderr.write(f"{worker.describe_end()}{ending}\n")
-    if signals.received:
-        return 128 + signals.received[0]
-    return judge(worker.process.returncode for worker in first)
+    if not ended:
+        return ""
+    return f"; ended the others ({', '.join(f'process {worker.index}' for worker in ended)})"
+
+
+def _is_of_the_stop(code: int, signals: Signals, *, stopped_first: bool) -> bool:
+    """Tell whether a process that ended badly belongs to a stop in start-up, when there was nothing to
+    save: the signal found it before it could hear it, or it lost one that had heard it.
+    """
+    if signals.received and code == -signals.received[0]:
+        return True
+    return stopped_first and code == -signal.SIGABRT
 
 
 def failed(workers: Sequence[Worker]) -> list[Worker]:

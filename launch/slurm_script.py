@@ -32,7 +32,7 @@ class Job(NamedTuple):
 # A task ends with 0 where it was stopped: to Slurm everything else is a failure, for which it ends
 # the other tasks, which may still be saving. The trap lets the shell live on; Slurm signals every
 # process of a task.
-_TASK = f"""trap : TERM
+_TASK = f"""trap : TERM USR1
 "${{@:2}}"
 code=$?
 echo "$code" > "$1/$SLURM_PROCID.exit"
@@ -138,8 +138,9 @@ def options(job: Job) -> Iterator[str]:
         "array": f"0-{len(job.commands) - 1}{f'%{job.at_a_time}' if job.at_a_time else ''}"
         if job.array
         else None,
-        # To all steps, that is to every process, and not to this script.
-        "signal": f"TERM@{cluster.stop_seconds}",
+        # To all steps, that is to every process, and not to this script. Not SIGTERM, which the limit
+        # brings: a second one would end processes that still save.
+        "signal": f"USR1@{cluster.stop_seconds}",
         "output": shlex.quote(f"{_folder(cluster)}/{name}.log"),
         "open-mode": "append",
     }

@@ -1,8 +1,18 @@
-"""Run the command line as `python -m maxlm`."""
+"""Run the command line; a training hears signals from here on, before anything large is loaded."""
 
+import contextlib
+import importlib
 import sys
 
-from maxlm.cli import main
+from maxlm.process.signals import listening
+
+
+def main() -> int:
+    """Run one command and return its exit code."""
+    hears = listening() if sys.argv[1:2] == ["train"] else contextlib.nullcontext()
+    with hears:
+        return int(importlib.import_module("maxlm.cli").main())
+
 
 if __name__ == "__main__":
     sys.exit(main())

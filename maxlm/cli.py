@@ -7,11 +7,13 @@ Exit codes are those of `maxlm.config.cluster.exit_codes`. Only the command that
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import io
 import os
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from typing import Any
@@ -25,6 +27,7 @@ from maxlm.config.reading.loader import load_data
 from maxlm.config.schema import RunConfig
 from maxlm.config.section import Section
 from maxlm.config.show import to_json_schema, to_yaml
+from maxlm.process.signals import listening
 
 SCHEMAS: dict[str, type[Section]] = {
     "run": RunConfig,
@@ -83,7 +86,10 @@ def _run(arguments: argparse.Namespace) -> int:
     asks_for_a_step = getattr(arguments, "action", None) == "show" and arguments.step is not None
     name = f"{arguments.command} {getattr(arguments, 'action', '')}"
     module = OF_A_STEP if asks_for_a_step else COMMANDS.get(name, COMMANDS[arguments.command])
-    return int(importlib.import_module(module).run(arguments))
+    # Before JAX is loaded with it. Not where a caller runs a command in a thread of its own.
+    hears = arguments.command == "train" and threading.current_thread() is threading.main_thread()
+    with listening() if hears else contextlib.nullcontext():
+        return int(importlib.import_module(module).run(arguments))
 
 
 def _config(arguments: argparse.Namespace) -> int:

@@ -98,7 +98,7 @@ def explain(gone: Gone, settings: dict[str, Any], decisions: dict[str, Any]) -> 
     number, _, kind = gone.step.partition("-")
     # A step behind another one has its settings.
     sections = (one for key, one in settings.items() if key.startswith(f"{int(number) - 1}-"))
-    section = next(sections, {})
+    section: dict[str, Any] = next(sections, {})
     name, _, rule = gone.reason.partition("/")
     copy = _LIKE.fullmatch(gone.detail) or _SAME.fullmatch(gone.detail)
     groups = copy.groupdict() if copy and kind in ("exact_dedup", "near_dedup") else {}

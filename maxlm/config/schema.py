@@ -345,8 +345,26 @@ class KernelsConfig(Section):
     ] = Field("auto", description="interpret: flash_tpu step by step, on a CPU")
 
 
+Limit = Annotated[float, Field(gt=0, le=1e8)] | None
+
+
+class TimeoutsConfig(Section):
+    """How long each phase may take before the processes are ended with their stacks (null: for ever)."""
+
+    start_seconds: Limit = Field(1800.0, description="devices, other processes, data, run_dir")
+    restore_seconds: Limit = Field(3600.0, description="reading a checkpoint or weights")
+    compile_seconds: Limit = Field(3600.0, description="of the step, and of the evaluation")
+    step_seconds: Limit = Field(1800.0, description="a step, its batch included")
+    evaluation_seconds: Limit = Field(1800.0, description="a batch of an evaluation")
+    save_seconds: Limit = Field(3600.0, description="what training waits for in a save")
+
+    def by_phase(self) -> dict[str, float | None]:
+        """Return the seconds by the names of `maxlm.process.phases`."""
+        return {name.removesuffix("_seconds"): value for name, value in self.model_dump().items()}
+
+
 class RuntimeConfig(Section):
-    """The process: seed, devices, kernels, watchdog."""
+    """The process: seed, devices, kernels, timeouts."""
 
     seed: Annotated[int, Field(ge=0, lt=2**32), OnResume.FIXED] = 0
     platform: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
@@ -355,10 +373,7 @@ class RuntimeConfig(Section):
         description="fake CPU devices per process, to try a mesh on a laptop (needs platform cpu or auto)",
     )
     kernels: KernelsConfig = KernelsConfig()
-    step_timeout_seconds: Annotated[float, Field(gt=0, le=1e8)] | None = Field(
-        1800.0,
-        description="a step longer than this ends the process with all its stacks (null: never)",
-    )
+    timeouts: TimeoutsConfig = TimeoutsConfig()
     check_replicas_every: Count = Field(
         0,
         description="steps between comparisons of what devices hold copies of (0: before each save alone)",

@@ -159,7 +159,9 @@ class RunTerminal:
     def show_end(self, outcome: Outcome) -> None:
         """End the progress line and print what came out."""
         self._stop()
-        state = "done" if outcome.step >= outcome.num_steps else "stopped"
+        # A stop in the last evaluation leaves something to do after the last step.
+        goes_on = outcome.step < outcome.num_steps or "resume with" in outcome.places
+        state = "stopped" if goes_on else "done"
         self._title(f"{state} after step {outcome.step} of {outcome.num_steps}")
         self._rows(_end_rows(outcome))
         if sources := _sources(outcome.values):

@@ -1,4 +1,4 @@
-"""The process around the training: JAX start-up, agreement of processes, stop signals, watchdog,
+"""The process around the training: JAX start-up, agreement of processes, stop signals,
 profiler window.
 
 Nothing here knows about models. `start` must run before any JAX computation.
@@ -9,12 +9,10 @@ from maxlm.runtime.backend import compute_dtype_of, hush_libtpu, start
 from maxlm.runtime.memory import explain_memory, memory_bytes
 from maxlm.runtime.profile import ProfileWindow
 from maxlm.runtime.stop import StopSignal
-from maxlm.runtime.watchdog import Watchdog
 
 __all__ = [
     "ProfileWindow",
     "StopSignal",
-    "Watchdog",
     "all_true",
     "compute_dtype_of",
     "explain_memory",

@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 
 from maxlm.config.cluster.exit_codes import Exit
 from maxlm.config.errors import RunFailedError, UserError
+from maxlm.process.phases import waiting
 
 T = TypeVar("T")
 
@@ -69,7 +70,8 @@ def settle(results: T) -> T:
     programs in the order of their dispatch.
     """
     if jax.device_count() > 1 and jax.default_backend() == "cpu":
-        jax.block_until_ready(results)
+        with waiting():
+            jax.block_until_ready(results)
     return results
 
 

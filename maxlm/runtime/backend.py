@@ -29,9 +29,9 @@ def start(runtime: RuntimeConfig) -> None:
     (set by `launch/local.py`), or by what Slurm, Open MPI, Kubernetes jobs and TPU slices set.
 
     Raises:
-        UserError: the environment promises several processes but they do not find each other, or
-            `runtime.device_count` asks for fake devices on a platform that has real ones, or
-            `runtime.compile_cache` cannot be made.
+        RunFailedError: the environment promises several processes and not all came in time.
+        UserError: it does so wrongly, or `runtime.device_count` asks for fake devices on a platform
+            that has real ones, or `runtime.compile_cache` cannot be made.
     """
     if runtime.device_count is not None:
         if runtime.platform not in ("auto", "cpu"):
@@ -41,7 +41,7 @@ def start(runtime: RuntimeConfig) -> None:
             )
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", runtime.device_count)
-        _give_threads(runtime.device_count)
+        _make_room(runtime.device_count)
     elif runtime.platform == "cpu":
         jax.config.update("jax_platforms", "cpu")
     if runtime.compile_cache is not None:
@@ -53,21 +53,29 @@ def start(runtime: RuntimeConfig) -> None:
     _hush_libraries()
     if "TPU_SKIP_MDS_QUERY" in os.environ:  # jax sets it where it sees no TPU
         hush_libtpu()
-    connect(os.environ)
+    connect(os.environ, runtime.timeouts.start_seconds)
     _find_devices(runtime.platform)
     if jax.process_index() > 0:
         logging.getLogger().setLevel(logging.ERROR)
 
 
-def _give_threads(device_count: int) -> None:
-    """Let the CPU's backend have a thread for every fake device that waits in a collective.
+# It starts collectives before those that other devices have begun: of fake devices, some wait in one
+# and some in another, for ever. Which programs do, is the same each time they run.
+REORDERS = "xla_cpu_enable_concurrency_optimized_scheduler"
 
-    It takes as many as there are cores. Where a program leaves collectives without an order, such
-    as those of layers side by side, two devices that wait for the others could have them all, and
-    the others would wait for a thread for ever.
+
+def _make_room(device_count: int) -> None:
+    """Let fake devices wait for each other in collectives, and not for ever.
+
+    The CPU's backend takes as many threads as there are cores. Where a program leaves collectives
+    without an order, such as those of layers side by side, two devices that wait for the others
+    could have them all, and the others would wait for a thread for ever.
     """
     threads = max(2 * device_count, os.cpu_count() or 1)
     os.environ.setdefault("PJRT_NPROC", str(threads))
+    flags = os.environ.get("XLA_FLAGS", "")
+    if device_count > 1 and REORDERS not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --{REORDERS}=false".strip()
 
 
 def _make_folder(path: Path) -> str:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+import socket
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from maxlm.config.errors import UserError
+from maxlm.config.errors import RunFailedError, UserError
+
+log = logging.getLogger(__name__)
 
 # With JAX's default of 100 s, the survivors of a killed process sit in a collective for that long.
 HEARTBEAT_SECONDS = 10
@@ -16,8 +22,26 @@ HEARTBEAT_SECONDS = 10
 SHUTDOWN_SECONDS = 60
 
 
-def connect(environment: Any) -> None:
-    """Join the other processes of this job, if there are any."""
+# Of the time that start-up may take, for the processes to find each other: JAX then says which are
+# missing, which the watchdog could not.
+SHARE_OF_START = 0.8
+FOR_EVER = 10**8
+# After so long they are told what the wait is for.
+TELL_SECONDS = 15.0
+PROBE_SECONDS = 2.0
+
+
+def connect(environment: Any, start_seconds: float | None = None) -> None:
+    """Join the other processes of this job, if there are any.
+
+    Args:
+        environment: variables that say so.
+        start_seconds: `runtime.timeouts.start_seconds`.
+
+    Raises:
+        UserError: the variables are not as they must be.
+        RunFailedError: not all came in time.
+    """
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # JAX's own handler for SIGTERM would hide the signal from StopSignal, which also knows SIGINT
     # and second signals.
@@ -25,23 +49,56 @@ def connect(environment: Any) -> None:
     arguments: dict[str, Any] = {
         "heartbeat_timeout_seconds": HEARTBEAT_SECONDS,
         "shutdown_timeout_seconds": SHUTDOWN_SECONDS,
+        "initialization_timeout": int(start_seconds * SHARE_OF_START) + 1
+        if start_seconds
+        else FOR_EVER,
     }
     launcher = launcher_of(environment)
     if launcher is None:
         return
     if launcher == "maxlm":
         arguments |= _place(environment)
+    telling = threading.Timer(TELL_SECONDS, lambda: log.warning("%s", waiting_for(environment)))
+    telling.daemon = True
+    telling.start()
     try:
         jax.distributed.initialize(**arguments)
     except (ValueError, KeyError, RuntimeError) as error:
         # One machine, or no metadata server that would know of others.
         if launcher == "tpu machine":
             return
-        raise UserError(
+        failed = RunFailedError if "DEADLINE_EXCEEDED" in str(error) else UserError
+        raise failed(
             f"this looks like one of several processes ({launcher}), but they did not find each other: {error}\n"
+            f"{waiting_for(environment)}\n"
             "set MAXLM_COORDINATOR=HOST:PORT, MAXLM_NUM_PROCESSES and MAXLM_PROCESS_ID in every process, "
             "or unset the variables of the launcher to run alone"
         ) from error
+    finally:
+        telling.cancel()
+
+
+def waiting_for(environment: Any, probe: Callable[..., Any] = socket.create_connection) -> str:
+    """Say what a process that does not find the others waits for."""
+    address = environment.get("MAXLM_COORDINATOR", "")
+    index, count = (environment.get(f"MAXLM_{name}") for name in ("PROCESS_ID", "NUM_PROCESSES"))
+    me = f"process {index} of {count} waits for the others"
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal():
+        return "this process waits for the others: have all of the job's started, on all its nodes?"
+    try:
+        probe((host.strip("[]"), int(port)), timeout=PROBE_SECONDS).close()
+    except socket.gaierror:
+        return f"{me}: MAXLM_COORDINATOR={address}, but no host of that name is known here"
+    except OSError as error:
+        return (
+            f"{me}: nothing answers at MAXLM_COORDINATOR={address} ({error.strerror or error}): has process 0 "
+            "started there, and does the network let others reach that port?"
+        )
+    return (
+        f"{me}: process 0 answers at {address}, but not all {count} have come: is MAXLM_NUM_PROCESSES right, "
+        "and has each process another MAXLM_PROCESS_ID?"
+    )
 
 
 def _place(environment: Any) -> dict[str, Any]:

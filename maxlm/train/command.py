@@ -13,6 +13,7 @@ from maxlm import runtime
 from maxlm.config import load_run
 from maxlm.config.cluster.exit_codes import Exit
 from maxlm.health.start import check_hosts
+from maxlm.process.watchdog import watching
 from maxlm.train.loop import train
 
 
@@ -38,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     # Set by launch/local.py: the same run needs as many processes again.
     if "MAXLM_LAUNCHER" in os.environ:
         command = f"{os.environ['MAXLM_LAUNCHER']} {command}"
-    with runtime.fail_together():
+    with watching(config.runtime.timeouts.by_phase()), runtime.fail_together():
         runtime.start(config.runtime)
         check_hosts()
         return Exit.DONE if train(config, command=command) else Exit.STOPPED

@@ -20,7 +20,10 @@ from maxlm.data.token_hash import hexdigest
 from maxlm.events import event
 from maxlm.health.start import check_run_folder
 from maxlm.models.cost import parameter_count
-from maxlm.runtime import ProfileWindow, StopSignal, Watchdog, explain_memory, memory_bytes, settle
+from maxlm.models.decoder import Decoder
+from maxlm.process.peers import Peers, meeting
+from maxlm.process.phases import phase, stepped, waiting
+from maxlm.runtime import ProfileWindow, StopSignal, explain_memory, memory_bytes, settle
 from maxlm.sharding.host import HOST_MEMORY
 from maxlm.sharding.mesh import batch_sharding
 from maxlm.train.evaluate import evaluate
@@ -30,6 +33,7 @@ from maxlm.train.faults.resized import fit, tell_resized
 from maxlm.train.faults.roll_back import roll_back
 from maxlm.train.faults.skipped import Skipped
 from maxlm.train.initial import open_source, start_of
+from maxlm.train.loss.gradients import Batch, Sums
 from maxlm.train.report import Reporter
 from maxlm.train.resume.changes import refuse_changes
 from maxlm.train.resume.record import record_of
@@ -70,9 +74,10 @@ def train(config: RunConfig, *, command: str) -> bool:
     program = build_program(config, num_ids=datasets.train.tokenizer.vocab_size)
     _refuse_too_large_a_state(config, program)
     with explain_memory(_MORE_ROOM), contextlib.ExitStack() as stack:
-        stop = stack.enter_context(StopSignal())
         run_dir = stack.enter_context(RunDirectory.open(config.run_dir))
         check_run_folder(run_dir.path, program.state, config.checkpoint)
+        peers = Peers(run_dir.path, jax.process_index(), jax.process_count())
+        stack.enter_context(meeting(peers))
         tier = stack.enter_context(SlowTier(config, run_dir.path))
         checkpointer = stack.enter_context(
             Checkpointer(run_dir.checkpoints, config.checkpoint, tier)
@@ -80,11 +85,12 @@ def train(config: RunConfig, *, command: str) -> bool:
         checkpointer.go_back(config)
         refuse_changes(checkpointer.latest_record(), config, datasets)
         run_dir.keep_tokenizer(datasets.train.tokenizer.files)
-        restored = checkpointer.restore(
-            program.state, saved_as=lambda record: state_as_saved(record, config, program)
-        )
+        with phase("restore"):
+            restored = checkpointer.restore(
+                program.state, saved_as=lambda record: state_as_saved(record, config, program)
+            )
+            start = start_of(restored, source, program, config)
         tell_resized(restored.record if restored else None, program.mesh_sizes, config)
-        start = start_of(restored, source, program, config)
         consumption = Consumption(start.consumed, start.step, config)
         reporter = stack.enter_context(
             Reporter(
@@ -96,21 +102,26 @@ def train(config: RunConfig, *, command: str) -> bool:
                 consumption=consumption,
             )
         )
-        compiled = compile_step(config, program)
+        with phase("compile"):
+            compiled = compile_step(config, program)
+            losses = compile_losses(config, program)
         _refuse_too_large_a_step(compiled, program)
         reporter.start_clock(compiled)
         loop = _Loop(config, program, datasets, compiled, checkpointer, reporter, consumption)
-        loop.published = start.published
-        stack.callback(loop.watchdog.disarm)
+        loop.losses, loop.published = losses, start.published
+        loop.evaluation_due = restored is not None and restored.record.get("evaluation_due", False)
+        stop = stack.enter_context(StopSignal())  # from here on there is something to save
         step = loop.run(
             start.state,
             start.step,
             stop.requested,
             ProfileWindow(config.runtime.profile, run_dir.path / "profile"),
         )
-        checkpointer.wait()
-        done = step >= config.train.num_steps
-        reporter.end(step, _places(config, command, done=done))
+        with phase("save"):
+            checkpointer.wait()
+        done = step >= config.train.num_steps and not loop.evaluation_due
+        with phase("evaluation"):
+            reporter.end(step, _places(config, command, done=done))
         return done
 
 
@@ -130,11 +141,12 @@ class _Loop:
         self.config, self.datasets, self.compiled = config, datasets, compiled
         self.checkpointer, self.reporter, self.consumption = checkpointer, reporter, consumption
         self.program, self.sharding = program, batch_sharding(program.mesh)
-        self.losses = compile_losses(program)
+        self.losses: Callable[[Decoder, Batch], Sums]
+        # A stop cut the evaluation of the last step done short: it comes first after a resume.
+        self.evaluation_due = False
         # Of the weights that the run began with, for an export that is like them.
         self.published: dict[str, Any] | None = None
         self.skipped_in_row = 0
-        self.watchdog = Watchdog(config.runtime.step_timeout_seconds)
         dumps = Dumps(datasets.train, consumption, config)
         self.skipped = Skipped(config.train, dumps.write, saved_before=self._saved_before)
         self.replicas = Replicas(
@@ -148,17 +160,20 @@ class _Loop:
         train = self.config.train
         step = start
         pending: StepMetrics | None = None
-        with self._loader(start) as loader:
+        if self.evaluation_due:
+            self._evaluate(start, state, stop)
+        with phase("step"), self._loader(start) as loader:
             for _, batch in loader:
-                self.watchdog.arm()
                 self.checkpointer.stop_time.step()
                 profile.update(step)
-                state, metrics = settle(self.compiled.run(state, batch))
+                with waiting():
+                    state, metrics = settle(self.compiled.run(state, batch))
                 # Only now is the step before read: the device already has its next work.
                 if self._read(step, pending, loader, state, last=False):
                     state = self._roll_back(step, pending, state)
                     state, metrics = settle(self.compiled.run(state, batch))
                 step, pending = step + 1, metrics
+                stepped(step)
                 stopping = step < train.num_steps and stop(step)
                 ending = stopping or step == train.num_steps
                 evaluating = step == train.num_steps or _due(step, train.eval_every)
@@ -168,9 +183,11 @@ class _Loop:
                     if self._read(step, pending, loader, state, last=ending):
                         state = self._roll_back(step, pending, state)
                     pending = None
-                self.replicas.check(step, state, now=saving)
                 if evaluating:
-                    self._evaluate(step, state)
+                    self._evaluate(step, state, stop)
+                    stopping |= self.evaluation_due
+                saving |= stopping
+                self.replicas.check(step, state, now=saving)
                 if saving:
                     self._save(step, state)
                 if stopping:
@@ -204,7 +221,8 @@ class _Loop:
         """
         if pending is None:
             return False
-        metrics: StepMetrics = jax.device_get(pending)
+        with waiting():
+            metrics: StepMetrics = jax.device_get(pending)
         self.skipped_in_row = int(metrics.skipped_in_row)
         self.reporter.progress(step)
         diverged = self.skipped.read(step, metrics, state.spikes)
@@ -224,21 +242,25 @@ class _Loop:
         if back is None:
             cause = f"the run diverged at step {step}, and there is no checkpoint before to roll back to"
             raise self.skipped.failure(step, cause, state.spikes)
-        self.watchdog.arm()
         return back
 
-    def _evaluate(self, step: int, state: TrainState) -> None:
+    def _evaluate(self, step: int, state: TrainState, stop: Callable[[int], bool]) -> None:
         began = time.perf_counter()
-        values = evaluate(
-            state.decoder,
-            self.datasets.validation,
-            self.losses,
-            self.program.execution.objective,
-            self.sharding,
-            max_batches=self.config.train.eval_batches,
-        )
-        self.reporter.evaluation(step, values, seconds=time.perf_counter() - began)
-        self.watchdog.arm()
+        with phase("evaluation"):
+            values = evaluate(
+                state.decoder,
+                self.datasets.validation,
+                self.losses,
+                self.program.execution.objective,
+                self.sharding,
+                max_batches=self.config.train.eval_batches,
+                stop=lambda: stop(step),
+            )
+        self.evaluation_due = values is None
+        if values is None:
+            log.warning("the evaluation of step %d was cut short; the resumed run repeats it", step)
+        else:
+            self.reporter.evaluation(step, values, seconds=time.perf_counter() - began)
 
     def _save(self, step: int, state: TrainState) -> None:
         """Save a state; one with skipped steps in a row takes the place of no other, and is saved
@@ -258,9 +280,10 @@ class _Loop:
             **record_of(self.config, self.program, self.datasets, consumed),
             "token_hash": hexdigest(jax.device_get(state.token_hash)),
             **({"published": self.published} if self.published else {}),
+            **({"evaluation_due": True} if self.evaluation_due else {}),
         }
-        self.checkpointer.save(step, state, record, replaces=not skipped)
-        self.watchdog.arm()
+        with phase("save"):
+            self.checkpointer.save(step, state, record, replaces=not skipped)
 
     def _saved_before(self, step: int) -> str:
         """Say which checkpoint is the newest from before the skipped steps in a row."""

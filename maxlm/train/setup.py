@@ -305,19 +305,26 @@ def _peak_memory_bytes(compiled: jax.stages.Compiled, mesh: Mesh) -> int:
     )
 
 
-def compile_losses(program: Program) -> Callable[[Decoder, Batch], Sums]:
-    """Return the forward pass alone, compiled at its first use."""
-    compiled: Callable[[Decoder, Batch], Sums] = jax.jit(
-        make_losses(program.declared, program.mesh, program.execution)
-    )
+def compile_losses(config: RunConfig, program: Program) -> Callable[[Decoder, Batch], Sums]:
+    """Compile the forward pass alone ahead of its first use: a signal that comes while a run compiles
+    finds nothing to save, while it trains much.
+    """
+    jitted = jax.jit(make_losses(program.declared, program.mesh, program.execution))
+    shapes = _batch_shapes(config, program.mesh, depth=0)
+    compiled: Callable[[Decoder, Batch], Sums] = jitted.lower(
+        program.state.decoder, shapes
+    ).compile()
     return compiled
 
 
 def batch_shapes(config: RunConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """Return the global batch as `jax.ShapeDtypeStruct`s."""
+    return _batch_shapes(config, mesh, depth=config.model.mtp_depth)
+
+
+def _batch_shapes(config: RunConfig, mesh: Mesh, *, depth: int) -> dict[str, jax.ShapeDtypeStruct]:
     shape, sharding = (config.train.batch_size, config.data.sequence_length), batch_sharding(mesh)
-    fields = fields_of(config.objective, config.model.mtp_depth)
     return {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-        for name, dtype in fields.items()
+        for name, dtype in fields_of(config.objective, depth).items()
     }

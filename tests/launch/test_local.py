@@ -42,7 +42,7 @@ def alive(pid):
         return False
 
 
-def wait_until(condition, seconds=10):
+def wait_until(condition, seconds=30):
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -66,6 +66,19 @@ print("hello from", e["MAXLM_PROCESS_ID"])
     assert len(set(texts)) == 1
     assert texts[0].startswith("3 127.0.0.1:")
     assert texts[0].endswith(f" python {shlex.quote(str(LAUNCHER))} -n 3 --")
+
+
+def test_the_line_that_resumes_a_run_has_all_of_the_launchers_options():
+    options = ["-n", "1", "--retries", "3", "--pause", "5"]
+    program = [sys.executable, "-c", "import os; print(os.environ['MAXLM_LAUNCHER'])"]
+    job = subprocess.run(
+        [sys.executable, LAUNCHER, *options, "--", *program],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    )
+    assert job.stdout == f"python {shlex.quote(str(LAUNCHER))} {shlex.join(options)} --\n"
 
 
 @pytest.mark.parametrize(
@@ -126,6 +139,8 @@ import os, pathlib, signal, sys, time
 stopped = []
 signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
 signal.signal(signal.SIGINT, lambda *_: stopped.append(2))
+signal.signal(signal.SIGUSR1, lambda *_: stopped.append(3))
+signal.signal(signal.SIGHUP, lambda *_: stopped.append(4))
 pathlib.Path({path!r}, os.environ["MAXLM_PROCESS_ID"]).write_text(str(os.getpid()))
 while not (stopped and {polite}):
     time.sleep(0.01)
@@ -134,7 +149,15 @@ pathlib.Path({path!r}, os.environ["MAXLM_PROCESS_ID"]).write_text(repr(stopped))
 """
 
 
-@pytest.mark.parametrize(("number", "told"), [(signal.SIGTERM, "[1]"), (signal.SIGINT, "[2]")])
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (signal.SIGTERM, "[1]"),
+        (signal.SIGINT, "[2]"),
+        (signal.SIGUSR1, "[3]"),
+        (signal.SIGHUP, "[4]"),
+    ],
+)
 def test_first_signal_reaches_every_process_once(number, told, launch, tmp_path):
     job = launch(2, WAITS.format(path=str(tmp_path), polite=True))
     wait_until(lambda: len(list(tmp_path.iterdir())) == 2)
@@ -149,14 +172,63 @@ def test_second_signal_kills(launch, tmp_path):
     job = launch(2, WAITS.format(path=str(tmp_path), polite=False))
     wait_until(lambda: len([p for p in tmp_path.iterdir() if p.read_text()]) == 2)
     pids = [int((tmp_path / str(index)).read_text()) for index in range(2)]
-    job.send_signal(signal.SIGTERM)
-    time.sleep(0.3)
+    for number in (signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM):  # as Slurm and shells send them
+        job.send_signal(number)
+        time.sleep(0.1)
     assert all(alive(pid) for pid in pids)
     job.send_signal(signal.SIGTERM)
     _, err = job.communicate(timeout=30)
     assert job.returncode == 128 + signal.SIGTERM
     assert "second signal" in err
     wait_until(lambda: not any(alive(pid) for pid in pids))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the Linux kernel")
+def test_a_process_that_somebody_stopped_is_named_before_the_one_that_waited_for_it(launch):
+    job = launch(
+        2,
+        """
+import os, signal, sys, time
+if os.environ["MAXLM_PROCESS_ID"] == "1":
+    os.kill(os.getpid(), signal.SIGSTOP)
+time.sleep(0.5)
+os.abort()
+""",
+    )
+    _, err = job.communicate(timeout=30)
+    assert job.returncode == Exit.FAILED
+    first, *_, last = err.splitlines()
+    assert re.match(r"launch/local.py: process 1 \(pid \d+\) is stopped \(SIGSTOP", first)
+    assert "process 0" in last
+    assert "was killed by SIGABRT; ended the others (process 1)" in last
+
+
+@pytest.mark.parametrize(
+    ("ends", "code"),
+    [
+        # Process 1 heard a signal in start-up, and process 0 lost it.
+        ("sys.exit(75) if me else (time.sleep(0.5), os.abort())", Exit.STOPPED),
+        # Process 0 failed by itself.
+        ("sys.exit(75) if me else (time.sleep(0.5), sys.exit(1))", Exit.FAILED),
+        ("(time.sleep(0.5), sys.exit(75)) if me else os.abort()", Exit.FAILED),
+    ],
+)
+def test_a_stop_in_start_up_is_no_failure(ends, code, launch):
+    job = launch(2, f"import os, sys, time\nme = os.environ['MAXLM_PROCESS_ID'] == '1'\n{ends}")
+    _, err = job.communicate(timeout=30)
+    assert job.returncode == code, err
+
+
+def test_a_signal_before_the_processes_can_hear_it_is_a_stop(launch, tmp_path):
+    job = launch(
+        2,
+        f"import os, pathlib, time\n"
+        f"pathlib.Path({str(tmp_path)!r}, os.environ['MAXLM_PROCESS_ID']).touch()\ntime.sleep(100)",
+    )
+    wait_until(lambda: len(list(tmp_path.iterdir())) == 2)
+    job.send_signal(signal.SIGTERM)
+    _, err = job.communicate(timeout=30)
+    assert job.returncode == Exit.STOPPED, err
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the Linux kernel")

@@ -55,7 +55,7 @@ def test_settings_become_options_and_stops_are_wired():
             options=["--reservation=r"],
         )
     )
-    assert given["signal"] == "TERM@300"
+    assert given["signal"] == "USR1@300"
     assert {"requeue", "exclusive"} <= given.keys()
     assert given["output"] == f"'{Path.cwd()}/my logs/%j.log'"
     assert [

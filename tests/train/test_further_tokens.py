@@ -75,7 +75,7 @@ def test_evaluation_is_of_the_next_token(stages):
     broken = decoder.without_modules()
     broken.mtp = jax.tree.map(lambda x: x + np.nan, decoder.mtp)
     batch = {name: x for name, x in make_batch(config, 0).items() if not name.endswith("_1")}
-    sums = compile_losses(program)(broken, batch)
+    sums = compile_losses(config, program)(broken, batch)
     metrics = loss_metrics(program.execution.objective, [sums])
     assert np.isfinite(metrics["loss"])
     assert metrics.keys() == {"loss", "perplexity", "bits_per_byte"}

@@ -171,7 +171,7 @@ def test_same_evaluation_on_a_split_sequence():
         program = build_program(config, jax.devices()[: math.prod(config.mesh.sizes.values())])
         state = create_state(program.state, program.optimizer, program.mesh, seed=0)
         batch = jax.device_put(make_batch(config, 0), batch_sharding(program.mesh))
-        return jax.device_get(compile_losses(program)(state.decoder, batch))
+        return jax.device_get(compile_losses(config, program)(state.decoder, batch))
 
     got, want = sums({"context": 4, "tensor": 2}), sums({})
     pairs = [[sums.metrics["nats"], sums.weight] for sums in (got, want)]

@@ -184,11 +184,11 @@ CASES: dict[str, tuple[dict[str, str], str, list[str], list[str]]] = {
     ),
     "layers without end": (
         {"num_layers: 2": "num_layers: 2000000000"},
-        "runtime: {step_timeout_seconds: 1e12}\n",
+        "runtime: {timeouts: {step_seconds: 1e12}}\n",
         [],
         [
             "model.num_layers=2000000000 must be at most 10000; use 10000 or less",
-            "runtime.step_timeout_seconds=1000000000000.0 must be at most 1e+08",
+            "runtime.timeouts.step_seconds=1000000000000.0 must be at most 1e+08",
         ],
     ),
     "tokens of a step": (

@@ -1,0 +1,129 @@
+import socket
+from pathlib import Path
+
+import pytest
+
+from maxlm import runtime
+from maxlm.config.errors import UserError
+from maxlm.config.schema import RuntimeConfig
+from maxlm.runtime.processes import connect, launcher_of, waiting_for
+
+
+def test_start_makes_fake_devices_and_a_compile_cache(start_script, tmp_path):
+    process = start_script(f"""
+from maxlm import runtime
+from maxlm.config.schema import RuntimeConfig
+runtime.start(RuntimeConfig(device_count=3, compile_cache={str(tmp_path / "cache")!r}))
+import pathlib
+import jax
+names = [path.read_text() for path in pathlib.Path("/proc/self/task").glob("*/comm")]
+workers = sum("XLAEigen" in name for name in names)
+import os
+flags = os.environ["XLA_FLAGS"]
+print(jax.device_count(), jax.process_count(), jax.config.jax_compilation_cache_dir, flags, workers)
+""")
+    out, err = process.communicate(timeout=60)
+    *found, workers = out.split()
+    scheduler = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
+    assert found == ["3", "1", str(tmp_path / "cache"), scheduler], err
+    # Each device can wait in a collective, and there are threads left.
+    assert int(workers) >= 6
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_missing_platform_is_a_clear_error(platform, start_script):
+    if any(Path("/dev").glob("nvidia[0-9]*")) or any(Path("/dev").glob("accel[0-9]*")):
+        pytest.skip("this machine has an accelerator")
+    process = start_script(f"""
+from maxlm import runtime
+from maxlm.config.errors import UserError
+from maxlm.config.schema import RuntimeConfig
+try:
+    runtime.start(RuntimeConfig(platform={platform!r}))
+except UserError as error:
+    print(error)
+""")
+    out, err = process.communicate(timeout=60)
+    assert out.startswith(f"runtime.platform={platform}: JAX finds no such device"), err
+    assert "runtime.platform=auto" in out
+
+
+def test_fake_devices_need_the_cpu():
+    with pytest.raises(UserError, match=r"runtime.device_count=2 .* runtime.platform=tpu; remove"):
+        runtime.start(RuntimeConfig(platform="tpu", device_count=2))
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, None),
+        ({"MAXLM_NUM_PROCESSES": "2"}, "maxlm"),
+        ({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"}, "Slurm"),
+        ({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "1"}, None),
+        ({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "2"}, None),
+        ({"SLURM_STEP_NUM_TASKS": ""}, None),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, None),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}, "Kubernetes"),
+        ({"OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:1"}, "Open MPI"),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, "TPU slice"),
+        ({"TPU_WORKER_HOSTNAMES": "a", "TPU_SKIP_MDS_QUERY": "1"}, None),
+    ],
+)
+def test_several_processes_are_recognised(environment, expected):
+    assert launcher_of(environment) == expected
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        (
+            {"MAXLM_NUM_PROCESSES": "2"},
+            "MAXLM_NUM_PROCESSES is set without MAXLM_COORDINATOR and MAXLM_PROCESS_ID",
+        ),
+        (
+            {"MAXLM_COORDINATOR": "a:1", "MAXLM_NUM_PROCESSES": "two", "MAXLM_PROCESS_ID": "0"},
+            "NUM_PROCESSES=two and",
+        ),
+        (
+            {"MAXLM_COORDINATOR": "a:1", "MAXLM_NUM_PROCESSES": "2", "MAXLM_PROCESS_ID": "2"},
+            "_PROCESS_ID=2: give whole numbers, the ids from 0",
+        ),
+    ],
+)
+def test_a_place_among_processes_that_is_none(environment, expected):
+    with pytest.raises(UserError, match=expected):
+        connect(environment)
+
+
+def test_what_a_process_that_finds_no_others_waits_for():
+    def wait(address, outcome):
+        def probe(place, timeout):
+            assert place == (address.rpartition(":")[0], 1234)
+            if outcome is not None:
+                raise outcome
+            return socket.socket()
+
+        names = {"MAXLM_COORDINATOR": address, "MAXLM_PROCESS_ID": "1", "MAXLM_NUM_PROCESSES": "3"}
+        return waiting_for(names, probe)
+
+    assert (
+        "nothing answers at MAXLM_COORDINATOR=a:1234 (Connection refused): has process 0"
+        in wait("a:1234", ConnectionRefusedError(111, "Connection refused"))
+    )
+    assert "nothing answers at MAXLM_COORDINATOR=a:1234 (timed out)" in wait(
+        "a:1234", TimeoutError("timed out")
+    )
+    assert "MAXLM_COORDINATOR=a:1234, but no host of that name" in wait("a:1234", socket.gaierror())
+    assert (
+        "process 1 of 3 waits for the others: process 0 answers at a:1234, but not all 3"
+        in wait("a:1234", None)
+    )
+    assert "have all of the job's started" in waiting_for({})
+
+
+def test_one_process_agrees_with_itself():
+    assert runtime.on_first_process(lambda: [1, "a"]) == [1, "a"]
+    assert runtime.all_true(True) is True
+    assert runtime.all_true(False) is False
+    with pytest.raises(KeyError), runtime.fail_together():
+        raise KeyError
