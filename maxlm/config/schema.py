@@ -222,7 +222,11 @@ class CheckpointConfig(Section):
         (), description="also save after these steps, and keep these checkpoints"
     )
     allow_config_change: bool = Field(
-        False, description="resume although settings that matter have changed"
+        False, description="resume although settings, text or devices that matter have changed"
+    )
+    loss_jump: Literal["stop", "warn", "off"] = Field(
+        "stop",
+        description="what is done if the first losses after a resume are far above those before it (off: not compared)",
     )
 
 

@@ -25,11 +25,11 @@ from maxlm.sharding.mesh import batch_sharding
 from maxlm.train.evaluate import evaluate
 from maxlm.train.initial import open_source, start_of
 from maxlm.train.report import Reporter
-from maxlm.train.resume.changes import refuse_changes
-from maxlm.train.resume.record import record_of
+from maxlm.train.resume.changes import check_resume, say_resumed
+from maxlm.train.resume.losses import LossCheck, loss_check
+from maxlm.train.resume.record import Circumstances, record_of
 from maxlm.train.setup import (
     CompiledStep,
-    Datasets,
     Program,
     build_program,
     compile_losses,
@@ -66,13 +66,15 @@ def train(config: RunConfig, *, command: str) -> bool:
         run_dir = stack.enter_context(RunDirectory.open(config.run_dir))
         check_run_folder(run_dir.path, program.state, config.checkpoint)
         checkpointer = stack.enter_context(Checkpointer(run_dir.checkpoints, config.checkpoint))
-        refuse_changes(checkpointer.latest_record(), config, datasets)
+        circumstances = Circumstances.of(config, program, datasets)
+        differences = check_resume(checkpointer.latest_record(), config, circumstances)
         run_dir.keep_tokenizer(datasets.train.tokenizer.files)
         restored = checkpointer.restore(
             program.state, saved_as=lambda record: state_as_saved(record, config, program)
         )
         start = start_of(restored, source, program, config)
         consumption = Consumption(start.consumed, start.step, config)
+        say_resumed(restored, differences)
         reporter = stack.enter_context(
             Reporter(
                 config,
@@ -86,8 +88,9 @@ def train(config: RunConfig, *, command: str) -> bool:
         compiled = compile_step(config, program)
         _refuse_too_large_a_step(compiled, program)
         reporter.start_clock(compiled)
-        loop = _Loop(config, program, datasets, compiled, checkpointer, reporter, consumption)
+        loop = _Loop(config, program, circumstances, compiled, checkpointer, reporter, consumption)
         loop.published = start.published
+        loop.loss_check = loss_check(restored, differences, config, consumption, circumstances)
         stack.callback(loop.watchdog.disarm)
         step = loop.run(
             start.state,
@@ -108,18 +111,19 @@ class _Loop:
         self,
         config: RunConfig,
         program: Program,
-        datasets: Datasets,
+        circumstances: Circumstances,
         compiled: CompiledStep,
         checkpointer: Checkpointer,
         reporter: Reporter,
         consumption: Consumption,
     ):
-        self.config, self.datasets, self.compiled = config, datasets, compiled
+        self.config, self.circumstances, self.compiled = config, circumstances, compiled
         self.checkpointer, self.reporter, self.consumption = checkpointer, reporter, consumption
         self.program, self.sharding = program, batch_sharding(program.mesh)
         self.losses = compile_losses(program)
         # Of the weights that the run began with, for an export that is like them.
         self.published: dict[str, Any] | None = None
+        self.loss_check = LossCheck()
         self.watchdog = Watchdog(config.runtime.step_timeout_seconds)
 
     def run(
@@ -156,7 +160,7 @@ class _Loop:
 
     def _loader(self, start: int) -> DeviceLoader:
         return DeviceLoader(
-            self.datasets.train,
+            self.circumstances.datasets.train,
             self.sharding,
             start_row=self.consumption.at(start).rows,
             num_batches=self.config.train.num_steps - start,
@@ -193,12 +197,14 @@ class _Loop:
                 wait_seconds=loader.wait_seconds,
                 stall_seconds=self.checkpointer.stall_seconds,
             )
+        if not metrics.skipped_in_row:
+            self.loss_check.add(step, float(metrics.sums.objective))
 
     def _evaluate(self, step: int, state: TrainState) -> None:
         began = time.perf_counter()
         values = evaluate(
             state.decoder,
-            self.datasets.validation,
+            self.circumstances.datasets.validation,
             self.losses,
             self.program.execution.objective,
             self.sharding,
@@ -208,9 +214,11 @@ class _Loop:
         self.watchdog.arm()
 
     def _save(self, step: int, state: TrainState) -> None:
+        self.loss_check.before_save(step)
         consumed = self.consumption.at(step)
         record = {
-            **record_of(self.config, self.program, self.datasets, consumed),
+            **record_of(self.config, self.program, self.circumstances, consumed),
+            "losses": self.loss_check.kept,
             "token_hash": hexdigest(jax.device_get(state.token_hash)),
             **({"published": self.published} if self.published else {}),
         }

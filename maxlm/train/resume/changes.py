@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from maxlm.checkpoint import Restored
 from maxlm.config.errors import UserError
 from maxlm.config.resume import compare_runs
 from maxlm.config.schema import RunConfig
@@ -52,10 +53,17 @@ def check_resume(record: Record | None, config: RunConfig, now: Circumstances) -
         _refuse_or_warn(refused, record, config)
     _say(record["step"], found)
     if missing := [name for name in _ADDED if name not in record]:
-        log.info(
-            "the checkpoint is of an older version; not compared: %s", ", ".join(missing)
-        )
+        log.info("the checkpoint is of an older version; not compared: %s", ", ".join(missing))
     return found
+
+
+def say_resumed(restored: Restored | None, differences: Sequence[Difference]) -> None:
+    """Say that a run goes on, and from which step."""
+    if restored is None:
+        return
+    texts = [f"{one.level.value}: {one.text}" for one in differences]
+    marked = event("resumed", step=restored.step, differences=texts)
+    log.info("going on from the checkpoint of step %d", restored.step, extra=marked)
 
 
 def loss_may_change(differences: Sequence[Difference]) -> bool:
@@ -103,9 +111,10 @@ def _of_text(record: Record, config: RunConfig, now: Circumstances) -> Iterator[
             yield Difference("held_out_new", f"{path}: it has held-out text now")
         elif split == "validation" and was != here:
             yield Difference("held_out", f"{path} (its held-out text): {_short(was, here)}")
-        elif was == here and record["pages"][name] != now.pages[name]:
+        elif was == here and record.get("pages", now.pages)[name] != now.pages[name]:
             yield Difference(
-                "pages", f"{path}: files of {split} hold other text than those that the index describes"
+                "pages",
+                f"{path}: files of {split} hold other text than those that the index describes",
             )
     for source, was in record.get("manifests", {}).items():
         if source in now.manifests and was != now.manifests[source]:

@@ -2,13 +2,14 @@
 ones.
 
 The median of the first k losses after a resume (k = 8) is compared with the median of the last 32
-before it. How far the two may be apart is read from the recorded window of 128 losses itself: at
-each place in it, the same difference of k losses and the 32 before them. The largest of these, and
-the second largest of single losses to the 32 before them, already hold the trend, slow swings and
-batches of other sources; a rise is a jump above the larger of the two by more than six robust
-standard deviations of these differences (1.4826 x median absolute deviation) and 2 % of the level.
-In windows of independent losses with standard deviation s that is 5 s (median over windows; 6.2 s
-in 5 % of them) and the 2 %. Medians forgive single spikes.
+before it; of an even number the lower of the two in the middle. How far the two may be apart is
+read from the recorded window of 128 losses itself: at each place in it, the same difference of k
+losses and the 32 before them. The largest of these, and the second largest of single losses to the
+32 before them, already hold the trend, slow swings and batches of other sources; a rise is a jump
+above the larger of the two by more than six robust standard deviations of these differences
+(1.4826 x median absolute deviation) and 2 % of the level. In windows of independent losses with
+standard deviation s that is 5 s (median over windows; 6.2 s in 5 % of them) and the 2 %. Medians
+forgive single spikes.
 """
 
 from __future__ import annotations
@@ -17,13 +18,18 @@ import logging
 import math
 from collections import deque
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from maxlm.checkpoint import Restored
 from maxlm.config.errors import RunFailedError
+from maxlm.config.schema import RunConfig
 from maxlm.data.mixture.rows import Mixture
 from maxlm.events import event
+from maxlm.train.resume.changes import loss_may_change
+from maxlm.train.resume.record import Circumstances
+from maxlm.train.resume.rules import Difference
 from maxlm.train.state import Consumption
 
 log = logging.getLogger(__name__)
@@ -69,10 +75,9 @@ def course_of(losses: np.ndarray, first: int = FIRST) -> Course:
       first: how many of the next ones are compared, k.
     """
     steps = _differences(losses, first)
-    middle = np.median(steps, axis=-1)
-    noise = 1.4826 * np.median(np.abs(steps - middle[..., None]), axis=-1)
+    noise = 1.4826 * median(np.abs(steps - median(steps)[..., None]))
     single = np.sort(_differences(losses, 1), axis=-1)
-    level = np.median(losses[..., -BEFORE:], axis=-1)
+    level = median(losses[..., -BEFORE:])
     margin = SIGMAS * noise + FLOOR * (1 + np.abs(level))
     low = level + np.minimum(steps.min(axis=-1), single[..., 1]) - margin
     high = level + np.maximum(steps.max(axis=-1), single[..., -2]) + margin
@@ -83,19 +88,22 @@ def _differences(losses: np.ndarray, count: int) -> np.ndarray:
     """Return, at each place, the median of `count` losses less that of the 32 before them."""
 
     def medians(size: int) -> np.ndarray:
-        windows = np.lib.stride_tricks.sliding_window_view(losses, size, axis=-1)
-        return np.asarray(np.median(windows, axis=-1))
+        return median(np.lib.stride_tricks.sliding_window_view(losses, size, axis=-1))
 
     after = medians(count)[..., BEFORE:]
     return after - medians(BEFORE)[..., : after.shape[-1]]
 
 
-class LossCheck:
-    """Keep the last losses for the next checkpoint's record; judge the first ones after a resume.
-
-    Attributes:
-      kept: the losses for the record, six digits each.
+def median(values: np.ndarray) -> np.ndarray:
+    """Return the median along the last axis; of an even number the lower of the two in the middle,
+    which two spikes of four do not move.
     """
+    middle = (values.shape[-1] - 1) // 2
+    return np.asarray(np.partition(values, middle, axis=-1)[..., middle])
+
+
+class LossCheck:
+    """Keep the last losses for the next checkpoint's record; judge the first ones after a resume."""
 
     def __init__(self, recorded: Sequence[float] = (), *, step: int = 0, action: Action = "off"):
         """Begin after a step.
@@ -116,6 +124,7 @@ class LossCheck:
 
     @property
     def kept(self) -> list[float]:
+        """The last losses, for the record: six digits each."""
         return [float(f"{loss:.6g}") for loss in self._last]
 
     def add(self, step: int, loss: float) -> None:
@@ -144,7 +153,7 @@ class LossCheck:
     def _judge(self, step: int) -> None:
         first, self._first = self._first, None
         assert first is not None
-        found, course = float(np.median(first)), course_of(self._before, len(first))
+        found, course = float(median(np.array(first))), course_of(self._before, len(first))
         level, high, low = float(course.level), float(course.high), float(course.low)
         said = (
             f"the median of the first {len(first)} losses after the resume from step {self._step} is {found:.4f}, "
@@ -160,27 +169,47 @@ class LossCheck:
             "before": [float(f"{loss:.6g}") for loss in self._before[-BEFORE:]],
         }
         if found > high:
-            self._jumped(f"{said}: more than {high:.4f}, which {self._before.size} recorded losses allow", step, values)
+            self._jumped(
+                f"{said}: more than {high:.4f}, all that {self._before.size} recorded losses allow",
+                event("loss_jump", step=step, **values),
+            )
         elif found < low:
             marked = event("loss_fall", step=step, **values)
-            log.warning("%s: less than %.4f; is the text another, or known?", said, low, extra=marked)
+            log.warning("%s: below %.4f; is it other text, or known?", said, low, extra=marked)
         else:
             marked = event("resume_confirmed", step=step, **values)
-            log.info("%s: between %.4f and %.4f, as expected", said, low, high, extra=marked)
+            log.info("%s: as expected (%.4f to %.4f)", said, low, high, extra=marked)
 
-    def _jumped(self, said: str, step: int, values: dict[str, object]) -> None:
-        marked = event("loss_jump", step=step, **values)
-        if self._action == "warn":
-            log.warning("%s", said, extra=marked)
-            return
-        losses = ", ".join(f"{loss:.4f}" for loss in values["losses"])  # type: ignore[attr-defined]
-        message = (
-            f"{said} (they are {losses}). The run is stopped as weights, optimizer or text may not be what they were; "
-            f"the checkpoint of step {self._step} is as it was. Look at what the log says of this resume; go back to an "
-            "older checkpoint with --from-step, or, if the losses are right, go on with checkpoint.loss_jump=warn"
-        )
-        log.error("%s", said, extra=marked)
-        raise RunFailedError(message)
+    def _jumped(self, said: str, marked: dict[str, Any]) -> None:
+        log.warning("%s", said, extra=marked)
+        if self._action == "stop":
+            raise RunFailedError(
+                f"{said}. The run is stopped: weights, optimizer or text may not be what they were. The checkpoint of "
+                f"step {self._step} is as it was. See what the log says of this resume, and start again: from an older "
+                "checkpoint with --from-step, or, if the losses are right, with checkpoint.loss_jump=warn"
+            )
+
+
+def loss_check(
+    restored: Restored | None,
+    differences: Sequence[Difference],
+    config: RunConfig,
+    consumption: Consumption,
+    circumstances: Circumstances,
+) -> LossCheck:
+    """Return the check of a run that goes on from a checkpoint, or begins.
+
+    A jump that what has been changed knowingly may explain is warned of: settings, rates, or a
+    stage of the mixture that begins.
+    """
+    if restored is None:
+        return LossCheck()
+    action = config.checkpoint.loss_jump
+    mixture = circumstances.datasets.train.mixture
+    known = loss_may_change(differences) or enters_stage(mixture, consumption, restored.step)
+    if action == "stop" and known:
+        action = "warn"
+    return LossCheck(restored.record.get("losses", ()), step=restored.step, action=action)
 
 
 def enters_stage(mixture: Mixture, consumption: Consumption, step: int) -> bool:
