@@ -53,7 +53,7 @@ _FINE, _WARN, _REFUSE = Level.FINE, Level.WARN, Level.REFUSE
 
 RULES: dict[str, Rule] = {
     "settings": Rule(
-        "settings that decide what is computed ([config.md](config.md#going-on-with-a-run))",
+        "settings that decide what is computed ([config.md](config.md#what-may-change-when-a-run-goes-on))",
         _REFUSE,
         "it would be another run",
     ),
