@@ -28,6 +28,7 @@ from maxlm.config.schema import RunConfig
 from maxlm.config.section import Section
 from maxlm.config.show import to_json_schema, to_yaml
 from maxlm.process.signals import listening
+from maxlm.tracing.folder import check_run
 
 SCHEMAS: dict[str, type[Section]] = {
     "run": RunConfig,
@@ -84,6 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     asks_for_a_step = getattr(arguments, "action", None) == "show" and arguments.step is not None
+    if asks_for_a_step:
+        check_run(arguments.corpus, arguments.step)  # before JAX is loaded, which takes seconds
     name = f"{arguments.command} {getattr(arguments, 'action', '')}"
     module = OF_A_STEP if asks_for_a_step else COMMANDS.get(name, COMMANDS[arguments.command])
     # Before JAX is loaded with it. Not where a caller runs a command in a thread of its own.

@@ -32,6 +32,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import yaml
 
+from maxlm.metrics.writers.lines import FILE, read_metrics
+
 WORDS = 250  # of a document, about
 STEPS: list[dict[str, Any]] = [
     {
@@ -311,8 +313,8 @@ def train(folder: Path, kind: str, seed: int, steps: int) -> float:
     path = folder / f"{kind}-{seed}.yaml"
     path.write_text(yaml.safe_dump(run))
     maxlm("train", path)
-    lines = (folder / "runs" / f"{kind}-{seed}" / "metrics.jsonl").read_text().splitlines()
-    found = [one["val/clean/loss"] for one in map(json.loads, lines) if "val/clean/loss" in one]
+    records = read_metrics(folder / "runs" / f"{kind}-{seed}" / FILE)
+    found = [one["val/clean/loss"] for one in records if "val/clean/loss" in one]
     print(f"{kind}, seed {seed}: {found[-1]:.4f}", flush=True)
     return float(found[-1])
 

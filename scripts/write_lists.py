@@ -1,10 +1,10 @@
-"""Write the two lists of the documentation that follow from the code: docs/files.md and the table
-of docs/metrics.md.
+"""Write the lists of the documentation that follow from the code: docs/files.md, the tables of
+docs/metrics.md and of differences in docs/checkpoints.md.
 
     .venv/bin/python scripts/write_lists.py
 
 A file's line is the first line of its docstring. What stands outside the markers (`<!-- files -->`,
-`<!-- metrics -->`) is left as it is.
+`<!-- metrics -->`, `<!-- differences -->`) is left as it is.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import re
 from pathlib import Path
 
 from maxlm.metrics.catalog import markdown_table
+from maxlm.train.resume.rules import rules_table
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("maxlm", "data_pipeline", "launch")
@@ -22,6 +23,7 @@ PACKAGES = ("maxlm", "data_pipeline", "launch")
 def main() -> None:
     replace_between("files", ROOT / "docs/files.md", file_list())
     replace_between("metrics", ROOT / "docs/metrics.md", markdown_table())
+    replace_between("differences", ROOT / "docs/checkpoints.md", rules_table())
 
 
 def file_list() -> str:

@@ -296,7 +296,11 @@ class CheckpointConfig(Section):
         description="go back to the checkpoint of this step, once; later ones are set aside",
     )
     allow_config_change: bool = Field(
-        False, description="resume although settings that matter have changed"
+        False, description="resume although settings, text or devices that matter have changed"
+    )
+    loss_jump: Literal["stop", "warn", "off"] = Field(
+        "stop",
+        description="what is done if the first losses after a resume are far above those before it (off: not compared)",
     )
     store: StoreConfig | None = Field(None, description="where copies go (null: nowhere)")
     notice_seconds: PositiveFloat | None = Field(

@@ -39,13 +39,14 @@ def describe() -> Process:
     return {
         "host": socket.gethostname(),
         "devices": [device.device_kind for device in devices],
-        "versions": _versions(),
+        "versions": versions(),
         "device_memory": [memory_bytes(device) for device in devices],
         "host_memory": available_memory(),
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of Python, packages and the driver here, and the hash of maxlm's source."""
     found = {"python": platform.python_version(), "code of maxlm": code_hash(), "driver": _driver()}
     for name in PACKAGES:
         try:

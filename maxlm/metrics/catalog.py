@@ -114,6 +114,16 @@ METRICS = (
         "batch sizes",
     ),
     Metric(
+        "run/resumed_from",
+        "steps",
+        "metrics.jsonl only, first line after a restart: the step of the checkpoint that it went on from",
+    ),
+    Metric(
+        "run/gap_after",
+        "steps",
+        "metrics.jsonl only, likewise: the last step before it that has a line, where lines are missing",
+    ),
+    Metric(
         "mflop/train_loss",
         "nats/token",
         "TensorBoard only: train/loss against FLOPs spent, in whole MFLOP; of points within one MFLOP the first",

@@ -12,6 +12,7 @@ from maxlm.config.errors import UserError
 from maxlm.config.reading.explain import explain
 from maxlm.config.schema import RunConfig
 from maxlm.data.passages import Batch
+from maxlm.tracing.folder import check_run, no_run
 from maxlm.train.setup import open_datasets
 
 
@@ -23,6 +24,7 @@ def batch_of(run_dir: Path | str, step: int) -> Batch:
     Raises:
       UserError: the run has no checkpoint, or its data are not what they were.
     """
+    check_run(run_dir, step)
     run = RunDirectory(Path(run_dir).absolute())
     saved, record = _record(run, step)
     try:
@@ -48,14 +50,10 @@ def batch_of(run_dir: Path | str, step: int) -> Batch:
 
 def _record(run: RunDirectory, step: int) -> tuple[int, dict[str, Any]]:
     """Return the step and record of the first checkpoint after a step, else of the newest."""
-    if step < 0:
-        raise UserError(f"--step {step}: give 0 or more")
     reader = CheckpointReader(run.checkpoints)
     steps = sorted(reader.steps())
     for saved in [*(one for one in steps if one > step), *reversed(steps)]:
         record = reader.record(saved)
         if record is not None and "consumed" in record:
             return saved, record
-    raise UserError(
-        f"{run.path}: no run with a checkpoint, so what it read is not known; give the run_dir of one"
-    )
+    raise no_run(run.path)

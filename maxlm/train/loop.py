@@ -35,11 +35,11 @@ from maxlm.train.faults.skipped import Skipped
 from maxlm.train.initial import open_source, start_of
 from maxlm.train.loss.gradients import Batch, Sums
 from maxlm.train.report import Reporter
-from maxlm.train.resume.changes import refuse_changes
-from maxlm.train.resume.record import record_of
+from maxlm.train.resume.changes import check_resume, say_resumed
+from maxlm.train.resume.losses import LossCheck, loss_check
+from maxlm.train.resume.record import Circumstances, record_of
 from maxlm.train.setup import (
     CompiledStep,
-    Datasets,
     Program,
     build_program,
     compile_losses,
@@ -83,7 +83,8 @@ def train(config: RunConfig, *, command: str) -> bool:
             Checkpointer(run_dir.checkpoints, config.checkpoint, tier)
         )
         checkpointer.go_back(config)
-        refuse_changes(checkpointer.latest_record(), config, datasets)
+        circumstances = Circumstances.of(config, program, datasets)
+        differences = check_resume(checkpointer.latest_record(), config, circumstances)
         run_dir.keep_tokenizer(datasets.train.tokenizer.files)
         with phase("restore"):
             restored = checkpointer.restore(
@@ -92,6 +93,7 @@ def train(config: RunConfig, *, command: str) -> bool:
             start = start_of(restored, source, program, config)
         tell_resized(restored.record if restored else None, program.mesh_sizes, config)
         consumption = Consumption(start.consumed, start.step, config)
+        say_resumed(restored, differences)
         reporter = stack.enter_context(
             Reporter(
                 config,
@@ -107,10 +109,11 @@ def train(config: RunConfig, *, command: str) -> bool:
             losses = compile_losses(config, program)
         _refuse_too_large_a_step(compiled, program)
         reporter.start_clock(compiled)
-        loop = _Loop(config, program, datasets, compiled, checkpointer, reporter, consumption)
+        loop = _Loop(config, program, circumstances, compiled, checkpointer, reporter, consumption)
         loop.losses, loop.published = losses, start.published
         loop.evaluation_due = restored is not None and restored.record.get("evaluation_due", False)
         stop = stack.enter_context(StopSignal())  # from here on there is something to save
+        loop.loss_check = loss_check(restored, differences, config, consumption, circumstances)
         step = loop.run(
             start.state,
             start.step,
@@ -132,13 +135,13 @@ class _Loop:
         self,
         config: RunConfig,
         program: Program,
-        datasets: Datasets,
+        circumstances: Circumstances,
         compiled: CompiledStep,
         checkpointer: Checkpointer,
         reporter: Reporter,
         consumption: Consumption,
     ):
-        self.config, self.datasets, self.compiled = config, datasets, compiled
+        self.config, self.circumstances, self.compiled = config, circumstances, compiled
         self.checkpointer, self.reporter, self.consumption = checkpointer, reporter, consumption
         self.program, self.sharding = program, batch_sharding(program.mesh)
         self.losses: Callable[[Decoder, Batch], Sums]
@@ -147,11 +150,12 @@ class _Loop:
         # Of the weights that the run began with, for an export that is like them.
         self.published: dict[str, Any] | None = None
         self.skipped_in_row = 0
-        dumps = Dumps(datasets.train, consumption, config)
+        dumps = Dumps(circumstances.datasets.train, consumption, config)
         self.skipped = Skipped(config.train, dumps.write, saved_before=self._saved_before)
         self.replicas = Replicas(
             program.state, program.mesh, every=config.runtime.check_replicas_every
         )
+        self.loss_check = LossCheck()
 
     def run(
         self, state: TrainState, start: int, stop: Callable[[int], bool], profile: ProfileWindow
@@ -197,7 +201,7 @@ class _Loop:
 
     def _loader(self, start: int) -> DeviceLoader:
         return DeviceLoader(
-            self.datasets.train,
+            self.circumstances.datasets.train,
             self.sharding,
             start_row=self.consumption.at(start).rows,
             num_batches=self.config.train.num_steps - start,
@@ -233,6 +237,8 @@ class _Loop:
                 wait_seconds=loader.wait_seconds,
                 stall_seconds=self.checkpointer.stall_seconds,
             )
+        if not metrics.skipped_in_row:
+            self.loss_check.add(step, float(metrics.sums.objective))
         return diverged
 
     def _roll_back(self, step: int, pending: StepMetrics | None, state: TrainState) -> TrainState:
@@ -249,7 +255,7 @@ class _Loop:
         with phase("evaluation"):
             values = evaluate(
                 state.decoder,
-                self.datasets.validation,
+                self.circumstances.datasets.validation,
                 self.losses,
                 self.program.execution.objective,
                 self.sharding,
@@ -275,9 +281,11 @@ class _Loop:
                 extra=event("unsaved", step=step, skipped_in_row=skipped),
             )
             return
+        self.loss_check.before_save(step)
         consumed = self.consumption.at(step)
         record = {
-            **record_of(self.config, self.program, self.datasets, consumed),
+            **record_of(self.config, self.program, self.circumstances, consumed),
+            "losses": self.loss_check.kept,
             "token_hash": hexdigest(jax.device_get(state.token_hash)),
             **({"published": self.published} if self.published else {}),
             **({"evaluation_due": True} if self.evaluation_due else {}),

@@ -115,7 +115,10 @@ class Reporter:
             self._terminal = RunTerminal()
             self._terminal.show_start(self._summary(program, device.device_kind, resume_step))
             self._writer = MetricsWriter(
-                run_dir, tensorboard=config.metrics.tensorboard, resume_step=resume_step
+                run_dir,
+                tensorboard=config.metrics.tensorboard,
+                resume_step=resume_step,
+                log_every=config.train.log_every,
             )
             settings = config.model_dump(mode="json")
             self._writer.text("config", yaml.safe_dump(settings, sort_keys=False), resume_step)

@@ -123,10 +123,17 @@ def test_resume_adds_to_the_line_of_the_step_resumed_from(tmp_path):
     assert lines(tmp_path)[1]["val/a/loss"] == 1.0
 
 
-def test_starting_anew_drops_everything(tmp_path):
+def test_starting_anew_keeps_what_was_there_under_another_name(tmp_path, caplog):
     write_run(tmp_path, [0, 10], resume_step=0)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    write_run(tmp_path, [3], resume_step=0)
     write_run(tmp_path, [5], resume_step=0)
     assert [line["step"] for line in lines(tmp_path)] == [5]
+    kept = sorted(tmp_path.glob("metrics.jsonl.before-*"), key=lambda path: len(path.read_bytes()))
+    assert len(kept) == 2
+    assert kept[1].read_bytes() == before
+    assert f"kept as {kept[0]}" in caplog.text
+    assert f"kept as {kept[1]}" in caplog.text
     assert [step for step, _ in curve(tmp_path / "tensorboard", "train/loss")] == [5]
 
 
@@ -141,7 +148,7 @@ def test_resume_after_kills_anywhere_in_a_line(tmp_path, caplog):
         # Without its newline a line is whole all the same.
         num_whole = sum(end - 1 <= cut for end in ends)
         assert [line["step"] for line in lines(tmp_path)] == [*[10, 20, 30][:num_whole], 40]
-    assert "is not a whole line and was dropped" in caplog.text
+    assert "no line of metrics, put aside" in caplog.text
 
 
 def test_tensorboard_shows_every_metric_of_the_catalogue(tmp_path):
@@ -288,7 +295,7 @@ def test_without_tensorboard_there_is_no_folder(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "metrics.jsonl.tmp"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "metrics.jsonl.tmp", "metrics.jsonl.aside"])
 def test_a_pipe_in_the_way_is_not_waited_for(tmp_path, name):
     os.mkfifo(tmp_path / name)
     with pytest.raises(

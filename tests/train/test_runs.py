@@ -139,7 +139,7 @@ def test_rates_of_steps_to_come_may_change_and_it_is_said(write_run, tmp_path):
     shutil.rmtree(tmp_path / "more" / "checkpoints" / "00000008")
     output = train(path, "train.num_steps=12")
     assert (
-        "learning rates of steps to come are not the saved run's: schedule.total_steps: 8 -> 12"
+        "not as at step 5 (saved -> now):\n  learning rates of steps to come: schedule.total_steps: 8 -> 12"
         in output
     )
     assert curve(tmp_path / "more") == curve(tmp_path / "whole")

@@ -68,6 +68,9 @@ class MaskFile:
 class Masks:
     """Random access to the bits of a folder's shards.
 
+    Attributes:
+      files: of the shards that have masked tokens.
+
     Raises:
       UserError: a file is missing, or has another size than it should.
     """
@@ -82,7 +85,7 @@ class Masks:
                 self._numbers[number] = len(about)
                 name, sha256 = mask_name(shard.file), shard.masked.sha256
                 about.append(PageFile(name, pages[number], first[number], sha256))
-        self._files = PageFiles(folder, about)
+        self.files = PageFiles(folder, about)
 
     def read(self, shard: int, offset: int, size: int) -> np.ndarray:
         """Return the bits of tokens [offset, offset + size) of a shard, bool (size,).
@@ -93,7 +96,7 @@ class Masks:
         if shard not in self._numbers or not size:
             return np.zeros(size, bool)
         first, last = offset // _BITS_A_PAGE, (offset + size - 1) // _BITS_A_PAGE
-        payload = self._files.read(self._numbers[shard], first, last - first + 1).reshape(-1)
+        payload = self.files.read(self._numbers[shard], first, last - first + 1).reshape(-1)
         begin = offset - first * _BITS_A_PAGE
         some = payload[begin // 8 : (begin + size + 7) // 8]
         bits = np.unpackbits(some, bitorder="little").astype(bool)
@@ -106,5 +109,5 @@ class Masks:
           UserError: a file is not what the index says.
         """
         for number in self._numbers.values():
-            for _ in self._files.verify(number):
+            for _ in self.files.verify(number):
                 pass

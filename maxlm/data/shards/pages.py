@@ -64,6 +64,20 @@ class PageFiles:
         self._folder, self._about = folder, files
         self._files = self._open()
 
+    def __len__(self) -> int:
+        return len(self._about)
+
+    def sample(self, number: int, count: int) -> bytes:
+        """Return the checksums of some pages of a file, the first and the last among them if they
+        are several.
+
+        Raises:
+          UserError: a page does not have its checksum, or cannot be read.
+        """
+        last = self._about[number].pages - 1
+        places = {last // 2} if count == 1 else {last * n // (count - 1) for n in range(count)}
+        return b"".join(self._read(number, place, 1)[PAYLOAD_BYTES:] for place in sorted(places))
+
     def read(self, number: int, first: int, count: int) -> np.ndarray:
         """Return the payload of pages [first, first + count) of a file, uint8 (count, PAYLOAD_BYTES).
 

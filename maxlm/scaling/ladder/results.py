@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from maxlm.config.ladder import LadderConfig
 from maxlm.config.reading.loader import load_run
 from maxlm.config.resume import compare_runs
 from maxlm.config.schema import RunConfig
+from maxlm.metrics.writers.lines import FILE, read_metrics
 from maxlm.scaling.ladder.rung import Rung
 from maxlm.scaling.laws import Runs
 
@@ -74,7 +74,8 @@ def read_results(ladder: LadderConfig, rungs: list[Rung]) -> list[Result]:
     """Read how far each rung is.
 
     Raises:
-      UserError: a metrics file is not one, or a rung that has losses was trained with other settings.
+      UserError: a metrics file cannot be read, or a rung that has losses was trained with other
+        settings.
     """
     name = loss_name(ladder, rungs[0].config)
     results = [_read(rung, name, Path(ladder.run_dir)) for rung in rungs]
@@ -109,21 +110,18 @@ def _changed(ladder: LadderConfig, result: Result) -> Iterator[Problem]:
 
 
 def _read(rung: Rung, name: str, folder: Path) -> Result:
-    path = Path(rung.config.run_dir) / "metrics.jsonl"
+    path = Path(rung.config.run_dir) / FILE
     curve, step, epochs = list[tuple[int, float]](), 0, 0.0
-    for number, line in enumerate(_lines(path), 1):
-        try:
-            record = json.loads(line)
-            step = int(record["step"])
-        except (ValueError, KeyError, TypeError):
-            raise UserError(
-                f"{path}:{number} is not a line of metrics; move the folder away and run the rung again"
-            ) from None
+    try:
+        records = read_metrics(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+    for record in records:
+        step = record["step"]
         if name in record:
-            value = record[name]
-            curve.append((step, math.nan if value is None else float(value)))
+            curve.append((step, _number(record[name], math.nan)))
         passes = [v for key, v in record.items() if key.startswith("data/epoch/")]
-        epochs = max([epochs, *map(float, passes)])
+        epochs = max([epochs, *(_number(one, 0.0) for one in passes)])
     if rung.after is not None:
         before = _read(rung.after, name, folder).curve
         # It may have begun before that: budgets between were added later.
@@ -134,8 +132,9 @@ def _read(rung: Rung, name: str, folder: Path) -> Result:
     return Result(rung, step, tuple(curve), epochs, failure)
 
 
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+def _number(value: Any, otherwise: float) -> float:
+    """Return a value of a line of metrics; null stands for one that was not finite."""
+    return float(value) if isinstance(value, float | int) else otherwise
 
 
 class Gathered(NamedTuple):
