@@ -279,7 +279,11 @@ class RuntimeConfig(Section):
         1800.0,
         description="a step longer than this ends the process with all its stacks (null: never)",
     )
-    compile_cache: str | None = Field(None, description="folder of compiled programs (null: none)")
+    compile_cache: str | None = Field(
+        "auto",
+        description="folder of compiled programs; auto: RUN_DIR/compiled, so that a restart compiles nothing, "
+        "but none on several CPU devices (null: none)",
+    )
     profile: ProfileConfig | None = None
 
 

@@ -44,7 +44,7 @@ def start(runtime: RuntimeConfig) -> None:
         _give_threads(runtime.device_count)
     elif runtime.platform == "cpu":
         jax.config.update("jax_platforms", "cpu")
-    if runtime.compile_cache is not None:
+    if runtime.compile_cache not in (None, "auto"):  # a folder of the run's is for who knows it
         jax.config.update(
             "jax_compilation_cache_dir", _make_folder(Path(runtime.compile_cache).expanduser())
         )

@@ -17,11 +17,15 @@ from maxlm.config.errors import RunFailedError, UserError
 from maxlm.config.schema import RunConfig
 from maxlm.data.loader import DeviceLoader
 from maxlm.data.token_hash import hexdigest
+from maxlm.events import event
 from maxlm.health.start import check_run_folder
+from maxlm.metrics.compiles import CompileWatch
+from maxlm.metrics.history import History
 from maxlm.models.cost import parameter_count
 from maxlm.runtime import ProfileWindow, StopSignal, Watchdog, explain_memory, memory_bytes, settle
 from maxlm.sharding.host import HOST_MEMORY
 from maxlm.sharding.mesh import batch_sharding
+from maxlm.train.compile_cache import kept_programs
 from maxlm.train.evaluate import evaluate
 from maxlm.train.initial import open_source, start_of
 from maxlm.train.report import Reporter
@@ -45,32 +49,41 @@ log = logging.getLogger(__name__)
 _MORE_ROOM = "use more devices, train.remat=full, more train.microbatches, or a smaller train.batch_size or model"
 
 
-def train(config: RunConfig, *, command: str) -> bool:
+def train(config: RunConfig, *, command: str, history: History | None = None) -> bool:
     """Train a run to its end, or until a signal stops it; resume it if its directory has
     checkpoints. Return whether it is done.
 
     Args:
       config: the run.
       command: how to start it again, for messages.
+      history: that of this process so far, entered; by default it begins here.
 
     Raises:
       UserError: a setting, the data, the directory or a checkpoint is not as it must be.
       RunFailedError: too many steps in a row were not finite.
     """
+    if history is None:
+        with History() as history:
+            return train(config, command=command, history=history)
     datasets = open_datasets(_with_own_tokenizer(config))
     source = open_source(config, datasets.train.tokenizer.fingerprint)
     program = build_program(config, num_ids=datasets.train.tokenizer.vocab_size)
     _refuse_too_large_a_state(config, program)
     with explain_memory(_MORE_ROOM), contextlib.ExitStack() as stack:
+        compiles = stack.enter_context(CompileWatch(lambda: history.time.repeats))
+        history.time.meter("compile", lambda: compiles.seconds)
         stop = stack.enter_context(StopSignal())
         run_dir = stack.enter_context(RunDirectory.open(config.run_dir))
+        history.open(run_dir.path, process=jax.process_index())
+        stack.enter_context(kept_programs(config.runtime.compile_cache, run_dir.path))
         check_run_folder(run_dir.path, program.state, config.checkpoint)
         checkpointer = stack.enter_context(Checkpointer(run_dir.checkpoints, config.checkpoint))
         refuse_changes(checkpointer.latest_record(), config, datasets)
         run_dir.keep_tokenizer(datasets.train.tokenizer.files)
-        restored = checkpointer.restore(
-            program.state, saved_as=lambda record: state_as_saved(record, config, program)
-        )
+        with history.time.phase("restore"):
+            restored = checkpointer.restore(
+                program.state, saved_as=lambda record: state_as_saved(record, config, program)
+            )
         start = start_of(restored, source, program, config)
         consumption = Consumption(start.consumed, start.step, config)
         reporter = stack.enter_context(
@@ -81,9 +94,11 @@ def train(config: RunConfig, *, command: str) -> bool:
                 run_dir=run_dir.path,
                 resume_step=start.step,
                 consumption=consumption,
+                history=history,
             )
         )
-        compiled = compile_step(config, program)
+        with history.time.phase("compile"):
+            compiled = compile_step(config, program)
         _refuse_too_large_a_step(compiled, program)
         reporter.start_clock(compiled)
         loop = _Loop(config, program, datasets, compiled, checkpointer, reporter, consumption)
@@ -95,7 +110,8 @@ def train(config: RunConfig, *, command: str) -> bool:
             stop.requested,
             ProfileWindow(config.runtime.profile, run_dir.path / "profile"),
         )
-        checkpointer.wait()
+        with history.time.phase("save"):
+            checkpointer.wait()
         done = step >= config.train.num_steps
         reporter.end(step, _places(config, command, done=done))
         return done
@@ -117,6 +133,7 @@ class _Loop:
         self.config, self.datasets, self.compiled = config, datasets, compiled
         self.checkpointer, self.reporter, self.consumption = checkpointer, reporter, consumption
         self.program, self.sharding = program, batch_sharding(program.mesh)
+        self.time = reporter.history.time
         self.losses = compile_losses(program)
         # Of the weights that the run began with, for an export that is like them.
         self.published: dict[str, Any] | None = None
@@ -130,6 +147,7 @@ class _Loop:
         step = start
         pending: StepMetrics | None = None
         with self._loader(start) as loader:
+            self.time.meter("input", lambda: loader.wait_seconds)
             for _, batch in loader:
                 self.watchdog.arm()
                 profile.update(step)
@@ -177,6 +195,7 @@ class _Loop:
                 step,
                 float(metrics.sums.objective),
                 float(metrics.gradient_norm),
+                extra=event("skipped_step", step=step, in_row=int(metrics.skipped_in_row)),
             )
         if metrics.skipped_in_row >= self.config.train.max_skipped_steps:
             raise RunFailedError(
@@ -196,14 +215,15 @@ class _Loop:
 
     def _evaluate(self, step: int, state: TrainState) -> None:
         began = time.perf_counter()
-        values = evaluate(
-            state.decoder,
-            self.datasets.validation,
-            self.losses,
-            self.program.execution.objective,
-            self.sharding,
-            max_batches=self.config.train.eval_batches,
-        )
+        with self.time.phase("evaluation"):
+            values = evaluate(
+                state.decoder,
+                self.datasets.validation,
+                self.losses,
+                self.program.execution.objective,
+                self.sharding,
+                max_batches=self.config.train.eval_batches,
+            )
         self.reporter.evaluation(step, values, seconds=time.perf_counter() - began)
         self.watchdog.arm()
 
@@ -214,7 +234,8 @@ class _Loop:
             "token_hash": hexdigest(jax.device_get(state.token_hash)),
             **({"published": self.published} if self.published else {}),
         }
-        self.checkpointer.save(step, state, record)
+        with self.time.phase("save"):
+            self.checkpointer.save(step, state, record)
         self.watchdog.arm()
 
 

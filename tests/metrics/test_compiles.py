@@ -1,0 +1,47 @@
+"""Compilations are counted by name, and late ones are told."""
+
+import jax
+import jax.numpy as jnp
+
+from maxlm.metrics.compiles import CompileWatch
+from maxlm.metrics.events import EventHandler
+
+
+def test_programs_are_counted_while_it_watches():
+    def tripled(x):
+        return 3 * x
+
+    jitted = jax.jit(tripled)
+    with CompileWatch(lambda: False) as watch:
+        for _ in range(3):
+            jitted(jnp.ones(3))
+        jitted(jnp.ones(4))
+    jitted(jnp.ones(5))
+    names = [name for name in watch.counts if "tripled" in name]
+    assert [watch.counts[name] for name in names] == [2]
+    assert watch.seconds > 0
+
+
+def test_late_compilations_are_events(caplog, monkeypatch):
+    monkeypatch.setattr("maxlm.metrics.compiles.LEAST_SECONDS", 0.0)
+    caplog.handler.addFilter(lambda record: hasattr(record, "maxlm_event"))
+    caplog.set_level("INFO")
+    late = False
+
+    @jax.jit
+    def squared(x):
+        return x * x
+
+    arrays = [jnp.ones(size) for size in (2, 3, 4)]
+    with CompileWatch(lambda: late):
+        squared(arrays[0])
+        late = True
+        squared(arrays[0])  # is there already
+        squared(arrays[1])
+        jax.jit(lambda x: x - 1)(arrays[2])
+    handler = EventHandler()
+    for record in caplog.records:
+        handler.handle(record)
+    found = [(one.kind, one.level, one.values["times"]) for one in handler._waiting]
+    assert found == [("late_compile", "WARNING", 2), ("late_compile", "INFO", 1)]
+    assert "squared" in handler._waiting[0].text
