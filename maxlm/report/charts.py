@@ -113,6 +113,7 @@ def _progress(run: RunRecord) -> Chart | None:
     for event in run.events:
         if event.kind in BEGINNINGS:
             axes.axvline((event.time - first) / size, color=MARKS["resume"], linewidth=0.8, ls=":")
+    axes.set_xlim(left=0)
     meaning = "Steps over time; dotted lines are starts. It falls where steps are done again."
     return Chart("progress", meaning, figure)
 

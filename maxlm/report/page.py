@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 
 from maxlm.metrics.events import Happened
-from maxlm.pages import Markup, escaped, figures_markup, page_markup, table_markup
+from maxlm.pages import Markup, Rows, escaped, figures_markup, page_markup, table_markup
 from maxlm.report.charts import draw_all
 from maxlm.report.record import BEGINNINGS, RunRecord
 from maxlm.report.tables import (
@@ -21,7 +21,9 @@ from maxlm.report.tables import (
 
 MOST_EVENTS = 500
 MOST_SIGNS = 2000
+_NOTHING = Markup("")
 _STYLE = """
+.charts { margin-top: 2em; } .words td:last-child, .words th:last-child { text-align: left; }
 .facts td { text-align: left; overflow-wrap: anywhere; } .facts td:first-child { white-space: nowrap; color: #666; }
 .events { width: 100%; } .events td, .events th { text-align: left; white-space: nowrap; }
 .events td:last-child { white-space: pre-wrap; overflow-wrap: anywhere; width: 100%; }
@@ -36,20 +38,30 @@ summary { cursor: pointer; font-size: 1.15em; font-weight: bold; margin-top: 2em
 def render(run: RunRecord) -> str:
     """Return the page."""
     tables = [
-        goodput_rows(run) if run.spans else None,
-        evaluation_rows(run),
-        start_rows(run),
-        checkpoint_rows(run),
+        _with_words(goodput_rows(run)) if run.spans else _NOTHING,
+        _table(evaluation_rows(run)),
+        _with_words(start_rows(run)),
+        _table(checkpoint_rows(run)),
+        _with_words(environment_rows(run)),
     ]
     parts = [
         _facts(facts_of(run)),
         figures_markup(draw_all(run)),
         _incidents(run.events),
-        *(table_markup(rows) for rows in tables if rows is not None and rows.rows),
-        *([table_markup(rows)] if (rows := environment_rows(run)).rows else []),
-        *([_config(run.config)] if run.config else []),
+        *tables,
+        _config(run.config) if run.config else _NOTHING,
     ]
     return page_markup(f"Run: {run.folder}", parts, style=_STYLE)
+
+
+def _table(rows: Rows) -> Markup:
+    """Return a table; nothing where it has no rows."""
+    return table_markup(rows) if rows.rows else _NOTHING
+
+
+def _with_words(rows: Rows) -> Markup:
+    """Return a table whose last column is words, not figures."""
+    return Markup(f'<div class="words">{_table(rows)}</div>')
 
 
 def _facts(facts: Mapping[str, str]) -> Markup:

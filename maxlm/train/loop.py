@@ -100,7 +100,7 @@ def train(config: RunConfig, *, command: str, history: History | None = None) ->
         with history.time.phase("compile"):
             compiled = compile_step(config, program)
         _refuse_too_large_a_step(compiled, program)
-        reporter.start_clock(compiled)
+        reporter.start_clock(compiled, compiles)
         loop = _Loop(config, program, datasets, compiled, checkpointer, reporter, consumption)
         loop.published = start.published
         stack.callback(loop.watchdog.disarm)

@@ -25,6 +25,7 @@ from maxlm.events import event
 from maxlm.files import write_whole
 from maxlm.health.exchange import exchange
 from maxlm.health.hosts import Process, describe
+from maxlm.metrics.compiles import CompileWatch
 from maxlm.metrics.events import EventHandler
 from maxlm.metrics.goodput import LOSSES
 from maxlm.metrics.history import History
@@ -159,13 +160,23 @@ class Reporter:
         if self._writer is not None:
             self._writer.close()
 
-    def start_clock(self, compiled: CompiledStep) -> None:
+    def start_clock(self, compiled: CompiledStep, compiles: CompileWatch) -> None:
         """Say what the compiled step needs, and begin to time steps; compiling's time goes with the
         next logged one.
         """
         self._last["time/compile_seconds"] = compiled.compile_seconds
         if self._terminal is not None:
             self._terminal.show_compiled(compiled.peak_memory_bytes, compiled.compile_seconds)
+            self.history.events.note(
+                "compiled",
+                f"the step was ready after {compiled.compile_seconds:.1f} s; of {compiles.asked} programs "
+                f"until here the folder of compiled programs had {compiles.hits}",
+                step=self._logged_step,
+                seconds=compiled.compile_seconds,
+                peak_memory_bytes=compiled.peak_memory_bytes,
+                asked=compiles.asked,
+                hits=compiles.hits,
+            )
         self._timer = LapTimer()
         self.history.time.count_steps(self._logged_step)
         self._step_ended = time.perf_counter(), self.history.time.elsewhere_seconds
