@@ -17,8 +17,7 @@ log = logging.getLogger(__name__)
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 """JAX's name for one program's compilation, or its reading from the cache of compiled programs."""
-CACHE_ASKED = "/jax/compilation_cache/compile_requests_use_cache"
-CACHE_HITS = "/jax/compilation_cache/cache_hits"
+CACHE_HIT = "/jax/compilation_cache/cache_hits"
 LEAST_SECONDS = 0.1
 """Of a late compilation that is told: programs that compile faster are too small to matter."""
 
@@ -31,17 +30,30 @@ class CompileWatch:
 
     Attributes:
       counts: compilations by the name of their program.
-      seconds: spent in them, in total; of those in other threads too.
-      asked: programs that the cache of compiled programs was asked for.
-      hits: those that it had.
+      missed: those of them that no folder of compiled programs had.
+      seconds: spent in all of them, those in other threads too.
     """
 
     def __init__(self, late: Callable[[], bool]) -> None:
         """`late` says whether everything that runs now has run before."""
         self._late = late
         self.counts: Counter[str] = Counter()
-        self.seconds, self.asked, self.hits = 0.0, 0, 0
-        self._lock = threading.Lock()
+        self.missed: Counter[str] = Counter()
+        self._seconds: dict[str, float] = {}
+        self._lock, self._thread = threading.Lock(), threading.local()
+
+    @property
+    def seconds(self) -> float:
+        """Spent in all compilations, those in other threads too."""
+        return sum(self._seconds.values())
+
+    def longest(self, most: int = 8) -> dict[str, dict[str, float]]:
+        """Return how often the programs that took longest were compiled, and for how long."""
+        names = sorted(self._seconds, key=lambda name: -self._seconds[name])[:most]
+        return {
+            name: {"times": self.counts[name], "seconds": round(self._seconds[name], 3)}
+            for name in names
+        }
 
     def __enter__(self) -> Self:
         monitoring.register_event_duration_secs_listener(self._on_duration)
@@ -58,17 +70,18 @@ class CompileWatch:
         monitoring.unregister_event_listener(self._on_event)
 
     def _on_event(self, event: str, **_: Any) -> None:
-        with self._lock:
-            self.asked += event == CACHE_ASKED
-            self.hits += event == CACHE_HITS
+        if event == CACHE_HIT:  # told before the end of the compilation that it is of
+            self._thread.hit = True
 
     def _on_duration(self, event: str, duration_secs: float, **more: Any) -> None:
         if event != COMPILED:
             return
         program = str(more.get("fun_name", "a program"))
+        hit, self._thread.hit = getattr(self._thread, "hit", False), False
         with self._lock:
             self.counts[program] += 1
-            self.seconds += duration_secs
+            self.missed[program] += not hit
+            self._seconds[program] = self._seconds.get(program, 0.0) + duration_secs
             times = self.counts[program]
         if duration_secs >= LEAST_SECONDS and self._late():
             log.log(

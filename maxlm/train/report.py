@@ -129,6 +129,7 @@ class Reporter:
         self._expectation = _Expectation.of(config, tuple(datasets.validation))
         self._terminal: RunTerminal | None = None
         self._writer: MetricsWriter | None = None
+        self._compiles: CompileWatch | None = None
         environment = exchange(describe())
         if jax.process_index() == 0:
             self._terminal = RunTerminal()
@@ -167,19 +168,24 @@ class Reporter:
         self._last["time/compile_seconds"] = compiled.compile_seconds
         if self._terminal is not None:
             self._terminal.show_compiled(compiled.peak_memory_bytes, compiled.compile_seconds)
-            self.history.events.note(
-                "compiled",
-                f"the step was ready after {compiled.compile_seconds:.1f} s; of {compiles.asked} programs "
-                f"until here the folder of compiled programs had {compiles.hits}",
-                step=self._logged_step,
-                seconds=compiled.compile_seconds,
-                peak_memory_bytes=compiled.peak_memory_bytes,
-                asked=compiles.asked,
-                hits=compiles.hits,
-            )
+            self._note_compiled(compiled, compiles)
+        self._compiles = compiles
         self._timer = LapTimer()
         self.history.time.count_steps(self._logged_step)
         self._step_ended = time.perf_counter(), self.history.time.elsewhere_seconds
+
+    def _note_compiled(self, compiled: CompiledStep, compiles: CompileWatch) -> None:
+        missed = sorted(name for name, times in compiles.missed.items() if times)
+        total = sum(compiles.counts.values())
+        self.history.events.note(
+            "compiled",
+            f"the step was ready after {compiled.compile_seconds:.1f} s; of {total} programs until here "
+            f"{sum(compiles.missed.values())} were compiled anew",
+            step=self._logged_step,
+            seconds=compiled.compile_seconds,
+            peak_memory_bytes=compiled.peak_memory_bytes,
+            compiled_anew=missed,
+        )
 
     def step(
         self, step: int, metrics: StepMetrics, *, wait_seconds: float, stall_seconds: float
@@ -288,7 +294,8 @@ class Reporter:
         self.history.time.mark()
         state = "done" if step >= self._config.train.num_steps else "stopped"
         text = f"{state} after step {step} of {self._config.train.num_steps}"
-        self.history.events.note("end", text, step=step, state=state)
+        programs = self._compiles.longest() if self._compiles else {}
+        self.history.events.note("end", text, step=step, state=state, programs=programs)
         if self._terminal is None:
             return
         self._show_events(step)

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.compilation_cache import compilation_cache
 
 from maxlm.metrics.compiles import CompileWatch
 from maxlm.metrics.events import EventHandler
@@ -20,6 +21,36 @@ def test_programs_are_counted_while_it_watches():
     names = [name for name in watch.counts if "tripled" in name]
     assert [watch.counts[name] for name in names] == [2]
     assert watch.seconds > 0
+    assert watch.longest(1000)[names[0]]["times"] == 2
+
+
+def test_what_the_folder_of_programs_has_is_not_compiled_anew(tmp_path):
+    def quartered(x):
+        return x / 4 + 1
+
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    x = jnp.ones(3)
+    try:
+        compilation_cache.reset_cache()
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        with CompileWatch(lambda: False) as first:
+            jax.jit(quartered)(x)
+        jax.clear_caches()
+        with CompileWatch(lambda: False) as second:
+            jax.jit(quartered)(x)
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+    assert [(watch.counts.total(), watch.missed.total()) for watch in (first, second)] == [
+        (1, 1),
+        (1, 0),
+    ]
 
 
 def test_late_compilations_are_events(caplog, monkeypatch):
