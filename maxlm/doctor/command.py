@@ -28,7 +28,7 @@ from maxlm.health.exchange import exchange
 from maxlm.health.finding import Finding, Level, worst
 from maxlm.sharding.host import HOST_MEMORY
 from maxlm.sharding.mesh import build_mesh
-from maxlm.train.compile_cache import folder_of_programs
+from maxlm.train.programs.cache import folder_of_programs
 from maxlm.train.setup import Program, build_program
 
 SHARED_BYTES = 32 * 2**20

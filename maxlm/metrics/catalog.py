@@ -14,7 +14,7 @@ from maxlm.config.layers import Ffn, Mixer
 from maxlm.config.objectives import Objective
 from maxlm.config.reading.paths import sections
 from maxlm.config.section import Metrics
-from maxlm.metrics.goodput import LOSSES
+from maxlm.metrics.history.goodput import LOSSES
 
 
 class Metric(NamedTuple):

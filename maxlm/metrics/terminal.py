@@ -22,7 +22,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from maxlm.metrics.goodput import LOSSES, Goodput
+from maxlm.metrics.history.goodput import LOSSES, Goodput
 
 _RECENT = 32  # updates that the ETA looks back on
 _NARROWEST_BAR = 10

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
-from maxlm.metrics.events import Happened
+from maxlm.metrics.history.events import Happened
 from maxlm.pages import Chart, visible
 from maxlm.report.record import BEGINNINGS, RunRecord
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-from maxlm.metrics.events import Happened
+from maxlm.metrics.history.events import Happened
 from maxlm.pages import Markup, Rows, escaped, figures_markup, page_markup, table_markup
 from maxlm.report.charts import draw_all
 from maxlm.report.record import BEGINNINGS, RunRecord

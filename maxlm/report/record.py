@@ -13,10 +13,10 @@ import yaml
 
 from maxlm.config.errors import UserError
 from maxlm.files import read_regular
-from maxlm.metrics import events, timesheet
-from maxlm.metrics.events import Happened
-from maxlm.metrics.goodput import Goodput, Span, goodput_of
-from maxlm.metrics.journal import read_journal
+from maxlm.metrics.history import events, timesheet
+from maxlm.metrics.history.events import Happened
+from maxlm.metrics.history.goodput import Goodput, Span, goodput_of
+from maxlm.metrics.history.journal import read_journal
 
 METRICS = "metrics.jsonl"
 BEGINNINGS = ("start", "resume")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from maxlm.metrics.goodput import LOSSES, STEPS
+from maxlm.metrics.history.goodput import LOSSES, STEPS
 from maxlm.pages import Rows
 from maxlm.report.record import BEGINNINGS, ENDS, RunRecord
 

@@ -14,7 +14,7 @@ from maxlm.config import load_run
 from maxlm.config.cluster.exit_codes import Exit
 from maxlm.health.start import check_hosts
 from maxlm.metrics.history import History
-from maxlm.metrics.timesheet import process_age_seconds
+from maxlm.metrics.history.timesheet import process_age_seconds
 from maxlm.train.loop import train
 
 

@@ -19,15 +19,15 @@ from maxlm.data.loader import DeviceLoader
 from maxlm.data.token_hash import hexdigest
 from maxlm.events import event
 from maxlm.health.start import check_run_folder
-from maxlm.metrics.compiles import CompileWatch
 from maxlm.metrics.history import History
 from maxlm.models.cost import parameter_count
 from maxlm.runtime import ProfileWindow, StopSignal, Watchdog, explain_memory, memory_bytes, settle
 from maxlm.sharding.host import HOST_MEMORY
 from maxlm.sharding.mesh import batch_sharding
-from maxlm.train.compile_cache import kept_programs
 from maxlm.train.evaluate import evaluate
 from maxlm.train.initial import open_source, start_of
+from maxlm.train.programs.cache import kept_programs
+from maxlm.train.programs.watch import CompileWatch
 from maxlm.train.report import Reporter
 from maxlm.train.resume.changes import refuse_changes
 from maxlm.train.resume.record import record_of

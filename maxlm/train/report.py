@@ -25,16 +25,16 @@ from maxlm.events import event
 from maxlm.files import write_whole
 from maxlm.health.exchange import exchange
 from maxlm.health.hosts import Process, describe
-from maxlm.metrics.compiles import CompileWatch
-from maxlm.metrics.events import EventHandler
-from maxlm.metrics.goodput import LOSSES
 from maxlm.metrics.history import History
+from maxlm.metrics.history.events import EventHandler
+from maxlm.metrics.history.goodput import LOSSES
 from maxlm.metrics.prediction import Prediction, check_prediction, read_prediction
 from maxlm.metrics.terminal import Outcome, RunTerminal, Summary
 from maxlm.metrics.throughput import LapTimer, SlowSteps, rates
 from maxlm.metrics.writers import MetricsWriter
 from maxlm.models import cost
 from maxlm.train.evaluate import loss_metrics
+from maxlm.train.programs.watch import CompileWatch
 from maxlm.train.setup import CompiledStep, Datasets, Program
 from maxlm.train.state import Consumption
 from maxlm.train.step import StepMetrics

@@ -2,8 +2,8 @@
 
 import json
 
-from maxlm.metrics.events import read_events
-from maxlm.metrics.goodput import goodput_of
+from maxlm.metrics.history.events import read_events
+from maxlm.metrics.history.goodput import goodput_of
 from maxlm.report.record import RunRecord
 from tests.train.conftest import read_metrics, train
 

@@ -8,8 +8,8 @@ import jax
 import pytest
 import zstandard
 
-from maxlm.train import compile_cache
-from maxlm.train.compile_cache import drop_torn, folder_of_programs, kept_programs
+from maxlm.train.programs import cache
+from maxlm.train.programs.cache import drop_torn, folder_of_programs, kept_programs
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def test_the_folder(tmp_path, monkeypatch, no_cache):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     own = folder_of_programs("auto", tmp_path)
     assert own.parent == tmp_path / "compiled"
-    monkeypatch.setattr(compile_cache, "_processor", lambda: "another")
+    monkeypatch.setattr(cache, "_processor", lambda: "another")
     assert folder_of_programs("auto", tmp_path) not in (None, own)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "device_count", lambda: 8)
@@ -40,7 +40,7 @@ def test_the_folder(tmp_path, monkeypatch, no_cache):
 
 def test_programs_are_kept_in_the_run_and_nowhere_after_it(tmp_path, monkeypatch, no_cache):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
-    monkeypatch.setattr(compile_cache, "LEAST_SECONDS", 0.0)
+    monkeypatch.setattr(cache, "LEAST_SECONDS", 0.0)
     least = jax.config.jax_persistent_cache_min_compile_time_secs
     monkeypatch.delenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", raising=False)
     try:

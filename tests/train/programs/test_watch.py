@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.compilation_cache import compilation_cache
 
-from maxlm.metrics.compiles import CompileWatch
-from maxlm.metrics.events import EventHandler
+from maxlm.metrics.history.events import EventHandler
+from maxlm.train.programs.watch import CompileWatch
 
 
 def test_programs_are_counted_while_it_watches():
@@ -54,7 +54,7 @@ def test_what_the_folder_of_programs_has_is_not_compiled_anew(tmp_path):
 
 
 def test_late_compilations_are_events(caplog, monkeypatch):
-    monkeypatch.setattr("maxlm.metrics.compiles.LEAST_SECONDS", 0.0)
+    monkeypatch.setattr("maxlm.train.programs.watch.LEAST_SECONDS", 0.0)
     caplog.handler.addFilter(lambda record: hasattr(record, "maxlm_event"))
     caplog.set_level("INFO")
     late = False

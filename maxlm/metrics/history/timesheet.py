@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from maxlm.metrics.goodput import STEPS, Account, Goodput, Span
-from maxlm.metrics.journal import Journal, read_journal
+from maxlm.metrics.history.goodput import STEPS, Account, Goodput, Span
+from maxlm.metrics.history.journal import Journal, read_journal
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from maxlm.events import ATTRIBUTE, Event
-from maxlm.metrics.journal import Journal, read_journal
+from maxlm.metrics.history.journal import Journal, read_journal
 
 FILE = "events.jsonl"
 ECHO_SECONDS = 60.0

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from maxlm.metrics.goodput import LOSSES, STEPS
-from maxlm.metrics.timesheet import TimeSheet, process_age_seconds
+from maxlm.metrics.history.goodput import LOSSES, STEPS
+from maxlm.metrics.history.timesheet import TimeSheet, process_age_seconds
 
 
 class Clock:
@@ -176,7 +176,7 @@ def test_a_full_disk_ends_the_sheet_and_not_the_run(tmp_path, clock, caplog):
 def test_age_of_a_process_counts_from_its_start():
     code = (
         "import time; time.sleep(0.3)\n"
-        "from maxlm.metrics.timesheet import process_age_seconds\n"
+        "from maxlm.metrics.history.timesheet import process_age_seconds\n"
         "print(process_age_seconds())"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

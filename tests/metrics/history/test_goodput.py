@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from maxlm.metrics.goodput import LOSSES, STEPS, Account, Span, goodput_of
+from maxlm.metrics.history.goodput import LOSSES, STEPS, Account, Span, goodput_of
 
 
 def spans_of(start, began, *stretches):

@@ -14,8 +14,8 @@ import pytest
 
 from maxlm.config.errors import UserError
 from maxlm.events import event
-from maxlm.metrics.events import read_events
 from maxlm.metrics.history import History
+from maxlm.metrics.history.events import read_events
 
 log = logging.getLogger("maxlm.some.module")
 

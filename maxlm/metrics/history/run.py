@@ -10,8 +10,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from maxlm.config.errors import RunFailedError, UserError, make_possible
-from maxlm.metrics.events import EventHandler, read_events
-from maxlm.metrics.timesheet import TimeSheet
+from maxlm.metrics.history.events import EventHandler, read_events
+from maxlm.metrics.history.timesheet import TimeSheet
 
 PACKAGE = "maxlm"
 MOST_SIGNS = 4000
