@@ -27,11 +27,11 @@ def test_a_restart_remembers_and_compiles_nothing(write_run, tmp_path, monkeypat
     # Of a start each program is compiled once, with evaluations and saves before and after others.
     for end in (event for event in found if event.kind == "end"):
         programs = end.values["programs"]
-        assert programs["jit_train_step"]["times"] == 1
-        assert programs["jit_program"]["times"] == 1, "of evaluation"
+        assert programs["jit(train_step)"]["times"] == 1
+        assert programs["jit(program)"]["times"] == 1, "of evaluation"
     first, second = (event for event in found if event.kind == "compiled")
-    assert "jit_train_step" in first.values["compiled_anew"]
-    assert "jit_train_step" not in second.values["compiled_anew"]
+    assert "jit(train_step)" in first.values["compiled_anew"]
+    assert "jit(train_step)" not in second.values["compiled_anew"]
 
     run = RunRecord.read(tmp_path / "run")
     assert run.damaged == {}
