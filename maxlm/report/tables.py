@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from maxlm.metrics.history.goodput import LOSSES, STEPS
+from maxlm.metrics.terminal import duration
 from maxlm.pages import Rows
 from maxlm.report.record import BEGINNINGS, ENDS, RunRecord
 
@@ -162,10 +163,4 @@ def moment(seconds: float) -> str:
 
 def length(seconds: float) -> str:
     """Return a length of time: 4.2 s, 12:30, 2d 03:04:05."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours >= 24:
-        return f"{hours // 24}d {hours % 24:02}:{minutes:02}:{rest:02}"
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return f"{seconds:.1f} s" if seconds < 60 else duration(seconds)
