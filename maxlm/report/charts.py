@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
 from maxlm.metrics.history.events import Happened
+from maxlm.metrics.history.goodput import Span
 from maxlm.pages import Chart, visible
 from maxlm.report.record import BEGINNINGS, RunRecord
 
@@ -59,12 +60,12 @@ def _loss(run: RunRecord) -> Chart | None:
     marks = incidents(run.events)[-MOST_MARKS:]
     for event in marks:
         color = MARKS[event.level if event.level in MARKS else "resume"]
-        axes.axvline(event.step or 0, color=color, linewidth=0.8, linestyle=":", zorder=0)
+        axes.axvline(event.step or 0, color=color, linewidth=1.1, linestyle=":", zorder=0)
     for level, label in (("ERROR", "errors"), ("WARNING", "warnings"), ("resume", "restarts")):
         if any((event.level if event.level in MARKS else "resume") == level for event in marks):
             axes.plot([], [], color=MARKS[level], linestyle=":", label=label)
     _fit_to_values(axes, [value for _, values in points.values() for value in values])
-    axes.legend(frameon=False, fontsize=9)
+    axes.legend(edgecolor="none", framealpha=0.9, fontsize=9)
     meaning = "Loss; dotted lines are what happened, as listed below."
     return Chart("loss", meaning, figure)
 
@@ -90,10 +91,10 @@ def _curve(run: RunRecord, name: str, meaning: str) -> Chart | None:
 
 def _progress(run: RunRecord) -> Chart | None:
     """Draw steps over hours: level where nothing went on, back where steps were done again."""
-    points = [(span.time, span.step) for span in run.spans if span.step is not None]
+    points = _steps_over_time(run.spans)
     if len(points) < 2:
         return None
-    first = run.spans[0].time - sum(run.spans[0].spent.values())
+    first = points[0][0]
     seconds = max(points[-1][0] - first, 1e-9)
     unit, size = next(
         (unit, size)
@@ -116,6 +117,17 @@ def _progress(run: RunRecord) -> Chart | None:
     axes.set_xlim(left=0)
     meaning = "Steps over time; dotted lines are starts. It falls where steps are done again."
     return Chart("progress", meaning, figure)
+
+
+def _steps_over_time(spans: Sequence[Span]) -> list[tuple[float, int]]:
+    """Return (clock, steps done) at the end of each span, and at the beginning of each start."""
+    points, step, start = list[tuple[float, int]](), 0, 0
+    for span in spans:
+        if span.start != start:
+            points.append((span.time - sum(span.spent.values()), step))
+        start, step = span.start, step if span.step is None else span.step
+        points.append((span.time, step))
+    return points
 
 
 def _thinned(steps: Sequence[int], values: Sequence[float]) -> tuple[list[int], list[float]]:

@@ -97,12 +97,18 @@ def _incident(event: Happened) -> str:
 def _values(values: Mapping[str, object]) -> str:
     """Return figures one after the other, and texts of several lines below them."""
     short = [
-        f"{name}={value if isinstance(value, str) else json.dumps(value)}"
+        f"{name}={_value(value)}"
         for name, value in values.items()
         if not (isinstance(value, str) and "\n" in value)
     ]
     long = [value for value in values.values() if isinstance(value, str) and "\n" in value]
     return "\n".join([", ".join(short), *long])[:MOST_SIGNS]
+
+
+def _value(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _config(text: str) -> Markup:

@@ -113,6 +113,9 @@ class EventHandler(logging.Handler):
             self._journal = self._journal or Journal(self._path)
             self._journal.append(line)
         except OSError as error:
+            if self._journal is not None:  # opened anew, it mends the line that was cut short
+                self._journal.close()
+                self._journal = None
             if not self._complained:
                 self._complained = True
                 why = error.strerror or error
