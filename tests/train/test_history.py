@@ -7,6 +7,8 @@ from maxlm.metrics.history.goodput import goodput_of
 from maxlm.report.record import RunRecord
 from tests.train.conftest import read_metrics, train
 
+OF_LOAD = {("slow_step", "WARNING"), ("late_compile", "INFO")}
+
 
 def test_a_restart_remembers_and_compiles_nothing(write_run, tmp_path, monkeypatch):
     # As a user has it: programs in the run's folder, and TensorBoard.
@@ -21,7 +23,8 @@ def test_a_restart_remembers_and_compiles_nothing(write_run, tmp_path, monkeypat
     output = train(path, "train.num_steps=13", "schedule.total_steps=40")
     found, damaged = read_events(tmp_path / "run")
     assert damaged == 0
-    kinds = [event.kind for event in found if event.kind != "slow_step"]
+    # On a loaded machine steps may be slow, and small programs take long to compile.
+    kinds = [event.kind for event in found if (event.kind, event.level) not in OF_LOAD]
     assert kinds == ["start", "compiled", "end", "resume", "compiled", "end"]
     assert [event.step for event in found if event.kind in ("resume", "end")] == [9, 9, 13]
     # Of a start each program is compiled once, with evaluations and saves before and after others.

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 COMPILED = "/jax/core/compile/backend_compile_duration"
 """JAX's name for one program's compilation, or its reading from the cache of compiled programs."""
 CACHE_HIT = "/jax/compilation_cache/cache_hits"
-LEAST_SECONDS = 0.1
+LEAST_SECONDS = 1.0
 """Of a late compilation that is told: programs that compile faster are too small to matter."""
 
 
