@@ -291,7 +291,7 @@ class Reporter:
           step: steps done.
           places: where things are and what to do next, by label.
         """
-        self.history.time.mark()
+        self.history.time.count_no_steps()
         state = "done" if step >= self._config.train.num_steps else "stopped"
         text = f"{state} after step {step} of {self._config.train.num_steps}"
         programs = self._compiles.longest() if self._compiles else {}

@@ -9,7 +9,7 @@ STEPS = "steps"
 """What a run is for: the cause of time that is not lost."""
 
 LOSSES = {
-    "start": "processes that start: libraries, devices, data, the first parameters",
+    "start": "processes that start and end: libraries, devices, data, the first parameters",
     "compile": "compiling programs",
     "restore": "reading checkpoints",
     "input": "waiting for data",

@@ -91,6 +91,11 @@ class TimeSheet:
         self._cause = STEPS
         self._step = step
 
+    def count_no_steps(self) -> None:
+        """From now on time goes into the end of the process, which counts as the next one's start."""
+        self.mark()
+        self._cause = "start"
+
     def at(self, step: int) -> None:
         """Note how many steps are done."""
         self._step = step

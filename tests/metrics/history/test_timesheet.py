@@ -72,6 +72,10 @@ def test_a_whole_start(tmp_path, clock):
     assert nonzero(sheet.goodput) == {**expected, "evaluation": 2, "save": 1}
     assert sheet.goodput.total == clock.now - 100 + 7
     assert sheet.elsewhere_seconds == 8.5 + 2 + 4 + 3 + 1
+    sheet.count_no_steps()
+    clock.now += 0.25
+    sheet.close()
+    assert nonzero(sheet.goodput)["start"] == 8.75
 
 
 def test_a_meter_takes_no_more_than_there_is(tmp_path, clock):
