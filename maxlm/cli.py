@@ -42,6 +42,7 @@ COMMANDS = {
     "train": "maxlm.train.command",
     "plan": "maxlm.plan.command",
     "doctor": "maxlm.doctor.command",
+    "report": "maxlm.report.command",
     "generate": "maxlm.decoding.command",
     "ladder": "maxlm.scaling.ladder.command",
     "ladder coordcheck": "maxlm.scaling.coordcheck.command",  # it alone needs the trainer
@@ -157,6 +158,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(commands.add_parser("train", help="train, or resume the run in its run_dir"))
 
     _add_before_a_run(commands)
+    report = commands.add_parser("report", help="write one HTML page of what happened to a run")
+    report.add_argument("run_dir", metavar="RUN_DIR", help="the folder of a run")
+    page = "where the page is written (default: RUN_DIR/report.html)"
+    report.add_argument("--output", metavar="FILE", help=page)
     _add_ladder(commands)
 
     _add_generate(commands)

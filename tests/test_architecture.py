@@ -34,7 +34,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("models",),
     ("health",),
     ("train",),
-    ("decoding", "doctor", "plan", "scaling", "tracing"),
+    ("decoding", "doctor", "plan", "report", "scaling", "tracing"),
     ("convert",),
     ("cli",),
     ("__main__", "__init__"),

@@ -382,7 +382,11 @@ class RuntimeConfig(Section):
         0,
         description="steps between comparisons of what devices hold copies of (0: before each save alone)",
     )
-    compile_cache: str | None = Field(None, description="folder of compiled programs (null: none)")
+    compile_cache: str | None = Field(
+        "auto",
+        description="folder of compiled programs; auto: RUN_DIR/compiled, so that a restart compiles nothing, "
+        "but none on several CPU devices (null: none)",
+    )
     profile: ProfileConfig | None = None
 
 

@@ -28,6 +28,7 @@ from maxlm.health.exchange import exchange
 from maxlm.health.finding import Finding, Level, worst
 from maxlm.sharding.host import HOST_MEMORY
 from maxlm.sharding.mesh import build_mesh
+from maxlm.train.programs.cache import folder_of_programs
 from maxlm.train.setup import Program, build_program
 
 SHARED_BYTES = 32 * 2**20
@@ -77,12 +78,18 @@ def examine(config: RunConfig | None) -> Iterator[Finding]:
         yield clocks
     program = build_program(config) if config else None
     yield hosts.check_memory(processes, **_needs(program))
-    yield folders.check_cache(config.runtime.compile_cache if config else None)
+    yield folders.check_cache(_folder_of_programs(config))
     if config is not None and program is not None:
         yield from _folder(config, program)
     yield speed.check_matmul()
     mesh = program.mesh if program else build_mesh(MeshConfig(data=jax.device_count(), fsdp=1))
     yield from speed.check_links(mesh)
+
+
+def _folder_of_programs(config: RunConfig | None) -> Path | None:
+    if config is None:
+        return None
+    return folder_of_programs(config.runtime.compile_cache, Path(config.run_dir))
 
 
 def _needs(program: Program | None) -> dict[str, int]:

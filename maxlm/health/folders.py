@@ -141,17 +141,17 @@ def _room(path: Path) -> tuple[int, int]:
     return shutil.disk_usage(existing).free, sum(file.stat().st_size for file in files)
 
 
-def check_cache(folder: str | None) -> Finding:
-    """Look at `runtime.compile_cache`."""
-    if folder is None:
-        text = "runtime.compile_cache=null: every start compiles anew"
+def check_cache(path: Path | None) -> Finding:
+    """Look at the folder of compiled programs; None is that there is none."""
+    if path is None:
+        text = "no folder of compiled programs: every start compiles anew"
         cure = "set runtime.compile_cache to a folder"
         level = Level.OK if jax.default_backend() == "cpu" else Level.WARNING
         return Finding("compile cache", level, text, cure if level else "")
-    path = Path(folder).expanduser()
     files = [file for file in path.rglob("*") if file.is_file()]
     size = sum(file.stat().st_size for file in files)
-    free = shutil.disk_usage(path).free
+    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
     text = f"{path} has {len(files)} files, {size / 2**20:,.1f} MiB; {free / GIB:,.1f} GiB free"
     values = {"files": len(files), "bytes": size, "free_bytes": free}
     if free < GIB:

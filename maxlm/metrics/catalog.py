@@ -14,6 +14,7 @@ from maxlm.config.layers import Ffn, Mixer
 from maxlm.config.objectives import Objective
 from maxlm.config.reading.paths import sections
 from maxlm.config.section import Metrics
+from maxlm.metrics.history.goodput import LOSSES
 
 
 class Metric(NamedTuple):
@@ -42,6 +43,12 @@ def _of_objectives(group: str, where: str) -> Iterator[Metric]:
             said |= kind.TRAINING_METRICS  # type: ignore[attr-defined]
     for name, (unit, meaning) in said.items():
         yield Metric(f"{group}{name}", unit, f"{meaning}; {where}")
+
+
+def _of_losses() -> Iterator[Metric]:
+    """Yield what the rest of a run's time is lost to."""
+    for cause, meaning in LOSSES.items():
+        yield Metric(f"goodput/{cause}_seconds", "s", f"lost of that time: {meaning}")
 
 
 def _said_by(*unions: Any) -> Metrics:
@@ -98,6 +105,12 @@ METRICS = (
     ),
     Metric("time/evaluation_seconds", "s", "time evaluations have taken since the process started"),
     Metric("time/compile_seconds", "s", "compiling the step, once per process"),
+    Metric(
+        "goodput/fraction",
+        "fraction",
+        "share of the time since the run was created, over restarts, that went into steps that count",
+    ),
+    *_of_losses(),
     Metric(
         "data/rows", "rows", "sequences consumed since step 0: the next step reads from this row on"
     ),

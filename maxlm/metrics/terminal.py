@@ -22,6 +22,8 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from maxlm.metrics.history.goodput import LOSSES, Goodput
+
 _RECENT = 32  # updates that the ETA looks back on
 _NARROWEST_BAR = 10
 
@@ -77,6 +79,7 @@ class Outcome:
       tokens: consumed since step 0.
       wall_seconds: of this process.
       places: where things are and what to do next, by label.
+      goodput: what the time since the run was created went into; None leaves it out.
     """
 
     step: int
@@ -87,6 +90,7 @@ class Outcome:
     tokens: int
     wall_seconds: float
     places: Mapping[str, str]
+    goodput: Goodput | None = None
 
 
 class RunTerminal:
@@ -264,7 +268,7 @@ class _Progress:
             seconds_per_step = (end - start) / (last_step - first_step)
         if not isinstance(seconds_per_step, float):
             return "-"
-        return _duration(seconds_per_step * (self._num_steps - self._step))
+        return duration(seconds_per_step * (self._num_steps - self._step))
 
 
 def _start_rows(summary: Summary) -> list[tuple[str, str]]:
@@ -302,8 +306,19 @@ def _end_rows(outcome: Outcome) -> list[tuple[str, str]]:
         ("validation", f"{_targets(source, outcome)} tokens of {source}")
         for source in outcome.targets
     ]
-    rows.append(("wall time", _duration(outcome.wall_seconds)))
+    rows.append(("wall time", duration(outcome.wall_seconds)))
+    if outcome.goodput is not None:
+        rows.append(("goodput", _goodput_words(outcome.goodput)))
     return rows
+
+
+def _goodput_words(goodput: Goodput) -> str:
+    """Say which share of the time was of use, and where the rest went, most first."""
+    lost = sorted(((goodput.seconds[cause], cause) for cause in LOSSES), reverse=True)
+    shares = [(cause, seconds / goodput.total) for seconds, cause in lost if seconds > 0]
+    parts = ", ".join(f"{cause} {share:.1%}" for cause, share in shares if share >= 5e-4)
+    since = f"{goodput.fraction:.1%} of {duration(goodput.total)} since the run was created"
+    return f"{since}; {parts}" if parts else since
 
 
 def _mesh_table(mesh: Mapping[str, int]) -> Table:
@@ -386,7 +401,8 @@ def _bytes(value: float) -> str:
     return f"{value:.0f} B"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Write a time: 0:07, 1:02:03, 2d 03:04:05."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours >= 24:

@@ -44,10 +44,9 @@ def start(runtime: RuntimeConfig) -> None:
         _make_room(runtime.device_count)
     elif runtime.platform == "cpu":
         jax.config.update("jax_platforms", "cpu")
-    if runtime.compile_cache is not None:
-        jax.config.update(
-            "jax_compilation_cache_dir", _make_folder(Path(runtime.compile_cache).expanduser())
-        )
+    named = runtime.compile_cache
+    if named is not None and named != "auto":  # that one is in a folder of a run
+        jax.config.update("jax_compilation_cache_dir", _make_folder(Path(named).expanduser()))
     # JAX would leave a quarter of a GPU's memory to others; the rest is for NCCL and cuBLAS.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", GPU_MEMORY_SHARE)
     _hush_libraries()

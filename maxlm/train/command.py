@@ -13,17 +13,24 @@ from maxlm import runtime
 from maxlm.config import load_run
 from maxlm.config.cluster.exit_codes import Exit
 from maxlm.health.start import check_hosts
+from maxlm.metrics.history import History
+from maxlm.metrics.history.timesheet import process_age_seconds
 from maxlm.process.watchdog import watching
 from maxlm.train.loop import train
 
 
 class TerminalHandler(logging.StreamHandler[TextIO]):
-    """Log to what sys.stderr is now: while the progress line is shown, that prints above the line."""
+    """Log to what sys.stderr is now: while the progress line is shown, that prints above the line.
+
+    The level of the root logger counts, whatever lets a line through before: processes but the
+    first show errors alone, and keep all events.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one message."""
-        self.setStream(sys.stderr)
-        super().emit(record)
+        if record.levelno >= logging.getLogger().level:
+            self.setStream(sys.stderr)
+            super().emit(record)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -39,7 +46,13 @@ def run(arguments: argparse.Namespace) -> int:
     # Set by launch/local.py: the same run needs as many processes again.
     if "MAXLM_LAUNCHER" in os.environ:
         command = f"{os.environ['MAXLM_LAUNCHER']} {command}"
-    with watching(config.runtime.timeouts.by_phase()), runtime.fail_together():
+    # History inside, as what ends one of several processes ends it at once.
+    with (
+        watching(config.runtime.timeouts.by_phase()),
+        runtime.fail_together(),
+        History(process_age_seconds()) as history,
+    ):
         runtime.start(config.runtime)
         check_hosts()
-        return Exit.DONE if train(config, command=command) else Exit.STOPPED
+        done = train(config, command=command, history=history)
+        return Exit.DONE if done else Exit.STOPPED

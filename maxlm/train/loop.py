@@ -19,6 +19,7 @@ from maxlm.data.loader import DeviceLoader
 from maxlm.data.token_hash import hexdigest
 from maxlm.events import event
 from maxlm.health.start import check_run_folder
+from maxlm.metrics.history import History
 from maxlm.models.cost import parameter_count
 from maxlm.models.decoder import Decoder
 from maxlm.process.peers import Peers, meeting
@@ -34,6 +35,8 @@ from maxlm.train.faults.roll_back import roll_back
 from maxlm.train.faults.skipped import Skipped
 from maxlm.train.initial import open_source, start_of
 from maxlm.train.loss.gradients import Batch, Sums
+from maxlm.train.programs.cache import kept_programs
+from maxlm.train.programs.watch import CompileWatch
 from maxlm.train.report import Reporter
 from maxlm.train.resume.changes import check_resume, say_resumed
 from maxlm.train.resume.losses import LossCheck, loss_check
@@ -55,18 +58,22 @@ log = logging.getLogger(__name__)
 _MORE_ROOM = "use more devices, train.remat=full, more train.microbatches, or a smaller train.batch_size or model"
 
 
-def train(config: RunConfig, *, command: str) -> bool:
+def train(config: RunConfig, *, command: str, history: History | None = None) -> bool:
     """Train a run to its end, or until a signal stops it; resume it if its directory has
     checkpoints. Return whether it is done.
 
     Args:
       config: the run.
       command: how to start it again, for messages.
+      history: that of this process so far, entered; by default it begins here.
 
     Raises:
       UserError: a setting, the data, the directory or a checkpoint is not as it must be.
       RunFailedError: too many steps in a row were not finite.
     """
+    if history is None:
+        with History() as history:
+            return train(config, command=command, history=history)
     bring_back(config)
     config = fit(config)
     datasets = open_datasets(_with_own_tokenizer(config))
@@ -74,7 +81,11 @@ def train(config: RunConfig, *, command: str) -> bool:
     program = build_program(config, num_ids=datasets.train.tokenizer.vocab_size)
     _refuse_too_large_a_state(config, program)
     with explain_memory(_MORE_ROOM), contextlib.ExitStack() as stack:
+        compiles = stack.enter_context(CompileWatch(lambda: history.time.repeats))
+        history.time.meter("compile", lambda: compiles.seconds)
         run_dir = stack.enter_context(RunDirectory.open(config.run_dir))
+        history.open(run_dir.path, process=jax.process_index())
+        stack.enter_context(kept_programs(config.runtime.compile_cache, run_dir.path))
         check_run_folder(run_dir.path, program.state, config.checkpoint)
         peers = Peers(run_dir.path, jax.process_index(), jax.process_count())
         stack.enter_context(meeting(peers))
@@ -86,7 +97,7 @@ def train(config: RunConfig, *, command: str) -> bool:
         circumstances = Circumstances.of(config, program, datasets)
         differences = check_resume(checkpointer.latest_record(), config, circumstances)
         run_dir.keep_tokenizer(datasets.train.tokenizer.files)
-        with phase("restore"):
+        with phase("restore"), history.time.phase("restore"):
             restored = checkpointer.restore(
                 program.state, saved_as=lambda record: state_as_saved(record, config, program)
             )
@@ -102,13 +113,14 @@ def train(config: RunConfig, *, command: str) -> bool:
                 run_dir=run_dir.path,
                 resume_step=start.step,
                 consumption=consumption,
+                history=history,
             )
         )
-        with phase("compile"):
+        with phase("compile"), history.time.phase("compile"):
             compiled = compile_step(config, program)
             losses = compile_losses(config, program)
         _refuse_too_large_a_step(compiled, program)
-        reporter.start_clock(compiled)
+        reporter.start_clock(compiled, compiles)
         loop = _Loop(config, program, circumstances, compiled, checkpointer, reporter, consumption)
         loop.losses, loop.published = losses, start.published
         loop.evaluation_due = restored is not None and restored.record.get("evaluation_due", False)
@@ -120,7 +132,7 @@ def train(config: RunConfig, *, command: str) -> bool:
             stop.requested,
             ProfileWindow(config.runtime.profile, run_dir.path / "profile"),
         )
-        with phase("save"):
+        with phase("save"), history.time.phase("save"):
             checkpointer.wait()
         done = step >= config.train.num_steps and not loop.evaluation_due
         with phase("evaluation"):
@@ -144,6 +156,7 @@ class _Loop:
         self.config, self.circumstances, self.compiled = config, circumstances, compiled
         self.checkpointer, self.reporter, self.consumption = checkpointer, reporter, consumption
         self.program, self.sharding = program, batch_sharding(program.mesh)
+        self.time = reporter.history.time
         self.losses: Callable[[Decoder, Batch], Sums]
         # A stop cut the evaluation of the last step done short: it comes first after a resume.
         self.evaluation_due = False
@@ -167,6 +180,7 @@ class _Loop:
         if self.evaluation_due:
             self._evaluate(start, state, stop)
         with phase("step"), self._loader(start) as loader:
+            self.time.meter("input", lambda: loader.wait_seconds)
             for _, batch in loader:
                 self.checkpointer.stop_time.step()
                 profile.update(step)
@@ -252,7 +266,7 @@ class _Loop:
 
     def _evaluate(self, step: int, state: TrainState, stop: Callable[[int], bool]) -> None:
         began = time.perf_counter()
-        with phase("evaluation"):
+        with phase("evaluation"), self.time.phase("evaluation"):
             values = evaluate(
                 state.decoder,
                 self.circumstances.datasets.validation,
@@ -290,7 +304,7 @@ class _Loop:
             **({"published": self.published} if self.published else {}),
             **({"evaluation_due": True} if self.evaluation_due else {}),
         }
-        with phase("save"):
+        with phase("save"), self.time.phase("save"):
             self.checkpointer.save(step, state, record, replaces=not skipped)
 
     def _saved_before(self, step: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -13,21 +14,35 @@ from typing import Any
 import jax
 import yaml
 
+from maxlm.config.errors import UserError, make_possible
+from maxlm.config.reading.loader import LoadedRun
 from maxlm.config.schema import RunConfig
+from maxlm.config.show import to_yaml
 from maxlm.data.baselines import Baselines, measure_baselines
 from maxlm.data.token_hash import hexdigest
 from maxlm.devices import peak_flops
+from maxlm.events import event
+from maxlm.files import write_whole
+from maxlm.health.exchange import exchange
+from maxlm.health.hosts import Process, describe
+from maxlm.metrics.history import History
+from maxlm.metrics.history.events import EventHandler
+from maxlm.metrics.history.goodput import LOSSES
 from maxlm.metrics.prediction import Prediction, check_prediction, read_prediction
 from maxlm.metrics.terminal import Outcome, RunTerminal, Summary
-from maxlm.metrics.throughput import LapTimer, rates
+from maxlm.metrics.throughput import LapTimer, SlowSteps, rates
 from maxlm.metrics.writers import MetricsWriter
 from maxlm.models import cost
 from maxlm.train.evaluate import loss_metrics
+from maxlm.train.programs.watch import CompileWatch
 from maxlm.train.setup import CompiledStep, Datasets, Program
 from maxlm.train.state import Consumption
 from maxlm.train.step import StepMetrics
 
 log = logging.getLogger(__name__)
+
+MOST_HOSTS = 64
+"""Names of hosts that the event of a start has."""
 
 
 class _Expectation:
@@ -95,7 +110,9 @@ class Reporter:
         run_dir: Path,
         resume_step: int,
         consumption: Consumption,
+        history: History,
     ):
+        self.history = history
         self._config, self._dataset, self._run_dir = config, datasets.train, run_dir
         self._validation = datasets.validation
         self._consumption = consumption
@@ -105,12 +122,15 @@ class Reporter:
         table_peak = peak_flops(device.device_kind, program.execution.compute_dtype.name)
         self._peak = config.metrics.peak_tflops * 1e12 if config.metrics.peak_tflops else table_peak
         self._began, self._timer = time.perf_counter(), LapTimer()
+        self._slow, self._step_ended = SlowSteps(), (time.perf_counter(), 0.0)
         self._logged_step, self._logged_wait = resume_step, 0.0
         self._evaluation_seconds = 0.0
         self._last: dict[str, float | str] = {}
         self._expectation = _Expectation.of(config, tuple(datasets.validation))
         self._terminal: RunTerminal | None = None
         self._writer: MetricsWriter | None = None
+        self._compiles: CompileWatch | None = None
+        environment = exchange(describe())
         if jax.process_index() == 0:
             self._terminal = RunTerminal()
             self._terminal.show_start(self._summary(program, device.device_kind, resume_step))
@@ -120,6 +140,8 @@ class Reporter:
                 resume_step=resume_step,
                 log_every=config.train.log_every,
             )
+            _keep_config(config, run_dir)
+            _note_start(history.events, config, program, environment, resume_step)
             settings = config.model_dump(mode="json")
             self._writer.text("config", yaml.safe_dump(settings, sort_keys=False), resume_step)
             self._writer.hparams(
@@ -142,14 +164,31 @@ class Reporter:
         if self._writer is not None:
             self._writer.close()
 
-    def start_clock(self, compiled: CompiledStep) -> None:
+    def start_clock(self, compiled: CompiledStep, compiles: CompileWatch) -> None:
         """Say what the compiled step needs, and begin to time steps; compiling's time goes with the
         next logged one.
         """
         self._last["time/compile_seconds"] = compiled.compile_seconds
         if self._terminal is not None:
             self._terminal.show_compiled(compiled.peak_memory_bytes, compiled.compile_seconds)
+            self._note_compiled(compiled, compiles)
+        self._compiles = compiles
         self._timer = LapTimer()
+        self.history.time.count_steps(self._logged_step)
+        self._step_ended = time.perf_counter(), self.history.time.elsewhere_seconds
+
+    def _note_compiled(self, compiled: CompiledStep, compiles: CompileWatch) -> None:
+        missed = sorted(name for name, times in compiles.missed.items() if times)
+        total = sum(compiles.counts.values())
+        self.history.events.note(
+            "compiled",
+            f"the step was ready after {compiled.compile_seconds:.1f} s; of {total} programs until here "
+            f"{sum(compiles.missed.values())} were compiled anew",
+            step=self._logged_step,
+            seconds=compiled.compile_seconds,
+            peak_memory_bytes=compiled.peak_memory_bytes,
+            compiled_anew=missed,
+        )
 
     def step(
         self, step: int, metrics: StepMetrics, *, wait_seconds: float, stall_seconds: float
@@ -191,6 +230,7 @@ class Reporter:
                 for name, epochs in self._dataset.epochs(consumed.rows).items()
             },
             "data/token_hash": hexdigest(metrics.token_hash),
+            **self._goodput(),
         }
         if "time/compile_seconds" in self._last:
             values["time/compile_seconds"] = self._last.pop("time/compile_seconds")
@@ -211,12 +251,42 @@ class Reporter:
         self._last |= values
         if self._writer is not None and self._terminal is not None:
             self._writer.write(step, values)
+            self._show_events(step)
             self._terminal.update(step, values)
 
+    def _show_events(self, step: int) -> None:
+        """Show in TensorBoard what has happened, in this thread: its files are not for two."""
+        for happened in self.history.events.untold():
+            if self._writer is not None:
+                self._writer.text(f"events/{happened.kind}", happened.text, step)
+
+    def _goodput(self) -> dict[str, float]:
+        """Write down the time until now, and return what all of it went into."""
+        self.history.time.mark()
+        goodput = self.history.time.goodput
+        lost = {f"goodput/{cause}_seconds": goodput.seconds[cause] for cause in LOSSES}
+        return {"goodput/fraction": goodput.fraction, **lost}
+
     def progress(self, step: int) -> None:
-        """Move the progress bar."""
+        """Move the progress bar, and look whether the step was slow."""
+        self.history.time.at(step)
         if self._terminal is not None:
             self._terminal.update(step, {})
+            self._look_for_slow_steps(step)
+
+    def _look_for_slow_steps(self, step: int) -> None:
+        ended, elsewhere = self._step_ended
+        self._step_ended = time.perf_counter(), self.history.time.elsewhere_seconds
+        now, by_now = self._step_ended
+        slow = self._slow.look_at(now - ended - (by_now - elsewhere))
+        if slow is not None:
+            log.warning(
+                "step %d took %.1f s, the median of those before it is %.2f s",
+                step,
+                slow.seconds,
+                slow.median,
+                extra=event("slow_step", step=step, **slow._asdict()),
+            )
 
     def end(self, step: int, places: Mapping[str, str]) -> None:
         """Show what came out.
@@ -225,8 +295,14 @@ class Reporter:
           step: steps done.
           places: where things are and what to do next, by label.
         """
+        self.history.time.count_no_steps()
+        state = "done" if step >= self._config.train.num_steps else "stopped"
+        text = f"{state} after step {step} of {self._config.train.num_steps}"
+        programs = self._compiles.longest() if self._compiles else {}
+        self.history.events.note("end", text, step=step, state=state, programs=programs)
         if self._terminal is None:
             return
+        self._show_events(step)
         baselines = self._baselines()
         self._terminal.show_end(
             Outcome(
@@ -241,6 +317,7 @@ class Reporter:
                 tokens=self._consumption.at(step).tokens,
                 wall_seconds=time.perf_counter() - self._began,
                 places=places,
+                goodput=self.history.time.goodput,
             )
         )
 
@@ -295,3 +372,48 @@ class Reporter:
             stage_inputs=(kept, kept * inputs),
             mixture=tuple(self._dataset.reading_lines(total.rows)),
         )
+
+
+def _keep_config(config: RunConfig, run_dir: Path) -> None:
+    """Write the settings into the run's folder, as YAML that starts the same run.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    path = run_dir / "config.yaml"
+    try:
+        write_whole(path, to_yaml(LoadedRun(config, {})).encode())
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written: {error.strerror or error}; {make_possible(error)}"
+        ) from error
+
+
+def _note_start(
+    events: EventHandler,
+    config: RunConfig,
+    program: Program,
+    environment: Sequence[Process],
+    resume_step: int,
+) -> None:
+    """Note that the run begins or goes on, and where: hosts, devices, versions."""
+    hosts = list(dict.fromkeys(process["host"] for process in environment))
+    devices = Counter(kind for process in environment for kind in process["devices"])
+    where = f"on {len(hosts)} host{'s' * (len(hosts) > 1)} with " + ", ".join(
+        f"{number} x {kind}" for kind, number in devices.items()
+    )
+    done = f"after step {resume_step} of {config.train.num_steps}"
+    text = f"resumed {done} {where}" if resume_step else f"started {where}"
+    events.note(
+        "resume" if resume_step else "start",
+        text,
+        step=resume_step,
+        hosts=hosts[:MOST_HOSTS],
+        num_hosts=len(hosts),
+        num_processes=len(environment),
+        devices=dict(devices),
+        mesh=program.mesh_sizes.sizes,
+        kernels=program.kernels,
+        versions=environment[0]["versions"],
+        parameters=cost.parameter_count(config.model),
+    )

@@ -174,7 +174,7 @@ def test_bytes_of_a_checkpoint():
 
 def test_compile_cache(tmp_path):
     (tmp_path / "program").write_bytes(b"x" * 2**20)
-    finding = folders.check_cache(str(tmp_path))
+    finding = folders.check_cache(tmp_path)
     assert finding.text.startswith(f"{tmp_path} has 1 files, 1.0 MiB")
     assert "every start compiles anew" in folders.check_cache(None).text
 

@@ -221,7 +221,7 @@ def test_validation_without_baselines_and_with_many_sources():
     [(0, "0:00"), (59.6, "1:00"), (288, "4:48"), (3723, "1:02:03"), (90_061, "1d 01:01:01")],
 )
 def test_duration(seconds, text):
-    assert terminal._duration(seconds) == text
+    assert terminal.duration(seconds) == text
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from maxlm.config.cluster.exit_codes import Exit
+from maxlm.metrics.history.events import read_events
 from tests.train.conftest import ROOT, curve, finish, start, train
 
 LAUNCHER = [str(ROOT / "launch" / "local.py"), "-n", "2", "--", "maxlm"]
@@ -30,6 +31,13 @@ def test_two_processes_give_the_losses_of_one(write_run, tmp_path):
     assert [row[2] for row in one] == [row[2] for row in two]
     losses = [[float.fromhex(row[1]) for row in rows] for rows in (one, two)]
     np.testing.assert_allclose(*losses, rtol=1e-5)
+    # The first process tells what happened, as nothing did to the other alone.
+    found, _ = read_events(tmp_path / "two")
+    assert [event.kind for event in found if event.kind in ("start", "compiled", "end")] == [
+        *("start", "compiled", "end")
+    ]
+    assert found[0].values["num_processes"] == 2
+    assert not (tmp_path / "two" / "events-1.jsonl").exists()
     # And what two processes saved, one process resumes.
     output = train(
         tmp_path / "two.yaml",

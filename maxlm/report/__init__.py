@@ -1,0 +1,1 @@
+"""`maxlm report RUN_DIR`: one HTML page that says what happened to a run."""
