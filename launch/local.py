@@ -111,8 +111,11 @@ class Signals:
     def __init__(self) -> None:
         self.workers: list[Worker] = []
         self.received: list[int] = []
+        # nohup has SIGHUP ignored: the job is to outlive its terminal.
+        ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         for number in STOPPING:
-            signal.signal(number, self._handle)
+            if number != signal.SIGHUP or not ignored:
+                signal.signal(number, self._handle)
 
     @property
     def insisted(self) -> bool:

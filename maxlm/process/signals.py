@@ -59,7 +59,10 @@ class Listener:
         reader, writer = socket.socketpair()
         writer.setblocking(False)
         old_descriptor = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-        old_handlers = {number: signal.signal(number, _leave_to_thread) for number in STOPPING}
+        # nohup has SIGHUP ignored: the run is to outlive its terminal.
+        ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        taken = [number for number in STOPPING if number != signal.SIGHUP or not ignored]
+        old_handlers = {number: signal.signal(number, _leave_to_thread) for number in taken}
         thread = threading.Thread(target=self._listen, args=(reader,), name="signals", daemon=True)
         thread.start()
         try:

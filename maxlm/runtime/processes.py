@@ -27,7 +27,7 @@ SHUTDOWN_SECONDS = 60
 SHARE_OF_START = 0.8
 FOR_EVER = 10**8
 # After so long they are told what the wait is for.
-TELL_SECONDS = 15.0
+TELL_SECONDS = 10.0
 PROBE_SECONDS = 2.0
 
 

@@ -85,6 +85,16 @@ def test_handlers_are_given_back():
         assert third is not first
 
 
+def test_nohup_is_obeyed():
+    before = signal.signal(HUP, signal.SIG_IGN)
+    try:
+        with listening():
+            assert signal.getsignal(HUP) is signal.SIG_IGN
+            assert signal.getsignal(TERM) is not before
+    finally:
+        signal.signal(HUP, before)
+
+
 # Each busy for minutes where Python's own handlers would not run, or their exception is lost.
 BUSY = {
     "in C": "import hashlib; hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)",
