@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import sys
+import sysconfig
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -41,6 +42,10 @@ LOADERS = (
 )
 LOOPBACK = ("127.", "::1", "localhost")
 
+# Who has a cache of its own in the user's folder: matplotlib of fonts.
+WITH_CACHES = ("/matplotlib/", "/ray/")
+
+_PYTHON = sysconfig.get_paths()["stdlib"]
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 # Where the paths stand in the arguments of events that change a file system.
 _CHANGES = {
@@ -117,16 +122,18 @@ def _makes_code(event: str, arguments: tuple[Any, ...]) -> str:
 
 
 def _starts(event: str, arguments: tuple[Any, ...]) -> str:
-    own = next((file for file in _files() if file.startswith(PACKAGES)), None)
-    if own is None or own.removeprefix(f"{ROOT}{os.sep}").startswith(STARTERS):
-        return ""
-    return f"{event} of {arguments[0]!r}"
+    # What libraries start is theirs: Ray its cluster, matplotlib a program that lists fonts.
+    nearest = next((file for file in _files() if not _is_of_python(file)), "")
+    name = nearest.removeprefix(f"{ROOT}{os.sep}")
+    wrong = nearest.startswith(PACKAGES) and not name.startswith(STARTERS)
+    return f"{event} of {arguments[0]!r}" if wrong else ""
 
 
 def _talks(event: str, arguments: tuple[Any, ...]) -> str:
     address = arguments[1]
     host = address[0] if isinstance(address, tuple) and address else ""
-    own = any(file.startswith(PACKAGES) for file in _files())
+    files = list(_files())
+    own = any(file.startswith(PACKAGES) for file in files) and not any("/ray/" in f for f in files)
     if not own or not isinstance(host, str) or not host or host.startswith(LOOPBACK):
         return ""
     return f"{event} to {address!r}"
@@ -137,7 +144,9 @@ def _writes(event: str, arguments: tuple[Any, ...]) -> str:
         return ""  # relative to an open folder, within shutil.rmtree, which is judged itself
     places = [arguments[index] for index in _CHANGES.get(event, (0,))]
     wrong = [place for place in places if not _may_be_written(place)]
-    if wrong and any(file.startswith(PACKAGES) for file in _files()):
+    files = list(_files()) if wrong else []
+    own = any(file.startswith(PACKAGES) for file in files)
+    if own and not any(part in file for file in files for part in WITH_CACHES):
         return f"{event} of {os.fsdecode(wrong[0])}"
     return ""
 
@@ -176,6 +185,11 @@ def _frames() -> Iterator[FrameType]:
         if frame.f_code.co_filename != __file__:
             yield frame
         frame = frame.f_back
+
+
+def _is_of_python(file: str) -> bool:
+    """Tell whether a file is of Python's own library."""
+    return file.startswith((_PYTHON, "<frozen")) and "site-packages" not in file
 
 
 def _files() -> Iterator[str]:
