@@ -11,6 +11,7 @@ import pytest
 from maxlm.checkpoint import Checkpointer, RunDirectory
 from maxlm.checkpoint.leaves import flatten
 from maxlm.config.errors import RunFailedError
+from maxlm.data.token_hash import hexdigest
 from maxlm.models.decoder import Decoder
 from maxlm.sharding.parameters import map_parameters, with_value
 from maxlm.train.faults.roll_back import first_skipped, roll_back
@@ -118,6 +119,7 @@ def test_a_roll_back_is_the_clock_of_now_and_all_else_of_then(trainer, warmed, t
     record = {
         "config": config.model_dump(mode="json"),
         **trainer.program.execution.layout.record(),
+        "token_hash": hexdigest(jax.device_get(warmed[0].token_hash)),
     }
     saved = host(warmed[0])
     with Checkpointer(folder, config.checkpoint) as checkpointer:
@@ -138,7 +140,8 @@ def test_a_roll_back_is_the_clock_of_now_and_all_else_of_then(trainer, warmed, t
     np.testing.assert_array_equal(next_told.token_hash, told[3].token_hash)
     # The first bad step is the 82nd: nothing saved from then on is gone back to.
     with Checkpointer(tmp_path / "late" / "checkpoints", config.checkpoint) as checkpointer:
-        checkpointer.save(82, copy(warmed[0]), record)
+        state = copy(warmed[0])
+        checkpointer.save(82, state._replace(step=state.step + 2), record)
     late = config.model_copy(update={"run_dir": str(tmp_path / "late")})
     state, told = trainer.steps(copy(warmed[0]), [good, bad, bad])
     assert roll_back(state, 83, told[2], program=trainer.program, config=late) is None

@@ -63,7 +63,7 @@ def test_a_jump_at_the_resume_stops_the_run_and_saves_nothing(go, tmp_path, capl
     assert read_metrics(tmp_path / "run")[120]["step"] == 120
     go(130, 3.5)  # goes on from where it was: no jump in the record, whose window has both levels
     kinds = [one.maxlm_event.kind for one in caplog.records if hasattr(one, "maxlm_event")]
-    assert kinds == [
+    assert [kind for kind in kinds if kind in ("resumed", "resume_confirmed", "loss_jump")] == [
         *("resumed", "loss_jump") * 3,
         *("resumed", "resume_confirmed"),
     ]
