@@ -22,7 +22,7 @@ from maxlm.checkpoint import Checkpointer, CheckpointReader
 from maxlm.config.cluster.exit_codes import Exit
 from maxlm.config.errors import UserError
 from maxlm.config.schema import CheckpointConfig
-from tests.train.conftest import ROOT, finish, start, wait_for_step
+from tests.train.conftest import ROOT, curve, finish, start, wait_for_step
 
 # What fails to read a damaged file after the first that did reports to an event loop that has ended.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -259,3 +259,20 @@ def can_write(folder):
         return False
     (folder / "probe").unlink()
     return True
+
+
+@pytest.mark.slow
+def test_going_back_and_on(write_run, tmp_path, record_property):
+    path = write_run(train={"num_steps": 20, "eval_every": 0}, checkpoint={"keep_last": 9})
+    finish(start(path))
+    golden = curve(tmp_path / "run")
+    output = finish(start(path, "checkpoint.resume_from=10"))
+    assert "resuming: after step 10" in output
+    assert curve(tmp_path / "run") == golden
+    names = sorted(one.name for one in (tmp_path / "run/checkpoints").iterdir())
+    whole = [f"{step:08d}" for step in (5, 10, 15, 20)]
+    assert names == sorted([*whole, "00000015.later", "00000020.later"])
+    # A requeue of the same command does not go back once more.
+    assert "checkpoint.resume_from=10 is done" in finish(start(path, "checkpoint.resume_from=10"))
+    assert names == sorted(one.name for one in (tmp_path / "run/checkpoints").iterdir())
+    record_property("steps that differ", 0)
