@@ -4,6 +4,7 @@ goes, saves without end.
 
 import gc
 import itertools
+import os
 import random
 import shutil
 import statistics
@@ -21,7 +22,7 @@ from maxlm.checkpoint import Checkpointer, CheckpointReader
 from maxlm.config.cluster.exit_codes import Exit
 from maxlm.config.errors import UserError
 from maxlm.config.schema import CheckpointConfig
-from tests.train.conftest import ROOT, finish, start, wait_for_step
+from tests.train.conftest import ROOT, curve, finish, start, wait_for_step
 
 # What fails to read a damaged file after the first that did reports to an event loop that has ended.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -143,32 +144,25 @@ def equal(left, right):
 @pytest.mark.timeout(3600)
 def test_kills_inside_saves_and_deletions(tmp_path, record_property):
     """The job saves without a pause, and deletes as often: a kill falls into one or the other."""
-    rng, seed = random.Random(), time.time_ns() % 2**32
-    rng.seed(seed)
-    job_file, firsts, leftovers = ROOT / "tests/checkpoint/saving_job.py", [], 0
+    seed = time.time_ns() % 2**32
+    rng, checkpoints = random.Random(seed), tmp_path / "checkpoints"
+    firsts, leftovers = [], 0
     for number in range(KILLS + 1):
-        steps = 3 if number == KILLS else 10**6
-        job = subprocess.Popen(
-            [sys.executable, job_file, tmp_path, str(steps)],
-            cwd=ROOT,
-            env={"PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        job = start_saving(tmp_path, 3 if number == KILLS else 10**6)
         # The job compares what it restores with what that step's state was.
         line = job.stdout.readline().strip()
         assert line.startswith("from "), job.stderr.read()
         firsts.append(int(line.removeprefix("from ")))
         if number < KILLS:
-            time.sleep(rng.uniform(0.05, 1.0))
+            if number % 3:  # the others before or in their first save
+                wait_for(checkpoints / f"{firsts[-1]:08d}", job)
+            time.sleep(rng.uniform(0, 0.5))
             job.kill()
             job.communicate()
-            names = [path.name for path in (tmp_path / "checkpoints").iterdir()]
-            leftovers += any(not name.isdecimal() for name in names)
+            leftovers += any(not path.name.isdecimal() for path in checkpoints.iterdir())
     out, err = job.communicate(timeout=120)
     assert (out.strip(), job.returncode) == ("done", 0), err
-    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    names = sorted(path.name for path in checkpoints.iterdir())
     assert names == [f"{firsts[-1] + 1:08d}", f"{firsts[-1] + 2:08d}"]
     record_property("seed", seed)
     record_property("kills", KILLS)
@@ -180,6 +174,26 @@ def test_kills_inside_saves_and_deletions(tmp_path, record_property):
     record_property("steps saved", firsts[-1] + 2)
     assert firsts == sorted(firsts)
     assert leftovers > KILLS / 4
+
+
+def start_saving(run_dir, steps):
+    cache = {name: os.environ[name] for name in os.environ if "COMPILATION_CACHE" in name}
+    return subprocess.Popen(
+        [sys.executable, ROOT / "tests/checkpoint/saving_job.py", run_dir, str(steps)],
+        cwd=ROOT,
+        env={"PYTHONPATH": str(ROOT), **cache},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(path, job, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert job.poll() is None, job.stderr.read()
+        assert time.monotonic() < deadline, f"{path} was not saved in {seconds} s"
+        time.sleep(0.005)
 
 
 @pytest.mark.slow
@@ -245,3 +259,20 @@ def can_write(folder):
         return False
     (folder / "probe").unlink()
     return True
+
+
+@pytest.mark.slow
+def test_going_back_and_on(write_run, tmp_path, record_property):
+    path = write_run(train={"num_steps": 20, "eval_every": 0}, checkpoint={"keep_last": 9})
+    finish(start(path))
+    golden = curve(tmp_path / "run")
+    output = finish(start(path, "checkpoint.resume_from=10"))
+    assert "resuming: after step 10" in output
+    assert curve(tmp_path / "run") == golden
+    names = sorted(one.name for one in (tmp_path / "run/checkpoints").iterdir())
+    whole = [f"{step:08d}" for step in (5, 10, 15, 20)]
+    assert names == sorted([*whole, "00000015.later", "00000020.later"])
+    # A requeue of the same command does not go back once more.
+    assert "checkpoint.resume_from=10 is done" in finish(start(path, "checkpoint.resume_from=10"))
+    assert names == sorted(one.name for one in (tmp_path / "run/checkpoints").iterdir())
+    record_property("steps that differ", 0)

@@ -28,6 +28,7 @@ def run(tiny_data, tmp_path_factory):
         settings["train"]["batch_size"] = batch_size
         config = RunConfig.model_validate(settings)
         record = {
+            "step": step,
             "config": config.model_dump(mode="json"),
             "consumed": {"rows": ROWS[step], "tokens": 0, "flops": 0},
             "data": open_datasets(config).train.fingerprint,
