@@ -30,6 +30,7 @@ from maxlm.train.resume.losses import LossCheck, loss_check
 from maxlm.train.resume.record import Circumstances, record_of
 from maxlm.train.setup import (
     CompiledStep,
+    Datasets,
     Program,
     build_program,
     compile_losses,
@@ -88,8 +89,9 @@ def train(config: RunConfig, *, command: str) -> bool:
         compiled = compile_step(config, program)
         _refuse_too_large_a_step(compiled, program)
         reporter.start_clock(compiled)
-        loop = _Loop(config, program, circumstances, compiled, checkpointer, reporter, consumption)
+        loop = _Loop(config, program, datasets, compiled, checkpointer, reporter, consumption)
         loop.published = start.published
+        loop.circumstances = circumstances.record()
         loop.loss_check = loss_check(restored, differences, config, consumption, circumstances)
         stack.callback(loop.watchdog.disarm)
         step = loop.run(
@@ -111,18 +113,19 @@ class _Loop:
         self,
         config: RunConfig,
         program: Program,
-        circumstances: Circumstances,
+        datasets: Datasets,
         compiled: CompiledStep,
         checkpointer: Checkpointer,
         reporter: Reporter,
         consumption: Consumption,
     ):
-        self.config, self.circumstances, self.compiled = config, circumstances, compiled
+        self.config, self.datasets, self.compiled = config, datasets, compiled
         self.checkpointer, self.reporter, self.consumption = checkpointer, reporter, consumption
         self.program, self.sharding = program, batch_sharding(program.mesh)
         self.losses = compile_losses(program)
         # Of the weights that the run began with, for an export that is like them.
         self.published: dict[str, Any] | None = None
+        self.circumstances: dict[str, Any] = {}
         self.loss_check = LossCheck()
         self.watchdog = Watchdog(config.runtime.step_timeout_seconds)
 
@@ -160,7 +163,7 @@ class _Loop:
 
     def _loader(self, start: int) -> DeviceLoader:
         return DeviceLoader(
-            self.circumstances.datasets.train,
+            self.datasets.train,
             self.sharding,
             start_row=self.consumption.at(start).rows,
             num_batches=self.config.train.num_steps - start,
@@ -204,7 +207,7 @@ class _Loop:
         began = time.perf_counter()
         values = evaluate(
             state.decoder,
-            self.circumstances.datasets.validation,
+            self.datasets.validation,
             self.losses,
             self.program.execution.objective,
             self.sharding,
@@ -217,7 +220,8 @@ class _Loop:
         self.loss_check.before_save(step)
         consumed = self.consumption.at(step)
         record = {
-            **record_of(self.config, self.program, self.circumstances, consumed),
+            **record_of(self.config, self.program, self.datasets, consumed),
+            **self.circumstances,
             "losses": self.loss_check.kept,
             "token_hash": hexdigest(jax.device_get(state.token_hash)),
             **({"published": self.published} if self.published else {}),
