@@ -43,6 +43,7 @@ from maxlm.train.resume.losses import LossCheck, loss_check
 from maxlm.train.resume.record import Circumstances, record_of
 from maxlm.train.setup import (
     CompiledStep,
+    Datasets,
     Program,
     build_program,
     compile_losses,
@@ -121,10 +122,11 @@ def train(config: RunConfig, *, command: str, history: History | None = None) ->
             losses = compile_losses(config, program)
         _refuse_too_large_a_step(compiled, program)
         reporter.start_clock(compiled, compiles)
-        loop = _Loop(config, program, circumstances, compiled, checkpointer, reporter, consumption)
+        loop = _Loop(config, program, datasets, compiled, checkpointer, reporter, consumption)
         loop.losses, loop.published = losses, start.published
         loop.evaluation_due = restored is not None and restored.record.get("evaluation_due", False)
         stop = stack.enter_context(StopSignal())  # from here on there is something to save
+        loop.circumstances = circumstances.record()
         loop.loss_check = loss_check(restored, differences, config, consumption, circumstances)
         step = loop.run(
             start.state,
@@ -147,13 +149,13 @@ class _Loop:
         self,
         config: RunConfig,
         program: Program,
-        circumstances: Circumstances,
+        datasets: Datasets,
         compiled: CompiledStep,
         checkpointer: Checkpointer,
         reporter: Reporter,
         consumption: Consumption,
     ):
-        self.config, self.circumstances, self.compiled = config, circumstances, compiled
+        self.config, self.datasets, self.compiled = config, datasets, compiled
         self.checkpointer, self.reporter, self.consumption = checkpointer, reporter, consumption
         self.program, self.sharding = program, batch_sharding(program.mesh)
         self.time = reporter.history.time
@@ -163,11 +165,12 @@ class _Loop:
         # Of the weights that the run began with, for an export that is like them.
         self.published: dict[str, Any] | None = None
         self.skipped_in_row = 0
-        dumps = Dumps(circumstances.datasets.train, consumption, config)
+        dumps = Dumps(datasets.train, consumption, config)
         self.skipped = Skipped(config.train, dumps.write, saved_before=self._saved_before)
         self.replicas = Replicas(
             program.state, program.mesh, every=config.runtime.check_replicas_every
         )
+        self.circumstances: dict[str, Any] = {}
         self.loss_check = LossCheck()
 
     def run(
@@ -215,7 +218,7 @@ class _Loop:
 
     def _loader(self, start: int) -> DeviceLoader:
         return DeviceLoader(
-            self.circumstances.datasets.train,
+            self.datasets.train,
             self.sharding,
             start_row=self.consumption.at(start).rows,
             num_batches=self.config.train.num_steps - start,
@@ -269,7 +272,7 @@ class _Loop:
         with phase("evaluation"), self.time.phase("evaluation"):
             values = evaluate(
                 state.decoder,
-                self.circumstances.datasets.validation,
+                self.datasets.validation,
                 self.losses,
                 self.program.execution.objective,
                 self.sharding,
@@ -298,7 +301,8 @@ class _Loop:
         self.loss_check.before_save(step)
         consumed = self.consumption.at(step)
         record = {
-            **record_of(self.config, self.program, self.circumstances, consumed),
+            **record_of(self.config, self.program, self.datasets, consumed),
+            **self.circumstances,
             "losses": self.loss_check.kept,
             "token_hash": hexdigest(jax.device_get(state.token_hash)),
             **({"published": self.published} if self.published else {}),

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -85,6 +87,19 @@ def test_the_command_prints_documents_files_and_places(run, capsys):
         end = one["first"] + one["tokens"]
         assert f"{one['source']}: {one['id']}, tokens [{one['first']}, {end})" in out
         assert f"{one['shard']}, from token {one['offset']:,}" in out
+
+
+def test_a_folder_that_is_no_run_is_told_before_jax_is_loaded(tmp_path):
+    script = (
+        f"import sys; from maxlm.cli import main; "
+        f"code = main(['data', 'show', {str(tmp_path)!r}, '--step', '3']); "
+        "sys.exit(90 if {'jax', 'numpy'} & sys.modules.keys() else code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert f"{tmp_path}: no run with a checkpoint" in done.stderr
 
 
 def test_what_cannot_be_traced_is_said(run, tmp_path, capsys):

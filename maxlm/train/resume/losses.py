@@ -186,8 +186,7 @@ class LossCheck:
             raise RunFailedError(
                 f"{said}. The run is stopped: weights, optimizer or text may not be what they were. The checkpoint of "
                 f"step {self._step} is as it was. See what the log says of this resume, and start again: from an older "
-                "checkpoint with checkpoint.resume_from=STEP, or, if the losses are right, with "
-                "checkpoint.loss_jump=warn"
+                "checkpoint with checkpoint.resume_from, or, if the losses are right, with checkpoint.loss_jump=warn"
             )
 
 

@@ -69,26 +69,22 @@ class Circumstances(NamedTuple):
         )
 
     def record(self) -> dict[str, Any]:
-        """Return them as JSON can hold them."""
-        train = self.datasets.train
-        return {
-            "data": train.fingerprint,
-            "tokenizer": train.tokenizer.fingerprint,
-            **{name: value for name, value in self._asdict().items() if name != "datasets"},
-        }
+        """Return what each checkpoint's record says of them, as JSON can hold it."""
+        return {name: value for name, value in self._asdict().items() if name != "datasets"}
 
 
 def record_of(
-    config: RunConfig, program: Program, circumstances: Circumstances, consumed: Consumed
+    config: RunConfig, program: Program, datasets: Datasets, consumed: Consumed
 ) -> dict[str, Any]:
     """Return what the record of a checkpoint says of its run, as JSON can hold it."""
-    train = circumstances.datasets.train
+    train = datasets.train
     return {
         "consumed": consumed._asdict(),
         **program.execution.layout.record(),
         "mesh": program.mesh_sizes.sizes,
         "config": config.model_dump(mode="json"),
-        **circumstances.record(),
+        "data": train.fingerprint,
+        "tokenizer": train.tokenizer.fingerprint,
         "mixture": train.mixture.until(consumed.rows),
         "order": order_of(train, consumed.rows),
     }

@@ -40,5 +40,6 @@ def saved(tiny_data, tmp_path):
     program = build_program(config, jax.devices()[:1])
     circumstances = Circumstances.of(config, program, open_datasets(config))
     consumed = Consumed(ROWS, ROWS * 32, 0)
-    record = record_of(config, program, circumstances, consumed) | {"step": STEP}
+    record = record_of(config, program, circumstances.datasets, consumed) | {"step": STEP}
+    record |= circumstances.record()
     return Saved(config, circumstances, json.loads(json.dumps(record)), settings)
