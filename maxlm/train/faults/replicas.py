@@ -36,7 +36,7 @@ from maxlm.events import event
 from maxlm.health.exchange import exchange
 from maxlm.jax_versions import vary_over
 from maxlm.runtime import settle
-from maxlm.sharding.host import to_device
+from maxlm.sharding.host import HOST_MEMORY, to_device
 from maxlm.sharding.mesh import AXES
 
 log = logging.getLogger(__name__)
@@ -45,15 +45,30 @@ _SHOWN = 8  # names in a message
 
 
 class Fingerprints(NamedTuple):
-    """Of some arrays.
+    """Of some arrays, which are copied along the same axes.
 
     Attributes:
       of_devices: uint32[devices, arrays], in the order of the mesh, each device holding its row.
-      differing: bool[arrays], whether copies differ; the same on all devices.
+      differing: whether copies of any differ; the same on all devices.
     """
 
     of_devices: jax.Array
     differing: jax.Array
+
+
+class Group(NamedTuple):
+    """Arrays that are copied along the same axes, in a program of their own: all that it sends
+    follows from what it has received, so that devices cannot wait for each other in two places.
+
+    Attributes:
+      axes: along which devices hold copies.
+      names: of the arrays.
+      program: of the arrays.
+    """
+
+    axes: tuple[str, ...]
+    names: list[str]
+    program: Callable[[list[jax.Array]], Fingerprints]
 
 
 class Difference(NamedTuple):
@@ -82,12 +97,18 @@ class Replicas:
 
     def __init__(self, declared: Any, mesh: Mesh, *, every: int):
         self._mesh, self._every = mesh, every
-        specs = {name: leaf.sharding.spec for name, leaf in flatten(declared).items()}
-        copied = {name: _copied_over(spec, mesh) for name, spec in specs.items()}
-        self._names = [name for name, axes in copied.items() if axes]
-        self._axes = [copied[name] for name in self._names]
-        self._program = _make_program([specs[name] for name in self._names], self._axes, mesh)
-        self._pending: tuple[int, Fingerprints] | None = None
+        groups: dict[tuple[tuple[str, ...], str], dict[str, P]] = {}
+        for name, leaf in flatten(declared).items():
+            axes = _copied_over(leaf.sharding.spec, mesh)
+            # What lies in host memory comes to the device one array at a time.
+            alone = name if leaf.sharding.memory_kind == HOST_MEMORY else ""
+            groups.setdefault((axes, alone), {})[name] = leaf.sharding.spec
+        self._groups = [
+            Group(axes, list(specs), _make_program(list(specs.values()), axes, mesh))
+            for (axes, _), specs in sorted(groups.items())
+            if axes
+        ]
+        self._pending: tuple[int, list[Fingerprints]] | None = None
 
     def check(self, step: int, state: Any, *, now: bool) -> None:
         """Compare, where it is due, and read what the comparison before has found.
@@ -101,10 +122,13 @@ class Replicas:
           RunFailedError: copies differ; names arrays and devices.
         """
         self._read()
-        if self._names and (now or (self._every and step % self._every == 0)):
+        if self._groups and (now or (self._every and step % self._every == 0)):
             leaves = flatten(state)
-            arrays = [leaves[name] for name in self._names]
-            self._pending = step, settle(self._program(arrays))
+            found = [
+                settle(group.program([leaves[name] for name in group.names]))
+                for group in self._groups
+            ]
+            self._pending = step, found
         if now:
             self._read()
 
@@ -113,18 +137,17 @@ class Replicas:
             return
         step, found = self._pending
         self._pending = None
-        if np.any(jax.device_get(found.differing)):
+        if any(jax.device_get([each.differing for each in found])):
             self._fail(step, found)
 
-    def _fail(self, step: int, found: Fingerprints) -> None:
-        everywhere = NamedSharding(self._mesh, P())
-        whole = settle(jax.jit(lambda x: x, out_shardings=everywhere)(found.of_devices))
-        numbers = np.asarray(jax.device_get(whole))
-        columns = zip(self._names, self._axes, numbers.T, strict=True)
+    def _fail(self, step: int, found: list[Fingerprints]) -> None:
+        gather = jax.jit(lambda rows: rows, out_shardings=NamedSharding(self._mesh, P()))
+        rows = [jax.device_get(settle(gather(each.of_devices))) for each in found]
         differences = [
-            each
-            for name, axes, column in columns
-            for each in find_differences(name, column, self._mesh, axes)
+            difference
+            for group, rows_DA in zip(self._groups, rows, strict=True)
+            for name, numbers in zip(group.names, np.asarray(rows_DA).T, strict=True)
+            for difference in find_differences(name, numbers, self._mesh, group.axes)
         ]
         hosts = exchange(socket.gethostname())
         devices = self._mesh.devices.ravel()
@@ -202,14 +225,16 @@ def _copied_over(spec: P, mesh: Mesh) -> tuple[str, ...]:
 
 
 def _make_program(
-    specs: Sequence[P], copied_over: Sequence[tuple[str, ...]], mesh: Mesh
+    specs: Sequence[P], copied_over: tuple[str, ...], mesh: Mesh
 ) -> Callable[[list[jax.Array]], Fingerprints]:
     """Return program(arrays) -> fingerprints, compiled at its first use."""
 
     def of_device(arrays: list[jax.Array]) -> Fingerprints:
         numbers = jnp.stack([vary_over(fingerprint(array), AXES) for array in arrays])
-        differing = [_differs(numbers[n], axes) for n, axes in enumerate(copied_over)]
-        return Fingerprints(numbers[None], jnp.stack(differing))
+        # The largest complement is the complement of the smallest: one reduction for both.
+        largest, complement = lax.pmax(jnp.stack([numbers, ~numbers]), copied_over)
+        here = vary_over(jnp.any(largest != ~complement).astype(jnp.int32), AXES)
+        return Fingerprints(numbers[None], lax.pmax(here, AXES) > 0)
 
     mapped = jax.shard_map(
         of_device,
@@ -218,13 +243,6 @@ def _make_program(
         out_specs=Fingerprints(P(AXES), P()),  # type: ignore[arg-type]
     )
     return jax.jit(lambda arrays: mapped(to_device(arrays)))
-
-
-def _differs(number: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-    """Return whether devices along some axes have other numbers, anywhere on the mesh."""
-    others = tuple(axis for axis in AXES if axis not in axes)
-    here = lax.pmax(number, axes) != lax.pmin(number, axes)
-    return lax.pmax(here.astype(jnp.int32), others) > 0
 
 
 def _describe(device: Any, hosts: Sequence[str]) -> str:
