@@ -102,12 +102,13 @@ class Copier:
         began, url = time.monotonic(), self._store.url
         try:
             size = self._copy(step)
-        except (StoreError, DamagedError, UserError, OSError) as error:
-            self.cause = str(error)
+        except Exception as error:  # noqa: BLE001 (in the background nobody else would see it)
+            expected = isinstance(error, StoreError | DamagedError | UserError | OSError)
+            self.cause = str(error) if expected else f"{type(error).__name__}: {error}"
             log.warning(
                 "the checkpoint of step %d was not copied to %s: %s; the next one is the next try",
-                *(step, url, error),
-                extra=event("failed_copy", step=step, url=url, cause=str(error)),
+                *(step, url, self.cause),
+                extra=event("failed_copy", step=step, url=url, cause=self.cause),
             )
             return
         self.cause, self._copied = "", step
