@@ -21,10 +21,10 @@ from data_pipeline.prepared import check_size, finished, say_done, say_mixture, 
 from data_pipeline.report import Report
 from data_pipeline.stages.shards import Workshop
 from data_pipeline.staging import STAGING_NAME, lock_folder, staging
+from data_pipeline.steps.checks import check_steps
 from data_pipeline.storage.disk import disk_errors
 from data_pipeline.tokenizers.trained import check_trainable, check_unchanged, is_trained_here
-from maxlm.config import ConfigError, UserError, load_data
-from maxlm.config.checks import missing_step_files
+from maxlm.config import UserError, load_data
 from maxlm.config.schema import Preparable, RunConfig
 from maxlm.data.tokenizers import open_tokenizer
 
@@ -42,17 +42,15 @@ def prepare(config: Preparable, *, force: bool, report: Report) -> None:
     """Prepare every source that has `raw`, and train the tokenizer if there is none.
 
     Raises:
-      UserError: nothing to prepare, texts that cannot be read, settings that changed since, a disk
-        that refuses.
+      UserError: nothing to prepare, texts or files of steps that cannot be read, settings that
+        changed since, a disk that refuses.
     """
     raws = {name: source.raw for name, source in config.data.sources.items() if source.raw}
     if not raws:
         raise UserError(
             "data.sources: none has `raw`, so there is nothing to prepare; say what to read with `raw`"
         )
-    missing = missing_step_files(config.data)
-    if missing:
-        raise ConfigError(missing, "data.pipeline")
+    check_steps(config.data)
     path, kind = Path(config.data.tokenizer), config.data.pipeline.tokenizer
     retrain = not path.exists() or (force and is_trained_here(path))
     if retrain:

@@ -93,10 +93,13 @@ def _texts(name: str, counts: Mapping[str, int]) -> Chart:
 
 
 def _numbers(name: str, counts: Mapping[str, int]) -> Chart | None:
-    """Return a histogram; numbers over several decades on a logarithmic axis."""
+    """Return a histogram; numbers over several decades on a logarithmic axis, one number as a bar."""
     pairs = sorted((float(text), count) for text, count in counts.items() if _is_number(text))
-    if len(pairs) < 2:
+    if not pairs:
         return None
+    if len(pairs) == 1:
+        ((value, count),) = pairs
+        return _texts(name, {f"{value:g}": count})
     values, weights = map(np.array, zip(*pairs, strict=True))
     figure, axes = _axes()
     wide = values[0] > 0 and values[-1] > 30 * values[0]

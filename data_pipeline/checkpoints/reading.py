@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from data_pipeline.checkpoints.loading import load_model, tokenizer_of
+from data_pipeline.checkpoints.loading import load_model, memory_named, tokenizer_of
 from data_pipeline.checkpoints.packing import pack
 from maxlm.config.pipeline.checkpoint import ScoringCheckpoint
 
@@ -37,7 +37,8 @@ class Reader:
           texts: items and their texts.
         """
         for packed in pack(self._tokens(texts), **self._size):
-            nats = self._model.nats(packed.tokens, packed.segments)
+            with memory_named():
+                nats = self._model.nats(packed.tokens, packed.segments)
             for item, row, start, stop in packed.places:
                 ids = packed.tokens[row, start:stop]
                 num_bytes = int(self._tokenizer.bytes_of(ids[1:], ids[:-1]).sum())
@@ -49,7 +50,8 @@ class Reader:
         divided by its length: float32 (D,).
         """
         for packed in pack(self._tokens(texts), **self._size):
-            hidden = self._model.hidden(packed.tokens, packed.segments)
+            with memory_named():
+                hidden = self._model.hidden(packed.tokens, packed.segments)
             for item, row, start, stop in packed.places:
                 mean = hidden[row, start:stop].mean(axis=0, dtype=np.float64)
                 yield item, (mean / max(np.linalg.norm(mean), 1e-30)).astype(np.float32)

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from data_pipeline.checkpoints.loading import load_model, tokenizer_of
+from data_pipeline.checkpoints.loading import load_model, memory_named, tokenizer_of
 from maxlm.config.pipeline.rewrite import RewriteConfig
 
 HOLE = "{text}"
@@ -70,13 +70,14 @@ class Writer:
             portion = prompts[start : start + config.batch]
             # Filled up, as programs are compiled for a number of rows.
             filling = config.batch - len(portion)
-            found = self._model.generate(
-                portion + portion[:1] * filling,
-                seed=seeds[start : start + config.batch] + seeds[start : start + 1] * filling,
-                max_tokens=config.max_tokens,
-                temperature=config.temperature,
-                top_p=config.top_p,
-            )
+            with memory_named():
+                found = self._model.generate(
+                    portion + portion[:1] * filling,
+                    seed=seeds[start : start + config.batch] + seeds[start : start + 1] * filling,
+                    max_tokens=config.max_tokens,
+                    temperature=config.temperature,
+                    top_p=config.top_p,
+                )
             answers += found[: len(portion)]
         return answers
 

@@ -69,14 +69,22 @@ class Classifier:
         Raises:
           UserError: the features are no words.
         """
+        self.require_words()
+        found = grams(text, self.header.bits, self.header.max_chars)
+        total = float(self._weights[found].sum(dtype=np.float64))
+        return total / np.sqrt(max(found.size, 1)) + self.header.bias
+
+    def require_words(self) -> None:
+        """Refuse what asks for words of a model that knows hidden states.
+
+        Raises:
+          UserError: the features are no words.
+        """
         if self.header.checkpoint is not None:
             raise UserError(
                 "this classifier was trained on hidden states of a model: only the step `classifier` "
                 "with its `checkpoint` takes it"
             )
-        found = grams(text, self.header.bits, self.header.max_chars)
-        total = float(self._weights[found].sum(dtype=np.float64))
-        return total / np.sqrt(max(found.size, 1)) + self.header.bias
 
     def probability_of(self, features: np.ndarray) -> float:
         """Return the probability that a text with these features of a trained model is of the good

@@ -23,6 +23,9 @@ from data_pipeline.storage.arrays import array_names, read_rows
 PEAK_BYTES_PER_KEY = 96
 """What `find_copies` takes at most for each key of its part, all copies that numpy makes included."""
 
+KEYS_OF_A_TASK, TASKS_WANTED = 2**16, 16
+"""A reduction in one part would be one process's work; a smaller part is not worth a task."""
+
 _ROW_BITS = np.uint64(32)
 
 
@@ -96,8 +99,11 @@ def slice_of_part(path: Path, name: str, part: Part) -> slice:
 
 
 def parts_needed(num_keys: int, memory_bytes: int) -> int:
-    """Return into how many parts the key space is cut so that one fits the memory."""
-    return max(1, math.ceil(num_keys * PEAK_BYTES_PER_KEY / memory_bytes))
+    """Return into how many parts the key space is cut: one fits the memory, and where there are
+    many keys, several processes have work at a time.
+    """
+    fits = math.ceil(num_keys * PEAK_BYTES_PER_KEY / memory_bytes)
+    return max(1, fits, min(num_keys // KEYS_OF_A_TASK, TASKS_WANTED))
 
 
 def sorted_table(

@@ -1,4 +1,4 @@
-"""Which code a task runs: a hash of a module's source and of all it imports from this package, so
+"""Which code a task runs: a hash of a module's source and of all it imports from its own package, so
 that a change of one step makes the tasks of that step others, and no more.
 """
 
@@ -8,7 +8,7 @@ import ast
 import functools
 import hashlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 PACKAGES = ("data_pipeline", "maxlm.data")
@@ -19,17 +19,18 @@ WITHOUT = ("data_pipeline.engine", "data_pipeline.report", "data_pipeline.steps.
 
 @functools.cache
 def code_of(module: str) -> str:
-    """Return the hash, in hexadecimal, of a module's code and of what it imports, in turn, from
-    this package.
+    """Return the hash, in hexadecimal, of a module's code and of what it imports, in turn, from its
+    own package and those that steps are written with.
     """
+    packages = (*PACKAGES, module.partition(".")[0])
     found: dict[str, bytes] = {}
     to_do = [module]
     while to_do:
         name = to_do.pop()
-        path = _path(name)
-        if name not in found and path is not None:
+        path = None if name in found else _path(name)
+        if path is not None:
             found[name] = path.read_bytes()
-            to_do += filter(_counts, _imports(found[name]))
+            to_do += (name for name in _imports(found[name]) if _counts(name, packages))
     digest = hashlib.sha256()
     for name, source in sorted(found.items()):
         digest.update(f"{name}\0{len(source)}\0".encode() + source)
@@ -57,6 +58,6 @@ def _imports(source: bytes) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
 
 
-def _counts(name: str) -> bool:
-    inside = any(f"{name}.".startswith(f"{package}.") for package in PACKAGES)
+def _counts(name: str, packages: Sequence[str]) -> bool:
+    inside = any(f"{name}.".startswith(f"{package}.") for package in packages)
     return inside and not any(f"{name}.".startswith(f"{without}.") for without in WITHOUT)

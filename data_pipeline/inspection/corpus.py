@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -41,6 +42,13 @@ class Stored(NamedTuple):
     split: str
     start: int
     tokens: int
+
+
+class MadeFrom(NamedTuple):
+    """What a document was written from: the id of another, by which template of a `rewrite` step."""
+
+    origin: str
+    template: str
 
 
 class InputPlace(NamedTuple):
@@ -163,6 +171,13 @@ class Corpus:
                 batch = []
             batch.append(document)
         yield from self._decoded(batch)
+
+    def made_from(self, identity: str) -> MadeFrom | None:
+        """Return what a document was written from; None if it was read."""
+        steps = self.manifest["settings"]["steps"].values()
+        templates = {one["name"] for step in steps for one in step.get("templates", ())}
+        origin, _, template = re.sub(PIECE, "", identity).rpartition("#")
+        return MadeFrom(origin, template) if template in templates else None
 
     def origin(self, identity: str) -> InputPlace | None:
         """Return the file that a document was read from, and where in it; None if it is not known."""

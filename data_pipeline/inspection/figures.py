@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from data_pipeline.inspection.corpus import Corpus
@@ -18,17 +18,21 @@ def facts_of(corpus: Corpus) -> dict[str, str]:
     licences = Counter(read.get("license", {})) + Counter(read.get("licence", {}))
     facts = {
         "licence": manifest["licence"] or "not said (data.sources.NAME.raw.licence)",
-        "inputs": f"{inputs['files']:,} files, {inputs['bytes']:,} bytes, SHA-256 {inputs['fingerprint']}",
+        "inputs": f"{_count(inputs, 'file')}, {_count(inputs, 'byte')}, SHA-256 {inputs['fingerprint']}",
         "files of steps": ", ".join(manifest.get("step_files", {})),
         "versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
         "licences of documents": ", ".join(f"{name} {n:,}" for name, n in licences.most_common()),
     }
     for split, counts in manifest["splits"].items():
-        facts[split] = (
-            f"{counts['documents']:,} documents, {counts['tokens']:,} tokens, {counts['bytes']:,} bytes"
-        )
+        facts[split] = ", ".join(_count(counts, name) for name in ("document", "token", "byte"))
     facts["bytes per token"] = f"{bytes_per_token(corpus):.3f}"
     return facts
+
+
+def _count(counts: Mapping[str, int], name: str) -> str:
+    """Return `1 file` or `2 files`, of {"files": 2}."""
+    number = counts[f"{name}s"]
+    return f"{number:,} {name}{'s' * (number != 1)}"
 
 
 def bytes_per_token(corpus: Corpus) -> float:

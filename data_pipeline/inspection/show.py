@@ -37,10 +37,11 @@ def show(corpus: Corpus, documents: list[Stored], printer: Printer, *, most: int
     """Print documents with their texts, the first `most` characters of each."""
     for document, text in corpus.texts(documents):
         if printer.as_json:
-            printer.record(document._asdict() | {"text": text})
+            made = corpus.made_from(document.id)
+            printer.record(document._asdict() | (made._asdict() if made else {}) | {"text": text})
             continue
         printer.line(document.id)
-        printer.facts({"tokens": _place(document), "read from": _origin(corpus, document.id)})
+        printer.facts({"tokens": _place(document), **_whence(corpus, document.id)})
         printer.text(text, most)
         printer.line()
 
@@ -49,7 +50,8 @@ def _why(corpus: Corpus, ids: list[str], printer: Printer) -> None:
     dropped = list(read_dropped(corpus.folder / DROPPED_NAME, ids))
     found = list(corpus.find(ids))
     for gone in dropped:
-        verdict = explain(gone, corpus.manifest["settings"]["steps"])
+        decisions = corpus.report["decisions"]
+        verdict = explain(gone, corpus.manifest["settings"]["steps"], decisions)
         if printer.as_json:
             printer.record(_as_json(verdict))
         else:
@@ -59,8 +61,7 @@ def _why(corpus: Corpus, ids: list[str], printer: Printer) -> None:
             printer.record(document._asdict() | {"dropped": False})
         else:
             printer.line(f"{document.id}: it is in the corpus")
-            where = _origin(corpus, document.id)
-            printer.facts({"tokens": _place(document), "read from": where})
+            printer.facts({"tokens": _place(document), **_whence(corpus, document.id)})
     _refuse_missing(corpus, ids, [*found, *dropped])
 
 
@@ -75,7 +76,7 @@ def _print_verdict(corpus: Corpus, verdict: Verdict, printer: Printer) -> None:
             "limit": verdict.limit,
             "Jaccard": "" if verdict.similarity is None else f"{verdict.similarity:.3f}",
             "what stays": "" if verdict.kept is None else _kept(corpus, verdict.kept),
-            "read from": _origin(corpus, gone.id),
+            **_whence(corpus, gone.id),
         }
     )
     text = _sample(corpus.report, gone.step, gone.reason, gone.id)
@@ -107,6 +108,19 @@ def _as_json(verdict: Verdict) -> dict[str, Any]:
 def _place(document: Stored) -> str:
     end = document.start + document.tokens
     return f"{document.split} [{document.start:,}, {end:,}), {document.tokens:,}"
+
+
+def _whence(corpus: Corpus, identity: str) -> dict[str, str]:
+    """Say where a document comes from: another one that it was written from, a file."""
+    made, facts, read = corpus.made_from(identity), dict[str, str](), identity
+    if made is not None:
+        places = ", ".join(map(_place, corpus.find([made.origin])))
+        facts["written from"] = f"{made.origin} ({places or 'not in this corpus'})"
+        facts["by template"] = made.template
+    while made is not None:  # what was written may be written from again
+        read = made.origin
+        made = corpus.made_from(read)
+    return {**facts, "read from": _origin(corpus, read)}
 
 
 def _origin(corpus: Corpus, identity: str) -> str:

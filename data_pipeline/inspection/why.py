@@ -25,6 +25,7 @@ _LIMITS = {
     "classifier": "threshold",
     "perplexity": "keep",
     "top_fraction": "fraction",
+    "buckets": "keep",
     "sample": "fraction",
     "exact_dedup": "unit",
     "near_dedup": "min_similarity",
@@ -87,21 +88,32 @@ def read_dropped(path: Path, ids: Collection[str] | None = None) -> Iterator[Gon
             yield from (Gone(**row) for row in batch.to_pylist())
 
 
-def explain(gone: Gone, settings: dict[str, Any]) -> Verdict:
+def explain(gone: Gone, settings: dict[str, Any], decisions: dict[str, Any]) -> Verdict:
     """Say why a document was dropped.
 
     Args:
       settings: of the steps, as the manifest has them.
+      decisions: what steps found that decide over all documents, as the report has them.
     """
-    kind = gone.step.partition("-")[2]
-    section = settings.get(f"{int(gone.step.partition('-')[0]) - 1}-{kind}", {})
+    number, _, kind = gone.step.partition("-")
+    # A step behind another one has its settings.
+    sections = (one for key, one in settings.items() if key.startswith(f"{int(number) - 1}-"))
+    section = next(sections, {})
     name, _, rule = gone.reason.partition("/")
     copy = _LIKE.fullmatch(gone.detail) or _SAME.fullmatch(gone.detail)
     groups = copy.groupdict() if copy and kind in ("exact_dedup", "near_dedup") else {}
     return Verdict(
         gone,
         measured=gone.detail,
-        limit=_limit(section, name, rule, gone.detail),
+        limit="; ".join(
+            filter(
+                None,
+                (
+                    _limit(section, name, rule, gone.detail),
+                    _threshold(section, kind, decisions.get(gone.step, {})),
+                ),
+            )
+        ),
         about=_ABOUT.get(name, _ABOUT.get(kind, "")),
         kept=groups.get("kept"),
         similarity=float(groups["similarity"]) if "similarity" in groups else None,
@@ -118,6 +130,18 @@ def _limit(section: dict[str, Any], name: str, rule: str, detail: str) -> str:
         return f"threshold: {section.get('threshold') if own is None else own}"
     setting = _LIMITS.get(f"{name}/{rule}", _LIMITS.get(name, rule))
     return f"{setting}: {_value(section[setting])}" if setting in section else ""
+
+
+def _threshold(section: dict[str, Any], kind: str, decision: dict[str, Any]) -> str:
+    """Return the scores that the documents which stay have, where a step found it over all of them."""
+    score = section.get("score", "bits_per_byte")
+    if kind == "top_fraction" and decision.get("least") is not None:
+        side = "least" if section.get("keep", "highest") == "highest" else "most"
+        return f"{score} of at {side} {decision['least']:g}"
+    if kind == "buckets":
+        side = "from" if section.get("best") == "highest" else "up to"
+        return ", ".join(f"{name} {side} {at:g}" for name, at in decision.get("up_to", {}).items())
+    return ""
 
 
 def _value(value: Any) -> str:

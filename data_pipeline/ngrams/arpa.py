@@ -39,6 +39,19 @@ def read_arpa(path: Path | str, form: WordForm) -> NgramModel:
         raise UserError(f"{path}: cannot be read: {error.strerror}; give another path") from None
 
 
+def check_arpa(path: Path | str) -> None:
+    """Read all lines of an ARPA file and hold its words alone.
+
+    Raises:
+      UserError: it cannot be read, or a line is wrong.
+    """
+    try:
+        with open_regular(path) as file:
+            _Reader(file, str(path)).check()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}; give another path") from None
+
+
 def write_arpa(model: NgramModel, path: Path) -> None:
     """Write a model as ARPA; every number comes back as it was."""
     words, bits = model.vocabulary.words, model.vocabulary.bits
@@ -75,6 +88,16 @@ class _Reader:
                 level = self._level(rows, vocabulary, levels, length)
             levels.append(level)
         return NgramModel(Header(order=len(counts), form=form), vocabulary, levels)
+
+    def check(self) -> None:
+        counts = self._counts()
+        for length, count in enumerate(counts, 1):
+            rows = self._section(length, count, has_more=length < len(counts))
+            if length == 1:
+                self._words(list(rows))
+            else:
+                for _ in rows:
+                    pass
 
     def _counts(self) -> list[int]:
         while (line := self._line()) != "\\data\\":

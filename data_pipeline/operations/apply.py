@@ -16,6 +16,7 @@ from data_pipeline.steps import STEPS
 from data_pipeline.storage.arrays import read_arrays
 from data_pipeline.storage.document_files import DocumentWriter, read_documents
 from data_pipeline.storage.tally import Tally
+from maxlm.config.errors import UserError
 from maxlm.config.pipeline import PipelineStep
 
 SET_ASIDE = "set_aside"  # the reason of documents that a step cannot work on
@@ -76,7 +77,7 @@ def _one_by_one(
     for document in documents:
         try:
             yield from list(step(iter([document])))
-        except MemoryError:
+        except (MemoryError, UserError):
             raise
         except Exception as error:
             failed += 1

@@ -181,5 +181,8 @@ class _Work:
         return [file.path for file in files]
 
     def _hashed(self, given: Sequence[Path]) -> Inputs:
-        """Return files with their hashes, which tasks of this work need not be read for."""
-        return tuple((path, self._hashes.get(path) or file_sha256(path)) for path in given)
+        """Return files with their hashes; none is read twice for them."""
+        for path in given:
+            if path not in self._hashes:
+                self._hashes[path] = file_sha256(path)
+        return tuple((path, self._hashes[path]) for path in given)

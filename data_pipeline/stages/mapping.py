@@ -13,6 +13,7 @@ from maxlm.config.errors import UserError
 from maxlm.config.pipeline.step import StepSection
 
 APPLY = "data_pipeline.operations.apply"
+MODEL = "maxlm.decoding.model"  # the code of a trained model, which is not named by an import
 
 
 class MappingStage:
@@ -23,7 +24,8 @@ class MappingStage:
         self._section = config.model_dump(mode="json")
         self._folder = folder / name
         self._files = files_of(config)
-        self._modules = (STEPS[config.kind].__module__, APPLY)
+        model = () if config.trained_model is None else (MODEL,)
+        self._modules = (STEPS[config.kind].__module__, APPLY, *model)
 
     def tasks(self, before: Sequence[DocumentShard]) -> list[Task]:
         """Return a task for each shard."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from data_pipeline.readers.listing import InputFile
 from data_pipeline.stages.deciding import Deciding
@@ -31,7 +31,7 @@ def plan_stages(
       published: sources whose documents are in use already, so that none may be dropped.
     """
     stages: list[Stage] = [Reading(inputs, raws, workshop)]
-    for number, step in enumerate(steps, start=1):
+    for number, step in _numbered(steps):
         name = f"{number:02d}-{step.kind}"
         if isinstance(step, GlobalStepSection):
             protected = frozenset(published) | frozenset(step.protect)
@@ -47,5 +47,11 @@ def compares(steps: Sequence[StepSection], sources: Iterable[str]) -> bool:
         isinstance(step, GlobalStepSection)
         and step.COMPARES
         and not set(sources) <= set(step.protect)
-        for step in steps
+        for _, step in _numbered(steps)
     )
+
+
+def _numbered(steps: Sequence[StepSection]) -> Iterator[tuple[int, StepSection]]:
+    """Yield the steps, with those that belong to one behind it, under its number."""
+    for number, step in enumerate(steps, start=1):
+        yield from ((number, part) for part in (step, *step.behind()))

@@ -9,6 +9,7 @@ from data_pipeline.steps.dedup.decontaminate import Decontaminate
 from data_pipeline.steps.dedup.exact_dedup import ExactDedup
 from data_pipeline.steps.dedup.near_dedup import NearDedup
 from data_pipeline.steps.dedup.substring_dedup import SubstringDedup
+from data_pipeline.steps.filters.buckets import Buckets
 from data_pipeline.steps.filters.classifier import ClassifierStep
 from data_pipeline.steps.filters.heuristics import Heuristics
 from data_pipeline.steps.filters.language import Language
@@ -30,6 +31,7 @@ STEPS: dict[str, type[Step] | type[GlobalStep]] = {
     "toxicity": Toxicity,
     "classifier": ClassifierStep,
     "perplexity": Perplexity,
+    "buckets": Buckets,
     "top_fraction": TopFraction,
     "pii": Pii,
     "exact_dedup": ExactDedup,

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 
+from data_pipeline.checkpoints.loading import check_model
 from data_pipeline.checkpoints.writing import Request, Writer
 from data_pipeline.documents import Document, Dropped, origin_of
+from data_pipeline.steps.step import problem_of
 from data_pipeline.text.places import MASK
+from maxlm.config.errors import Problem
 from maxlm.config.pipeline.rewrite import RewriteConfig, TemplateConfig
 
 
@@ -36,6 +39,11 @@ class Rewrite:
                     for template, answer in zip(self._config.templates, new, strict=bool(new))
                     if answer
                 )
+
+    def problems(self, path: str) -> Iterator[Problem]:
+        """Yield what is wrong with the model."""
+        model = self._config.checkpoint
+        yield from problem_of(f"{path}.checkpoint.path", partial(check_model, model))
 
     def _answers(self, documents: Sequence[Document]) -> list[str]:
         requests = [

@@ -8,14 +8,15 @@ and settings give the same output, in any process.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 from data_pipeline.documents import Document, Dropped
+from maxlm.config.errors import Problem, UserError
 
 Arrays = Mapping[str, np.ndarray]
 """Named arrays of numbers, stored as one safetensors file (`data_pipeline.storage.arrays`)."""
@@ -114,3 +115,30 @@ class GlobalStep(Protocol):
     ) -> Iterator[Document | Dropped]:
         """Yield what becomes of each document of a shard."""
         ...
+
+
+@runtime_checkable
+class Checkable(Protocol):
+    """A step that needs more than documents: files, models, libraries."""
+
+    def problems(self, path: str, /) -> Iterator[Problem]:
+        """Open what it needs, and yield what would stop it, whatever the documents are: a file that
+        is damaged, a list without an entry, a model of another kind.
+
+        Args:
+          path: where the step's section stands, such as data.pipeline.steps.0.
+        """
+        ...
+
+
+def problem_of(path: str, read: Callable[[], object]) -> Iterator[Problem]:
+    """Yield what is wrong with what a setting names, if reading it raises.
+
+    Args:
+      path: of the setting.
+      read: opens what it names.
+    """
+    try:
+        read()
+    except UserError as error:
+        yield Problem(path, f"{path}: {error}")

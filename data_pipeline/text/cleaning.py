@@ -19,6 +19,9 @@ Form = Literal["NFC", "NFKC"]
 MAX_MARKS = 30
 """Of the Stream-Safe Text Format (UAX 15, section 13); no language writes as many."""
 
+MARKS_END = 0x20000
+"""No plane of Unicode beyond the first two has combining marks."""
+
 # All but tab and line feed; the C1 controls, the byte order mark, and U+FFFE and U+FFFF, which are
 # no characters.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ufeff\ufffe\uffff]")
@@ -57,5 +60,6 @@ def cut_marks(text: str, most: int) -> str:
 @cache
 def _combining() -> np.ndarray:
     """Return for each code point whether it moves when text is normalised, bool (1114112,)."""
-    classes = (unicodedata.combining(chr(code)) for code in range(sys.maxunicode + 1))
-    return np.fromiter(classes, bool, sys.maxunicode + 1)
+    table = np.zeros(sys.maxunicode + 1, bool)
+    table[:MARKS_END] = [unicodedata.combining(chr(code)) for code in range(MARKS_END)]
+    return table

@@ -96,13 +96,15 @@ class LanguageModel:
 
     def _longest(self) -> int:
         """Return the bytes of the longest n-gram: how deep the automaton's tree is."""
+        rows, which = self._next.reshape(-1, 256), self._row >> 8  # states share rows
         seen = np.zeros(self._row.size, bool)
         level, depth = np.zeros(1, np.int64), -1
         while level.size:
             seen[level] = True
             depth += 1
-            reached = np.unique(self._next[(self._row[level][:, None] + np.arange(256)).ravel()])
-            level = reached[~seen[reached]]
+            reached = np.zeros(seen.size, bool)
+            reached[rows[np.unique(which[level])]] = True
+            level = np.flatnonzero(reached & ~seen)
         return depth
 
 

@@ -15,6 +15,7 @@ from data_pipeline.prepare import open_workshop
 from data_pipeline.report import Report
 from data_pipeline.stages.shards import Workshop
 from data_pipeline.stages.tokens import sample_of
+from data_pipeline.steps.checks import check_steps
 from data_pipeline.storage.disk import disk_errors
 from data_pipeline.tokenizers.cost import Cost, cost_of
 from data_pipeline.tokenizers.sample import sample_bytes, texts_of
@@ -70,6 +71,7 @@ def read_texts(
     raws = {name: source.raw for name, source in config.data.sources.items() if source.raw}
     if not raws:
         raise UserError("data.sources: none has `raw`, so there is no text to learn from")
+    check_steps(config.data)
     preparation = Preparation(config, raws, {}, dict.fromkeys(raws, Path()), workshop)
     _, sources = preparation.clean()
     weights = {name: config.data.sources[name].weight for name in sources}

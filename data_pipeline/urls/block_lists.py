@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from data_pipeline.urls.canonical import canonical_url
-from maxlm.config.errors import UserError
+from maxlm.config.errors import Problem, UserError
 from maxlm.config.pipeline.filters.word_list import WordListConfig
 from maxlm.files import open_regular
 
@@ -63,6 +63,27 @@ def _lines(name: str) -> Iterator[str]:
                     yield entry
     except OSError as error:
         raise UserError(f"{name}: cannot be read: {error.strerror}; give another list") from None
+
+
+def list_problems(config: WordListConfig, path: str) -> Iterator[Problem]:
+    """Yield the files of a list that cannot be read, and that it has no entry.
+
+    Args:
+      path: where the list's section stands.
+    """
+    found = bool(config.entries)
+    for number, name in enumerate(config.files):
+        try:
+            found = next(_lines(name), None) is not None or found
+        except UserError as error:
+            found = True  # there may be entries in it
+            yield Problem(f"{path}.files.{number}", f"{path}.files.{number}: {error}")
+    if config.files and not found:
+        yield Problem(
+            f"{path}.files",
+            f"{path}.files: {', '.join(config.files)}: no entry, so nothing would be found; fill the "
+            "files, or remove the setting",
+        )
 
 
 class Hosts:

@@ -52,6 +52,19 @@ class OptOuts:
         return []
 
 
+def check_opt_outs(name: str) -> None:
+    """Read a list, which must have rules for some host.
+
+    Raises:
+      UserError: it cannot be read, or names no host.
+    """
+    if not any(host and groups for host, groups in _read(name)):
+        raise UserError(
+            f"{name}: no rules of any host, so nothing would be found; put a line `Host: example.com` "
+            "above each host's rules, or remove the file"
+        )
+
+
 def _read(name: str) -> Iterator[tuple[str, list[_Group]]]:
     try:
         with open_regular(Path(name)) as file:

@@ -124,7 +124,8 @@ class Dataset:
         if len(self.num_windows) == 1:
             return []
         size = {"length": self.sequence_length, "rows": rows}
-        lines = table_lines(readings(self.mixture, self.num_windows, **size))
+        found = readings(self.mixture, self.num_windows, **size)
+        lines = table_lines(found, length=self.sequence_length)
         return lines + list(stage_lines(self.mixture, **size)) * (len(self.mixture.stages) > 1)
 
 

@@ -42,11 +42,11 @@ def check_files(benchmarks: Mapping[str, Sequence[str]]) -> None:
     for benchmark, paths in benchmarks.items():
         for path in map(Path, paths):
             if not path.is_file():
-                wrong.append(f"  {benchmark}: {path} is no file; give the path of one")
+                wrong.append(f"{benchmark}: {path} is no file; give the path of one")
             elif path.suffix.lower() not in _SUFFIXES:
-                wrong.append(f"  {benchmark}: {path} must end in one of {' '.join(_SUFFIXES)}")
+                wrong.append(f"{benchmark}: {path} must end in one of {' '.join(_SUFFIXES)}")
     if wrong:
-        raise UserError("\n".join(["decontaminate.benchmarks:", *wrong]))
+        raise UserError("decontaminate.benchmarks: " + "\n    ".join(wrong))
 
 
 def read_items(benchmarks: Mapping[str, Sequence[str]]) -> Iterator[Item]:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 
 from data_pipeline.dedup.near.sets import Sets, as_bytes, as_texts
 from data_pipeline.dedup.sorted_keys import sorted_table
-from data_pipeline.storage.arrays import read_arrays
+from data_pipeline.storage.arrays import array_names, read_arrays
 from data_pipeline.storage.whole import file_sha256
 from maxlm.config.errors import UserError
 from maxlm.config.pipeline.dedup.near_dedup import INDEX_LISTING
@@ -102,3 +103,21 @@ def index_files(folder: Path, signing: Signing) -> list[Path]:
             "set ngram_words, bands and rows alike"
         )
     return [folder / f"{place:06}.safetensors" for place in range(int(listing["files"]))]
+
+
+def check_index(folder: Path, signing: Signing) -> None:
+    """Look for the files of an index, and open each without reading its arrays.
+
+    Raises:
+      UserError: there is no such index, or a file of it is not there or damaged.
+    """
+    for path in index_files(folder, signing):
+        try:
+            names = array_names(path)
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"{path}: cannot be read: {error}; bring the index's files back, or remove its folder "
+                "from the setting"
+            ) from None
+        if "set_end" not in names:
+            raise UserError(f"{path}: no file of an index; bring back the one that was there")

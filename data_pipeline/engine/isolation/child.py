@@ -14,7 +14,7 @@ import signal
 import sys
 import traceback
 
-from data_pipeline.engine.isolation.limits import Limits, Outcome
+from data_pipeline.engine.isolation.limits import DeviceMemoryError, Limits, Outcome
 from data_pipeline.engine.isolation.watch import Watch, limit_memory
 from data_pipeline.engine.task import Task
 from data_pipeline.operations import perform
@@ -47,6 +47,8 @@ def _try(task: Task, watch: Watch) -> Outcome:
     try:
         with disk_errors(task.folder):
             perform(task, watch)
+    except DeviceMemoryError as error:
+        return Outcome("memory", text=str(error))
     except MemoryError:
         return Outcome("memory")
     except UserError as error:

@@ -22,6 +22,10 @@ End = Literal["done", "mistake", "error", "memory", "time", "lost"]
 memory or too long at a document, or with its process for another reason."""
 
 
+class DeviceMemoryError(MemoryError):
+    """An accelerator has not the memory that a model takes."""
+
+
 class Outcome(NamedTuple):
     """How a task ended, at which document, and what is to be said of it."""
 
@@ -58,6 +62,12 @@ class Limits:
         if not self.one_by_one:
             return replace(self, one_by_one=True)
         what, where = self._explain(outcome), "also when it ran alone"
+        model = task.settings.get("step", {}).get("checkpoint")
+        if model is not None and outcome.end in ("memory", "lost"):
+            # No document's fault: a model takes the same for all of them.
+            raise RunFailedError(
+                f"{task.label}: {what}, {where}; {_smaller(task.settings['step'])}"
+            )
         if outcome.place != NOWHERE and task.operation in BY_DOCUMENT:
             if len(self.set_aside) < MOST_SET_ASIDE:
                 return replace(self, set_aside={**self.set_aside, outcome.place: what})
@@ -78,7 +88,7 @@ class Limits:
 
     def _explain(self, outcome: Outcome) -> str:
         return {
-            "memory": f"it takes more than {self.memory_bytes // 2**20} MiB",
+            "memory": outcome.text or f"it takes more than {self.memory_bytes // 2**20} MiB",
             "time": f"it takes longer than {self.document_seconds:g} s",
         }.get(outcome.end, outcome.text)
 
@@ -87,3 +97,19 @@ class Limits:
             "memory": "raise data.pipeline.engine.memory_mb",
             "time": "raise data.pipeline.engine.document_seconds",
         }.get(outcome.end, "see the message, and run it again: what is finished is kept")
+
+
+def _smaller(step: Mapping[str, Any]) -> str:
+    """Say which settings make a step with a trained model take less, and what gives it more."""
+    model = step["checkpoint"]
+    sizes = {
+        "checkpoint.rows": model.get("rows"),
+        "checkpoint.max_tokens": model.get("max_tokens"),
+        "batch": step.get("batch"),
+        "max_tokens": step.get("max_tokens"),
+    }
+    names = " or ".join(f"{name}={size}" for name, size in sizes.items() if size is not None)
+    return (
+        f"lower {names} of the step {step['kind']}, raise data.pipeline.engine.memory_mb, or, where "
+        "several share an accelerator, set data.pipeline.engine.workers=1"
+    )

@@ -4,9 +4,9 @@ out of the loss.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +15,10 @@ from data_pipeline.dedup.evaluation.items import Item, check_files, read_items
 from data_pipeline.dedup.evaluation.overlap import Matches, OverlapIndex, Rules
 from data_pipeline.dedup.words import Words, batches, hash_words
 from data_pipeline.documents import Document, Dropped
-from data_pipeline.steps.step import Arrays, Decision, Shard, Work
+from data_pipeline.steps.step import Arrays, Decision, Shard, Work, problem_of
 from data_pipeline.storage.arrays import read_arrays
 from data_pipeline.text.places import with_masked
-from maxlm.config.errors import UserError
+from maxlm.config.errors import Problem, UserError
 from maxlm.config.pipeline.dedup.decontaminate import DecontaminateConfig
 
 _KEYS = {
@@ -35,7 +35,15 @@ class Decontaminate:
 
     def __init__(self, config: DecontaminateConfig):
         self._config = config
-        check_files(config.benchmarks)
+
+    def problems(self, path: str) -> Iterator[Problem]:
+        """Yield evaluation files that are none, are damaged, or hold no text to compare with."""
+        for name, files in self._config.benchmarks.items():
+            yield from problem_of(f"{path}.benchmarks.{name}", partial(self._check, {name: files}))
+
+    def _check(self, benchmarks: Mapping[str, Sequence[str]]) -> None:
+        check_files(benchmarks)
+        self._index_of(list(read_items(benchmarks)), benchmarks)
 
     @cached_property
     def _items(self) -> list[Item]:
@@ -43,15 +51,18 @@ class Decontaminate:
 
     @cached_property
     def _index(self) -> OverlapIndex:
+        return self._index_of(self._items, self._config.benchmarks)
+
+    def _index_of(self, items: list[Item], benchmarks: Mapping[str, Sequence[str]]) -> OverlapIndex:
         config = self._config
         rules = Rules(config.ngram_words, config.min_words, config.near_coverage)
-        index = OverlapIndex(self._items, rules)
+        index = OverlapIndex(items, rules)
         compared = {
             item.benchmark
-            for item, passed_over in zip(self._items, index.passed_over, strict=True)
+            for item, passed_over in zip(items, index.passed_over, strict=True)
             if not passed_over
         }
-        for name, paths in config.benchmarks.items():
+        for name, paths in benchmarks.items():
             if name not in compared:
                 raise UserError(
                     f"decontaminate.benchmarks.{name}: {', '.join(paths)}: no text of at least "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 from data_pipeline.dedup.near.clusters import connected_rows
 from data_pipeline.dedup.near.index import (
     Signing,
+    check_index,
     index_arrays,
     index_files,
     read_sets,
@@ -33,6 +35,7 @@ from data_pipeline.dedup.near.sets import (
 )
 from data_pipeline.dedup.near.verify import Candidates, verify
 from data_pipeline.dedup.sorted_keys import (
+    TASKS_WANTED,
     KeyFile,
     Part,
     find_copies,
@@ -49,14 +52,16 @@ from data_pipeline.steps.dedup.parts import (
     found_in,
     rows_in,
 )
-from data_pipeline.steps.step import Arrays, Decision, Shard, Work
+from data_pipeline.steps.step import Arrays, Decision, Shard, Work, problem_of
 from data_pipeline.storage.arrays import read_arrays, write_arrays
+from maxlm.config.errors import Problem
 from maxlm.config.pipeline.dedup.near_dedup import NearDedupConfig
 
 # Files of earlier corpora are numbered from here on among the shards.
 _EARLIER = 2**31
 # What a candidate takes in `decide`, its place under each band key included.
 _BYTES_PER_CANDIDATE = 4096
+_CANDIDATES_OF_A_TASK = 1024
 
 
 class NearDedup:
@@ -65,9 +70,17 @@ class NearDedup:
     def __init__(self, config: NearDedupConfig):
         self._config = config
         self._signing = Signing(config.ngram_words, config.bands, config.rows)
-        self._earlier = [
-            file for folder in config.earlier for file in index_files(Path(folder), self._signing)
-        ]
+
+    def problems(self, path: str) -> Iterator[Problem]:
+        """Yield indexes of earlier corpora that are none, or lack a file."""
+        for number, folder in enumerate(self._config.earlier):
+            where = f"{path}.earlier.{number}"
+            yield from problem_of(where, partial(check_index, Path(folder), self._signing))
+
+    @cached_property
+    def _earlier(self) -> list[Path]:
+        folders = map(Path, self._config.earlier)
+        return [file for folder in folders for file in index_files(folder, self._signing)]
 
     def keys(self, documents: Iterator[Document], shard: Shard, given: Sequence[Path]) -> Arrays:
         """Return the sorted band keys of the shard's documents; those without words have none."""
@@ -90,7 +103,9 @@ class NearDedup:
         sets = work.over_shards("sets", given=given)
         sets += work.over_parts("earlier_sets", len(self._earlier), given=[*given, *self._earlier])
         candidates = clusters.shape[1]
-        plan = Plan.of(work, max(1, candidates * _BYTES_PER_CANDIDATE // work.memory_bytes))
+        fits = candidates * _BYTES_PER_CANDIDATE // work.memory_bytes
+        wanted = min(candidates // _CANDIDATES_OF_A_TASK, TASKS_WANTED)
+        plan = Plan.of(work, max(1, fits, wanted))
         plan_file = plan.write(work.folder / "decide.safetensors")
         decided = work.over_parts("decide", plan.parts, given=[plan_file, *sets])
         if self._config.index is not None:

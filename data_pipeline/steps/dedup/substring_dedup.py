@@ -29,7 +29,7 @@ from data_pipeline.dedup.words import Words, batches, hash_words
 from data_pipeline.documents import Document, Dropped
 from data_pipeline.steps.dedup.parts import Plan, found_in, rows_in
 from data_pipeline.steps.step import Arrays, Decision, Shard, Work
-from data_pipeline.storage.arrays import read_arrays, read_rows
+from data_pipeline.storage.arrays import read_rows
 from data_pipeline.text.places import with_masked
 from maxlm.config.pipeline.dedup.substring_dedup import SubstringDedupConfig
 
@@ -168,7 +168,6 @@ class SubstringDedup:
 
     @staticmethod
     def _verdict(windows: Path, repeats: Sequence[Path], shard: int, *, goes: bool) -> Arrays:
-        arrays = read_arrays(windows)
+        again, ends = (read_rows(windows, name) for name in ("again", "ends"))
         elsewhere = rows_of(found_in(repeats, shard)["rows"]).astype(np.int64)
-        starts = np.union1d(arrays["again"], elsewhere) if goes else arrays["again"][:0]
-        return {"starts": starts, "ends": arrays["ends"]}
+        return {"starts": np.union1d(again, elsewhere) if goes else again[:0], "ends": ends}

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
+from data_pipeline.checkpoints.loading import check_model
 from data_pipeline.checkpoints.reading import Reader
 from data_pipeline.documents import Document, Dropped
-from data_pipeline.ngrams.arpa import is_arpa, read_arpa
+from data_pipeline.ngrams.arpa import check_arpa, is_arpa, read_arpa
 from data_pipeline.ngrams.model import NgramModel
 from data_pipeline.ngrams.storage import load_ngrams
-from maxlm.config.errors import UserError
+from data_pipeline.steps.step import problem_of
+from maxlm.config.errors import Problem, UserError
 from maxlm.config.pipeline.filters.perplexity import PerplexityConfig
 
 BITS_DECIMALS = 4  # devices differ in later ones
@@ -23,7 +25,8 @@ PERPLEXITY_DECIMALS = 2
 class Perplexity:
     """Drops documents of other buckets, as `perplexity/tail`; a text without words is in the tail.
 
-    A checkpoint without bounds gives documents its figure, and drops none.
+    A checkpoint without bounds gives documents its figure alone: the step `buckets`, which comes
+    behind it then, sorts them.
     """
 
     def __init__(self, config: PerplexityConfig):
@@ -42,6 +45,15 @@ class Perplexity:
                 meta = document.meta | {name: found}
                 meta |= {"perplexity_bucket": bucket} if bucket is not None else {}
                 yield Document(document.id, document.source, document.text, meta)
+
+    def problems(self, path: str) -> Iterator[Problem]:
+        """Yield what is wrong with the model; an ARPA file is read without holding it."""
+        model, checkpoint = self._config.model, self._config.checkpoint
+        if checkpoint is not None:
+            yield from problem_of(f"{path}.checkpoint.path", partial(check_model, checkpoint))
+        if model is not None:
+            read = partial(check_arpa, model) if is_arpa(model) else lambda: self._bounds
+            yield from problem_of(f"{path}.model", read)
 
     def _judged(self, documents: Iterable[Document]) -> Iterator[tuple[Document, float]]:
         if self._config.checkpoint is not None:

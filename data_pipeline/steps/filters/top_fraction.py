@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from math import ceil
+from math import ceil, isnan
 from pathlib import Path
 
 import numpy as np
@@ -41,17 +41,29 @@ class TopFraction:
             if shard.source not in protected
         ]
         refuse_unknown(own, "top_fraction", self._config.score)
-        total = sum(_order(path).size for path in own)
+        scored, total = count_scored(own)
         wanted = ceil(total * self._config.fraction)
         least, ties = select_greatest(own, wanted) if wanted else (0, 0)
-        report = {"documents": total, "kept": wanted, "least": self._limit(least)}
+        report = {
+            "documents": total,
+            "kept": wanted,
+            "least": self._limit(least),
+            "without_score": total - scored,
+            "without_score_kept": max(wanted - scored, 0),
+        }
         return Decision(self._verdicts(keys, own, greatest(own, least, ties)), report)
 
     def apply(self, documents: Iterator[Document], verdict: Arrays) -> Iterator[Document | Dropped]:
         """Yield the documents of a shard that stay."""
         for document, keep in zip(documents, verdict["keep"].tolist(), strict=True):
             score = document.meta.get(self._config.score)
-            yield document if keep else Dropped(document, "top_fraction", f"{score}")
+            if keep:
+                yield document
+            elif isnan(number_of(score)):
+                detail = f"no number as {self._config.score}"
+                yield Dropped(document, "top_fraction/no_score", detail)
+            else:
+                yield Dropped(document, "top_fraction", f"{score}")
 
     @property
     def _sign(self) -> int:
@@ -95,6 +107,20 @@ def refuse_unknown(paths: Sequence[Path], step: str, score: str) -> None:
         )
 
 
+def count_scored(paths: Sequence[Path]) -> tuple[int, int]:
+    """Return how many documents have the score, and how many there are.
+
+    Args:
+      paths: files of `order_numbers`.
+    """
+    scored = documents = 0
+    for path in paths:
+        order = _order(path)
+        scored += int(np.count_nonzero(order))
+        documents += order.size
+    return scored, documents
+
+
 def greatest(paths: Sequence[Path], least: int, ties: int) -> Iterator[np.ndarray]:
     """Yield, for each file, which of its documents are above `least` or among the first `ties` that
     are equal to it.
@@ -111,7 +137,7 @@ def order_numbers(documents: Iterator[Document], score: str, *, sign: int = 1) -
     all.
     """
     values = (document.meta.get(score) for document in documents)
-    return sortable(sign * np.array([_number(value) for value in values], np.float64))
+    return sortable(sign * np.array([number_of(value) for value in values], np.float64))
 
 
 def sortable(values: np.ndarray) -> np.ndarray:
@@ -154,5 +180,6 @@ def _order(path: Path) -> np.ndarray:
     return read_arrays(path)["order"]
 
 
-def _number(value: object) -> float:
+def number_of(value: object) -> float:
+    """Return what `meta` has as a score; nan where it is no number."""
     return float(value) if isinstance(value, int | float) else float("nan")

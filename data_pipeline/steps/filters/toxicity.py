@@ -7,9 +7,10 @@ from functools import cached_property
 
 from data_pipeline.classifier.model import DECIMALS, Classifier, load_classifier
 from data_pipeline.documents import Document, Dropped
+from data_pipeline.steps.step import problem_of
 from data_pipeline.text.lexicon import Hits, Lexicon
-from data_pipeline.urls.block_lists import read_list
-from maxlm.config.errors import UserError
+from data_pipeline.urls.block_lists import list_problems, read_list
+from maxlm.config.errors import Problem, UserError
 from maxlm.config.pipeline.filters.toxicity import ToxicityConfig
 
 
@@ -23,6 +24,15 @@ class Toxicity:
         """Yield each document with what was found, or dropped."""
         for document in documents:
             yield self._judge(document)
+
+    def problems(self, path: str) -> Iterator[Problem]:
+        """Yield lists that cannot be read or have no word, and a model that is none of words."""
+        yield from list_problems(self._config.lexicon, f"{path}.lexicon")
+        if self._config.model is not None:
+            yield from problem_of(f"{path}.model", self._check_model)
+
+    def _check_model(self) -> None:
+        self._model.require_words()
 
     def _judge(self, document: Document) -> Document | Dropped:
         meta = dict(document.meta)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 from data_pipeline.documents import Document, Dropped
-from data_pipeline.urls.block_lists import Addresses, Hosts, Subwords, Words
+from data_pipeline.steps.step import problem_of
+from data_pipeline.urls.block_lists import Addresses, Hosts, Subwords, Words, list_problems
 from data_pipeline.urls.canonical import canonical_url, parse_address
-from data_pipeline.urls.robots import OptOuts
-from maxlm.config.pipeline.filters.url import UrlConfig
+from data_pipeline.urls.robots import OptOuts, check_opt_outs
+from maxlm.config.errors import Problem
+from maxlm.config.pipeline.filters.url import LISTS, UrlConfig
 
 MAX_URL_CHARS = 8192
 """What is longer is no address: its rest is not looked at."""
@@ -36,6 +38,15 @@ class Url:
             else:
                 meta = document.meta | {"url_key": canonical_url(url)}
                 yield Document(document.id, document.source, document.text, meta)
+
+    def problems(self, path: str) -> Iterator[Problem]:
+        """Yield lists that cannot be read or have no entry, and opt-outs of no host."""
+        config = self._config
+        for name in LISTS:
+            yield from list_problems(getattr(config, name), f"{path}.{name}")
+        for number, file in enumerate(config.robots_files):
+            where = f"{path}.robots_files.{number}"
+            yield from problem_of(where, partial(check_opt_outs, file))
 
     def _verdict(self, url: str) -> tuple[str, str] | None:
         """Return the rule that an address breaks and what it is about, or None."""

@@ -14,6 +14,7 @@ from maxlm.config.pipeline.dedup.exact_dedup import ExactDedupConfig
 from maxlm.config.pipeline.dedup.near_dedup import NearDedupConfig
 from maxlm.config.pipeline.dedup.substring_dedup import SubstringDedupConfig
 from maxlm.config.pipeline.engine import LocalEngineConfig, RayEngineConfig
+from maxlm.config.pipeline.filters.buckets import BucketsConfig
 from maxlm.config.pipeline.filters.classifier import ClassifierConfig
 from maxlm.config.pipeline.filters.heuristics import HeuristicsConfig
 from maxlm.config.pipeline.filters.language import LanguageConfig
@@ -46,6 +47,7 @@ PipelineStep = Annotated[
     | ClassifierConfig
     | TopFractionConfig
     | PerplexityConfig
+    | BucketsConfig
     | RewriteConfig
     | PiiConfig
     | CurriculumConfig

@@ -81,6 +81,11 @@ class RewriteConfig(StepSection):
     )
     seed: Count = Field(0, description="of the random choices, with the document's id")
 
+    @property
+    def trained_model(self) -> CheckpointSection | None:
+        """Return the checkpoint."""
+        return self.checkpoint
+
     def problems(self, path: str, data: DataConfig) -> Iterator[Problem]:
         """Yield a model that is not there, and templates that are none."""
         del data

@@ -11,6 +11,7 @@ from maxlm.config.errors import Problem
 from maxlm.config.section import Name, Section, as_tuple
 
 if TYPE_CHECKING:
+    from maxlm.config.pipeline.checkpoint import CheckpointSection
     from maxlm.config.schema import DataConfig
 
 
@@ -29,6 +30,15 @@ class StepSection(Section):
         would be others.
         """
         return False
+
+    @property
+    def trained_model(self) -> CheckpointSection | None:
+        """Return the trained model that the step runs, if it does."""
+        return None
+
+    def behind(self) -> Iterator[StepSection]:
+        """Yield steps that belong to this one and are carried out right behind it."""
+        yield from ()
 
     def problems(self, path: str, data: DataConfig) -> Iterator[Problem]:
         """Yield what is wrong between its settings, and with those of the run's data.

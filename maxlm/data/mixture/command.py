@@ -25,7 +25,8 @@ def run(arguments: argparse.Namespace) -> int:
     )
     size = {"length": config.data.sequence_length, "rows": train.num_steps * train.batch_size}
     console = Console(highlight=False, soft_wrap=True)
-    lines = table_lines(readings(dataset.mixture, dataset.num_windows, **size))
+    found = readings(dataset.mixture, dataset.num_windows, **size)
+    lines = table_lines(found, length=config.data.sequence_length)
     for line in [*lines, *stage_lines(dataset.mixture, **size)]:
         console.print(line, markup=False)
     return 0

@@ -162,9 +162,15 @@ class _Limits:
     ) -> None:
         length, total = self.data.sequence_length, sum(fixed.values())
         for name, count in fixed.items():
+            asked = f"data.sources.{name}.tokens={self.data.sources[name].tokens or 0:,.0f}"
+            if not count:
+                raise UserError(
+                    f"{asked} is no row of data.sequence_length={length}, so nothing would be read of it; use "
+                    f"tokens: {length} or more, or leave the source out"
+                )
             if count > most[name]:
                 raise UserError(
-                    f"data.sources.{name}.tokens={count * length:,} is {count / self.windows[name]:.2f} times what it "
+                    f"{asked}, in whole rows {count * length:,}, is {count / self.windows[name]:.2f} times what it "
                     f"has, more than its max_epochs allow; use tokens: {int(most[name]) * length}, or more max_epochs"
                 )
         if total > rows or (fixed and not others and total < rows):
@@ -173,8 +179,8 @@ class _Limits:
             cure = f"use train.num_steps={max(total // self.reading.batch_size, 1)}, or other data.sources.*.tokens"
             more = "" if total > rows else ", or leave one source without, which then has the rest"
             raise UserError(
-                f"data.sources.*.tokens: {listed} = {total * length:,} tokens, {than} than the {rows * length:,} that "
-                f"the run reads; {cure}{more}"
+                f"data.sources.*.tokens: {listed} = {total * length:,} tokens in whole rows, {than} than the "
+                f"{rows * length:,} that the run reads; {cure}{more}"
             )
 
     def _too_few(self, left: int, room: float, rest: Mapping[str, float]) -> str:

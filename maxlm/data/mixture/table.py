@@ -71,14 +71,17 @@ def stage_lines(mixture: Mixture, *, length: int, rows: int) -> Iterator[str]:
         yield f"stage {number}: tokens {stage.start * length:,} to {end * length:,}: {', '.join(parts)}"
 
 
-def table_lines(found: Sequence[SourceReading]) -> list[str]:
-    """Return the table as lines, numbers to the right."""
+def table_lines(found: Sequence[SourceReading], *, length: int) -> list[str]:
+    """Return the table as lines, numbers to the right; a source's last tokens, which are less than a
+    row of `length`, are in none of them.
+    """
     rows = [HEADINGS, *(one.cells for one in found)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
-    return [
+    lines = [
         "  ".join(
             cell.ljust(width) if column == 0 else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         for row in rows
     ]
+    return [*lines, f"(tokens in whole rows of {length:,})"]

@@ -142,15 +142,19 @@ def test_without_the_length_of_a_run_stages_by_tokens_are_known():
         ),
         (
             data({"a": {"tokens": 6000}, "b": {"tokens": 5000}}),
-            r"a 6,000 \+ b 5,000 = 11,000 tokens, more than the 10,000 that the run reads; use train\.num_steps=110",
+            r"a 6,000 \+ b 5,000 = 11,000 tokens in whole rows, more than the 10,000 .*; use train\.num_steps=110",
         ),
         (
             data({"a": {"tokens": 3000}, "b": {"tokens": 5000}}),
-            r"8,000 tokens, less than the 10,000 .*train\.num_steps=80.*or leave one source without",
+            r"8,000 tokens in whole rows, less than the 10,000 .*train\.num_steps=80.*or leave one source without",
         ),
         (
             data({"a": {"tokens": 3000, "max_epochs": 2}, "b": 1.0}),
-            r"data\.sources\.a\.tokens=3,000 is 3\.00 times what it has.*use tokens: 2000",
+            r"data\.sources\.a\.tokens=3,000, in whole rows 3,000, is 3\.00 times what it has.*use tokens: 2000",
+        ),
+        (
+            data({"a": {"tokens": 4}, "b": 1.0}),
+            r"data\.sources\.a\.tokens=4 is no row of data\.sequence_length=10.*use tokens: 10 or more",
         ),
         (
             data({"a": 1.0, "b": 1.0}, stages=[{"until_tokens": 9000}, {"until_share": 0.5}, {}]),
@@ -169,9 +173,10 @@ def test_the_table_says_what_is_read_again_and_what_not():
     )
     windows = {"books": 100, "web": 9000}
     mixture = plan_mixture(config, windows, Reading(10, 100))
-    lines = table_lines(readings(mixture, windows, length=LENGTH, rows=1000))
+    lines = table_lines(readings(mixture, windows, length=LENGTH, rows=1000), length=LENGTH)
     assert lines[1].split() == ["books", "1,000", "4,000", "40.0%", "4.00", "3,000", "0"]
     assert lines[2].split() == ["web", "90,000", "6,000", "60.0%", "0.07", "0", "84,000"]
+    assert lines[3] == f"(tokens in whole rows of {LENGTH})"
     assert list(stage_lines(mixture, length=LENGTH, rows=1000)) == [
         "stage 0: tokens 0 to 8,000: books 25.0%, web 75.0%",
         "stage 1: tokens 8,000 to 10,000: books 100.0%",

@@ -6,12 +6,15 @@ import random
 import shutil
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
+from data_pipeline.checkpoints.loading import check_model, memory_named
 from data_pipeline.checkpoints.packing import pack
 from data_pipeline.checkpoints.reading import Reader
 from data_pipeline.classifier.model import load_classifier
 from data_pipeline.documents import Document, Dropped
+from data_pipeline.engine.isolation.limits import DeviceMemoryError
 from data_pipeline.steps.filters.classifier import ClassifierStep
 from data_pipeline.steps.filters.perplexity import Perplexity
 from maxlm import cli
@@ -94,6 +97,41 @@ def test_buckets_by_bits_per_byte(published):
     assert {one.reason for one in gone} == {"perplexity/middle", "perplexity/tail"}
 
 
+def test_a_corpus_is_sorted_by_percentiles_of_its_own(published, run_config, do, raw, tmp_path):
+    (raw / "blank.txt").write_text("...")
+    model = scoring(published)
+    steps = [{"kind": "perplexity", "checkpoint": model, "head": 0.25, "middle": 0.5}]
+    do(run_config(pipeline={"steps": steps}))
+    texts = {path.name: path.read_text() for path in raw.iterdir()}
+    reader = Reader(ScoringCheckpoint.model_validate(model))
+    bits = {name: round(found, 4) for name, found in reader.bits_per_byte(texts.items())}
+    order = sorted(bits.values())
+    folder = tmp_path / "out/text"
+    dropped = pq.read_table(folder / "dropped.parquet").to_pylist()
+    assert {row["reason"] for row in dropped} == {"buckets/tail"}
+    gone = {row["id"].rpartition("/")[2] for row in dropped}
+    assert gone == {name for name, found in bits.items() if found > order[20]}
+    report = json.loads((folder / "report.json").read_text())
+    bounds = {"head": order[10], "middle": order[20]}
+    assert report["decisions"]["01-buckets"]["up_to"] == bounds
+    kept = report["steps"][-1]["values"]["perplexity_bucket"]
+    assert (kept["head"], kept["middle"]) == (
+        sum(found <= bounds["head"] for found in order),
+        sum(bounds["head"] < found <= bounds["middle"] for found in order),
+    )
+
+
+def test_a_full_device_is_told_from_other_errors():
+    full = RuntimeError("RESOURCE_EXHAUSTED: 9 GB\nmore")
+    with (
+        pytest.raises(DeviceMemoryError, match="device: RESOURCE_EXHAUSTED: 9 GB$"),
+        memory_named(),
+    ):
+        raise full
+    with pytest.raises(RuntimeError, match="other"), memory_named():
+        raise RuntimeError("other")
+
+
 def test_a_classifier_of_hidden_states(published, model, tmp_path, capsys):
     draw = random.Random(3)
     for name, words in (("good", ["theorem", "proof"]), ("bad", ["buy", "cheap"])):
@@ -137,6 +175,32 @@ def another(published, tmp_path):
     data[-1] ^= 1
     path.write_bytes(bytes(data))
     return tmp_path / "another"
+
+
+def test_a_model_s_files_are_looked_at_without_loading_it(published, tmp_path, monkeypatch):
+    monkeypatch.setattr("data_pipeline.checkpoints.loading._load", None)
+    check_model(ScoringCheckpoint(path=str(published)))
+    check_model(ScoringCheckpoint(path=str(tmp_path / "none")))  # its section says so
+    for name, content, message in (
+        ("config.json", "{", "config.json: damaged"),
+        ("model.safetensors", "x", "model.safetensors: damaged"),
+        ("tokenizer.json", "{}", "tokenizer"),
+    ):
+        folder = tmp_path / name
+        shutil.copytree(published, folder)
+        (folder / name).write_text(content)
+        with pytest.raises(UserError, match=message):
+            check_model(ScoringCheckpoint(path=str(folder)))
+    (tmp_path / "run/checkpoints/00000003/record").mkdir(parents=True)
+    record = tmp_path / "run/checkpoints/00000003/record/record.json"
+    record.write_text("{}")
+    with pytest.raises(UserError, match="no tokenizer, so it reads no texts; put its folder back"):
+        check_model(ScoringCheckpoint(path=str(tmp_path / "run")))
+    shutil.copytree(published, tmp_path / "run/tokenizer")
+    check_model(ScoringCheckpoint(path=str(tmp_path / "run")))
+    record.write_text("{")
+    with pytest.raises(UserError, match="record.json: damaged"):
+        check_model(ScoringCheckpoint(path=str(tmp_path / "run")))
 
 
 def test_which_files_say_what_a_model_is(published, tmp_path):

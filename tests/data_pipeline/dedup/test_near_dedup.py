@@ -4,6 +4,7 @@ indexes.
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -183,10 +184,20 @@ def test_an_index_keeps_later_corpora_from_repeating_earlier_ones(run_step, in_s
 
 def test_an_index_that_does_not_fit_is_named(run_step, in_shards, tmp_path):
     run_step(NearDedup(NearDedupConfig(index=str(tmp_path / "index"))), in_shards(["some text"]))
+    folder = str(tmp_path / "index")
+    step = NearDedup(NearDedupConfig(earlier=(folder, str(tmp_path / "absent")), bands=20))
+    one, two = step.problems("steps.0")
+    assert (one.path, two.path) == ("steps.0.earlier.0", "steps.0.earlier.1")
+    assert re.search("'bands': 14.*'bands': 20", one.text)
+    assert "no index of documents" in two.text
     with pytest.raises(UserError, match="'bands': 14.*'bands': 20"):
-        NearDedup(NearDedupConfig(earlier=(str(tmp_path / "index"),), bands=20))
-    with pytest.raises(UserError, match="no index of documents"):
-        NearDedup(NearDedupConfig(earlier=(str(tmp_path / "absent"),)))
+        run_step(step, in_shards(["some text"]))
+    whole = NearDedup(NearDedupConfig(earlier=(folder,)))
+    assert not list(whole.problems("steps.0"))
+    (file,) = (tmp_path / "index").glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-1])
+    (problem,) = whole.problems("steps.0")
+    assert f"{file}: cannot be read" in problem.text
 
 
 def test_comparisons_are_bounded_and_those_left_out_counted(run_step, in_shards, monkeypatch):

@@ -3,11 +3,12 @@
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
 
-from data_pipeline.engine.isolation.limits import Limits
+from data_pipeline.engine.isolation.limits import Limits, Outcome
 from data_pipeline.engine.local import LocalEngine
 from data_pipeline.storage.document_files import read_documents
 from maxlm.config.errors import RunFailedError
@@ -64,6 +65,35 @@ def test_a_step_that_always_raises_ends_the_run_with_its_traceback(obedient, ste
         engine.run([task], lambda _: None)
     assert task.record() is None
     assert not list(task.folder.glob("*.unfinished"))
+
+
+def test_a_model_that_takes_too_much_ends_the_run_with_the_cure(step_task):
+    model = {"path": "runs/x", "rows": 8, "max_tokens": 1024}
+    step = {"kind": "perplexity", "checkpoint": model}
+    task = replace(step_task("big", "a"), settings={"step": step, "source": "s"})
+    alone = Limits(2**30, 2.0).after(Outcome("memory", 3), task)
+    assert alone.one_by_one
+    cure = (
+        r"also when it ran alone; lower checkpoint.rows=8 or checkpoint.max_tokens=1024 of the step "
+        r"perplexity, raise data.pipeline.engine.memory_mb, or, .* data.pipeline.engine.workers=1$"
+    )
+    for outcome, what in (
+        (Outcome("memory", 3), "it takes more than 1024 MiB"),
+        (Outcome("memory", 3, "a model does not fit its device"), "does not fit its device"),
+        (Outcome("lost", 3, "its process ended by SIGABRT"), "its process ended by SIGABRT"),
+    ):
+        with pytest.raises(RunFailedError, match=f"out/big: .*{what}, {cure}"):
+            alone.after(outcome, task)
+    rewrite = {"kind": "rewrite", "checkpoint": {"path": "x"}, "batch": 16, "max_tokens": 512}
+    other = replace(task, settings={"step": rewrite, "source": "s"})
+    with pytest.raises(
+        RunFailedError, match="lower batch=16 or max_tokens=512 of the step rewrite"
+    ):
+        alone.after(Outcome("memory", 3), other)
+    # What a document is at fault for sets it aside, as everywhere.
+    assert alone.after(Outcome("time", 3), task).set_aside == {3: "it takes longer than 2 s"}
+    words = replace(task, settings={"step": {"kind": "perplexity", "checkpoint": None}})
+    assert alone.after(Outcome("memory", 3), words).set_aside.keys() == {3}
 
 
 def test_no_process_outlives_the_one_that_leads(obedient, step_task, tmp_path, find_children):

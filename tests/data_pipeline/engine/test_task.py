@@ -8,6 +8,11 @@ import pytest
 
 from data_pipeline.engine import code
 from data_pipeline.engine.task import Task
+from data_pipeline.stages.mapping import MODEL, MappingStage
+from data_pipeline.stages.shards import DocumentShard
+from maxlm.config.pipeline.filters.classifier import ClassifierConfig
+from maxlm.config.pipeline.filters.perplexity import PerplexityConfig
+from maxlm.config.pipeline.rewrite import RewriteConfig
 
 
 @pytest.fixture
@@ -90,6 +95,43 @@ def test_code_is_that_of_a_module_and_what_it_imports(monkeypatch):
     assert others("data_pipeline.documents") == [True, True, True]
     assert others("data_pipeline.engine.local") == [False, False, False]
     assert others("data_pipeline.report") == [False, False, False]
+
+
+def test_a_model_s_code_counts_for_steps_that_run_one(tmp_path):
+    names = {
+        step: [
+            name
+            for task in MappingStage("01", section, tmp_path).tasks(
+                [DocumentShard(0, tmp_path / "0", "0" * 64, "s", 1, 1)]
+            )
+            for name in task.modules
+        ]
+        for step, section in {
+            "words": ClassifierConfig(model=__file__),
+            "states": ClassifierConfig(model=__file__, checkpoint={"path": "runs/x"}),
+            "perplexity": PerplexityConfig(checkpoint={"path": "runs/x"}),
+            "rewrite": RewriteConfig(checkpoint={"path": "x"}, templates=[{"name": "paraphrase"}]),
+        }.items()
+    }
+    assert {step for step, modules in names.items() if MODEL in modules} == {
+        "states",
+        "perplexity",
+        "rewrite",
+    }
+    # All of maxlm that a model is made of, and nothing of it for other steps.
+    code.code_of.cache_clear()
+    found = set()
+    with pytest.MonkeyPatch.context() as patch:
+        paths = code._path
+        patch.setattr(code, "_path", lambda name: found.add(name) or paths(name))
+        code.code_of(MODEL)
+    assert found >= {
+        "maxlm.layers.mixers.attention",
+        "maxlm.decoding.forward",
+        "maxlm.checkpoint.reader",
+    }
+    assert not any(name.startswith("data_pipeline") for name in found)
+    code.code_of.cache_clear()
 
 
 def test_identity_is_what_it_was(finished):

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+from data_pipeline.card.charts import _numbers
 from data_pipeline.card.tokens import TokenCounts, top_rows, vocabulary_rows
 from data_pipeline.inspection.corpus import Corpus
 from maxlm import cli
@@ -43,6 +44,16 @@ def test_a_card_shows_what_is_there_and_nothing_acts(card, corpus):
         f"Data card: {corpus}",
     ):
         assert text in shown, text
+
+
+def test_a_score_that_is_the_same_everywhere_is_one_bar():
+    chart = _numbers("quality", {"0.5": 7})
+    (axes,) = chart.figure.axes
+    (bar,) = axes.patches
+    assert bar.get_width() == 7
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["0.5"]
+    assert chart.text == "Documents by quality."
+    assert _numbers("quality", {"(others)": 7}) is None
 
 
 def test_numbers_of_the_card_are_those_of_the_corpus(card, corpus):

@@ -10,6 +10,8 @@ import pytest
 
 from data_pipeline.inspection import corpus as corpus_module
 from data_pipeline.inspection.corpus import Corpus
+from data_pipeline.inspection.show import _whence
+from data_pipeline.inspection.why import Gone, explain
 from maxlm import cli
 from maxlm.pages import visible
 from tests.data.tokenizers.kinds import BOS, EOS, byte_level
@@ -92,6 +94,39 @@ def test_why_names_rule_value_limit_and_the_copy_that_stays(corpus, data):
         assert line in out.splitlines()
     # Ids hold the folder of this run of the tests, and say which split a document is of.
     assert len(re.findall(rf"  what stays  {re.escape(three)} \((?:train|validation) \[", out)) == 2
+
+
+def test_why_names_the_scores_that_documents_have_which_stay():
+    top = {"kind": "top_fraction", "score": "quality", "fraction": 0.1, "keep": "highest"}
+    gone = Gone("a", "03-top_fraction", "top_fraction", "0.25")
+    found = explain(gone, {"2-top_fraction": top}, {"03-top_fraction": {"least": 0.7}})
+    assert found.limit == "fraction: 0.1; quality of at least 0.7"
+    found = explain(gone, {"2-top_fraction": top | {"keep": "lowest"}}, {gone.step: {"least": 0.2}})
+    assert found.limit == "fraction: 0.1; quality of at most 0.2"
+    # Behind a step of another kind, whose settings it has.
+    gone = Gone("a", "02-buckets", "buckets/tail", "1.3")
+    settings = {"0-url": {}, "1-perplexity": {"kind": "perplexity", "keep": ["head", "middle"]}}
+    found = explain(gone, settings, {gone.step: {"up_to": {"head": 0.9, "middle": 1.25}}})
+    assert found.limit == "keep: head, middle; head up to 0.9, middle up to 1.25"
+
+
+def test_a_document_that_was_written_says_from_which(corpus):
+    opened, origin = Corpus(corpus), identity(corpus, 6)
+    rewrite = {"kind": "rewrite", "templates": [{"name": "say"}, {"name": "turn"}]}
+    opened.manifest["settings"]["steps"]["9-rewrite"] = rewrite
+    assert opened.made_from(f"{origin}#say#2") == (origin, "say")
+    assert opened.made_from(f"{origin}#2") is None
+    assert opened.made_from(f"{origin}#other") is None
+    facts = _whence(opened, f"{origin}#say#1")
+    assert list(facts) == ["written from", "by template", "read from"]
+    assert re.fullmatch(rf"{re.escape(origin)} \((train|validation) \[\d.*", facts["written from"])
+    assert facts["by template"] == "say"
+    assert "lines.jsonl, at :6 (SHA-256 " in facts["read from"]
+    again = _whence(opened, f"{origin}#say#turn")
+    assert again == facts | {
+        "written from": f"{origin}#say (not in this corpus)",
+        "by template": "turn",
+    }
 
 
 @pytest.mark.parametrize("action", [["show"], ["show", "--why"]])

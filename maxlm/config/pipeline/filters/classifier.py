@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from maxlm.config.errors import Problem
-from maxlm.config.pipeline.checkpoint import ScoringCheckpoint
+from maxlm.config.pipeline.checkpoint import CheckpointSection, ScoringCheckpoint
 from maxlm.config.pipeline.filters.word_list import missing_file
 from maxlm.config.pipeline.step import StepSection
 from maxlm.config.section import Fraction, Name
@@ -35,6 +35,11 @@ class ClassifierConfig(StepSection):
     threshold: Fraction | None = Field(
         0.5, description="probability that a document needs (null: none is dropped)"
     )
+
+    @property
+    def trained_model(self) -> CheckpointSection | None:
+        """Return the checkpoint."""
+        return self.checkpoint
 
     def problems(self, path: str, data: DataConfig) -> Iterator[Problem]:
         """Yield a model that is not there, and settings that it does not have."""

@@ -17,6 +17,17 @@ if TYPE_CHECKING:
 
 LanguageCode = Annotated[str, Field(pattern="^[a-z]{2,3}$")]
 
+_CODES = (
+    "ace af am an ar ary arz as az ba bcl be bg bn br bs ca crh cs cy da de dz el en eo es et "
+    "eu ext fa fi fo fr fuv  fy ga gcf gcr gd gl gom grc gu gug guw ha hbo he hi hr ht hu hy "
+    "id ig is it ja jv ka kab kik kk km kn ko ku ky  la lb lg lij ln lo lt ltg lv mg mk ml mn "
+    "mr ms mt my ne nl nn no nso oc om or pa pcm pl ps pt qu ro ru rw sa sdh  se si sk sl sn "
+    "so sq sr st sv sw ta te tg th tk tl tr tt ug uk ur uz uzs vec vi vo wa wuu xh yo yue zh "
+    "zu zxx"
+)
+LANGUAGES = frozenset(_CODES.split())
+"""What the model of py3langid 0.4 tells apart; zxx is text in no language."""
+
 
 def _without_thresholds(value: Any) -> Any:
     """Take a list of languages as those with the common threshold."""
@@ -54,6 +65,11 @@ class LanguageConfig(StepSection):
     def problems(self, path: str, data: DataConfig) -> Iterator[Problem]:
         """Yield what keeps it from running."""
         del data
+        for name in self.languages:
+            if name not in LANGUAGES:
+                where = f"{path}.languages"
+                text = f"{where}: {name}: the model does not know this language; use some of"
+                yield Problem(where, f"{text} {', '.join(sorted(LANGUAGES))}")
         if self.lines == "drop" and not self.languages:
             text = f"{path}.lines=drop needs {path}.languages, the languages of lines to keep"
             yield Problem(f"{path}.lines", f"{text}; name them, or use lines: keep")

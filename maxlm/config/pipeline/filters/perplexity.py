@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from maxlm.config.errors import Problem
-from maxlm.config.pipeline.checkpoint import ScoringCheckpoint
+from maxlm.config.pipeline.checkpoint import CheckpointSection, ScoringCheckpoint
+from maxlm.config.pipeline.filters.buckets import Buckets, BucketsConfig
 from maxlm.config.pipeline.filters.word_list import missing_file
 from maxlm.config.pipeline.step import StepSection
-from maxlm.config.section import Fraction, PositiveFloat, as_tuple
+from maxlm.config.section import Fraction, PositiveFloat
 
 if TYPE_CHECKING:
     from maxlm.config.schema import DataConfig
-
-Bucket = Literal["head", "middle", "tail"]
 
 
 class PerplexityConfig(StepSection):
@@ -37,17 +36,34 @@ class PerplexityConfig(StepSection):
         "normalised", description="how a text is cut into words, if the model is an .arpa file"
     )
     head: Fraction = Field(
-        0.3, description="share of the documents held out in training that are in the head"
+        0.3,
+        description="share of documents in the head: of those held out when the n-gram model was "
+        "trained, or, by a checkpoint, of the corpus itself",
     )
     middle: Fraction = Field(0.6, description="share of those in head and middle")
     max_head: PositiveFloat | None = Field(
         None, description="perplexity to use instead of head; of a checkpoint, bits per byte"
     )
     max_middle: PositiveFloat | None = Field(None, description="instead of middle")
-    keep: Annotated[tuple[Bucket, ...], BeforeValidator(as_tuple), Field(min_length=1)] = (
-        "head",
-        "middle",
-    )
+    keep: Buckets = ("head", "middle")
+
+    @property
+    def trained_model(self) -> CheckpointSection | None:
+        """Return the checkpoint."""
+        return self.checkpoint
+
+    def behind(self) -> Iterator[StepSection]:
+        """Yield the step that finds the percentiles of a checkpoint's figures, which are those of the
+        documents themselves: nobody has measured them before.
+        """
+        if self.checkpoint is not None and self.max_head is None:
+            yield BucketsConfig(
+                score="bits_per_byte",
+                head=self.head,
+                middle=self.middle,
+                keep=self.keep,
+                name="perplexity_bucket",
+            )
 
     def problems(self, path: str, data: DataConfig) -> Iterator[Problem]:
         """Yield a model that is not there, and bounds that are none."""

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from data_pipeline import preparation
 from data_pipeline.classifier.model import Classifier, Header
 from data_pipeline.documents import Document
 from data_pipeline.ngrams.storage import save_ngrams
@@ -15,7 +16,7 @@ from data_pipeline.ngrams.training import Recipe, train
 from data_pipeline.stages.mapping import MappingStage
 from data_pipeline.stages.shards import DocumentShard
 from data_pipeline.steps.filters.classifier import ClassifierStep
-from maxlm.config.errors import UserError
+from maxlm.config.errors import ConfigError, UserError
 from maxlm.config.pipeline import PipelineConfig
 from maxlm.config.pipeline.filters.classifier import ClassifierConfig
 
@@ -97,3 +98,66 @@ def test_a_classifier_of_words_takes_no_checkpoint(tmp_path) -> None:
     assert "p.checkpoint: a.bin reads words alone; remove the setting" in [
         problem.text for problem in config.problems("p", None)
     ]
+
+
+def test_all_files_are_opened_before_the_first_document_is_read(
+    run_config, do, tmp_path, monkeypatch
+) -> None:
+    def damaged(name: str, content: str = "no such file") -> str:
+        (tmp_path / name).write_text(content)
+        return str(tmp_path / name)
+
+    Classifier(Header(checkpoint="0" * 64, max_tokens=9), np.ones(4, np.float32)).save(
+        tmp_path / "states"
+    )
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights/config.json").write_text("{")
+    empty, arpa = (
+        damaged("empty.txt", "# nothing\n\n"),
+        "\\data\\\nngram 1=1\n\n\\1-grams:\n-1\ta\n",
+    )
+    broken = damaged("bad.jsonl", '{"text": ')
+    absent = str(tmp_path / "absent")
+    steps = [
+        {"kind": "toxicity", "lexicon": {"files": [empty]}, "model": str(tmp_path / "states")},
+        {"kind": "url", "domains": {"files": [empty, absent]}, "robots_files": [empty]},
+        {"kind": "classifier", "model": damaged("quality")},
+        {"kind": "classifier", "model": damaged("fasttext.bin"), "label": "good"},
+        {"kind": "classifier", "model": str(tmp_path / "states")},
+        {"kind": "perplexity", "model": damaged("ngrams")},
+        {
+            "kind": "perplexity",
+            "model": damaged("words.arpa", arpa),
+            "max_head": 9,
+            "max_middle": 9,
+        },
+        {"kind": "perplexity", "checkpoint": {"path": str(tmp_path / "weights")}},
+        {"kind": "decontaminate", "benchmarks": {"quiz": [broken], "blank": [empty]}},
+        {"kind": "near_dedup", "earlier": [absent]},
+    ]
+    monkeypatch.setattr(preparation, "list_inputs", None)
+    with pytest.raises(ConfigError) as caught:
+        do(run_config(pipeline={"steps": steps}))
+    found = {
+        problem.path.removeprefix("data.pipeline.steps."): problem.text
+        for problem in caught.value.problems
+    }
+    expected = {
+        "0.lexicon.files": "empty.txt: no entry, so nothing would be found; fill the files",
+        "0.model": "only the step `classifier`",
+        "1.domains.files.1": "absent: there is no such file",
+        "1.robots_files.0": "put a line `Host: example.com` above",
+        "2.model": "quality: not a classifier",
+        "3.model": "fasttext.bin: not a supervised model of fastText",
+        "4.model": "name it as classifier.checkpoint.path",
+        "5.model": "ngrams: not an n-gram model",
+        "6.model": "words.arpa:5: not ARPA: there is no <unk>",
+        "7.checkpoint.path": "config.json: damaged",
+        "8.benchmarks.quiz": "bad.jsonl: ",
+        "8.benchmarks.blank": "no text of at least 8 words",
+        "9.earlier.0": "absent: no index of documents",
+    }
+    assert found.keys() == expected.keys()
+    for path, text in expected.items():
+        assert text in found[path]
+        assert found[path].startswith(f"data.pipeline.steps.{path}: ")

@@ -5,8 +5,9 @@ import pytest
 from data_pipeline.documents import Document
 from data_pipeline.steps.filters import language as step_module
 from data_pipeline.steps.filters.language import Language
+from data_pipeline.text.language import language_model
 from maxlm.config.errors import UserError
-from maxlm.config.pipeline.filters.language import LanguageConfig
+from maxlm.config.pipeline.filters.language import LANGUAGES, LanguageConfig
 
 ENGLISH = "The committee will meet again next week to discuss the remaining questions."
 GERMAN = "Der Ausschuss wird sich in der kommenden Woche erneut mit den Fragen befassen."
@@ -52,6 +53,13 @@ def test_begin_middle_and_end_are_looked_at(verdicts) -> None:
     step = Language(config(languages=["en"], sample_chars=300))
     text = ENGLISH * 20 + "\u4f60" * 50 + ENGLISH * 20
     assert verdicts(step, [text, GERMAN * 5 + ENGLISH * 2 + GERMAN * 5]) == [text, "language/other"]
+
+
+def test_the_model_s_languages_are_known_before_it_is_loaded() -> None:
+    assert sorted(LANGUAGES) == language_model().languages
+    (problem,) = config(languages=["en", "qq"]).problems("steps.0", None)
+    assert problem.path == "steps.0.languages"
+    assert "qq: the model does not know this language; use some of ace, af" in problem.text
 
 
 def test_a_language_that_the_model_does_not_know() -> None:
