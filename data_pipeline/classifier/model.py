@@ -5,6 +5,7 @@ The file is safetensors: one array of weights, and a JSON header; reading it run
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,7 +13,6 @@ import numpy as np
 from pydantic import Field, FiniteFloat, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from scipy.special import expit
 
 from data_pipeline.classifier.features import grams
 from data_pipeline.storage.whole import written_whole
@@ -61,7 +61,7 @@ class Classifier:
 
     def probability(self, text: str) -> float:
         """Return the calibrated probability that a text is of the good kind."""
-        return float(expit(self.header.slope * self.score(text) + self.header.shift))
+        return sigmoid(self.header.slope * self.score(text) + self.header.shift)
 
     def score(self, text: str) -> float:
         """Return the weighted sum of a text's words, before calibration.
@@ -91,13 +91,19 @@ class Classifier:
         kind.
         """
         score = float(features.astype(np.float64) @ self._weights) + self.header.bias
-        return float(expit(self.header.slope * score + self.header.shift))
+        return sigmoid(self.header.slope * score + self.header.shift)
 
     def save(self, path: Path) -> None:
         """Write the model's file, in full or not at all."""
         with written_whole(path) as unfinished:
             metadata = {_HEADER: self.header.model_dump_json()}
             save_file({"weights": self._weights.astype(np.float32)}, unfinished, metadata)
+
+
+def sigmoid(value: float) -> float:
+    """Return 1 / (1 + exp(-value)), for any finite value."""
+    small = math.exp(-abs(value))
+    return (1.0 if value >= 0 else small) / (1.0 + small)
 
 
 def load_classifier(path: Path | str) -> Classifier:

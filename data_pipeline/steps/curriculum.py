@@ -14,6 +14,7 @@ import numpy as np
 
 from data_pipeline.documents import Document
 from data_pipeline.steps.filters.top_fraction import (
+    count_scored,
     greatest,
     order_numbers,
     refuse_unknown,
@@ -51,6 +52,7 @@ class Curriculum:
         report = {
             name: {
                 "documents": documents[name],
+                "without_score": documents[name] - count_scored(own[name])[0],
                 "scores": [score_of(least) for least, _ in reversed(limits[name])],
             }
             for name in own

@@ -9,13 +9,17 @@ after its last token comes its first.
 from __future__ import annotations
 
 import hashlib
+import importlib
+from typing import TYPE_CHECKING
 
-import grain
 import numpy as np
 
 from maxlm.config.errors import UserError
 from maxlm.data.examples.packing import NO_TOKEN, mark_masked
 from maxlm.data.shards import TokenShards
+
+if TYPE_CHECKING:
+    import grain
 
 MAX_WINDOWS = 2**32 - 1  # grain's index shuffle works on 32-bit indices
 
@@ -61,7 +65,7 @@ class TrainingWindows:
         return self._places().map_with_index(self._start)
 
     def _places(self) -> grain.MapDataset:
-        places = grain.MapDataset.range(self.num_windows)
+        places = _numbers(self.num_windows)
         if self._shuffle:
             places = places.shuffle(seed=_number(self._key, 2**32))
         return places.repeat()
@@ -95,11 +99,11 @@ class ValidationWindows:
 
     def dataset(self) -> grain.MapDataset:
         """Return the grain dataset of windows, int32 (T + tokens_after,)."""
-        return grain.MapDataset.range(self.num_windows).map(self._read)
+        return _numbers(self.num_windows).map(self._read)
 
     def starts(self) -> grain.MapDataset:
         """Return the grain dataset of the windows' first tokens, by their place in the stream."""
-        return grain.MapDataset.range(self.num_windows).map(lambda place: place * self._length)
+        return _numbers(self.num_windows).map(lambda place: place * self._length)
 
     def _read(self, place: int) -> np.ndarray:
         start = place * self._length
@@ -120,3 +124,11 @@ def _marked(shards: TokenShards, start: int, count: int) -> np.ndarray:
 def _number(key: str, below: int) -> int:
     """Return a number in [0, below) that is a hash of the key."""
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:16], "big") % below
+
+
+def _numbers(count: int) -> grain.MapDataset:
+    """Return the grain dataset of 0 to count - 1.
+
+    grain is loaded here, with jax, which takes longer than to say how much a run will read.
+    """
+    return importlib.import_module("grain").MapDataset.range(count)

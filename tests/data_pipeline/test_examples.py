@@ -95,6 +95,7 @@ def write_crawl(folder, real):
             *((name, as_html(name, paragraphs)) for name, paragraphs in real),
             *planted.items(),
             ("blocked", as_html("Blocked", real[60][1])),
+            (f"{real[5][0]}?utm_source=feed", as_html("Again", of_two(100, 110))),
         ]
     ]
     folder.mkdir(parents=True)
@@ -195,6 +196,8 @@ def test_pages_of_a_crawl_become_a_trained_model(web, do, tmp_path, capsys):
     dropped = {step: set(reasons) for step, reasons in reasons_of(shards).items()}
     assert dropped["extract"] == {"extract/max_depth"}
     assert dropped["url"] == {"url/domain"}
+    by_address = report_of(shards)[3]
+    assert (by_address["step"], by_address["reasons"]) == ("03-exact_dedup", {"exact_dedup/url": 1})
     assert dropped["language"] == {"language/other"}
     assert "gopher_repetition/max_dup_line_frac" in dropped["heuristics"]
     assert dropped["toxicity"] == {"toxicity/max_count"}

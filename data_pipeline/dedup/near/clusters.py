@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 
 def connected_rows(batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
@@ -29,8 +27,29 @@ def connected_rows(batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> np.ndarr
 def _joined(pairs: np.ndarray) -> np.ndarray:
     rows, ends = np.unique(pairs, return_inverse=True)
     left, right = ends.reshape(2, -1)
-    links = coo_array((np.ones(left.size, bool), (left, right)), shape=(rows.size, rows.size))
-    count, labels = connected_components(links, directed=False)
-    least = np.full(count, rows.size, np.int64)
-    np.minimum.at(least, labels, np.arange(rows.size))
-    return np.stack([rows, rows[least[labels]]])
+    return np.stack([rows, rows[least_connected(left, right, rows.size)]])
+
+
+def least_connected(left: np.ndarray, right: np.ndarray, count: int) -> np.ndarray:
+    """Return the least node that each of `count` nodes is connected to, int64.
+
+    Every node points at a lower one or at itself. In each round the nodes that two linked ones point
+    at are pointed at the lower of both, and all pointers are followed to their ends; a few rounds do,
+    since links within a cluster are done with. As fast as scipy's, which takes a quarter of a
+    worker's start to load.
+
+    Args:
+      left, right: the linked nodes, int64 (num_links,).
+      count: of the nodes.
+    """
+    least = np.arange(count)
+    while True:
+        ends = least[np.stack([left, right])]
+        apart = ends[0] != ends[1]
+        if not apart.any():
+            return least
+        left, right, ends = left[apart], right[apart], ends[:, apart]
+        lower = ends.min(axis=0)
+        np.minimum.at(least, ends, lower)
+        while not (least[least] == least).all():
+            least = least[least]

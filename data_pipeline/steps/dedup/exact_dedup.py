@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.dedup.exact import digests, units_of
+from data_pipeline.dedup.exact import Unit, digests, units_of
 from data_pipeline.dedup.near.sets import as_bytes, as_texts
 from data_pipeline.dedup.sorted_keys import (
     Copies,
@@ -30,6 +30,8 @@ from data_pipeline.documents import Document, Dropped
 from data_pipeline.steps.dedup.parts import Plan, documents_at, found_by_shard, rows_in
 from data_pipeline.steps.step import Arrays, Decision, Shard, Work
 from data_pipeline.storage.arrays import array_names, read_arrays, read_rows
+from data_pipeline.urls.canonical import URL_KEY
+from maxlm.config.errors import UserError
 from maxlm.config.pipeline.dedup.exact_dedup import ExactDedupConfig
 
 _TABLE = "unit"
@@ -43,14 +45,16 @@ class ExactDedup:
 
     def __init__(self, config: ExactDedupConfig):
         self._config = config
+        self._unit: Unit = "document" if config.unit == "url" else config.unit
 
     def keys(self, documents: Iterator[Document], shard: Shard, given: Sequence[Path]) -> Arrays:
         """Return the sorted digests of the shard's units."""
         del shard, given
-        # All documents are compared, blank lines and short ones are not.
-        least = 0 if self._config.unit == "document" else self._config.min_words
+        # All documents are compared, blank lines and short ones are not, nor what has no address.
+        least = {"document": 0, "url": 1}.get(self._config.unit, self._config.min_words)
         rows, keys, first = [np.empty(0, np.int64)], [np.empty((2, 0), np.uint64)], 0
-        units = self._units(documents)
+        by_url = self._config.unit == "url"
+        units = _addresses(documents) if by_url else self._units(documents)
         while portion := list(islice(units, _UNITS_AT_A_TIME)):
             row, key = digests(portion, ignore_case=self._config.ignore_case, min_words=least)
             rows.append(first + row)
@@ -62,7 +66,12 @@ class ExactDedup:
     def reduce(self, keys: Sequence[Path], work: Work) -> Decision:
         """Find the copies, one part of the key space after the other."""
         number = sum(rows_in(path, _TABLE) for path in keys)
-        of_documents = self._config.unit == "document"
+        of_documents = self._unit == "document"
+        if not number and self._config.unit == "url" and any(one.documents for one in work.shards):
+            raise UserError(
+                "exact_dedup.unit=url: no document has an address, so nothing would be found; read some with their "
+                "`url` (raw.meta_keys), or leave the step out"
+            )
         weight = _WEIGHT_OF_IDS if of_documents else 1
         plan = Plan.of(work, parts_needed(weight * number, work.memory_bytes))
         given = [plan.write(work.folder / "plan"), *keys]
@@ -114,7 +123,7 @@ class ExactDedup:
         upcoming, first = next(copies, None), 0
         reason = f"exact_dedup/{self._config.unit}"
         for document in documents:
-            units = units_of(document.text, self._config.unit)
+            units = units_of(document.text, self._unit)
             gone = {}
             while upcoming is not None and upcoming[0] < first + len(units):
                 gone[upcoming[0] - first] = upcoming[1]
@@ -131,7 +140,7 @@ class ExactDedup:
 
     def _units(self, documents: Iterable[Document]) -> Iterator[str]:
         for document in documents:
-            yield from units_of(document.text, self._config.unit)
+            yield from units_of(document.text, self._unit)
 
     def _detail(self, firsts: Iterable[str | np.uint64]) -> str:
         first = next(iter(firsts))
@@ -139,3 +148,7 @@ class ExactDedup:
             return f"same as {first}"
         least = np.array([min(firsts)])  # type: ignore[type-var]
         return f"same as {self._config.unit} {rows_of(least)[0]} of shard {shards_of(least)[0]}"
+
+
+def _addresses(documents: Iterable[Document]) -> Iterator[str]:
+    return (str(document.meta.get(URL_KEY, "")) for document in documents)

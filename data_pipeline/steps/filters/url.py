@@ -10,7 +10,7 @@ from typing import NamedTuple
 from data_pipeline.documents import Document, Dropped
 from data_pipeline.steps.step import problem_of
 from data_pipeline.urls.block_lists import Addresses, Hosts, Subwords, Words, list_problems
-from data_pipeline.urls.canonical import canonical_url, parse_address
+from data_pipeline.urls.canonical import URL_KEY, canonical_url, parse_address
 from data_pipeline.urls.robots import OptOuts, check_opt_outs
 from maxlm.config.errors import Problem
 from maxlm.config.pipeline.filters.url import LISTS, UrlConfig
@@ -36,7 +36,7 @@ class Url:
             elif verdict := self._verdict(url):
                 yield Dropped(document, *verdict)
             else:
-                meta = document.meta | {"url_key": canonical_url(url)}
+                meta = document.meta | {URL_KEY: canonical_url(url)}
                 yield Document(document.id, document.source, document.text, meta)
 
     def problems(self, path: str) -> Iterator[Problem]:

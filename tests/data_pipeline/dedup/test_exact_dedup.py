@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from data_pipeline.dedup.exact import digests, units_of
 from data_pipeline.steps.dedup.exact_dedup import ExactDedup
+from maxlm.config.errors import UserError
 from maxlm.config.pipeline.dedup.exact_dedup import ExactDedupConfig
 
 TEXT = st.text(st.sampled_from("ab \n\t\r\u2028"), max_size=30)
@@ -69,6 +70,41 @@ def test_the_first_of_equal_units_stays(run_step, in_shards, unit, shards, memor
             expected.append(left)
     assert [document.text for document in outcome.kept] == expected
     assert {one.reason for one in outcome.dropped} == {f"exact_dedup/{unit}"}
+
+
+def test_documents_of_one_address(run_step, in_shards):
+    keys = ["a.org/x", None, "b.org/", "a.org/x", "A.org/x", None, "b.org/"]
+    (first, second) = in_shards([f"text {number}" for number in range(len(keys))], 2)
+    for document in [*first, *second]:
+        key = keys[int(document.id.removeprefix("web/"))]
+        document.meta |= {} if key is None else {"url_key": key}
+    step = ExactDedup(ExactDedupConfig(unit="url", min_words=9))
+    outcome = run_step(step, [first, second])
+    gone = {one.document.id: (one.reason, one.detail) for one in outcome.dropped}
+    kept = {int(one.id.removeprefix("web/")) for one in outcome.kept}
+    for twins in ({0, 3}, {2, 6}):
+        (stays,) = twins & kept
+        (goes,) = twins - kept
+        assert gone[f"web/{goes}"] == ("exact_dedup/url", f"same as web/{stays}")
+    assert kept >= {1, 4, 5}
+    assert len(gone) == 2
+    with pytest.raises(UserError, match=r"unit=url: no document has an address.*raw\.meta_keys"):
+        run_step(step, in_shards(["one", "two"]))
+    assert not run_step(step, []).kept
+
+
+def test_addresses_need_a_step_that_makes_them_comparable(run_config):
+    def problems(steps):
+        data = run_config(pipeline={"steps": steps}).data
+        return [
+            p for n, one in enumerate(data.pipeline.steps) for p in one.problems(f"s.{n}", data)
+        ]
+
+    by_url = {"kind": "exact_dedup", "unit": "url"}
+    assert not problems([{"kind": "url"}, by_url])
+    (problem,) = problems([by_url, {"kind": "url"}])
+    assert problem.path == "s.0.unit"
+    assert "put a step {kind: url} before it" in problem.text
 
 
 def test_a_protected_source_loses_nothing_and_comes_first(run_step, in_shards):

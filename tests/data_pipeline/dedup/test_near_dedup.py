@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from data_pipeline.dedup.near import verify as verification
+from data_pipeline.dedup.near.clusters import least_connected
 from data_pipeline.documents import Document
 from data_pipeline.steps.dedup.near_dedup import NearDedup
 from maxlm.config.errors import UserError
@@ -156,6 +159,19 @@ def test_which_document_stays(run_step, in_shards):
     protected = in_shards([texts[0]], source="books")
     outcome = run_step(NearDedup(NearDedupConfig()), [documents, *protected], protected=["books"])
     assert [document.id for document in outcome.kept] == ["books/0"]
+
+
+@pytest.mark.parametrize("links", [0, 30, 200, 900])
+def test_clusters_are_connected_components(links):
+    generator = np.random.default_rng(links)
+    for count in (1, 7, 300):
+        left, right = generator.integers(0, count, (2, links))
+        graph = coo_array((np.ones(links), (left, right)), shape=(count, count))
+        _, labels = connected_components(graph, directed=False)
+        expected = [np.flatnonzero(labels == label)[0] for label in labels]
+        assert least_connected(left, right, count).tolist() == expected
+    chain = generator.permutation(5000)  # pointers that lead from one to the next
+    assert not least_connected(chain[:-1], chain[1:], 5000).any()
 
 
 def test_an_index_keeps_later_corpora_from_repeating_earlier_ones(run_step, in_shards, tmp_path):

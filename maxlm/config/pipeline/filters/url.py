@@ -21,7 +21,7 @@ LISTS = ("domains", "urls", "words", "soft_words", "subwords")
 
 class UrlConfig(StepSection):
     """Drop documents by the `url` that they came with, and give each the key of its address
-    (`url_key`), by which exact duplicates of addresses are found.
+    (`url_key`), by which `exact_dedup` with unit: url finds documents of one address.
 
     No list is built in. The rules are RefinedWeb's (arXiv:2306.01116, G.1).
     """
