@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -52,6 +52,8 @@ class Workshop:
       shard_bytes: of text, in a shard that is read.
       shard_tokens: after which a token shard is closed.
       keep_steps: leave the documents of every step where they are.
+      known: shards of the stages that are finished, by their names: each stage asks for those of all
+        before it, and their records are long.
     """
 
     folder: Path
@@ -61,6 +63,7 @@ class Workshop:
     shard_bytes: int
     keep_steps: bool
     shard_tokens: int
+    known: dict[str, list[DocumentShard]] = field(default_factory=dict)
 
     def finish(
         self, label: str, tasks: Sequence[Task], units: Units, *, with_outputs: bool = True
@@ -114,14 +117,18 @@ def documents_of(stages: Sequence[Stage], workshop: Workshop) -> list[DocumentSh
     if not workshop.keep_steps:
         for shard in before:
             shard.path.unlink(missing_ok=True)
-    return shards_of(records)
+    workshop.known[last.name] = shards_of(records)
+    return workshop.known[last.name]
 
 
 def shards_known(stages: Sequence[Stage], workshop: Workshop) -> list[DocumentShard]:
     """Return the shards of the last stage, whether or not their files are still there."""
     *earlier, last = stages
+    if last.name in workshop.known:
+        return workshop.known[last.name]
     before = shards_known(earlier, workshop) if earlier else []
     records = [task.record(with_outputs=False) for task in last.tasks(before)]
-    if all(record is not None for record in records):
-        return shards_of(record for record in records if record is not None)
-    return documents_of(stages, workshop)
+    if any(record is None for record in records):
+        return documents_of(stages, workshop)
+    workshop.known[last.name] = shards_of(record for record in records if record is not None)
+    return workshop.known[last.name]

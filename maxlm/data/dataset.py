@@ -13,8 +13,9 @@ import json
 import logging
 import sys
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -28,6 +29,9 @@ from maxlm.data.mixture.table import readings, stage_lines, table_lines
 from maxlm.data.shards import INDEX_NAME, TokenShards
 from maxlm.data.tokenizers import Tokenizer, open_tokenizer
 from maxlm.data.windows import TrainingWindows, ValidationWindows
+
+if TYPE_CHECKING:
+    import grain
 
 log = logging.getLogger(__name__)
 
@@ -60,10 +64,17 @@ class Dataset:
         self.shards = dict(shards)
         self.mixture = mixture
         self.num_windows = {name: source.num_windows for name, source in windows.items()}
-        self._windows = {name: source.dataset() for name, source in windows.items()}
-        self._starts = {name: source.starts() for name, source in windows.items()}
+        self._sources = dict(windows)
         endless = any(isinstance(source, TrainingWindows) for source in windows.values())
         self._num_rows = sys.maxsize if endless else sum(self.num_windows.values())
+
+    @cached_property
+    def _windows(self) -> dict[str, grain.MapDataset]:
+        return {name: source.dataset() for name, source in self._sources.items()}
+
+    @cached_property
+    def _starts(self) -> dict[str, grain.MapDataset]:
+        return {name: source.starts() for name, source in self._sources.items()}
 
     @property
     def num_tokens(self) -> int:

@@ -44,12 +44,13 @@ def least_connected(left: np.ndarray, right: np.ndarray, count: int) -> np.ndarr
     """
     least = np.arange(count)
     while True:
-        ends = least[np.stack([left, right])]
-        apart = ends[0] != ends[1]
+        one, two = least[left], least[right]
+        apart = one != two
         if not apart.any():
             return least
-        left, right, ends = left[apart], right[apart], ends[:, apart]
-        lower = ends.min(axis=0)
-        np.minimum.at(least, ends, lower)
-        while not (least[least] == least).all():
-            least = least[least]
+        left, right, one, two = left[apart], right[apart], one[apart], two[apart]
+        lower = np.minimum(one, two)
+        np.minimum.at(least, one, lower)
+        np.minimum.at(least, two, lower)
+        while not np.array_equal(nearer := least[least], least):
+            least = nearer

@@ -10,8 +10,8 @@ from maxlm.config.section import Count, Fraction, NonNegativeFloat, Section
 
 
 class RedpajamaCodeConfig(Section):
-    """Rules for code of RedPajama, which Dolma takes over (arXiv:2402.00159, 5.1); null turns one
-    off.
+    """Rules for code of RedPajama (its github_run_filter.py), which Dolma takes over
+    (arXiv:2402.00159, 5.1); null turns one off.
     """
 
     kind: Literal["redpajama_code"] = "redpajama_code"

@@ -12,12 +12,16 @@ from maxlm.config.section import Count, Fraction, Section, as_tuple
 class RefinedwebConfig(Section):
     """Line-wise corrections of RefinedWeb (arXiv:2306.01116, G.2): lines that belong to the page and
     not to its text go, and documents that consist of them.
+
+    Numbers are the paper's but for `max_upper_ratio`, which is that of DCLM (arXiv:2406.11794), of
+    letters in place of all characters. The paper has one example of phrases for each place: sign-in,
+    Read more..., items in cart; the others are own.
     """
 
     kind: Literal["refinedweb"] = "refinedweb"
     max_upper_ratio: Fraction | None = Field(
         0.5,
-        description="lines with more of their letters in capitals go (the paper says: mainly capitals)",
+        description="lines with more of their letters in capitals go (the paper: mainly capitals)",
     )
     numeric: bool = Field(True, description="lines of digits alone go")
     counters: bool = Field(True, description="lines such as `3 likes` go")

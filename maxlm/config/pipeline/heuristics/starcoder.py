@@ -13,7 +13,9 @@ class StarcoderConfig(Section):
     """Rules for code of StarCoder (arXiv:2305.06161, 3.1; arXiv:2402.19173, 2.1), with SantaCoder's
     for comments and stars (arXiv:2301.03988); null turns one off.
 
-    The language is that of the suffix of `path` or `file`; rules of other languages do not count.
+    Sizes of JSON and YAML, and that XSLT alone may be XML, are as DeepSeek-Coder (arXiv:2401.14196,
+    2.1) quotes StarCoder's rules. The language is that of the suffix of `path` or `file`; rules of
+    other languages do not count.
     """
 
     kind: Literal["starcoder"] = "starcoder"
