@@ -52,7 +52,7 @@ def test_a_score_that_is_the_same_everywhere_is_one_bar():
     (bar,) = axes.patches
     assert bar.get_width() == 7
     assert [label.get_text() for label in axes.get_yticklabels()] == ["0.5"]
-    assert chart.text == "Documents by quality."
+    assert chart.meaning == "Documents by quality."
     assert _numbers("quality", {"(others)": 7}) is None
 
 
