@@ -373,7 +373,10 @@ def test_two_sources_share_a_tokenizer_and_one_is_added_later(
     assert hashes(tmp_path / "out/text") == before
     build_dataset(config.data, seed=0, batch_size=2, split="train").rows(0, 2)
     # What the run will read of them is said, or why it cannot.
-    for settings, expected in (({}, ["source", "more", "text"]), ({"tokens": 1e9}, ["the"])):
+    for settings, expected in (
+        ({}, ["source", "more", "text", "(tokens"]),
+        ({"tokens": 1e9}, ["the"]),
+    ):
         sources = {
             name: source.model_copy(update=settings) for name, source in config.data.sources.items()
         }
