@@ -5,6 +5,7 @@ audit of what Python does meanwhile, and small disks.
 import os
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +23,23 @@ os.environ["PJRT_NPROC"] = "16"
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {QUICK_COMPILE} {PATIENCE}"
 
 audit.install()
+
+
+# The files that take longest. Two processes share the files: begun late, one of these would leave one
+# process alone for minutes.
+LONG = (
+    *("train/test_runs.py", "train/test_meshes.py", "data_pipeline/engine/test_engines.py"),
+    *("test_seams.py", "train/test_expert_meshes.py", "train/test_further_tokens.py"),
+    *("train/test_faults.py", "decoding/test_generate.py", "layers/test_block.py"),
+    *("sharding/test_collectives.py", "train/test_streams.py", "train/test_bfloat16.py"),
+    *("train/test_processes.py", "layers/mixers/test_mla.py", "models/test_decoder.py"),
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the files that take longest, else in the order of their names."""
+    rank = {str(Path(__file__).parent / name): number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(str(item.path), len(LONG)))
 
 
 @pytest.fixture(autouse=True)

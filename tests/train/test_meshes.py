@@ -247,7 +247,7 @@ def check_random(model, mesh, train, loss):
 LOSSES = st.sampled_from([{}, {"z_loss": 1e-3, "label_smoothing": 0.1}])
 
 
-@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(max_examples=2, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 @given(model=MODELS, mesh=SMALL_MESHES, train=TRAINS, loss=LOSSES)
 def test_same_for_random_models(model, mesh, train, loss):
     check_random(model, mesh, train, loss)

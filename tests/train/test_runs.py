@@ -17,7 +17,7 @@ from tests.small_models import model_settings
 from tests.train.conftest import curve, finish, read_metrics, start, train, wait_for_step
 
 
-def test_ten_kills_at_random_moments_change_no_bit(write_run, tmp_path):
+def test_kills_at_random_moments_change_no_bit(write_run, tmp_path):
     # Larger than the other runs, so that some kills fall into a save: every second step is saved.
     sections = {
         "train": {"num_steps": 60, "eval_every": 0},
@@ -27,7 +27,7 @@ def test_ten_kills_at_random_moments_change_no_bit(write_run, tmp_path):
     path = write_run("killed", **sections)
     rng = random.Random(time.time_ns())
     reached = 0
-    for _ in range(10):
+    for _ in range(4):  # fifty: tests/drills/test_kills.py
         process = start(path)
         if reached < 50:
             wait_for_step(tmp_path / "killed", reached + rng.randint(1, 5), process)
@@ -263,7 +263,13 @@ UNEVEN = {
 }
 
 
-@pytest.mark.parametrize(("num_layers", "layers", "stages"), UNEVEN.values(), ids=UNEVEN)
+@pytest.mark.parametrize(
+    ("num_layers", "layers", "stages"),
+    [
+        pytest.param(*case, id=name, marks=pytest.mark.slow if "experts" in name else ())
+        for name, case in UNEVEN.items()
+    ],
+)
 def test_uneven_stages_and_one_device_take_turns(write_run, tmp_path, num_layers, layers, stages):
     model = model_settings(
         vocab_size=320, num_layers=num_layers, embed_dim=16, num_heads=2, mlp_dim=32

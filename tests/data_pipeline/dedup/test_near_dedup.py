@@ -75,7 +75,7 @@ SMALL = st.lists(st.lists(st.sampled_from("abc"), max_size=9).map(" ".join), max
 
 
 @settings(
-    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     texts=SMALL,

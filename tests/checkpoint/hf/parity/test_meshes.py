@@ -28,7 +28,11 @@ def config_of(name, mesh, **more):
 
 @pytest.mark.parametrize(
     ("name", "more"),
-    [("llama3", {}), ("gpt_oss", {}), pytest.param("deepseek_v3", MODULE, marks=pytest.mark.slow)],
+    [
+        ("llama3", {}),
+        pytest.param("gpt_oss", {}, marks=pytest.mark.slow),
+        pytest.param("deepseek_v3", MODULE, marks=pytest.mark.slow),
+    ],
 )
 def test_three_axes_at_once(name, more):
     mesh = {"fsdp": 2, "tensor": 2, "stage": 2}
