@@ -4,6 +4,7 @@ messages are printed.
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -326,3 +327,20 @@ def add_line(path: Path, old: str, new: str) -> None:
     imported = f"from {where}.bilinear import {name}\n"
     first = text.index("from maxlm.")
     path.write_text(text[:first] + imported + text[first:].replace(old, new))
+
+
+def test_every_kind_of_event_is_on_the_page():
+    """An event is marked by `event(KIND, ...)` or noted by `events.note(KIND, ...)`."""
+    calls = [
+        node.args[0]
+        for path in (ROOT / "maxlm").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and node.args
+        if re.fullmatch(r"event|marked|(.*\.)?events\.note", ast.unparse(node.func))
+    ]
+    parts = [part for kind in calls for part in ast.walk(kind) if isinstance(part, ast.Constant)]
+    page = (ROOT / "docs/reliability.md").read_text()
+    table = page[page.index("| kind | when |") : page.index("Code marks a line")]
+    rows = [row.split("|")[1] for row in table.splitlines()[2:] if row.strip()]
+    named = {kind for row in rows for kind in re.findall(r"`([a-z_]+)`", row)}
+    assert named == {part.value for part in parts}
