@@ -109,7 +109,7 @@ class Account:
             self._seconds[cause] += micro
         step = self._step if span.step is None else span.step
         if STEPS in spent:
-            self._counting.append((self._step, step, spent[STEPS]))
+            self._counting.append((min(self._step, step), step, spent[STEPS]))
         self._step, self._start, self._time = step, span.start, _micro(span.time)
 
     def _add_idle(self, span: Span, began: int) -> None:

@@ -80,6 +80,15 @@ def test_steps_back_within_a_start_are_done_again_too():
     assert found.seconds["idle"] == 0
 
 
+def test_a_roll_back_between_two_lines():
+    # From step 20 back to 12 and on to 16, in one line.
+    back = spans_of(1, FIRST[-1].time, (16, {"steps": 8.0}), (26, {"steps": 10.0}))
+    again = spans_of(2, back[-1].time, (None, {"start": 1.0}), (21, {"restore": 1.0}))
+    found = goodput_of([*FIRST, *back, *again])
+    assert found.seconds["redone"] == pytest.approx(18.0 * 0.4 + 5.0)
+    assert found.seconds[STEPS] == pytest.approx(20.0 + 18.0 * 0.6 + 8.0 + 5.0)
+
+
 def test_a_clock_that_goes_back_makes_no_time_negative():
     again = spans_of(2, 500.0, (None, {"start": 4.0}), (20, {"restore": 1.0}))
     later = spans_of(3, 510.0, (None, {"start": 1.0}))
