@@ -265,6 +265,7 @@ class _Loop:
         if back is None:
             cause = f"the run diverged at step {step}, and there is no checkpoint before to roll back to"
             raise self.skipped.failure(step, cause, state.spikes)
+        self.skipped_in_row = 0  # what is saved now is as good as the checkpoint
         return back
 
     def _evaluate(self, step: int, state: TrainState, stop: Callable[[int], bool]) -> None:
