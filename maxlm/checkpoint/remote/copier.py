@@ -21,7 +21,10 @@ from maxlm.events import event
 
 log = logging.getLogger(__name__)
 
-SMALL_FILES = ("metrics.jsonl", "events.jsonl", "tokenizer", "published", "tensorboard")
+SMALL_FILES = (
+    *("metrics.jsonl", "events.jsonl", "time.jsonl", "config.yaml"),
+    *("tokenizer", "published", "tensorboard"),
+)
 """Of RUN_DIR, what goes with the checkpoints: a run goes on elsewhere with its record, curves and
 tokenizer."""
 

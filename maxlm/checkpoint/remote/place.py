@@ -46,6 +46,9 @@ class Throttle:
       bytes_per_second: None for no limit.
       clock: returns seconds.
       sleep: waits so many seconds.
+
+    Attributes:
+      moved_bytes: let through so far.
     """
 
     def __init__(
@@ -57,12 +60,14 @@ class Throttle:
     ) -> None:
         self._rate, self._clock, self._sleep = bytes_per_second, clock, sleep
         self._lock, self._free_at = threading.Lock(), 0.0
+        self.moved_bytes = 0
 
     def take(self, count: int) -> None:
         """Wait until so many bytes more may be moved."""
-        if self._rate is None:
-            return
         with self._lock:
+            self.moved_bytes += count
+            if self._rate is None:
+                return
             now = self._clock()
             start = max(now, self._free_at)
             self._free_at = start + count / self._rate

@@ -42,6 +42,11 @@ class Store:
         rate = config.megabytes_per_second
         self._throttle = Throttle(None if rate is None else rate * 1e6)
 
+    @property
+    def moved_bytes(self) -> int:
+        """Bytes of files moved so far, both ways."""
+        return self._throttle.moved_bytes
+
     def steps(self) -> list[int]:
         """Return the steps of the whole copies, newest first."""
         return self._named(_WHOLE)

@@ -20,6 +20,7 @@ from maxlm.checkpoint.remote.store import Store
 from maxlm.checkpoint.run_directory import RunDirectory
 from maxlm.config.errors import RunFailedError, UserError
 from maxlm.config.schema import RunConfig
+from maxlm.process.phases import beat, phase
 from maxlm.runtime import on_first_process
 from maxlm.runtime.notice import notice_seconds
 
@@ -40,8 +41,9 @@ def bring_back(config: RunConfig) -> None:
     if config.checkpoint.store is None:
         return
     store = Store(config.checkpoint.store)
-    with RunDirectory.open(config.run_dir) as run:
-        _patiently(lambda: bring_back_newer(store, run, config.checkpoint.resume_from))
+    asked = config.checkpoint.resume_from
+    with phase("restore"), RunDirectory.open(config.run_dir) as run:
+        _patiently(store, lambda: bring_back_newer(store, run, asked))
 
 
 class SlowTier:
@@ -86,7 +88,7 @@ class SlowTier:
         store = self._store
         if store is None:
             return False
-        step: int | None = _patiently(lambda: fetch_or_warn(store, self._run_dir, than))
+        step: int | None = _patiently(store, lambda: fetch_or_warn(store, self._run_dir, than))
         return step is not None
 
     def resume_from(self, step: int) -> None:
@@ -95,7 +97,7 @@ class SlowTier:
         if store is None:
             return
         self._last = step
-        _patiently(lambda: pass_over_newer(store, step))
+        _patiently(store, lambda: pass_over_newer(store, step))
         if self._copier is not None:  # a copy that failed before the run ended is tried again
             self._copier.add(step, last=True)
 
@@ -105,13 +107,15 @@ class SlowTier:
         Raises:
           RunFailedError: the run is done, and its last checkpoint is not in the store.
         """
+        assert self._store is not None
         assert self._config.checkpoint.store is not None
         done = self._last >= self._config.train.num_steps
         limit = self._config.checkpoint.store.wait_seconds
         notice = notice_seconds(self._config.checkpoint.notice_seconds)
         if not done and notice is not None:  # of which the step and the save have had their part
             limit = min(limit, notice / 2)
-        cause: str = _patiently(lambda: self._copy_last(limit))
+        with phase("save"):
+            cause: str = _patiently(self._store, lambda: self._copy_last(limit))
         if not cause:
             return
         url = self._config.checkpoint.store.url
@@ -139,15 +143,15 @@ class SlowTier:
         return self._copier.cause
 
 
-def _patiently(work: Callable[[], Any]) -> Any:
+def _patiently(store: Store, work: Callable[[], Any]) -> Any:
     """Do something long on the first process alone; the others ask every few seconds whether it is
     done, as none may sit in one collective for minutes. Return its result, which JSON can hold.
+
+    As long as bytes move, the phase gets on.
 
     Raises:
       UserError, RunFailedError: as `work`, on every process.
     """
-    if jax.process_count() == 1:
-        return work()
     answer: dict[str, Any] = {}
 
     def run() -> None:
@@ -162,12 +166,15 @@ def _patiently(work: Callable[[], Any]) -> Any:
     if jax.process_index() == 0:
         thread.start()
 
-    def look() -> dict[str, Any] | None:
+    def look() -> dict[str, Any]:
         thread.join(_POLL_SECONDS)
-        return None if thread.is_alive() else answer
+        return {"moved": store.moved_bytes} if thread.is_alive() else answer
 
-    while (found := on_first_process(look)) is None:
-        continue
+    moved = 0
+    while "moved" in (found := on_first_process(look)):
+        if found["moved"] != moved:
+            moved = found["moved"]
+            beat()
     if "error" in found:
         raise (UserError if found["mistake"] else RunFailedError)(found["error"])
     return found["value"]

@@ -184,6 +184,7 @@ def test_a_rate_holds_for_all_threads_together():
     now[0] = 110.0
     throttle.take(500)
     assert len(slept) == 3
+    assert throttle.moved_bytes == 2500
 
 
 def test_the_first_error_of_a_thread_is_raised_and_ends_the_others():
