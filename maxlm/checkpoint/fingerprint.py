@@ -1,13 +1,14 @@
 """A number for the content of an array, the same on every mesh: array files carry no checksum of
 their own.
 
-    fingerprint(x) = sum over i of bits(x[i]) * weight(i)  mod 2^32,   weight(i) = mix(i) | 1
+    fingerprint(x) = sum over i of mix(bits(x[i]) ^ mix(i))  mod 2^32
 
 with i the global row-major index. Sums mod 2^32 do not depend on their order, so every sharding
 gives the same number, and the blocks that devices hold have numbers of their own that add up to it:
-they are compared with what a block reads back as, without a word between processes. The weights are
-odd: a single changed element always changes the sum (d * odd = 0 mod 2^32 only for d = 0). They are
-scrambled by `mix`: exchanged or shifted elements change it except with probability about 2^-31.
+they are compared with what a block reads back as, without a word between processes. `mix` is a
+bijection that scrambles all bits: a single changed element always changes the sum; several, or an
+exchange, do so except with probability about 2^-32, whichever bits they are. (With weights in place
+of the outer `mix`, flips of the highest bit would cancel in pairs: two signs would go unseen.)
 """
 
 from __future__ import annotations
@@ -94,8 +95,7 @@ def fingerprint_values(values: np.ndarray, place: tuple[slice, ...], shape: tupl
         part = np.ascontiguousarray(values[first : first + rows])
         first_place = places[0][first : first + rows].reshape(-1, *[1] * (values.ndim - 1))
         bits = part.view(f"uint{8 * part.itemsize}").astype(np.uint32)
-        weights = _mix(first_place + row) | np.uint32(1)
-        total += int(np.sum(bits * weights, dtype=np.uint32))
+        total += int(np.sum(scramble(bits, first_place + row), dtype=np.uint32))
     return total % 2**32
 
 
@@ -134,7 +134,7 @@ def _summarise(block: jax.Array, *, mesh: Mesh, spec: P) -> jax.Array:
             first = lax.axis_index(names) * block.shape[axis]
             places = places + first.astype(jnp.uint32)
         index = index + places * jnp.uint32(stride % 2**32)
-    number = jnp.sum(_bits(block) * (_mix(index) | jnp.uint32(1)), dtype=jnp.uint32)
+    number = jnp.sum(scramble(bits_of(block), index), dtype=jnp.uint32)
     finite = (
         jnp.all(jnp.isfinite(block)) if jnp.issubdtype(block.dtype, jnp.inexact) else jnp.bool_(1)
     )
@@ -146,7 +146,7 @@ def _strides(shape: tuple[int, ...]) -> list[int]:
     return [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
 
 
-def _bits(array: jax.Array) -> jax.Array:
+def bits_of(array: jax.Array) -> jax.Array:
     """Reinterpret every element as a uint32, by zero extension of its bits; element-wise one to
     one.
     """
@@ -157,8 +157,18 @@ def _bits(array: jax.Array) -> jax.Array:
     return unsigned.astype(jnp.uint32)
 
 
-def _mix(index: Any) -> Any:
-    """Scramble uint32s, of jax or numpy: the finaliser of MurmurHash3, a bijection."""
-    index = (index ^ (index >> 16)) * np.uint32(0x85EBCA6B)
-    index = (index ^ (index >> 13)) * np.uint32(0xC2B2AE35)
-    return index ^ (index >> 16)
+def scramble(bits: Any, index: Any) -> Any:
+    """Return what elements add to a fingerprint.
+
+    Args:
+      bits: of each element, as uint32s of jax or numpy.
+      index: where it is, likewise.
+    """
+    return _mix(bits ^ _mix(index))
+
+
+def _mix(numbers: Any) -> Any:
+    """Scramble uint32s: the finaliser of MurmurHash3, a bijection."""
+    numbers = (numbers ^ (numbers >> 16)) * np.uint32(0x85EBCA6B)
+    numbers = (numbers ^ (numbers >> 13)) * np.uint32(0xC2B2AE35)
+    return numbers ^ (numbers >> 16)

@@ -261,7 +261,8 @@ class _Loop:
     def _roll_back(self, step: int, pending: StepMetrics | None, state: TrainState) -> TrainState:
         self.checkpointer.wait()
         metrics: StepMetrics = jax.device_get(pending)
-        back = roll_back(state, step, metrics, program=self.program, config=self.config)
+        with phase("restore"), self.time.phase("restore"):
+            back = roll_back(state, step, metrics, program=self.program, config=self.config)
         if back is None:
             cause = f"the run diverged at step {step}, and there is no checkpoint before to roll back to"
             raise self.skipped.failure(step, cause, state.spikes)

@@ -134,11 +134,12 @@ sys.exit(main())
         assert ("in stuck" in stacks) == (index == 1)
 
 
-def test_sigterm_to_one_of_two_stops_both_and_a_second_insists(write_run, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_one_of_two_stops_both(write_run, tmp_path, number):
     path = write_run(train={"num_steps": 10**6})
     process = start(path, *SPLIT, launcher=TWO)
     reach(tmp_path / "run", 3, process, seconds=300)
-    os.kill(workers_of(process)[1], signal.SIGUSR1)
+    os.kill(workers_of(process)[1], number)
     assert process.wait(timeout=60) == Exit.STOPPED
     output = path.with_suffix(".log").read_text()
     stopped = int(re.search(r"stopped after step (\d+) of", output)[1])

@@ -30,6 +30,7 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from maxlm.checkpoint.fingerprint import bits_of, scramble
 from maxlm.checkpoint.leaves import flatten
 from maxlm.config.errors import RunFailedError
 from maxlm.events import event
@@ -198,22 +199,11 @@ def find_differences(
 
 def fingerprint(array: jax.Array) -> jax.Array:
     """Return a uint32 of what an array holds, inside a jit or on one device."""
-    if array.dtype == jnp.bool_:
-        array = array.astype(jnp.uint32)
-    unsigned = jnp.dtype(f"uint{8 * array.dtype.itemsize}")
-    bits = lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
     index = jnp.zeros(array.shape, jnp.uint32)
     for axis, size in enumerate(array.shape):
         index = index * jnp.uint32(size % 2**32)
         index += lax.broadcasted_iota(jnp.uint32, array.shape, axis)
-    return jnp.sum(_mix(bits ^ _mix(index)), dtype=jnp.uint32)
-
-
-def _mix(numbers: jax.Array) -> jax.Array:
-    """Scramble uint32s: the finaliser of MurmurHash3, a bijection."""
-    numbers = (numbers ^ (numbers >> 16)) * jnp.uint32(0x85EBCA6B)
-    numbers = (numbers ^ (numbers >> 13)) * jnp.uint32(0xC2B2AE35)
-    return numbers ^ (numbers >> 16)
+    return jnp.sum(scramble(bits_of(array), index), dtype=jnp.uint32)
 
 
 def _copied_over(spec: P, mesh: Mesh) -> tuple[str, ...]:
