@@ -4,6 +4,7 @@ audit of what Python does meanwhile, and small disks.
 
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -21,6 +22,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # Two threads for each device, as `maxlm.runtime` asks for, however few cores there are.
 os.environ["PJRT_NPROC"] = "16"
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {QUICK_COMPILE} {PATIENCE}"
+
+# Under nohup it would be ignored, by what tests start as well.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 audit.install()
 

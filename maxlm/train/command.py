@@ -29,7 +29,8 @@ class TerminalHandler(logging.StreamHandler[TextIO]):
     def emit(self, record: logging.LogRecord) -> None:
         """Write one message."""
         if record.levelno >= logging.getLogger().level:
-            self.setStream(sys.stderr)
+            # Not `setStream`, which flushes the one before: it may be closed by now.
+            self.stream = sys.stderr
             super().emit(record)
 
 

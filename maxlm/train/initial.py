@@ -177,15 +177,20 @@ def _from_checkpoint(source: Source, program: Program, config: RunConfig) -> Sta
     names = ["decoder"] + ["optimizer"] * asked.optimizer
     names += ["step", "token_hash", "skipped"] * asked.step
 
+    # Spikes are told from the steps before, whichever run did them.
+    window = ["spikes"] * asked.step
+
     def saved_as(record: Record) -> Record:
         state = state_as_saved(record, config, program)
-        return {name: getattr(state, name) for name in names}
+        return {name: getattr(state, name) for name in names + window}
 
     restored = source.reader.restore(None, step=asked.checkpoint, partial=True, saved_as=saved_as)
     assert restored is not None, "it had a record"
     wanted = {name: getattr(program.state, name) for name in names}
-    parts = rearrange_layers(restored.state, wanted)
+    parts = rearrange_layers({name: restored.state[name] for name in names}, wanted)
     counters = {name: parts[name] for name in names if name not in ("decoder", "optimizer")}
+    for name in window:
+        counters[name] = fit_window(restored.state[name], program.state.spikes)
     state = _around(parts["decoder"], program, config, slots=parts.get("optimizer"))
     published = restored.record.get("published")
     if not asked.step:

@@ -177,7 +177,7 @@ def test_what_cannot_be_imported(refuse, source, imported, tmp_path):
     assert "has no config.json" in refuse("import", tmp_path, tmp_path / "x")
     assert "--vocab-multiple=0" in refuse("import", source, tmp_path / "x", "--vocab-multiple", "0")
     odd = tmp_path / "a[1]"
-    assert f"CHECKPOINT_DIR={odd}" in refuse("import", source, odd)
+    assert f"CHECKPOINT_DIR={str(odd)!r}" in refuse("import", source, odd)
     assert not list(tmp_path.iterdir())
 
 

@@ -10,6 +10,7 @@ from maxlm.checkpoint import Checkpointer
 from maxlm.checkpoint.hf.published import open_published
 from maxlm.config.errors import UserError
 from maxlm.config.schema import CheckpointConfig, RunConfig
+from maxlm.data.token_hash import hexdigest
 from maxlm.sharding.parameters import layers_of, named_parameters
 from maxlm.train.initial import open_source, start_of
 from maxlm.train.setup import build_program
@@ -76,6 +77,7 @@ def saved(tmp_path_factory, published):
         **program.execution.layout.record(),
         "config": config.model_dump(mode="json"),
         "tokenizer": "another tokenizer",
+        "token_hash": hexdigest(jax.device_get(state.token_hash)),
     }
     with Checkpointer(folder / "checkpoints", CheckpointConfig()) as checkpointer:
         checkpointer.save(STEP, state, record, wait=True)

@@ -62,6 +62,6 @@ def test_what_a_run_reads_is_shown_before_it(write_run, tiny_data, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:4] == ["source", "tokens", "reads", "share"]
     assert lines[1].split()[0::2][:2] == ["books", f"{32 * (13 + 17):,}"]
-    assert lines[4] == "stage 1: tokens 832 to 1,536: books 77.3%, web 22.7%"
+    assert lines[5] == "stage 1: tokens 832 to 1,536: books 77.3%, web 22.7%"
     assert main(["data", "mix", path, "data.mix.max_epochs=0.01"]) == 2
     assert "data.stages.0 reads 832 tokens" in capsys.readouterr().err

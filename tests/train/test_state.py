@@ -24,7 +24,7 @@ def test_consumption_is_exact_beyond_what_devices_count():
 
 def test_what_was_consumed_is_in_the_record(monkeypatch):
     monkeypatch.setattr(initial, "_random_state", lambda program, config: "random")
-    monkeypatch.setattr(initial, "rearrange_layers", lambda saved, wanted: saved)
+    monkeypatch.setattr(initial, "with_own_window", lambda saved, program: saved)
     program, config = SimpleNamespace(state=None), make_config()
     fresh = initial.start_of(None, None, program, config)
     assert (fresh.state, fresh.step, fresh.consumed) == ("random", 0, (0, 0, 0))

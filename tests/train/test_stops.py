@@ -27,7 +27,7 @@ sys.exit(main())
 """
 
 
-@pytest.mark.parametrize(("batch", "step"), [(1, 10), (3, 20)])
+@pytest.mark.parametrize(("batch", "step"), [pytest.param(1, 10, marks=pytest.mark.slow), (3, 20)])
 def test_a_stop_in_an_evaluation_saves_the_step_and_repeats_it(batch, step, write_run, tmp_path):
     sections = {"train": {"num_steps": 20, "eval_every": 10}, "checkpoint": {"every": 0}}
     whole = write_run("whole", **sections)

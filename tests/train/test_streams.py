@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from maxlm.checkpoint import Checkpointer
 from maxlm.config.schema import CheckpointConfig
+from maxlm.data.token_hash import hexdigest
 from maxlm.layers import mixers
 from maxlm.layers.layer import Beside
 from maxlm.layers.mixers.attention import Attention
@@ -105,7 +106,8 @@ def test_what_is_carried_is_in_the_checkpoint(one_device, tmp_path):
     assert [leaf.shape for leaf in carried] == [(3, 16, 32)]
     assert all(np.abs(leaf).max() > 0 for leaf in carried)
     with Checkpointer(tmp_path, CheckpointConfig()) as checkpointer:
-        checkpointer.save(1, state, {})
+        token_hash = hexdigest(jax.device_get(state.token_hash))
+        checkpointer.save(1, state, {"token_hash": token_hash})
         checkpointer.wait()
         restored = checkpointer.restore(program.state)
     np.testing.assert_array_equal(jax.tree.leaves(restored.state.carried)[0], carried[0])
