@@ -23,14 +23,15 @@ _INCLUDE = {
 
 
 def to_yaml(loaded: LoadedRun | LoadedData) -> str:
-    """Return the resolved settings; each line ends with the origin of its value, and the whole loads
-    again.
+    """Return the resolved settings; each line ends with the origin of its value, where origins are
+    known, and the whole loads again.
     """
     config = loaded.config.model_dump(mode="json")
     lines = list(_lines(config, "", 0, loaded.origins))
     width = min(max((len(text) for text, _ in lines), default=0), 60)
     return "".join(
-        f"{f'{text:<{width}}  # {origin}' if origin else text}\n" for text, origin in lines
+        f"{f'{text:<{width}}  # {origin}' if origin and loaded.origins else text}\n"
+        for text, origin in lines
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from maxlm.config import load_run
+from maxlm.config.reading.loader import LoadedRun
 from maxlm.config.reading.paths import all_paths
 from maxlm.config.show import to_json_schema, to_yaml
 
@@ -34,6 +35,10 @@ def test_shown_run_loads_again_and_names_origins(
     assert lines["query: save"] == "command line"
     assert lines["window: 8"] == "run.yaml:8"
     assert lines["beta2: 0.95"] == "default"
+    plain = to_yaml(LoadedRun(loaded.config, {}))  # of a run whose origins nobody knows
+    assert "#" not in plain
+    (tmp_path / "plain.yaml").write_text(plain)
+    assert load_run("plain.yaml").config == loaded.config
 
 
 def test_schema_has_every_setting_and_refuses_others() -> None:
