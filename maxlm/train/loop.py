@@ -8,7 +8,7 @@ import math
 import shlex
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -122,12 +122,17 @@ def train(config: RunConfig, *, command: str, history: History | None = None) ->
             losses = compile_losses(config, program)
         _refuse_too_large_a_step(compiled, program)
         reporter.start_clock(compiled, compiles)
-        loop = _Loop(config, program, datasets, compiled, checkpointer, reporter, consumption)
-        loop.losses, loop.published = losses, start.published
-        loop.evaluation_due = restored is not None and restored.record.get("evaluation_due", False)
+        begun = _Begun(
+            losses,
+            start.published,
+            circumstances.record(),
+            loss_check(restored, differences, config, consumption, circumstances),
+            restored is not None and restored.record.get("evaluation_due", False),
+        )
+        loop = _Loop(
+            config, program, datasets, compiled, checkpointer, reporter, consumption, begun
+        )
         stop = stack.enter_context(StopSignal())  # from here on there is something to save
-        loop.circumstances = circumstances.record()
-        loop.loss_check = loss_check(restored, differences, config, consumption, circumstances)
         step = loop.run(
             start.state,
             start.step,
@@ -142,6 +147,24 @@ def train(config: RunConfig, *, command: str, history: History | None = None) ->
         return done
 
 
+class _Begun(NamedTuple):
+    """What a start of a run has besides its state.
+
+    Attributes:
+      losses: of a batch, compiled.
+      published: of the weights that the run began with, for an export that is like them.
+      circumstances: what its numbers depend on, as records have it.
+      loss_check: compares the first losses with those before the resume.
+      evaluation_due: a stop cut the evaluation of the last step done short: it comes first.
+    """
+
+    losses: Callable[[Decoder, Batch], Sums]
+    published: dict[str, Any] | None
+    circumstances: dict[str, Any]
+    loss_check: LossCheck
+    evaluation_due: bool
+
+
 class _Loop:
     """The parts that every step needs."""
 
@@ -154,24 +177,19 @@ class _Loop:
         checkpointer: Checkpointer,
         reporter: Reporter,
         consumption: Consumption,
+        begun: _Begun,
     ):
         self.config, self.datasets, self.compiled = config, datasets, compiled
         self.checkpointer, self.reporter, self.consumption = checkpointer, reporter, consumption
         self.program, self.sharding = program, batch_sharding(program.mesh)
         self.time = reporter.history.time
-        self.losses: Callable[[Decoder, Batch], Sums]
-        # A stop cut the evaluation of the last step done short: it comes first after a resume.
-        self.evaluation_due = False
-        # Of the weights that the run began with, for an export that is like them.
-        self.published: dict[str, Any] | None = None
+        self.begun, self.evaluation_due = begun, begun.evaluation_due
         self.skipped_in_row = 0
         dumps = Dumps(datasets.train, consumption, config)
         self.skipped = Skipped(config.train, dumps.write, saved_before=self._saved_before)
         self.replicas = Replicas(
             program.state, program.mesh, every=config.runtime.check_replicas_every
         )
-        self.circumstances: dict[str, Any] = {}
-        self.loss_check = LossCheck()
 
     def run(
         self, state: TrainState, start: int, stop: Callable[[int], bool], profile: ProfileWindow
@@ -255,7 +273,7 @@ class _Loop:
                 stall_seconds=self.checkpointer.stall_seconds,
             )
         if not metrics.skipped_in_row:
-            self.loss_check.add(step, float(metrics.sums.objective))
+            self.begun.loss_check.add(step, float(metrics.sums.objective))
         return diverged
 
     def _roll_back(self, step: int, pending: StepMetrics | None, state: TrainState) -> TrainState:
@@ -275,7 +293,7 @@ class _Loop:
             values = evaluate(
                 state.decoder,
                 self.datasets.validation,
-                self.losses,
+                self.begun.losses,
                 self.program.execution.objective,
                 self.sharding,
                 max_batches=self.config.train.eval_batches,
@@ -300,14 +318,14 @@ class _Loop:
                 extra=event("unsaved", step=step, skipped_in_row=skipped),
             )
             return
-        self.loss_check.before_save(step)
+        self.begun.loss_check.before_save(step)
         consumed = self.consumption.at(step)
         record = {
             **record_of(self.config, self.program, self.datasets, consumed),
-            **self.circumstances,
-            "losses": self.loss_check.kept,
+            **self.begun.circumstances,
+            "losses": self.begun.loss_check.kept,
             "token_hash": hexdigest(jax.device_get(state.token_hash)),
-            **({"published": self.published} if self.published else {}),
+            **({"published": self.begun.published} if self.begun.published else {}),
             **({"evaluation_due": True} if self.evaluation_due else {}),
         }
         with phase("save"), self.time.phase("save"):
