@@ -27,7 +27,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -111,6 +111,7 @@ class Signals:
     def __init__(self) -> None:
         self.workers: list[Worker] = []
         self.received: list[int] = []
+        self._is_starting, self._held = False, False
         # nohup has SIGHUP ignored: the job is to outlive its terminal.
         ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         for number in STOPPING:
@@ -122,9 +123,26 @@ class Signals:
         """Whether the workers were killed."""
         return len(self.received) > 1 and sum(one in INSISTING for one in self.received) > 1
 
+    @contextlib.contextmanager
+    def held_back(self) -> Iterator[None]:
+        """Begin the workers within the block: what comes meanwhile reaches all of them, once, at its
+        end.
+        """
+        self._is_starting, self._held = True, bool(self.received)
+        try:
+            yield
+        finally:
+            self._is_starting = False  # from here on, the handler passes on what comes
+            if self._held:
+                send(self.workers, self.received[0])
+                if self.insisted:
+                    send(self.workers, signal.SIGKILL)
+
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         self.received.append(number)
-        if len(self.received) == 1:
+        if self._is_starting:
+            self._held = True
+        elif len(self.received) == 1:
             send(self.workers, number)
         elif self.insisted:
             send(self.workers, signal.SIGKILL)
@@ -189,8 +207,9 @@ def run(count: int, command: Sequence[str], signals: Signals) -> int:
     workers: list[Worker] = signals.workers
     workers.clear()
     try:
-        for environment in environments(count):
-            workers.append(Worker(len(workers), command, environment))
+        with signals.held_back():
+            for environment in environments(count):
+                workers.append(Worker(len(workers), command, environment))
         for worker in workers:
             worker.start_reading()
         return watch(workers, signals)

@@ -1,5 +1,6 @@
 import os
 import re
+import runpy
 import shlex
 import signal
 import subprocess
@@ -166,6 +167,24 @@ def test_first_signal_reaches_every_process_once(number, told, launch, tmp_path)
     _, err = job.communicate(timeout=30)
     assert (job.returncode, err) == (0, "")
     assert [(tmp_path / str(index)).read_text() for index in range(2)] == [told, told]
+
+
+def test_a_signal_while_processes_begin_reaches_all_of_them_once(monkeypatch):
+    local = runpy.run_path(str(LAUNCHER))
+    monkeypatch.setattr(local["signal"], "signal", lambda number, handler: None)
+    told = []
+    monkeypatch.setitem(local["send"].__globals__, "send", lambda *sent: told.append(sent))
+    signals = local["Signals"]()
+    with signals.held_back():
+        signals.workers.append("first")
+        signals._handle(signal.SIGHUP, None)
+        signals.workers.append("second")
+        assert told == []
+    assert told == [(["first", "second"], signal.SIGHUP)]
+    signals._handle(signal.SIGTERM, None)  # comes along with it
+    assert len(told) == 1
+    signals._handle(signal.SIGTERM, None)
+    assert told[1:] == [(["first", "second"], signal.SIGKILL)]
 
 
 def test_second_signal_kills(launch, tmp_path):

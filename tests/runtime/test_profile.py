@@ -20,6 +20,7 @@ def test_profile_window_traces_its_steps_only(tmp_path, monkeypatch):
 
 
 def test_profile_window_that_is_over_is_told_once(tmp_path, caplog):
+    caplog.set_level("INFO")
     window = runtime.ProfileWindow(ProfileConfig(start_step=3, num_steps=2), tmp_path)
     for step in range(5, 9):
         window.update(step)

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import logging
 import os
-import platform
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,7 +100,7 @@ def _processor() -> str:
     JAX knows programs of the CPU by the library's version, not by the processor: one that was
     compiled for another processor may end the process by an illegal instruction.
     """
-    known = [platform.machine(), platform.processor()]
+    known = [os.uname().machine]
     path = Path("/proc/cpuinfo")
     if path.exists():
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
