@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
@@ -140,6 +141,8 @@ class Reporter:
                 resume_step=resume_step,
                 log_every=config.train.log_every,
             )
+            # Not in `__exit__`: what happens after it, and the error that ends the run, are shown too.
+            history.at_end(self._close_writer)
             _keep_config(config, run_dir)
             _note_start(history.events, config, program, environment, resume_step)
             settings = config.model_dump(mode="json")
@@ -161,8 +164,12 @@ class Reporter:
     ) -> None:
         if self._terminal is not None:
             self._terminal.__exit__(kind, error, trace)
-        if self._writer is not None:
-            self._writer.close()
+
+    def _close_writer(self) -> None:
+        assert self._writer is not None
+        step = self.history.time.step
+        with contextlib.closing(self._writer):
+            self._show_events(self._logged_step if step is None else step)
 
     def start_clock(self, compiled: CompiledStep, compiles: CompileWatch) -> None:
         """Say what the compiled step needs, and begin to time steps; compiling's time goes with the
