@@ -38,7 +38,7 @@ from maxlm.train.loss.gradients import Batch, Sums
 from maxlm.train.programs.cache import kept_programs
 from maxlm.train.programs.watch import CompileWatch
 from maxlm.train.report import Reporter
-from maxlm.train.resume.changes import check_resume, say_resumed
+from maxlm.train.resume.changes import check_resume
 from maxlm.train.resume.losses import LossCheck, loss_check
 from maxlm.train.resume.record import Circumstances, record_of
 from maxlm.train.setup import (
@@ -105,7 +105,6 @@ def train(config: RunConfig, *, command: str, history: History | None = None) ->
             start = start_of(restored, source, program, config)
         tell_resized(restored.record if restored else None, program.mesh_sizes, config)
         consumption = Consumption(start.consumed, start.step, config)
-        say_resumed(restored, differences)
         reporter = stack.enter_context(
             Reporter(
                 config,
@@ -113,6 +112,7 @@ def train(config: RunConfig, *, command: str, history: History | None = None) ->
                 datasets,
                 run_dir=run_dir.path,
                 resume_step=start.step,
+                differences=[str(one) for one in differences],
                 consumption=consumption,
                 history=history,
             )

@@ -110,9 +110,11 @@ class Reporter:
         *,
         run_dir: Path,
         resume_step: int,
+        differences: Sequence[str],
         consumption: Consumption,
         history: History,
     ):
+        """Begin to tell of a run; `differences`: what is not as it was when it was saved."""
         self.history = history
         self._config, self._dataset, self._run_dir = config, datasets.train, run_dir
         self._validation = datasets.validation
@@ -144,7 +146,7 @@ class Reporter:
             # Not in `__exit__`: what happens after it, and the error that ends the run, are shown too.
             history.at_end(self._close_writer)
             _keep_config(config, run_dir)
-            _note_start(history.events, config, program, environment, resume_step)
+            _note_start(history.events, config, program, environment, resume_step, differences)
             settings = config.model_dump(mode="json")
             self._writer.text("config", yaml.safe_dump(settings, sort_keys=False), resume_step)
             self._writer.hparams(
@@ -402,8 +404,11 @@ def _note_start(
     program: Program,
     environment: Sequence[Process],
     resume_step: int,
+    differences: Sequence[str],
 ) -> None:
-    """Note that the run begins or goes on, and where: hosts, devices, versions."""
+    """Note that the run begins or goes on, and where: hosts, devices, versions, and what is not as
+    it was saved.
+    """
     hosts = list(dict.fromkeys(process["host"] for process in environment))
     devices = Counter(kind for process in environment for kind in process["devices"])
     where = f"on {len(hosts)} host{'s' * (len(hosts) > 1)} with " + ", ".join(
@@ -423,4 +428,5 @@ def _note_start(
         kernels=program.kernels,
         versions=environment[0]["versions"],
         parameters=cost.parameter_count(config.model),
+        **({"differences": differences} if resume_step else {}),
     )

@@ -60,6 +60,7 @@ def write_run(folder, *, text="step 7 was skipped", end=True):
         history.events.note("start", "started", step=0, **where)
         history.events.note("skipped_step", text, step=7, level="WARNING", loss=9.5)
         where["versions"] = {"jax": "0.11.2"}
+        where["differences"] = ["warn: jax: 0.10.2 -> 0.11.2"]
         history.events.note("resume", "resumed", step=10, **where)
         if end:
             history.events.note("end", "done after step 20 of 20", step=20, state="done")
@@ -111,6 +112,7 @@ def test_a_whole_run(tmp_path, capsys):
         "00000010.damaged",
         "its record cannot be read",
         "was 0.10.2",
+        "warn: jax: 0.10.2 -> 0.11.2",
         "8 x H100",
         "num_steps: 20",
     ):
