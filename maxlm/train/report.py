@@ -32,7 +32,7 @@ from maxlm.metrics.history.goodput import LOSSES
 from maxlm.metrics.prediction import Prediction, check_prediction, read_prediction
 from maxlm.metrics.terminal import Outcome, RunTerminal, Summary
 from maxlm.metrics.throughput import LapTimer, SlowSteps, rates
-from maxlm.metrics.writers import MetricsWriter
+from maxlm.metrics.writers.writer import MetricsWriter
 from maxlm.models import cost
 from maxlm.train.evaluate import loss_metrics
 from maxlm.train.programs.watch import CompileWatch
