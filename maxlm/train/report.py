@@ -416,6 +416,7 @@ def _note_start(
     )
     done = f"after step {resume_step} of {config.train.num_steps}"
     text = f"resumed {done} {where}" if resume_step else f"started {where}"
+    differing: dict[str, Any] = {"differences": differences} if resume_step else {}
     events.note(
         "resume" if resume_step else "start",
         text,
@@ -428,5 +429,5 @@ def _note_start(
         kernels=program.kernels,
         versions=environment[0]["versions"],
         parameters=cost.parameter_count(config.model),
-        **({"differences": differences} if resume_step else {}),
+        **differing,
     )
