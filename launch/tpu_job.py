@@ -31,7 +31,8 @@ def start(cluster: TpuCluster, command: Sequence[str], launcher: str) -> str:
     A process that still runs from before would hold the TPU: it is killed first. The shell that
     writes its exit code outlives a SIGTERM to both.
     """
-    variables = {**cluster.environment, "MAXLM_LAUNCHER": launcher}
+    notice = {"MAXLM_NOTICE_SECONDS": str(cluster.stop_seconds)}
+    variables = {**notice, **cluster.environment, "MAXLM_LAUNCHER": launcher}
     words = shlex.join(["env", *(f"{name}={value}" for name, value in variables.items()), *command])
     inner = f"trap : TERM; PATH=$PWD/.venv/bin:$PATH; {words}; echo $? > ~/{FOLDER}/exit"
     return (

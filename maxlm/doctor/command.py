@@ -20,6 +20,7 @@ from maxlm import runtime
 from maxlm.config import load_run
 from maxlm.config.cluster.exit_codes import Exit
 from maxlm.config.errors import UserError, make_possible
+from maxlm.config.fitting.elastic import explain, fit_to_devices
 from maxlm.config.schema import MeshConfig, RunConfig, RuntimeConfig
 from maxlm.doctor.show import to_json, to_line
 from maxlm.files import write_whole
@@ -76,6 +77,11 @@ def examine(config: RunConfig | None) -> Iterator[Finding]:
     clocks = hosts.check_clocks()
     if clocks is not None:
         yield clocks
+    if config is not None:
+        config, written = fit_to_devices(config, jax.device_count()), config
+        changed = explain(written, config)
+        if changed:
+            yield Finding("mesh", Level.WARNING, changed)
     program = build_program(config) if config else None
     yield hosts.check_memory(processes, **_needs(program))
     yield folders.check_cache(_folder_of_programs(config))

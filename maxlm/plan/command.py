@@ -21,6 +21,7 @@ from rich.console import Console
 from maxlm import runtime
 from maxlm.config import load_run
 from maxlm.config.errors import RunFailedError, UserError, make_possible
+from maxlm.config.fitting.elastic import explain, fit_to_devices
 from maxlm.config.schema import MeshConfig, RunConfig
 from maxlm.devices import peak_flops
 from maxlm.models.cost import flops_per_token, parameter_count
@@ -69,15 +70,17 @@ def make_plan(config: RunConfig, topology: Topology, name: str) -> Plan:
     """Compile the training step of a run for a topology and read what it needs and costs.
 
     Raises:
-      UserError: see `devices_of` and `build_program`.
+      UserError: see `devices_of`, `fit_to_devices` and `build_program`.
     """
     devices = devices_of(topology)
+    config, written = fit_to_devices(config, len(devices)), config
     program = build_program(config, devices)
     layout = Layout(
         config=name,
         topology=str(topology),
         num_devices=len(devices),
         mesh=program.mesh_sizes.sizes,
+        fitted=explain(written, config),
         num_parameters=parameter_count(config.model),
         tokens_per_step=config.tokens_per_step,
         kernels=program.kernels,

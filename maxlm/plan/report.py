@@ -36,6 +36,7 @@ class Layout:
       topology: the slice or slices.
       num_devices: JAX devices of them.
       mesh: devices along each axis.
+      fitted: what `mesh.elastic` changed for these devices; empty if nothing.
       num_parameters: of the model.
       tokens_per_step: over the whole mesh.
       kernels: the implementation of each operation that has several.
@@ -46,6 +47,7 @@ class Layout:
     topology: str
     num_devices: int
     mesh: dict[str, int]
+    fitted: str
     num_parameters: int
     tokens_per_step: int
     kernels: dict[str, str]
@@ -142,6 +144,7 @@ def show(plan: Plan, console: Console) -> None:
             f"{layout.num_parameters:,} parameters, {layout.tokens_per_step:,} tokens per step",
         ),
         ("mesh", f"{axes} ({layout.num_devices} devices)"),
+        *([("fitted to", layout.fitted)] if layout.fitted else []),
         *layout.kernels.items(),
         ("memory", _memory_words(memory)),
     ]

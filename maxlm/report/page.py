@@ -88,8 +88,11 @@ def _incident(event: Happened) -> str:
     step = "" if event.step is None else f"{event.step:,}"
     cells = (moment(event.time), event.kind, step, str(event.process))
     text = escaped(event.text[:MOST_SIGNS])
-    if event.values and event.kind not in BEGINNINGS:  # those have a table of their own
-        text = Markup(f"{text}<small>{escaped(_values(event.values))}</small>")
+    values = event.values
+    if event.kind in BEGINNINGS:  # all else has a table of its own
+        values = {name: value for name, value in values.items() if name == "differences" and value}
+    if values:
+        text = Markup(f"{text}<small>{escaped(_values(values))}</small>")
     first = "".join(f"<td>{escaped(cell)}</td>" for cell in cells)
     return f'<tr class="{level}">{first}<td>{text}</td></tr>'
 

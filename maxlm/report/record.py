@@ -17,8 +17,8 @@ from maxlm.metrics.history import events, timesheet
 from maxlm.metrics.history.events import Happened
 from maxlm.metrics.history.goodput import Goodput, Span, goodput_of
 from maxlm.metrics.history.journal import read_journal
+from maxlm.metrics.writers import lines
 
-METRICS = "metrics.jsonl"
 BEGINNINGS = ("start", "resume")
 ENDS = ("end", "failed")
 
@@ -49,7 +49,7 @@ class RunRecord(NamedTuple):
       spans: what time went into, in order.
       checkpoints: folders of checkpoints, damaged ones too, by name.
       config: the settings as YAML; empty where there are none.
-      damaged: how many lines of a file could not be read, by its name.
+      damaged: how many lines of a file are none, by its name.
     """
 
     folder: Path
@@ -69,10 +69,10 @@ class RunRecord(NamedTuple):
         """
         _refuse_what_is_no_run(folder)
         try:
-            metrics, bad_metrics = _metrics(folder / METRICS)
+            metrics, bad_metrics = lines.sort_out(folder / lines.FILE)
             happened, bad_events = events.read_events(folder)
-            lines = read_journal(folder / timesheet.FILE)
-            spans = [Span.read(record) for record in lines.records]
+            times = read_journal(folder / timesheet.FILE)
+            spans = [Span.read(record) for record in times.records]
             saved = _checkpoints(folder / "checkpoints")
             config = _config(folder / "config.yaml", saved)
         except OSError as error:
@@ -80,8 +80,8 @@ class RunRecord(NamedTuple):
                 f"{error.filename or folder} cannot be read: {error.strerror or error}"
             ) from error
         whole = [span for span in spans if span is not None]
-        bad_spans = lines.damaged + len(spans) - len(whole)
-        counts = {METRICS: bad_metrics, events.FILE: bad_events, timesheet.FILE: bad_spans}
+        bad_spans = times.damaged + len(spans) - len(whole)
+        counts = {lines.FILE: len(bad_metrics), events.FILE: bad_events, timesheet.FILE: bad_spans}
         damaged = {name: count for name, count in counts.items() if count}
         return cls(folder, metrics, happened, whole, saved, config, damaged)
 
@@ -115,7 +115,8 @@ class RunRecord(NamedTuple):
             (record["step"], record[name]) for record in self.metrics if record.get(name, "") != ""
         ]
         steps = [step for step, _ in points]
-        return steps, [_number(value) for _, value in points]
+        numbers = [value if isinstance(value, int | float) else math.nan for _, value in points]
+        return steps, [float(number) for number in numbers]
 
     def names(self, pattern: str) -> list[str]:
         """Return the names of metrics that match a regular expression, in the order of their
@@ -129,36 +130,11 @@ def _refuse_what_is_no_run(folder: Path) -> None:
     if not folder.is_dir():
         missing = "is not a folder" if folder.exists() else "does not exist"
         raise UserError(f"{folder} {missing}; give the run_dir of a run")
-    marks = (METRICS, events.FILE, timesheet.FILE)
+    marks = (lines.FILE, events.FILE, timesheet.FILE)
     if not any((folder / name).exists() for name in marks):
         raise UserError(
             f"{folder} is no run: it has none of {', '.join(marks)}; give the run_dir of a run that has begun"
         )
-
-
-def _metrics(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Return the lines of metrics by ascending steps, the last of a step alone, and how many are
-    damaged.
-    """
-    lines = read_journal(path)
-    by_step: dict[int, dict[str, Any]] = {}
-    damaged = lines.damaged
-    for record in lines.records:
-        step = record.get("step")
-        if isinstance(step, int) and not isinstance(step, bool) and 0 <= step < 2**63:
-            by_step[step] = record
-        else:
-            damaged += 1
-    return [by_step[step] for step in sorted(by_step)], damaged
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, int | float):
-        try:
-            return float(value)
-        except OverflowError:
-            return math.nan
-    return math.nan
 
 
 def _checkpoints(folder: Path) -> list[Saved]:

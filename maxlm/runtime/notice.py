@@ -72,8 +72,8 @@ class StopTime:
         )
         if self.notice is not None and needed > self.notice:
             log.warning(
-                f"{text}; the platform waits %g s: raise its notice (stop_seconds of the cluster), or use a faster "
-                "run_dir",
+                f"{text}; the platform waits %g s: raise its notice if it can be (stop_seconds of the cluster), or "
+                "use a faster run_dir",
                 *(needed, *parts, self.notice),
                 extra=event("stop_time", step=step, **values),
             )

@@ -38,7 +38,7 @@ from maxlm.train.loss.gradients import Batch, Sums
 from maxlm.train.programs.cache import kept_programs
 from maxlm.train.programs.watch import CompileWatch
 from maxlm.train.report import Reporter
-from maxlm.train.resume.changes import check_resume, say_resumed
+from maxlm.train.resume.changes import check_resume
 from maxlm.train.resume.losses import LossCheck, loss_check
 from maxlm.train.resume.record import Circumstances, record_of
 from maxlm.train.setup import (
@@ -98,14 +98,13 @@ def train(config: RunConfig, *, command: str, history: History | None = None) ->
         circumstances = Circumstances.of(config, program, datasets)
         differences = check_resume(checkpointer.latest_record(), config, circumstances)
         run_dir.keep_tokenizer(datasets.train.tokenizer.files)
-        with phase("restore"), history.time.phase("restore"):
+        with history.time.phase("restore"):
             restored = checkpointer.restore(
                 program.state, saved_as=lambda record: state_as_saved(record, config, program)
             )
             start = start_of(restored, source, program, config)
         tell_resized(restored.record if restored else None, program.mesh_sizes, config)
         consumption = Consumption(start.consumed, start.step, config)
-        say_resumed(restored, differences)
         reporter = stack.enter_context(
             Reporter(
                 config,
@@ -113,11 +112,12 @@ def train(config: RunConfig, *, command: str, history: History | None = None) ->
                 datasets,
                 run_dir=run_dir.path,
                 resume_step=start.step,
+                differences=[str(one) for one in differences],
                 consumption=consumption,
                 history=history,
             )
         )
-        with phase("compile"), history.time.phase("compile"):
+        with history.time.phase("compile"):
             compiled = compile_step(config, program)
             losses = compile_losses(config, program)
         _refuse_too_large_a_step(compiled, program)
@@ -139,7 +139,7 @@ def train(config: RunConfig, *, command: str, history: History | None = None) ->
             stop.requested,
             ProfileWindow(config.runtime.profile, run_dir.path / "profile"),
         )
-        with phase("save"), history.time.phase("save"):
+        with history.time.phase("save"):
             checkpointer.wait()
         done = step >= config.train.num_steps and not loop.evaluation_due
         with phase("evaluation"):
@@ -279,7 +279,7 @@ class _Loop:
     def _roll_back(self, step: int, pending: StepMetrics | None, state: TrainState) -> TrainState:
         self.checkpointer.wait()
         metrics: StepMetrics = jax.device_get(pending)
-        with phase("restore"), self.time.phase("restore"):
+        with self.time.phase("restore"):
             back = roll_back(state, step, metrics, program=self.program, config=self.config)
         if back is None:
             cause = f"the run diverged at step {step}, and there is no checkpoint before to roll back to"
@@ -289,7 +289,7 @@ class _Loop:
 
     def _evaluate(self, step: int, state: TrainState, stop: Callable[[int], bool]) -> None:
         began = time.perf_counter()
-        with phase("evaluation"), self.time.phase("evaluation"):
+        with self.time.phase("evaluation"):
             values = evaluate(
                 state.decoder,
                 self.datasets.validation,
@@ -328,7 +328,7 @@ class _Loop:
             **({"published": self.begun.published} if self.begun.published else {}),
             **({"evaluation_due": True} if self.evaluation_due else {}),
         }
-        with phase("save"), self.time.phase("save"):
+        with self.time.phase("save"):
             self.checkpointer.save(step, state, record, replaces=not skipped)
 
     def _saved_before(self, step: int) -> str:

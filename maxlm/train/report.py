@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
@@ -31,7 +32,7 @@ from maxlm.metrics.history.goodput import LOSSES
 from maxlm.metrics.prediction import Prediction, check_prediction, read_prediction
 from maxlm.metrics.terminal import Outcome, RunTerminal, Summary
 from maxlm.metrics.throughput import LapTimer, SlowSteps, rates
-from maxlm.metrics.writers import MetricsWriter
+from maxlm.metrics.writers.writer import MetricsWriter
 from maxlm.models import cost
 from maxlm.train.evaluate import loss_metrics
 from maxlm.train.programs.watch import CompileWatch
@@ -109,9 +110,11 @@ class Reporter:
         *,
         run_dir: Path,
         resume_step: int,
+        differences: Sequence[str],
         consumption: Consumption,
         history: History,
     ):
+        """Begin to tell of a run; `differences`: what is not as it was when it was saved."""
         self.history = history
         self._config, self._dataset, self._run_dir = config, datasets.train, run_dir
         self._validation = datasets.validation
@@ -140,8 +143,10 @@ class Reporter:
                 resume_step=resume_step,
                 log_every=config.train.log_every,
             )
+            # Not in `__exit__`: what happens after it, and the error that ends the run, are shown too.
+            history.at_end(self._close_writer)
             _keep_config(config, run_dir)
-            _note_start(history.events, config, program, environment, resume_step)
+            _note_start(history.events, config, program, environment, resume_step, differences)
             settings = config.model_dump(mode="json")
             self._writer.text("config", yaml.safe_dump(settings, sort_keys=False), resume_step)
             self._writer.hparams(
@@ -161,8 +166,12 @@ class Reporter:
     ) -> None:
         if self._terminal is not None:
             self._terminal.__exit__(kind, error, trace)
-        if self._writer is not None:
-            self._writer.close()
+
+    def _close_writer(self) -> None:
+        assert self._writer is not None
+        step = self.history.time.step
+        with contextlib.closing(self._writer):
+            self._show_events(self._logged_step if step is None else step)
 
     def start_clock(self, compiled: CompiledStep, compiles: CompileWatch) -> None:
         """Say what the compiled step needs, and begin to time steps; compiling's time goes with the
@@ -395,8 +404,11 @@ def _note_start(
     program: Program,
     environment: Sequence[Process],
     resume_step: int,
+    differences: Sequence[str],
 ) -> None:
-    """Note that the run begins or goes on, and where: hosts, devices, versions."""
+    """Note that the run begins or goes on, and where: hosts, devices, versions, and what is not as
+    it was saved.
+    """
     hosts = list(dict.fromkeys(process["host"] for process in environment))
     devices = Counter(kind for process in environment for kind in process["devices"])
     where = f"on {len(hosts)} host{'s' * (len(hosts) > 1)} with " + ", ".join(
@@ -404,6 +416,7 @@ def _note_start(
     )
     done = f"after step {resume_step} of {config.train.num_steps}"
     text = f"resumed {done} {where}" if resume_step else f"started {where}"
+    differing: dict[str, Any] = {"differences": differences} if resume_step else {}
     events.note(
         "resume" if resume_step else "start",
         text,
@@ -416,4 +429,5 @@ def _note_start(
         kernels=program.kernels,
         versions=environment[0]["versions"],
         parameters=cost.parameter_count(config.model),
+        **differing,
     )

@@ -49,6 +49,20 @@ def test_every_check_has_a_line_and_nothing_is_left(run_file, tmp_path, monkeypa
     assert len(found["findings"][4]["values"]["devices"]) == 8
 
 
+def test_an_elastic_run_is_looked_at_as_it_would_be_fitted(run_file, monkeypatch, capsys):
+    monkeypatch.setattr(runtime, "start", lambda settings: None)
+    overrides = ["mesh.data=1", "mesh.elastic=batch", "train.microbatches=2"]
+    assert main(["doctor", str(run_file), *overrides]) == Exit.DONE
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if " mesh " in line[:22]] == [
+        "warning  mesh          8 devices, and the mesh was written for 4: mesh.data 1 -> 2, "
+        "train.microbatches 2 -> 1; the batch stays 8 sequences"
+    ]
+    assert any("link data" in line for line in lines)
+    # Without it the mesh is refused.
+    assert main(["doctor", str(run_file), "mesh.data=1"]) == Exit.MISTAKE
+
+
 def test_a_problem_is_the_exit_code(run_file, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(runtime, "start", lambda settings: None)
     (tmp_path / "some").write_text("a file in the way")

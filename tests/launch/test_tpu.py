@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -279,6 +280,21 @@ def test_dry_run_prints_every_line_and_calls_nothing(cloud, capsys):
         {word[2:].split("=")[0] for word in line[5:] if word[:2] == "--"} <= FLAGS[line[4]]
         for line in lines
     )
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ({}, "30"),
+        ({"stop_seconds": 90}, "90"),
+        ({"environment": {"MAXLM_NOTICE_SECONDS": "45"}}, "45"),
+    ],
+)
+def test_the_run_knows_how_long_google_waits_for_it(cloud, capsys, settings, wanted):
+    Path("cluster.yaml").write_text(yaml.safe_dump({"cluster": {**SECTION, **settings}}))
+    assert tpu.main(["run", "cluster.yaml", "--dry-run", "--", "maxlm", "train", "run.yaml"]) == 0
+    shown = capsys.readouterr().out
+    assert re.findall(r"MAXLM_NOTICE_SECONDS=(\d+)", shown) == [wanted]
 
 
 def test_only_what_git_knows_is_copied(tmp_path):

@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-from maxlm.metrics.writers import MetricsWriter, read_metrics
-from maxlm.metrics.writers.lines import ASIDE, read_lines
+from maxlm.metrics.writers.lines import ASIDE, read_lines, read_metrics
+from maxlm.metrics.writers.writer import MetricsWriter
 
 NO_LINES = [
     *[b"null", b"{}", b"[1,2]", b"3", b"true", b'"step"', b"", b"\xff\xfe", b"{", b"\x00" * 4096],

@@ -14,7 +14,7 @@ from tensorboard.util import tensor_util
 
 from maxlm.config.errors import UserError
 from maxlm.metrics import catalog
-from maxlm.metrics.writers import MetricsWriter
+from maxlm.metrics.writers.writer import MetricsWriter
 
 GFLOP, MFLOP = 1e9, 1e6
 

@@ -5,16 +5,21 @@ says.
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 
+import jax
 import pytest
 from rich.console import Console
 
 from maxlm import cli
-from maxlm.plan.command import _largest_buffers, _too_much
+from maxlm.config import load_run
+from maxlm.plan import command
+from maxlm.plan.command import _largest_buffers, _too_much, make_plan
 from maxlm.plan.estimate import Traffic
 from maxlm.plan.report import GIB, Buffer, Cost, Layout, Memory, Plan, show
+from maxlm.plan.topology import parse_topology
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: scripts/setup tpu"
@@ -24,6 +29,7 @@ LAYOUT = Layout(
     "v5p:4x4x4",
     64,
     {"data": 1, "fsdp": 64},
+    "",
     8,
     16,
     {"attention": "chunked"},
@@ -170,6 +176,29 @@ def test_a_machine_without_a_tpu_hears_nothing_of_libtpu():
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stderr == ""
+
+
+@needs_libtpu
+def test_an_elastic_run_is_planned_as_it_would_be_fitted(tmp_path, monkeypatch):
+    def refuse(config, program, options):
+        assert config.train.microbatches == 4
+        raise jax.errors.JaxRuntimeError("(98.50G) exceeds available HBM (15.75G)")
+
+    monkeypatch.setattr(command, "devices_of", lambda topology: jax.devices()[:4])
+    monkeypatch.setattr(command, "compile_step", refuse)
+    (tmp_path / "run.yaml").write_text(RUN)
+    overrides = [
+        *("mesh.elastic=batch", "mesh.data=2", "train.batch_size=16", "train.microbatches=2"),
+        *("model.vocab_size=256", "model.num_layers=1"),
+    ]
+    config = load_run(tmp_path / "run.yaml", overrides).config
+    plan = make_plan(config, parse_topology("v5p:2x2x1"), "run.yaml")
+    assert (plan.layout.mesh["data"], plan.layout.mesh["fsdp"]) == (1, 4)
+    assert plan.layout.fitted == (
+        "4 devices, and the mesh was written for 8: mesh.data 2 -> 1, train.microbatches 2 -> 4; the batch stays "
+        "16 sequences"
+    )
+    assert re.search("fitted to +4 devices, and the mesh", words(plan))
 
 
 def test_mistakes_come_before_anything_is_compiled(tmp_path, capsys):

@@ -60,6 +60,7 @@ def write_run(folder, *, text="step 7 was skipped", end=True):
         history.events.note("start", "started", step=0, **where)
         history.events.note("skipped_step", text, step=7, level="WARNING", loss=9.5)
         where["versions"] = {"jax": "0.11.2"}
+        where["differences"] = ["warn: jax: 0.10.2 -> 0.11.2"]
         history.events.note("resume", "resumed", step=10, **where)
         if end:
             history.events.note("end", "done after step 20 of 20", step=20, state="done")
@@ -111,6 +112,7 @@ def test_a_whole_run(tmp_path, capsys):
         "00000010.damaged",
         "its record cannot be read",
         "was 0.10.2",
+        "warn: jax: 0.10.2 -> 0.11.2",
         "8 x H100",
         "num_steps: 20",
     ):
@@ -148,12 +150,17 @@ def test_damaged_lines_are_left_out_and_counted(tmp_path, capsys):
             file.write(b'null\n{}\n[1,2]\n\xff\n{"step": 1e400}\n{"step": "x"}\n{"torn": ')
     with (run / "metrics.jsonl").open("ab") as file:
         file.write(
-            b'\n{"step": 21, "train/loss": {"a": 1}, "val/text/loss": "x", "data/tokens": []}\n'
+            b'\n{"step": 21, "train/loss": {"a": 1}, "data/tokens": []}\n'
+            b'{"step": 20, "train/loss": 9.0}\n{"step": 22, "val/text/loss": "x", "train/loss": true}\n'
+            b'{"step": 23, "train/lo'  # being written
         )
     (run / "events-x.jsonl").write_text("not ours\n")
     (run / "config.yaml").write_bytes(b"\xff\x00 <b>")
     page, reader = report(run, capsys)
-    assert "metrics.jsonl 7, events.jsonl 7, time.jsonl 7" in " ".join(reader.text)
+    assert "metrics.jsonl 9, events.jsonl 7, time.jsonl 7" in " ".join(reader.text)
+    record = RunRecord.read(run)
+    assert [line["step"] for line in record.metrics] == [*range(1, 21), 22]
+    assert record.column("train/loss")[1][-2:] == [0.25, 1.0]
     assert page.count("<svg") == 5
 
 

@@ -26,7 +26,7 @@ def test_a_restart_remembers_and_compiles_nothing(write_run, tmp_path, monkeypat
     assert damaged == 0
     # On a loaded machine steps may be slow, and small programs take long to compile.
     kinds = [event.kind for event in found if (event.kind, event.level) not in OF_LOAD]
-    kinds = [kind for kind in kinds if kind not in ("saved", "stop_time", "resumed")]
+    kinds = [kind for kind in kinds if kind not in ("saved", "stop_time")]
     assert kinds == ["start", "compiled", "end", "resume", "compiled", "end"]
     assert [event.step for event in found if event.kind in ("resume", "end")] == [9, 9, 13]
     # Of a start each program is compiled once, with evaluations and saves before and after others.
@@ -58,3 +58,9 @@ def test_a_restart_remembers_and_compiles_nothing(write_run, tmp_path, monkeypat
     assert json.dumps(versions) == json.dumps(
         next(event for event in found if event.kind == "resume").values["versions"]
     )
+    # A resume says what differs from what was saved.
+    allowed = "checkpoint.allow_config_change=true"
+    train(path, "train.num_steps=14", "schedule.total_steps=41", allowed)
+    resumes = [event for event in read_events(tmp_path / "run")[0] if event.kind == "resume"]
+    assert resumes[0].values["differences"] == []
+    assert resumes[1].values["differences"] == ["refuse: schedule.total_steps: 40 -> 41"]

@@ -4,14 +4,17 @@ import random
 import shutil
 import signal
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 
 from maxlm.config import load_run
 from maxlm.config.cluster.exit_codes import Exit
 from maxlm.data import token_hash
 from maxlm.data.dataset import build_dataset
+from maxlm.metrics.history.events import read_events
 from maxlm.models.cost import flops_per_token
 from tests.small_models import model_settings
 from tests.train.conftest import curve, finish, read_metrics, start, train, wait_for_step
@@ -168,6 +171,7 @@ def test_divergence_skips_steps_then_stops_and_loses_nothing(write_run, tmp_path
         train={"num_steps": 200, "max_skipped_steps": 3},
         optimizer={"clip_norm": None},
         checkpoint={"every": 1},
+        metrics={"tensorboard": True},
     )
     # Every update is as large as fp32 allows: the second step's loss cannot be finite.
     # And settings as large as they may be change nothing about that.
@@ -186,6 +190,18 @@ def test_divergence_skips_steps_then_stops_and_loses_nothing(write_run, tmp_path
     assert "Traceback" not in output
     metrics = read_metrics(tmp_path / "run")
     assert [values["optim/skipped_steps"] for values in metrics.values()] == [0, 1, 2]
+    # TensorBoard has each word of it, to what ended the run.
+    curves = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    shown = [
+        (event.kind, curves.Tensors(f"events/{event.kind}/text_summary"))
+        for event in read_events(tmp_path / "run")[0]
+    ]
+    assert {"skipped_step", "failed"} < {kind for kind, _ in shown}
+    counts = Counter(kind for kind, _ in shown)
+    assert {kind: len(texts) for kind, texts in shown} == counts
+    (failed,) = dict(shown)["failed"]
+    assert failed.step == 4
+    assert b"the last 3 steps" in failed.tensor_proto.string_val[0]
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over_loudly(write_run, tmp_path):

@@ -42,6 +42,13 @@ class TpuCluster(Section):
         "scripts/setup tpu", description="what installs the locked dependencies there"
     )
     environment: Environment = Field(default_factory=dict, description="of every process")
+    # Google's documentation of Spot VMs: Compute Engine sends an ACPI G2 Soft Off signal, on which
+    # the host's system sends SIGTERM to all processes, and an ACPI G3 Mechanical Off up to 30 seconds
+    # later. Other machines mostly have longer.
+    stop_seconds: PositiveInt = Field(
+        30,
+        description="what Google leaves between SIGTERM and the end of a host that it takes away",
+    )
     poll_seconds: PositiveFloat = Field(60.0, description="between looks at the slices")
     retries: Retries = Retries()
 

@@ -48,14 +48,21 @@ def fit_to_devices(config: RunConfig, device_count: int) -> RunConfig:
     )
 
 
-def changes(config: RunConfig, fitted: RunConfig) -> list[str]:
-    """Return what `fit_to_devices` changed, a setting with its values each."""
+def explain(config: RunConfig, fitted: RunConfig) -> str:
+    """Say in a line what `fit_to_devices` changed; empty if nothing."""
+    if fitted == config:
+        return ""
+    before, now = (math.prod(run.mesh.sizes.values()) for run in (config, fitted))
     pairs = [
         ("mesh.data", config.mesh.data, fitted.mesh.data),
         ("mesh.fsdp", config.mesh.fsdp, fitted.mesh.fsdp),
         ("train.microbatches", config.train.microbatches, fitted.train.microbatches),
     ]
-    return [f"{path} {old} -> {new}" for path, old, new in pairs if old != new]
+    changed = ", ".join(f"{path} {old} -> {new}" for path, old, new in pairs if old != new)
+    return (
+        f"{now} devices, and the mesh was written for {before}: {changed}; the batch stays "
+        f"{config.train.batch_size} sequences"
+    )
 
 
 def _fit(config: RunConfig, device_count: int) -> RunConfig | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -31,6 +33,7 @@ class History:
         """Begin; `age_seconds` is how long the process has been there."""
         self.events, self.time = EventHandler(), TimeSheet(age_seconds)
         self._level = logging.NOTSET
+        self._at_end = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         # Processes but the first show errors alone, by the level of the root logger: their events
@@ -49,10 +52,17 @@ class History:
     ) -> None:
         if error is not None:
             self._note_failure(error)
-        self.time.close()
-        logging.getLogger().removeHandler(self.events)
-        logging.getLogger(PACKAGE).setLevel(self._level)
-        self.events.close()
+        try:
+            self._at_end.close()
+        finally:
+            self.time.close()
+            logging.getLogger().removeHandler(self.events)
+            logging.getLogger(PACKAGE).setLevel(self._level)
+            self.events.close()
+
+    def at_end(self, act: Callable[[], None]) -> None:
+        """Have something done when all is noted, what ended the process too."""
+        self._at_end.callback(act)
 
     def open(self, run_dir: Path, *, process: int) -> None:
         """Go on with the history of a run, whose folder this process may write to.

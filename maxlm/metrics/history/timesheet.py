@@ -11,6 +11,7 @@ from pathlib import Path
 
 from maxlm.metrics.history.goodput import STEPS, Account, Goodput, Span
 from maxlm.metrics.history.journal import Journal, read_journal
+from maxlm.process import phases
 
 log = logging.getLogger(__name__)
 
@@ -117,11 +118,14 @@ class TimeSheet:
 
     @contextlib.contextmanager
     def phase(self, cause: str) -> Iterator[None]:
-        """Count the time of the body as lost to a cause."""
+        """Be in a phase of the process, with its limit (`process.phases`), and count its time as lost
+        to the cause of that name.
+        """
         self.mark()
         around, self._cause = self._cause, cause
         try:
-            yield
+            with phases.phase(cause):
+                yield
         finally:
             self.mark()
             self._cause = around

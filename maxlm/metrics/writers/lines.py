@@ -78,10 +78,10 @@ def read_lines(path: Path) -> Iterator[Line]:
     yield from held
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a metrics.jsonl in order, and warn of what is no line of metrics.
+def sort_out(path: Path) -> tuple[list[dict[str, Any]], list[Line]]:
+    """Return the records of a metrics.jsonl in order, and what is no line of metrics.
 
-    The last line of a run that goes on may be half written: it is left out without a word.
+    The last line of a run that goes on may be half written: it is in neither.
 
     Raises:
       OSError: it cannot be read, or is no regular file.
@@ -90,9 +90,17 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     wrong = [line for line in lines if line.record is None]
     if wrong and wrong[-1] is lines[-1] and not lines[-1].text.endswith(b"\n"):
         wrong.pop()
+    return [line.record for line in lines if line.record is not None], wrong
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the records of a metrics.jsonl in order, and warn of what is no line of metrics; see
+    `sort_out`.
+    """
+    records, wrong = sort_out(path)
     if wrong:
         log.warning("%s: %s left out", path, _named(wrong))
-    return [line.record for line in lines if line.record is not None]
+    return records
 
 
 def _named(lines: list[Line]) -> str:
@@ -110,7 +118,7 @@ def _parse(text: bytes) -> dict[str, Any] | None:
     if not isinstance(record, dict):
         return None
     step = record.get("step")
-    whole = isinstance(step, int) and not isinstance(step, bool) and step >= 0
+    whole = isinstance(step, int) and not isinstance(step, bool) and 0 <= step < 2**63
     return record if whole and all(map(_is_value, record.values())) else None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from maxlm.config.fitting.elastic import changes, fit_to_devices
+from maxlm.config.fitting.elastic import explain, fit_to_devices
 from maxlm.config.schema import MeshConfig, RunConfig
 from maxlm.events import event
 
@@ -23,15 +23,9 @@ def fit(config: RunConfig) -> RunConfig:
       ConfigError: it does not fit.
     """
     fitted = fit_to_devices(config, jax.device_count())
-    changed = changes(config, fitted)
+    changed = explain(config, fitted)
     if changed:
-        log.warning(
-            "%d devices are here, and the mesh was written for %d: %s; the batch stays %d sequences",
-            jax.device_count(),
-            math.prod(config.mesh.sizes.values()),
-            ", ".join(changed),
-            config.train.batch_size,
-        )
+        log.warning("%s", changed)
     return fitted
 
 

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from maxlm.checkpoint import Restored
 from maxlm.config.errors import UserError
 from maxlm.config.resume import compare_runs
 from maxlm.config.schema import RunConfig
@@ -55,15 +54,6 @@ def check_resume(record: Record | None, config: RunConfig, now: Circumstances) -
     if missing := [name for name in _ADDED if name not in record]:
         log.info("the checkpoint is of an older version; not compared: %s", ", ".join(missing))
     return found
-
-
-def say_resumed(restored: Restored | None, differences: Sequence[Difference]) -> None:
-    """Say that a run goes on, and from which step."""
-    if restored is None:
-        return
-    texts = [f"{one.level.value}: {one.text}" for one in differences]
-    marked = event("resumed", step=restored.step, differences=texts)
-    log.info("going on from the checkpoint of step %d", restored.step, extra=marked)
 
 
 def loss_may_change(differences: Sequence[Difference]) -> bool:

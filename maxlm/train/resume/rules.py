@@ -48,6 +48,9 @@ class Difference(NamedTuple):
         """What a resume does about it."""
         return RULES[self.rule].level
 
+    def __str__(self) -> str:
+        return f"{self.level.value}: {self.text}"
+
 
 _FINE, _WARN, _REFUSE = Level.FINE, Level.WARN, Level.REFUSE
 

@@ -9,7 +9,7 @@ import pytest
 
 from maxlm.config import ConfigError, RunConfig, load_run
 from maxlm.config.checks import resolve_mesh
-from maxlm.config.fitting.elastic import changes, fit_to_devices
+from maxlm.config.fitting.elastic import explain, fit_to_devices
 
 WRITTEN = [
     *("mesh.elastic=batch", "mesh.data=2", "mesh.fsdp=4", "train.batch_size=32"),
@@ -100,7 +100,8 @@ def test_a_mesh_that_takes_what_is_there_says_nothing_of_the_whole(
 
 def test_what_was_changed_is_said(write_run: Callable[..., str]) -> None:
     config = load(write_run)
-    assert changes(config, fit_to_devices(config, 4)) == [
-        "mesh.data 2 -> 1",
-        "train.microbatches 2 -> 4",
-    ]
+    assert explain(config, fit_to_devices(config, 4)) == (
+        "4 devices, and the mesh was written for 8: mesh.data 2 -> 1, train.microbatches 2 -> 4; "
+        "the batch stays 32 sequences"
+    )
+    assert explain(config, fit_to_devices(config, 8)) == ""

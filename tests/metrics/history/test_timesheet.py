@@ -9,6 +9,7 @@ import pytest
 
 from maxlm.metrics.history.goodput import LOSSES, STEPS
 from maxlm.metrics.history.timesheet import TimeSheet, process_age_seconds
+from maxlm.process import phases
 
 
 class Clock:
@@ -148,6 +149,14 @@ def test_phases_are_repeated_from_the_second_time_on(clock):
             seen.append(sheet.repeats)
             clock.now += 1
     assert seen == [False, True]
+
+
+def test_a_phase_has_the_limit_of_its_name(clock):
+    sheet = sheet_of(clock)
+    before = phases.current().phase
+    with sheet.phase("save"):
+        assert phases.current().phase == "save"
+    assert phases.current().phase == before
 
 
 def test_an_error_within_a_phase_closes_it(tmp_path, clock):

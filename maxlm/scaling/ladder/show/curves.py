@@ -13,7 +13,7 @@ from matplotlib.image import imread
 from tensorboardX import summary
 from tensorboardX.proto.summary_pb2 import Summary
 
-from maxlm.metrics.writers import EventFile, scalar_or_text
+from maxlm.metrics.writers.curves import EventFile, scalar_or_text
 from maxlm.pages import Chart, Rows
 from maxlm.scaling.ladder.fitted import FittedLadder
 from maxlm.scaling.ladder.results import Gathered, Result
