@@ -88,7 +88,9 @@ class Job:
         self.cluster, self.command, self.launcher = cluster, command, launcher
         self.dry_run = dry_run
         self.failures = 0
-        self.began = time.monotonic()
+        # When the processes were started, None while none are: neither a wait in the queue nor an
+        # installation that fails is a run that went well for long. `watch` finds them started.
+        self.began: float | None = time.monotonic()
 
     def call(self, words: Sequence[str]) -> None:
         """Run a command whose output the user sees, or print it.
@@ -137,6 +139,7 @@ class Job:
 
     def begin(self) -> bool:
         """Copy, install and start; return False where a host cannot be reached yet, or refuses."""
+        self.began = None
         try:
             self.sync()
             self.start()
@@ -197,7 +200,8 @@ class Job:
     def may_retry(self) -> bool:
         """Count a failure and wait its pause out; return False after too many in a row."""
         retries = self.cluster.retries
-        self.failures = retries.next_failures(self.failures, time.monotonic() - self.began)
+        seconds = 0.0 if self.began is None else time.monotonic() - self.began
+        self.failures = retries.next_failures(self.failures, seconds)
         if self.failures > retries.most:
             self.say(f"failure {self.failures} in a row: giving up")
             return False

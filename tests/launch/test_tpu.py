@@ -221,6 +221,35 @@ def test_failures_in_a_row_are_given_up(cloud):
     assert calls(cloud).count("start") == 3
 
 
+def settings(**changes):
+    """Change settings in cluster.yaml."""
+    section = yaml.safe_load(Path("cluster.yaml").read_text())["cluster"]
+    Path("cluster.yaml").write_text(yaml.safe_dump({"cluster": {**section, **changes}}))
+
+
+def failing(first, last):
+    """Return a shell command that fails on a host from its `first` time to its `last`, from 1."""
+    count = "n=$(($(cat ~/tries 2>/dev/null || echo 0) + 1)); echo $n > ~/tries"
+    return f"{count}; test $n -lt {first} -o $n -gt {last}"
+
+
+@pytest.mark.parametrize(
+    ("states", "setup", "codes"),
+    [
+        # The wait in the queue is no run.
+        ("WAITING_FOR_RESOURCES " * 6, failing(1, 5), [0]),
+        # A run that lasts before it fails begins a new row, and what comes then counts in it.
+        ("", failing(2, 6), [1, 0]),
+    ],
+)
+def test_installations_that_fail_are_given_up(cloud, states, setup, codes):
+    (cloud / "states").write_text(f"{states}ACTIVE")
+    retries = {"most": 2, "pause_seconds": 0.01, "reset_after_seconds": 0.5}
+    settings(setup=setup, retries=retries)
+    assert run("bash", "-c", f"sleep 1; {counting(*codes)[-1]}") == Exit.FAILED
+    assert calls(cloud).count("unpack") == 3
+
+
 def test_slices_that_were_taken_away_are_asked_for_again(cloud):
     (cloud / "states").write_text("ACTIVE ACTIVE SUSPENDING SUSPENDED PROVISIONING ACTIVE")
     # Sleeps on the slices that are taken, and ends on those that come for them.
