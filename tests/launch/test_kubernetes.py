@@ -15,6 +15,10 @@ from launch.manifests import make_manifests
 from maxlm.config.cluster.exit_codes import Exit
 from maxlm.config.cluster.file import load_cluster
 from maxlm.config.cluster.kubernetes import KubernetesCluster
+from maxlm.config.cluster.retries import LONGEST_PAUSE_SECONDS
+from maxlm.config.schema import TimeoutsConfig
+from maxlm.process.phases import BEFORE_TRAINING, PHASES
+from maxlm.process.watchdog import DEAF_SECONDS
 
 kubernetes_validate = pytest.importorskip(
     "kubernetes_validate", reason="scripts/setup dev installs kubernetes-validate"
@@ -216,6 +220,17 @@ def test_probes_watch_the_steps(tmp_path):
         stamp = mine.stat().st_mtime - age
         os.utime(mine, (stamp, stamp))
         assert subprocess.run(command, check=False).returncode == code
+
+
+def test_probes_leave_a_run_the_time_that_its_phases_have():
+    cluster = KubernetesCluster(name="job", image="a", accelerator=GPU)
+    limits = TimeoutsConfig().by_phase()
+    assert limits.keys() == set(PHASES)
+    # Files from the slow tier, and the state from the files: two phases.
+    start = sum(limits[phase] for phase in BEFORE_TRAINING) + limits["restore"]
+    assert cluster.start_seconds >= LONGEST_PAUSE_SECONDS + start
+    # Who is late says why, and asks the others for their stacks.
+    assert cluster.step_seconds >= max(limits.values()) + 5 * DEAF_SECONDS
 
 
 def test_words_that_kubernetes_would_replace_are_kept():
