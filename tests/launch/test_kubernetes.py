@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -304,3 +305,14 @@ def test_images_are_built_from_the_lock_of_their_platform(platform):
         n for names in copied for n in names
     }
     assert "USER maxlm" in text
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_locks_of_clusters_have_what_their_object_store_needs(platform):
+    """The extra `store`: without it `checkpoint.store.url=gs://...` is refused in an image."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = [re.split("[<>=]", one)[0] for one in project["optional-dependencies"]["store"]]
+    assert "gcsfs" in names
+    lock = (ROOT / f"requirements/{platform}.lock").read_text()
+    assert [name for name in names if not re.search(f"^{name}==", lock, re.MULTILINE)] == []
+    assert "://" not in lock
