@@ -10,7 +10,8 @@ kills them.
 
 Exit code: what the processes' own codes mean together (`maxlm.config.cluster.exit_codes`): 0 done, 75 stopped
 by a signal and saved, 2 the user's mistake, 1 failed; 128 + the signal when a signal ended them. With
-`--retries N` a job that fails is started again, after pauses that double.
+`--retries N` a job that fails is started again, after pauses that double. `--dry-run` prints each process'
+command line and environment.
 """
 
 from __future__ import annotations
@@ -45,6 +46,14 @@ MOST_PROCESSES = 1024
 # A second one of these kills; the others are sent along with them, or before.
 INSISTING = (signal.SIGTERM, signal.SIGINT)
 STOPPING = (*INSISTING, signal.SIGHUP, signal.SIGUSR1)
+
+# What tells a process how it finds the others.
+PLACE = (
+    "MAXLM_COORDINATOR",
+    "MAXLM_NUM_PROCESSES",
+    "MAXLM_PROCESS_ID",
+    "JAX_COORDINATOR_BIND_ADDRESS",
+)
 
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
@@ -166,6 +175,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--pause", type=float, default=Retries().pause_seconds, help="seconds before the first"
     )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print what each process would be, and start none"
+    )
     parser.add_argument("command", nargs="+", metavar="-- COMMAND", help="what each process runs")
     options = parser.parse_args(arguments)
     if not 1 <= options.n <= MOST_PROCESSES:
@@ -176,9 +188,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--retries {options.retries} --pause {options.pause}: 0 to 1000, and a time")
     own = list(sys.argv[1:] if arguments is None else arguments)[: -len(options.command)]
     # What stands before the command in the line that resumes a run.
-    before = [word for word in own if word != "--"]
+    before = [word for word in own if word not in ("--", "--dry-run")]
     os.environ["MAXLM_LAUNCHER"] = shlex.join(["python", sys.argv[0], *before, "--"])
+    if options.dry_run:
+        print_job(options.n, options.command, retries)
+        return Exit.DONE
     return run_again(options.n, options.command, retries)
+
+
+def print_job(count: int, command: Sequence[str], retries: Retries) -> None:
+    """Print the command line of each process with the environment that the launcher gives it, for a
+    shell, and when all are started again.
+    """
+    for environment in environments(count):
+        given = [f"{name}={environment[name]}" for name in (*PLACE, "MAXLM_LAUNCHER", "PATH")]
+        print(f"$ {shlex.join(['env', *given, *command])}")
+    pauses = ", ".join(f"{pause:g} s" for pause in retries.pauses)
+    again = f"are started again after {pauses}" if pauses else "are not started again"
+    print(f"# the port is any that is free; processes that fail {again}")
 
 
 def run_again(count: int, command: Sequence[str], retries: Retries) -> int:
@@ -233,10 +260,7 @@ def environments(count: int) -> list[dict[str, str]]:
         {
             **os.environ,
             "PATH": search,
-            "MAXLM_COORDINATOR": address,
-            "MAXLM_NUM_PROCESSES": str(count),
-            "MAXLM_PROCESS_ID": str(index),
-            "JAX_COORDINATOR_BIND_ADDRESS": address,
+            **dict(zip(PLACE, (address, str(count), str(index), address), strict=True)),
         }
         for index in range(count)
     ]

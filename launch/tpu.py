@@ -15,6 +15,7 @@ import argparse
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -53,9 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cluster = load_cluster(options.cluster, TpuCluster)
         if not options.dry_run and shutil.which("gcloud") is None:
             raise UserError("there is no gcloud on PATH; install Google Cloud's CLI, or --dry-run")
-        words = ["python", "launch/tpu.py", "run", options.cluster, "--"]
-        job = Job(cluster, command, shlex.join(words), dry_run=options.dry_run)
-        return act(job, options.action)
+        job = Job(cluster, command, options.cluster, dry_run=options.dry_run)
+        try:
+            return act(job, options.action)
+        except KeyboardInterrupt:
+            rest = after_interruption(job, options.action)
+            sys.stderr.write(f"launch/tpu.py: interrupted{rest}\n")
+            return 128 + signal.SIGINT
     except UserError as error:
         sys.stderr.write(f"launch/tpu.py: {error}\n")
         return Exit.MISTAKE
@@ -79,16 +84,35 @@ def act(job: Job, action: str) -> int:
     return Exit.DONE
 
 
+def after_interruption(job: Job, action: str) -> str:
+    """Say what goes on without the launcher, and what takes its place."""
+    if action not in ("run", "watch"):
+        return ""
+    again = shlex.join([*job.words("watch"), "--", *job.command])
+    return (
+        f"; the slices and what runs on them are left as they are. To go on: {again}\n"
+        f"To give them back: {shlex.join(job.words('delete'))}"
+    )
+
+
 class Job:
     """A command on all hosts of a queued resource."""
 
     def __init__(
-        self, cluster: TpuCluster, command: Sequence[str], launcher: str, *, dry_run: bool
+        self, cluster: TpuCluster, command: Sequence[str], path: str, *, dry_run: bool
     ) -> None:
-        self.cluster, self.command, self.launcher = cluster, command, launcher
+        self.cluster, self.command, self.path = cluster, command, path
         self.dry_run = dry_run
         self.failures = 0
-        self.began = time.monotonic()
+        # The slices were to be asked for anew, and gcloud has refused.
+        self.is_recreating = False
+        # When the processes were started, None while none are: neither a wait in the queue nor an
+        # installation that fails is a run that went well for long. `watch` finds them started.
+        self.began: float | None = time.monotonic()
+
+    def words(self, action: str) -> list[str]:
+        """Return the command line of an action on this job."""
+        return ["python", "launch/tpu.py", action, self.path]
 
     def call(self, words: Sequence[str]) -> None:
         """Run a command whose output the user sees, or print it.
@@ -137,6 +161,7 @@ class Job:
 
     def begin(self) -> bool:
         """Copy, install and start; return False where a host cannot be reached yet, or refuses."""
+        self.began = None
         try:
             self.sync()
             self.start()
@@ -147,7 +172,8 @@ class Job:
 
     def start(self) -> None:
         """Start the command on all hosts."""
-        command = tpu_job.start(self.cluster, self.command, self.launcher)
+        launcher = shlex.join([*self.words("run"), "--"])
+        command = tpu_job.start(self.cluster, self.command, launcher)
         self.call(gcloud.ssh(self.cluster, command))
         self.began = time.monotonic()
 
@@ -159,8 +185,7 @@ class Job:
         """
         started, before = begun, ""
         while True:
-            state, known = self.ask(gcloud.describe(self.cluster))
-            state = state if known else "UNKNOWN"
+            state = self.state()
             if state != before:
                 self.say(state)
             before = state
@@ -171,33 +196,63 @@ class Job:
             if move is Move.DONE:
                 return Exit.DONE
             if move is Move.GIVE_UP:
-                self.say(f"{move.value}; its words: python launch/tpu.py tail")
+                self.say(f"{move.value}; its words: {shlex.join(self.words('tail'))}")
                 return Exit.MISTAKE
-            if move is Move.RETRY and not self.may_retry():
+            if move is Move.RECREATE and self.is_recreating:  # gcloud has refused it before
+                move = Move.ASK_LATER
+            if move in (Move.RETRY, Move.ASK_LATER) and not self.may_retry():
                 return Exit.FAILED
-            started = self.make(move, started=started)
+            started = self.make(move, state, started=started)
             time.sleep(self.cluster.poll_seconds)
+
+    def state(self) -> str:
+        """Return the state of the queued resource."""
+        state, known = self.ask(gcloud.describe(self.cluster))
+        if not known:
+            return tpu_job.MISSING if self.is_recreating else "UNKNOWN"
+        if state not in (*tpu_job.LOST, "DELETING"):
+            self.is_recreating = False  # gcloud has said that it failed, and it had not
+        elif state == "FAILED":
+            self.say(
+                f"`{shlex.join(gcloud.describe(self.cluster)[:-1])}` says why the request failed"
+            )
+        return state
 
     def hosts(self) -> Hosts:
         """Ask all hosts how their processes are."""
         output, reached = self.ask(gcloud.ssh(self.cluster, tpu_job.REPORT))
         return tpu_job.read_report(output, reached=reached)
 
-    def make(self, move: Move, *, started: bool) -> bool:
-        """Make a move; return whether the processes are started."""
+    def make(self, move: Move, state: str, *, started: bool) -> bool:
+        """Make a move in a state of the slices; return whether the processes are started."""
         if move is Move.WAIT:
             return started
         self.say(move.value)
-        if move is Move.RECREATE:
-            self.call(gcloud.delete(self.cluster))
-            self.call(gcloud.create(self.cluster))
+        if move in (Move.RECREATE, Move.ASK_LATER):
+            self.recreate(state)
         # Copied again as well: a host that was repaired comes back empty.
         return False
+
+    def recreate(self, state: str) -> None:
+        """Delete the queued resource, where there is one, and ask for it anew; what gcloud refuses is
+        tried again later.
+        """
+        self.is_recreating = True
+        try:
+            if state != tpu_job.MISSING:
+                self.call(gcloud.delete(self.cluster))
+            self.call(gcloud.create(self.cluster))
+        except UserError as error:
+            self.say(str(error))
+        else:
+            self.is_recreating = False
 
     def may_retry(self) -> bool:
         """Count a failure and wait its pause out; return False after too many in a row."""
         retries = self.cluster.retries
-        self.failures = retries.next_failures(self.failures, time.monotonic() - self.began)
+        seconds = 0.0 if self.began is None else time.monotonic() - self.began
+        self.failures = retries.next_failures(self.failures, seconds)
+        self.began = None  # that run counts once
         if self.failures > retries.most:
             self.say(f"failure {self.failures} in a row: giving up")
             return False

@@ -16,7 +16,11 @@ FOLDER = ".maxlm"
 ARCHIVE = "maxlm-code.tar.gz"
 
 LOST = ("SUSPENDED", "FAILED")
-"""States of a queued resource that it does not leave."""
+"""States of a queued resource that it does not leave: spot slices that were taken away, and a request
+that Google cannot grant, for its quota or its kind of machine, or because its time is over.
+"""
+MISSING = "MISSING"
+"""There is no queued resource, because gcloud refused to ask for it anew."""
 
 
 def unpack(cluster: TpuCluster) -> str:
@@ -82,6 +86,7 @@ class Move(Enum):
 
     WAIT = "wait"
     RECREATE = "ask for the slices again"
+    ASK_LATER = "ask for the slices again after a pause: the request failed"
     RESTART = "start again: a host was restarted"
     RESUME = "start again: the run was stopped and has saved"
     RETRY = "start again after a pause: the run failed"
@@ -96,8 +101,8 @@ def next_move(state: str, hosts: Hosts | None) -> Move:
       state: of the queued resource.
       hosts: how the processes are, None if no host could be asked.
     """
-    if state in LOST:
-        return Move.RECREATE
+    if state in (*LOST, MISSING):
+        return Move.RECREATE if state == "SUSPENDED" else Move.ASK_LATER
     # A host that does not answer is being restarted, or its slice is about to be suspended.
     if state != "ACTIVE" or hosts is None or not hosts.reached:
         return Move.WAIT

@@ -65,6 +65,7 @@ class Phases:
             clock(),
         )  # one pair, which threads read together
         self._step: int | None = None
+        self._has_begun = False
         self._waits, self._waited, self._own = False, 0.0, list[float]()
 
     def limit(self, limits: Mapping[str, float | None]) -> None:
@@ -129,8 +130,9 @@ class Phases:
     def _enter(self, stack: tuple[str, ...]) -> None:
         self._since, self._waited = (stack, self._clock()), 0.0
         # For watchers outside, such as a pod's probes, which have a limit of their own for the
-        # start.
-        if self._file is not None and stack[-1] not in BEFORE_TRAINING:
+        # start. After it they look at all phases: a roll-back restores and compiles, too.
+        self._has_begun = self._has_begun or stack[-1] not in BEFORE_TRAINING
+        if self._file is not None and self._has_begun:
             self._file.touch()
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from maxlm.config.cluster.exit_codes import Exit
 from tests.drills.conftest import (
+    ROOT,
     assert_equal_runs,
     curve,
     read_metrics,
@@ -186,9 +187,39 @@ def test_eight_devices_then_four_then_eight(write_run, tmp_path, record_property
             assert "train.microbatches 1 -> 2; the batch stays 8 sequences" in done.output
         if steps > 6:
             assert "the run goes on with" in done.output
-    golden, resized = (curve(tmp_path / name) for name in ("golden", "resized"))
+    record_property("resized_largest_loss_difference", compare_losses(tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_two_processes_then_one(write_run, tmp_path, record_property):
+    """A host is lost, and the launcher is started on the one that is left."""
+    sections = {
+        "mesh": {"elastic": "batch", "data": 2, "fsdp": 2},
+        "train": {"num_steps": 12, "batch_size": 8, "eval_every": 0},
+        "runtime": {"device_count": 2, "platform": "cpu"},
+    }
+
+    def on(count):
+        return {"launcher": [str(ROOT / "launch/local.py"), "-n", str(count), "--", "maxlm"]}
+
+    run_until_done(write_run("golden", **sections), undisturbed, **on(2))
+    path = write_run("resized", **sections)
+    first = ["train.num_steps=6", "schedule.total_steps=12"]
+    run_until_done(path, undisturbed, *first, **on(2))
+    done = run_until_done(path, undisturbed, "schedule.total_steps=12", **on(1))
+    assert "2 devices, and the mesh was written for 4: mesh.data 2 -> 1, " in done.output
+    record_property("largest_loss_difference", compare_losses(tmp_path))
+
+
+def compare_losses(folder):
+    """Return the largest relative difference between the golden run's losses and the resized one's,
+    which read the same tokens.
+    """
+    golden, resized = (curve(folder / name) for name in ("golden", "resized"))
+    assert len(golden) > 0
     assert [row[2] for row in resized] == [row[2] for row in golden]
     losses = [np.array([float.fromhex(row[1]) for row in rows]) for rows in (resized, golden)]
     difference = np.abs(losses[0] / losses[1] - 1).max()
-    record_property("resized_largest_loss_difference", difference)
     assert difference < 1e-5
+    return difference

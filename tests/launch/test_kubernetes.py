@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,10 @@ from launch.manifests import make_manifests
 from maxlm.config.cluster.exit_codes import Exit
 from maxlm.config.cluster.file import load_cluster
 from maxlm.config.cluster.kubernetes import KubernetesCluster
+from maxlm.config.cluster.retries import LONGEST_PAUSE_SECONDS
+from maxlm.config.schema import TimeoutsConfig
+from maxlm.process.phases import BEFORE_TRAINING, PHASES
+from maxlm.process.watchdog import DEAF_SECONDS
 
 kubernetes_validate = pytest.importorskip(
     "kubernetes_validate", reason="scripts/setup dev installs kubernetes-validate"
@@ -218,6 +223,17 @@ def test_probes_watch_the_steps(tmp_path):
         assert subprocess.run(command, check=False).returncode == code
 
 
+def test_probes_leave_a_run_the_time_that_its_phases_have():
+    cluster = KubernetesCluster(name="job", image="a", accelerator=GPU)
+    limits = TimeoutsConfig().by_phase()
+    assert limits.keys() == set(PHASES)
+    # Files from the slow tier, and the state from the files: two phases.
+    start = sum(limits[phase] for phase in BEFORE_TRAINING) + limits["restore"]
+    assert cluster.start_seconds >= LONGEST_PAUSE_SECONDS + start
+    # Who is late says why, and asks the others for their stacks.
+    assert cluster.step_seconds >= max(limits.values()) + 5 * DEAF_SECONDS
+
+
 def test_words_that_kubernetes_would_replace_are_kept():
     assert container_of(make())["args"][-1] == "run_dir=$$(HOME)/x"
     variables = environment_of(container_of(make(environment={"A": "$(HOME) $$(HOME) $1"})))
@@ -289,3 +305,14 @@ def test_images_are_built_from_the_lock_of_their_platform(platform):
         n for names in copied for n in names
     }
     assert "USER maxlm" in text
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_locks_of_clusters_have_what_their_object_store_needs(platform):
+    """The extra `store`: without it `checkpoint.store.url=gs://...` is refused in an image."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = [re.split("[<>=]", one)[0] for one in project["optional-dependencies"]["store"]]
+    assert "gcsfs" in names
+    lock = (ROOT / f"requirements/{platform}.lock").read_text()
+    assert [name for name in names if not re.search(f"^{name}==", lock, re.MULTILINE)] == []
+    assert "://" not in lock

@@ -82,6 +82,35 @@ def test_the_line_that_resumes_a_run_has_all_of_the_launchers_options():
     assert job.stdout == f"python {shlex.quote(str(LAUNCHER))} {shlex.join(options)} --\n"
 
 
+def test_a_dry_run_prints_what_each_process_would_be_and_starts_none(tmp_path):
+    show = "import os, sys; print(os.environ['MAXLM_PROCESS_ID'], os.environ['MAXLM_NUM_PROCESSES'], *sys.argv[1:])"
+    program = [sys.executable, "-c", f"open({str(tmp_path / 'ran')!r}, 'a'); {show}", "a b"]
+    options = ["-n", "2", "--retries", "2", "--pause", "5"]
+    job = subprocess.run(
+        [sys.executable, LAUNCHER, *options, "--dry-run", "--", *program],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    )
+    assert not (tmp_path / "ran").exists()
+    *lines, last = job.stdout.splitlines()
+    assert "started again after 5 s, 10 s" in last
+    launcher = f"MAXLM_LAUNCHER=python {shlex.quote(str(LAUNCHER))} {shlex.join(options)} --"
+    addresses = set()
+    for index, line in enumerate(lines):
+        assert line.startswith("$ env ")
+        words = shlex.split(line[2:])
+        assert launcher in words
+        addresses.update(word.split("=")[1] for word in words if "ADDRESS=" in word)
+        # What it prints is what a shell can run.
+        done = subprocess.run(
+            line[2:], shell=True, capture_output=True, text=True, check=True, timeout=30
+        )
+        assert done.stdout == f"{index} 2 a b\n"
+    assert (len(lines), len(addresses)) == (2, 1)
+
+
 @pytest.mark.parametrize(
     ("death", "code", "words"),
     [

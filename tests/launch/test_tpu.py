@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import tarfile
@@ -93,7 +94,8 @@ def test_command_lines_have_the_flags_of_gcloud(settings, wanted):
         ("UNKNOWN", None, Move.WAIT),
         ("SUSPENDING", None, Move.WAIT),
         ("SUSPENDED", None, Move.RECREATE),
-        ("FAILED", None, Move.RECREATE),
+        ("FAILED", None, Move.ASK_LATER),
+        ("MISSING", None, Move.ASK_LATER),
         ("ACTIVE", Hosts(2, (), 0, True), Move.WAIT),
         ("ACTIVE", Hosts(1, (1,), 0, True), Move.WAIT),
         ("ACTIVE", Hosts(1, (), 0, False), Move.WAIT),
@@ -117,12 +119,20 @@ def test_reports_of_hosts_are_read():
 GCLOUD = """#!{python}
 import json, pathlib, shutil, subprocess, sys
 folder = pathlib.Path({folder!r})
+refused = folder / "refused"  # the exit codes of the next calls of a verb
 verb, options = sys.argv[4], [word for word in sys.argv[5:] if word.startswith("--")]
 with (folder / "calls.jsonl").open("a") as file:
     file.write(json.dumps(sys.argv[1:]) + "\\n")
+codes = json.loads(refused.read_text()) if refused.exists() else {{}}
+code = codes.get(sys.argv[4], []) and codes[sys.argv[4]].pop(0)
+refused.write_text(json.dumps(codes))
+if code:
+    sys.exit(code)
 hosts = [folder / "host0", folder / "host1"]
 states = folder / "states"
-if verb == "describe":
+if verb == "describe" and not hosts[0].exists() and (folder / "calls.jsonl").read_text().count('"delete"'):
+    sys.exit(1)
+elif verb == "describe":
     first, *rest = states.read_text().split()
     states.write_text(" ".join(rest or [first]))
     print(first)
@@ -214,11 +224,41 @@ def test_stops_and_failures_start_again_and_mistakes_do_not(cloud, capfd):
     shown = capfd.readouterr().out
     assert "the run was stopped and has saved" in shown
     assert "failure 1 in a row of 2 that may be" in shown
+    assert "its words: python launch/tpu.py tail cluster.yaml" in shown
 
 
 def test_failures_in_a_row_are_given_up(cloud):
     assert run(*counting(1, 1, 1)) == Exit.FAILED
     assert calls(cloud).count("start") == 3
+
+
+def settings(**changes):
+    """Change settings in cluster.yaml."""
+    section = yaml.safe_load(Path("cluster.yaml").read_text())["cluster"]
+    Path("cluster.yaml").write_text(yaml.safe_dump({"cluster": {**section, **changes}}))
+
+
+def failing(first, last):
+    """Return a shell command that fails on a host from its `first` time to its `last`, from 1."""
+    count = "n=$(($(cat ~/tries 2>/dev/null || echo 0) + 1)); echo $n > ~/tries"
+    return f"{count}; test $n -lt {first} -o $n -gt {last}"
+
+
+@pytest.mark.parametrize(
+    ("states", "setup", "codes"),
+    [
+        # The wait in the queue is no run.
+        ("WAITING_FOR_RESOURCES " * 6, failing(1, 5), [0]),
+        # A run that lasts before it fails begins a new row, and what comes then counts in it.
+        ("", failing(2, 6), [1, 0]),
+    ],
+)
+def test_installations_that_fail_are_given_up(cloud, states, setup, codes):
+    (cloud / "states").write_text(f"{states}ACTIVE")
+    retries = {"most": 2, "pause_seconds": 0.01, "reset_after_seconds": 0.5}
+    settings(setup=setup, retries=retries)
+    assert run("bash", "-c", f"sleep 1; {counting(*codes)[-1]}") == Exit.FAILED
+    assert calls(cloud).count("unpack") == 3
 
 
 def test_slices_that_were_taken_away_are_asked_for_again(cloud):
@@ -239,6 +279,50 @@ def test_slices_that_were_taken_away_are_asked_for_again(cloud):
     ]
 
 
+def test_requests_that_fail_are_given_up_after_pauses(cloud, capfd):
+    (cloud / "states").write_text("FAILED")
+    assert run("true") == Exit.FAILED
+    assert calls(cloud) == ["create", *["delete", "create"] * 2]
+    shown = capfd.readouterr().out
+    assert "queued-resources describe job --zone=us-east5-a` says why the request failed" in shown
+    assert "failure 2 in a row of 2 that may be: 0.02 s" in shown
+
+
+@pytest.mark.parametrize(
+    ("refused", "code", "made"),
+    [
+        # Of the two calls by which lost slices are asked for again.
+        ({"delete": [1]}, Exit.DONE, ["delete", "delete", "create"]),
+        ({"create": [0, 1, 1]}, Exit.DONE, ["delete", "create", "create", "create"]),
+        ({"create": [0, 1, 1, 1]}, Exit.FAILED, ["delete", "create", "create", "create"]),
+        ({"delete": [1, 1, 1]}, Exit.FAILED, ["delete", "delete", "delete"]),
+        ({"create": [1]}, Exit.MISTAKE, []),  # what was never granted may be the user's mistake
+    ],
+)
+def test_what_gcloud_refuses_on_the_way_is_tried_again(cloud, refused, code, made):
+    looks = len(refused.get("delete", ())) + 1
+    (cloud / "states").write_text("SUSPENDED " * looks + "ACTIVE")
+    (cloud / "refused").write_text(json.dumps(refused))
+    assert run("true") == code
+    begun = ["scp", "unpack", "start"] if code == Exit.DONE else []
+    assert calls(cloud) == ["create", *made, *begun]
+
+
+@pytest.mark.parametrize(
+    ("action", "command"), [("run", ["maxlm", "train", "a b.yaml"]), ("tail", [])]
+)
+def test_an_interruption_is_told_in_a_line(cloud, monkeypatch, capsys, action, command):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tpu.subprocess, "run", interrupted)
+    assert run(*command, action=action) == 128 + signal.SIGINT
+    told = capsys.readouterr().err
+    assert told.startswith("launch/tpu.py: interrupted")
+    going_on = "python launch/tpu.py watch cluster.yaml -- maxlm train 'a b.yaml'"
+    assert (going_on in told) == (action == "run")
+
+
 def test_a_host_that_was_restarted_starts_all_again(cloud):
     script = (
         "test -e ~/again && exit 0; touch ~/again; test $HOME = %s/host0 && sleep 60; kill -KILL 0"
@@ -252,7 +336,7 @@ def test_stop_lets_processes_save(cloud):
     cluster = TpuCluster(**yaml.safe_load((cloud / "cluster.yaml").read_text())["cluster"])
     program = "trap 'echo saved; exit 75' TERM; echo ready > ~/ready; while :; do sleep 0.05; done"
     subprocess.run(gcloud.create(cluster), check=True)
-    job = tpu.Job(cluster, ["bash", "-c", program], "", dry_run=False)
+    job = tpu.Job(cluster, ["bash", "-c", program], "cluster.yaml", dry_run=False)
     assert job.begin()
     wait_for(lambda: all((cloud / host / "ready").exists() for host in ("host0", "host1")))
     assert run(action="stop") == Exit.DONE

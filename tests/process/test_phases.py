@@ -95,3 +95,7 @@ def test_getting_on_touches_the_file_of_probes_once_training_has_begun(tmp_path,
             os.utime(path, (1, 1))
             beat()
             assert time.time() - path.stat().st_mtime < 60
+        for name in PHASES:  # such as the restore of a roll-back
+            os.utime(path, (1, 1))
+            with phases.phase(name):
+                assert time.time() - path.stat().st_mtime < 60, name

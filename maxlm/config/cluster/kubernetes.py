@@ -94,11 +94,15 @@ class KubernetesCluster(Section):
     stop_seconds: PositiveInt = Field(
         120, description="between SIGTERM and SIGKILL: to finish the step and save"
     )
+    # A process ends itself, with its stacks, at the limits of runtime.timeouts: both are longer than
+    # these, and for a machine on which not even that works.
     start_seconds: PositiveInt = Field(
-        3600, description="until the first step is done; then the pod is started again"
+        14400,
+        description="until the first step begins, with the pause of a restart; then the pod is started again",
     )
     step_seconds: PositiveInt = Field(
-        1800, description="without a finished step, after which the pod is started again"
+        5400,
+        description="in any phase without getting on, after which the pod is started again",
     )
     working_dir: Path = "/maxlm"
     retries: Retries = Retries()
