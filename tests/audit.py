@@ -5,16 +5,22 @@ Nothing unpickles, nothing loads or makes code out of data, no program is starte
 nothing talks to other machines; and maxlm's own code writes where it was told to: a test that finds
 otherwise fails, with the file and the line. Audit hooks see what Python does, not what libraries do
 in C++ (arrays of checkpoints, compiled programs).
+
+A hook sees its own process alone. Processes that are started with `environment_of` have one too, from
+their first line on, as have those that they start; what they find comes to the test by a file. They may
+write into the folder that is named there, and not into all temporary folders, as tests may.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import sysconfig
 import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -63,7 +69,13 @@ _CHANGES = {
 _STARTS = frozenset(("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork"))
 _CODE = frozenset(("compile", "exec", "marshal.loads", "marshal.load", "code.__new__"))
 
+# Of processes that tests start: where to write what is found, and the folder that is theirs.
+REPORT, FOLDER = "TESTS_AUDIT_REPORT", "TESTS_AUDIT_FOLDER"
+AT_START = ROOT / "tests" / "audited"
+
+_report = os.environ.get(REPORT)
 _found: list[str] = []
+_from_others: list[str] = []  # the file that other processes write to, once there are any
 _inside = threading.local()
 _installed = False
 
@@ -73,14 +85,48 @@ def install() -> None:
     global _installed
     if not _installed:
         _installed = True
+        tempfile.gettempdir()  # it finds out under a lock, by a file that it writes: the hook would wait for it
         sys.addaudithook(_hook)
+
+
+def environment_of(folder: Path | str) -> dict[str, str]:
+    """Return the variables of a Python process that is to be watched as this one is.
+
+    Args:
+      folder: the only one that it is told to write to.
+    """
+    if not _from_others:
+        descriptor, path = tempfile.mkstemp(prefix="audit")
+        os.close(descriptor)
+        atexit.register(Path(path).unlink, missing_ok=True)
+        _from_others.append(path)
+    paths = [str(AT_START), os.environ.get("PYTHONPATH", "")]
+    return {
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        REPORT: _from_others[0],
+        FOLDER: str(folder),
+    }
 
 
 def take() -> list[str]:
     """Return what was found since the last call, each with its file and line."""
     found = _found[:]
     del _found[: len(found)]
+    for path in map(Path, _from_others):
+        if path.stat().st_size:
+            found += path.read_text().splitlines()
+            os.truncate(path, 0)
     return found
+
+
+def _keep(finding: str) -> None:
+    if _report is None:
+        _found.append(finding)
+        return
+    with suppress(OSError):  # at once and in one piece: the process may be killed
+        descriptor = os.open(_report, os.O_WRONLY | os.O_APPEND)
+        os.write(descriptor, f"process {os.getpid()}: {finding}\n".encode())
+        os.close(descriptor)
 
 
 def _hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -99,7 +145,7 @@ def _look(event: str, arguments: tuple[Any, ...]) -> None:
     try:
         reason = _EVENTS[event](event, arguments)
         if reason:
-            _found.append(f"{reason} at {_place()}")
+            _keep(f"{reason} at {_place()}")
     finally:
         _inside.now = False
 
@@ -173,8 +219,12 @@ def _may_be_written(place: Any) -> bool:
 
 
 def _folders() -> tuple[str, ...]:
-    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or tempfile.gettempdir()
-    folders = (tempfile.gettempdir(), cache, "/tmp", "/dev/shm", "/proc/self", "/dev/fd")
+    temporary, cache = tempfile.gettempdir(), os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    own = os.environ.get(FOLDER)
+    # Names of `tempfile` and of pools of processes; their folders are nobody else's.
+    names = [f"{temporary}/{name}" for name in (tempfile.template, "pymp-")]
+    places = [own, *names] if own else [temporary, "/tmp"]
+    folders = (*places, *filter(None, [cache]), "/dev/shm", "/proc/self", "/dev/fd")
     return tuple(os.path.realpath(folder) for folder in folders)
 
 

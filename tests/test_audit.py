@@ -1,7 +1,9 @@
 """The audit of all tests finds what it is there to find, names the place, and costs next to nothing."""
 
 import collections
+import os
 import pickle
+import subprocess
 import sys
 import tempfile
 import time
@@ -63,6 +65,53 @@ def test_what_is_forbidden_is_found_with_its_place(call):
 @pytest.mark.parametrize("call", ALLOWED)
 def test_what_is_allowed_is_not(call):
     assert act(call) == []
+
+
+IN_A_PROCESS = f"""
+import os, pathlib, pickle, socket, subprocess, sys
+path = "{audit.ROOT / "maxlm/fake.py"}"
+space = {{"code": compile("1", "x", "exec")}}
+exec(compile(sys.argv[1], path, "exec"), space)
+try:
+    space["act"](pickle, os, subprocess, socket, "{audit.ROOT}", pickle.dumps(pathlib.PurePath()))
+except OSError:
+    pass
+os._exit(0)
+"""
+
+
+def act_in_a_process(call, folder):
+    environment = {**os.environ, **audit.environment_of(folder)}
+    command = [sys.executable, "-c", IN_A_PROCESS, SOURCE.format(call)]
+    subprocess.run(command, env=environment, check=True, cwd=audit.ROOT)
+    return audit.take()
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        ("open('/somewhere/else', 'wb')", "open of /somewhere/else"),
+        ("open(os.path.dirname(os.environ['TESTS_AUDIT_FOLDER']) + '/x', 'w')", "/x"),
+        ("os.system('')", "os.system of b''"),
+    ],
+)
+def test_what_a_process_of_a_test_does_is_found(call, expected, tmp_path):
+    (found,) = act_in_a_process(call, tmp_path / "run")
+    assert expected in found
+    assert "maxlm/fake.py:3" in found
+    assert found.startswith("process ")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "open(os.environ['TESTS_AUDIT_FOLDER'] + '/x', 'w').close()",
+        "open(__import__('tempfile').mkdtemp() + '/x', 'w').close()",
+        "open(os.devnull, 'w').close()",
+    ],
+)
+def test_a_process_may_write_where_it_is_told_to(call, tmp_path):
+    assert act_in_a_process(call, tmp_path) == []
 
 
 def test_what_others_write_is_theirs():

@@ -39,6 +39,25 @@ def test_a_stop_is_a_step_the_copy_and_the_writing(caplog, notice, level):
     assert len(caplog.records) == 2
 
 
+@pytest.mark.parametrize(("notice", "level"), [(60.0, "INFO"), (None, "INFO"), (14.0, "WARNING")])
+def test_a_start_says_what_was_measured_before_it(caplog, notice, level):
+    caplog.set_level(logging.INFO)
+    stop_time = StopTime(notice)
+    for damaged in (None, "15", [15.0]):
+        stop_time.recall(100, damaged)
+    assert not caplog.records
+    stop_time.recall(100, 15.0)
+    (record,) = caplog.records
+    assert record.levelname == level
+    assert "a stop took about 15.0 s when it was measured before this start, after" in caplog.text
+    event = getattr(record, ATTRIBUTE)
+    assert (event.kind, event.step) == ("stop_time", 100)
+    assert event.values == {"seconds": 15.0, "notice_seconds": notice}
+    # What this start measures is said all the same.
+    stop_time.saved(200, copy_seconds=3.0, write_seconds=1.0)
+    assert len(caplog.records) == 2
+
+
 def test_the_notice_is_the_settings_or_the_launchers(monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
     assert notice_seconds(None) is None

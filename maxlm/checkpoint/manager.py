@@ -27,6 +27,9 @@ from maxlm.runtime.notice import StopTime, notice_seconds
 
 log = logging.getLogger(__name__)
 
+LONG_WAIT_SECONDS = 1.0
+"""A save that waits so long for the one before says so."""
+
 
 class Checkpointer:
     """The checkpoints of one run; all processes make the same calls.
@@ -81,9 +84,11 @@ class Checkpointer:
         """Save `state` (a tree of jax.Array) and `record` (anything JSON can hold) as the
         checkpoint of `step`.
 
-        Returns when the arrays are copied off the devices, so they may be donated; writing goes on
-        in the background, and reading back (`checkpoint.verify`). Does nothing if `step` is saved
-        already. A failure of the save before surfaces here.
+        Waits for the save before, if that is not whole yet: none is left out, so which checkpoints
+        there are depends on the settings alone, and the host holds one state at a time. Returns
+        when the arrays are copied off the devices, so they may be donated; writing goes on in the
+        background, and reading back (`checkpoint.verify`). Does nothing if `step` is saved already.
+        A failure of the save before surfaces here.
 
         Args:
             step: the checkpoint's; what `state` and `record` say of the step and of the tokens must
@@ -100,7 +105,10 @@ class Checkpointer:
               finite.
         """
         lost = on_first_process(self._make_again)
+        before, begin = self._writer.in_flight, time.perf_counter()
         self._wait(lost=lost)
+        if before is not None and before != step:
+            self._tell_of_wait(step, before, time.perf_counter() - begin)
         begin = time.perf_counter()
         if step not in on_first_process(self._sweep_and_list):
             self._replaces = replaces
@@ -213,6 +221,17 @@ class Checkpointer:
         # A state of skipped steps takes no good copy's place either.
         if self._tier is not None and self._replaces:
             self._tier.add(step)
+
+    def _tell_of_wait(self, step: int, before: int, seconds: float) -> None:
+        # The processes wait for each other, so the first one's time is that of all.
+        if seconds < LONG_WAIT_SECONDS or jax.process_index() > 0:
+            return
+        log.warning(
+            "training waited %.1f s to save step %d, as the checkpoint of step %d was still being written and read "
+            "back: raise checkpoint.every, or use a faster run_dir",
+            *(seconds, step, before),
+            extra=event("slow_save", step=step, before=before, seconds=round(seconds, 3)),
+        )
 
     def _wait(self, *, lost: bool) -> None:
         """See `wait`; `lost`: its folder was removed meanwhile."""

@@ -4,6 +4,7 @@ left; its tokenizer.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -11,7 +12,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -80,7 +81,10 @@ class RunDirectory:
             yield run
         finally:
             for lock in locks:  # closing gives the lock back
-                lock.close()
+                with suppress(
+                    OSError
+                ):  # what a full disk has not taken is tried again, and refused
+                    lock.close()
 
     def _keep_tokenizer(self, files: Mapping[str, bytes]) -> None:
         try:
@@ -118,21 +122,29 @@ class RunDirectory:
             self._lock(locks[-1])
             _check_writable(self.checkpoints)
         except OSError as error:
+            if error.errno == errno.ENOSPC:
+                self._refuse_a_full_disk(error)
             blocked = f" ({error.filename})" if error.filename not in (None, str(self.path)) else ""
             raise UserError(
                 f"run_dir={self.path} cannot be written: {error.strerror or error}{blocked}; choose another run_dir, "
                 f"or {make_possible(error)}"
             ) from error
-        free = shutil.disk_usage(self.path).free
-        if free < MINIMUM_FREE_BYTES:
-            raise UserError(
-                f"run_dir={self.path} has {free / 2**20:.1f} MiB left on its disk, a run needs at least "
-                f"{MINIMUM_FREE_BYTES / 2**20:.0f} MiB; make room or choose another run_dir"
-            )
+        self._refuse_a_full_disk()
         for leftover in layout.sweep(self.checkpoints, deletions=True):
             log.warning(
                 "removed %s: an unfinished save or deletion of a job that was killed", leftover
             )
+
+    def _refuse_a_full_disk(self, error: OSError | None = None) -> None:
+        """Refuse a disk with too little room; `error`: it has refused a file already."""
+        existing = next(path for path in (self.path, *self.path.parents) if path.exists())
+        free = shutil.disk_usage(existing).free
+        if free < MINIMUM_FREE_BYTES:
+            full = "cannot be written: the disk is full. It " if error else ""
+            raise UserError(
+                f"run_dir={self.path} {full}has {free / 2**20:.1f} MiB left on its disk, a run needs at least "
+                f"{MINIMUM_FREE_BYTES / 2**20:.0f} MiB; make room or choose another run_dir"
+            ) from error
 
     def _lock(self, file: IO[str]) -> None:
         """Lock `file` for this process; the kernel gives the lock back however the process ends.

@@ -108,6 +108,11 @@ class CheckpointWriter:
         future = self._background.submit(self._finish, self._saver, written, began, copied)
         self._in_flight = _Save(step, nbytes, future)
 
+    @property
+    def in_flight(self) -> int | None:
+        """The step of the save in the background, None if there is none."""
+        return None if self._in_flight is None else self._in_flight.step
+
     def wait(self) -> int | None:
         """Return the step of the checkpoint that was in flight, once it counts as whole; None if
         none was.

@@ -3,7 +3,8 @@ write their stacks into RUN_DIR/stacks when one of them asks.
 
 Files, since they need no address and no open port, and outlive the processes. A shared folder bears
 them: each process writes 512 bytes at most every five seconds, 50 writes a second over all of them,
-and only process 0 reads all, once a minute or when a step takes long.
+and only process 0 reads all, once a minute or when a step, a batch of an evaluation or a save takes
+long.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ WRITES_PER_SECOND = 50.0
 READING_SECONDS = 60.0
 READS_PER_SECOND = 10.0
 SLOW_SECONDS = 60.0
-"""A step that takes longer is looked into."""
+"""A phase of training that takes longer is looked into: a step, a batch of an evaluation, a save."""
 ALL_READ = 64
 """Up to so many processes each names the culprit of a timeout; of more, two do."""
 
@@ -61,7 +62,7 @@ class Peers:
         self._beats, self._read_at = 0, clock()
         self._seen: dict[int, int] = {}
         self._named: set[int] = set()
-        self._slow_step, self._told = -1, False
+        self._slow, self._told = ("", -1), False
         for folder in (self.heartbeats, self.stacks):
             folder.mkdir(parents=True, exist_ok=True)
         self._answered = self._asked()
@@ -76,7 +77,8 @@ class Peers:
         if self._index > 0 or self._count == 1:
             return
         place = self._place()
-        if place.phase == "step" and place.seconds > SLOW_SECONDS:
+        # Before training, phases take long for good reasons, and processes rarely wait in them.
+        if place.phase not in phases.BEFORE_TRAINING and place.seconds > SLOW_SECONDS:
             self._look_into(place)
         elif self._clock() - self._read_at > max(READING_SECONDS, self._count / READS_PER_SECOND):
             self._read_at = self._clock()
@@ -153,13 +155,15 @@ class Peers:
         return [beat for one in range(self._count) if (beat := self._of(one)) is not None]
 
     def _look_into(self, place: Place) -> None:
-        """Name, once a step, who does not get on; at the second look, who gives no sign either."""
-        beats, step = self._all(), place.step or 0
+        """Name, once a step and phase, who does not get on; at the second look, who gives no sign
+        either.
+        """
+        beats, slow = self._all(), (place.phase, place.step or 0)
         still = [beat for beat in beats if self._seen.get(beat.process) == beat.number]
-        first = step != self._slow_step
+        first = slow != self._slow
         self._seen = {beat.process: beat.number for beat in beats}
         if first:
-            self._slow_step, self._told = step, False
+            self._slow, self._told = slow, False
         if first or self._told:
             return
         silent = [f"{beat.name} gives no sign, last seen in {beat.where}" for beat in still]
@@ -168,13 +172,14 @@ class Peers:
         if silent or behind:
             self._told = True
             log.warning(
-                "the step after step %d has taken %.0f s; all wait for %s",
-                step,
+                "the %s after step %d has taken %.0f s; all wait for %s",
+                *slow,
                 place.seconds,
                 ", and for ".join([*silent, *behind]),
                 extra=event(
                     "hang",
                     step=place.step,
+                    phase=place.phase,
                     seconds=place.seconds,
                     processes=[beat.process for beat in [*still, *guilty]],
                 ),

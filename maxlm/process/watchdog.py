@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from maxlm.events import event
 from maxlm.process import phases
@@ -31,6 +32,29 @@ FAILED = 1
 DEAF_SECONDS = 60.0
 
 
+class Late(NamedTuple):
+    """What is said of a phase that is overdue.
+
+    Attributes:
+      what: has taken too long, and longer than what.
+      cure: what to do about it.
+    """
+
+    what: str
+    cure: str
+
+
+def of_a_run(late: Overdue) -> Late:
+    """Name the phase of a run, and the setting that it has overrun."""
+    place = late.place
+    name = "a step" if place.phase == "step" else place.phase
+    after = "" if place.step is None else f" after step {place.step}"
+    return Late(
+        f"{name}{after} has taken longer than {late.setting}={late.limit:g}",
+        "If it is slow and does not hang, raise that setting (null: no limit)",
+    )
+
+
 class Watchdog:
     """Looks whether the phase is overdue, and ends the process if so."""
 
@@ -38,8 +62,9 @@ class Watchdog:
         self,
         overdue: Callable[[], Overdue | None] = phases.overdue,
         leave: Callable[[int], None] = os._exit,
+        describe: Callable[[Overdue], Late] = of_a_run,
     ) -> None:
-        self._overdue, self._leave = overdue, leave
+        self._overdue, self._leave, self._describe = overdue, leave, describe
 
     def check(self) -> None:
         """End the process if its phase is overdue."""
@@ -55,15 +80,12 @@ class Watchdog:
         self._leave(FAILED)
 
     def _explain(self, late: Overdue, peers: Peers | None) -> None:
-        place = late.place
+        place, (what, cure) = late.place, self._describe(late)
         log.error(
-            "%s%s has taken longer than %s=%g: ended, with the stacks of all threads%s. If it is slow and "
-            "does not hang, raise that setting (null: no limit)",
-            "a step" if place.phase == "step" else place.phase,
-            "" if place.step is None else f" after step {place.step}",
-            late.setting,
-            late.limit,
+            "%s: ended, with the stacks of all threads%s. %s",
+            what,
             "" if peers is None else f", of all processes in {peers.stacks}",
+            cure,
             extra=event("timeout", step=place.step, phase=place.phase, limit_seconds=late.limit),
         )
         faulthandler.dump_traceback(file=sys.__stderr__ or 2)
@@ -74,14 +96,17 @@ class Watchdog:
 
 
 @contextmanager
-def watching(limits: Mapping[str, float | None]) -> Iterator[None]:
+def watching(
+    limits: Mapping[str, float | None], *, describe: Callable[[Overdue], Late] = of_a_run
+) -> Iterator[None]:
     """Watch the phases of this process until the end of the block.
 
     Args:
       limits: seconds by phase, None for ever.
+      describe: says what has taken too long.
     """
     phases.limit(limits)
-    watchdog, done = Watchdog(), threading.Event()
+    watchdog, done = Watchdog(describe=describe), threading.Event()
 
     def look() -> None:
         while not done.wait(CHECK_SECONDS):

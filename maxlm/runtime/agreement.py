@@ -42,13 +42,13 @@ def on_first_process(work: Callable[[], Any]) -> Any:
         except UserError as error:
             answer = {"error": str(error)}
     text = json.dumps(answer).encode()
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
-    buffer = np.zeros(size, np.uint8)
-    if jax.process_index() == 0:
-        buffer[:] = np.frombuffer(text, np.uint8)
-    answer = json.loads(
-        np.asarray(multihost_utils.broadcast_one_to_all(buffer), np.uint8).tobytes()
-    )
+    with waiting():
+        size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+        buffer = np.zeros(size, np.uint8)
+        if jax.process_index() == 0:
+            buffer[:] = np.frombuffer(text, np.uint8)
+        received = np.asarray(multihost_utils.broadcast_one_to_all(buffer), np.uint8)
+    answer = json.loads(received.tobytes())
     if "error" in answer:
         raise UserError(answer["error"])
     return answer["value"]
@@ -58,7 +58,8 @@ def all_true(mine: bool) -> bool:
     """Tell whether `mine` is true on every process; a barrier for all of them."""
     if jax.process_count() == 1:
         return mine
-    return bool(np.all(multihost_utils.process_allgather(np.asarray(mine))))
+    with waiting():
+        return bool(np.all(multihost_utils.process_allgather(np.asarray(mine))))
 
 
 def settle(results: T) -> T:

@@ -35,7 +35,8 @@ def notice_seconds(setting: float | None) -> float | None:
 
 class StopTime:
     """Measures what a stop needs: the step that is going on, the copy of the state off the devices,
-    and its way to the disk. Says so after the first save, and again if it becomes much longer.
+    and its way to the disk. Says so after the first save, and again if it becomes much longer; a start
+    that resumes a run says what the starts before it have measured.
 
     Args:
       notice: how long the platform waits; None if that is not known.
@@ -64,21 +65,37 @@ class StopTime:
         if needed <= 1.5 * self._told:
             return
         self._told = needed
-        parts = (step_seconds, copy_seconds, write_seconds)
-        values = {"seconds": round(needed, 3), "notice_seconds": self.notice}
-        text = (
-            "a stop takes about %.1f s: a step %.1f s, the copy off the devices %.1f s, writing and reading back "
-            "%.1f s"
+        self._tell(
+            step,
+            needed,
+            f"a stop takes about {needed:.1f} s: a step {step_seconds:.1f} s, the copy off the devices "
+            f"{copy_seconds:.1f} s, writing and reading back {write_seconds:.1f} s",
         )
+
+    def recall(self, step: int | None, seconds: object) -> None:
+        """Say what was measured before this start, which may be ended before its first save.
+
+        Args:
+          step: after which it was measured.
+          seconds: what it was; anything but a number is passed over, as a file may be damaged.
+        """
+        if isinstance(seconds, int | float):
+            after = "" if step is None else f", after step {step}"
+            self._tell(
+                step,
+                seconds,
+                f"a stop took about {seconds:.1f} s when it was measured before this start{after}",
+            )
+
+    def _tell(self, step: int | None, needed: float, text: str) -> None:
+        values = {"seconds": round(needed, 3), "notice_seconds": self.notice}
         if self.notice is not None and needed > self.notice:
             log.warning(
-                f"{text}; the platform waits %g s: raise its notice if it can be (stop_seconds of the cluster), or "
-                "use a faster run_dir",
-                *(needed, *parts, self.notice),
+                "%s; the platform waits %g s: raise its notice if it can be (stop_seconds of the cluster), or use a "
+                "faster run_dir",
+                *(text, self.notice),
                 extra=event("stop_time", step=step, **values),
             )
         else:
             known = f"; the platform waits {self.notice:g} s" if self.notice is not None else ""
-            log.info(
-                f"{text}%s", *(needed, *parts, known), extra=event("stop_time", step=step, **values)
-            )
+            log.info("%s%s", text, known, extra=event("stop_time", step=step, **values))

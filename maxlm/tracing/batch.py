@@ -13,20 +13,26 @@ from maxlm.config.reading.explain import explain
 from maxlm.config.schema import RunConfig
 from maxlm.data.passages import Batch
 from maxlm.tracing.folder import check_run, no_run
+from maxlm.tracing.rows import rows_of
 from maxlm.train.setup import open_datasets
 
 
 def batch_of(run_dir: Path | str, step: int) -> Batch:
     """Return the batch that a run read in its step `step`, from 0, or will read.
 
-    The checkpoint that was saved next after the step says how; without one, the newest.
+    The checkpoint that was saved next after the step says of which text; without one, the newest.
+    Which rows, checkpoints and metrics.jsonl say: see `rows_of`.
 
     Raises:
-      UserError: the run has no checkpoint, or its data are not what they were.
+      UserError: the run has no checkpoint, or its data are not what they were, or nothing says which
+        rows the step read.
     """
     check_run(run_dir, step)
     run = RunDirectory(Path(run_dir).absolute())
-    saved, record = _record(run, step)
+    records = _records(run)
+    steps = sorted(records)
+    saved = next((one for one in steps if one > step), steps[-1])
+    record = records[saved]
     try:
         config = RunConfig.model_validate(record["config"])
     except ValidationError as error:
@@ -43,17 +49,20 @@ def batch_of(run_dir: Path | str, step: int) -> Batch:
             f"{run_dir}: its data are not what they were at step {saved}, so rows cannot be traced; restore the "
             "folders of data.sources"
         )
-    rows = config.train.batch_size
-    first = record["consumed"]["rows"] + (step - saved) * rows
-    return Batch(dataset, first, first + rows)
+    rows = rows_of(
+        run.path,
+        step,
+        saved={step: record["consumed"]["rows"] for step, record in records.items()},
+        batch_size=config.train.batch_size,
+    )
+    return Batch(dataset, rows.start, rows.stop)
 
 
-def _record(run: RunDirectory, step: int) -> tuple[int, dict[str, Any]]:
-    """Return the step and record of the first checkpoint after a step, else of the newest."""
+def _records(run: RunDirectory) -> dict[int, dict[str, Any]]:
+    """Return the records of the checkpoints that have one, by their steps."""
     reader = CheckpointReader(run.checkpoints)
-    steps = sorted(reader.steps())
-    for saved in [*(one for one in steps if one > step), *reversed(steps)]:
-        record = reader.record(saved)
-        if record is not None and "consumed" in record:
-            return saved, record
-    raise no_run(run.path)
+    found = {step: reader.record(step) for step in reader.steps()}
+    records = {step: record for step, record in found.items() if record and "consumed" in record}
+    if not records:
+        raise no_run(run.path)
+    return records

@@ -103,6 +103,9 @@ def train(config: RunConfig, *, command: str, history: History | None = None) ->
                 program.state, saved_as=lambda record: state_as_saved(record, config, program)
             )
             start = start_of(restored, source, program, config)
+        measured = history.last("stop_time") if restored else None
+        if measured is not None:
+            checkpointer.stop_time.recall(measured.step, measured.values.get("seconds"))
         tell_resized(restored.record if restored else None, program.mesh_sizes, config)
         consumption = Consumption(start.consumed, start.step, config)
         reporter = stack.enter_context(

@@ -4,6 +4,7 @@ import logging
 import random
 import shutil
 import subprocess
+import threading
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from maxlm.checkpoint import Checkpointer, CheckpointReader, read_back
 from maxlm.config.errors import RunFailedError, UserError
 from maxlm.config.schema import CheckpointConfig
+from maxlm.events import ATTRIBUTE
 from maxlm.sharding.host import on_host, to_device, to_place_of
 
 # orbax reads and writes several files at once; those that fail after the first report to an event
@@ -148,6 +150,34 @@ def test_a_step_is_saved_once(open_checkpointer, make_state, abstract, assert_eq
     restored = checkpointer.restore(abstract(make_state(0)))
     assert restored.record["try"] == 1
     assert_equal(restored.state, make_state(1))
+
+
+def test_a_save_that_waits_for_the_one_before_says_how_long(
+    open_checkpointer, make_state, monkeypatch, caplog
+):
+    whole, read = threading.Event(), read_back.read_back
+
+    def slow(*arguments):
+        whole.wait(60)
+        return read(*arguments)
+
+    monkeypatch.setattr(read_back, "read_back", slow)
+    checkpointer = open_checkpointer(every=5)
+    checkpointer.save(5, make_state(5), {})
+    threading.Timer(1.5, whole.set).start()
+    checkpointer.save(10, make_state(10), {}, wait=True)
+    (told,) = [one for one in caplog.records if one.levelname == "WARNING"]
+    assert "to save step 10, as the checkpoint of step 5 was still being written" in caplog.text
+    assert "raise checkpoint.every" in caplog.text
+    event = getattr(told, ATTRIBUTE)
+    assert (event.kind, event.step, event.values["before"]) == ("slow_save", 10, 5)
+    assert 1.0 <= event.values["seconds"] <= checkpointer.stall_seconds
+    # Neither is left out. What has the time it needs, and a step that is saved already, say nothing.
+    assert checkpointer.steps() == [10, 5]
+    caplog.clear()
+    checkpointer.save(15, make_state(15), {})
+    checkpointer.save(15, make_state(15), {})
+    assert not [one for one in caplog.records if one.levelname == "WARNING"]
 
 
 def test_stall_is_counted(open_checkpointer, make_state):

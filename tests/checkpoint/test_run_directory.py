@@ -1,3 +1,5 @@
+import contextlib
+import errno
 import os
 import shutil
 import subprocess
@@ -7,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from maxlm.checkpoint import RunDirectory, tokenizer_to_open
+from maxlm.checkpoint import RunDirectory, run_directory, tokenizer_to_open
 from maxlm.config.errors import UserError
 
 
@@ -59,6 +61,36 @@ def test_nearly_full(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20))
     with (
         pytest.raises(UserError, match=r"has 1.0 MiB left on its disk, .* at least 32 MiB"),
+        RunDirectory.open(tmp_path),
+    ):
+        pass
+
+
+def fill(disk):
+    with (disk / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(2**12))
+
+
+@pytest.mark.parametrize("resumes", [False, True])
+def test_full(small_disk, resumes):
+    """With nothing left at all, the first file cannot be written; the message is the same."""
+    run_dir = small_disk / "a" / "run"
+    if resumes:
+        (run_dir / "checkpoints").mkdir(parents=True)
+    fill(small_disk)
+    message = r"the disk is full\. It has 0\.0 MiB left on its disk, .* at least 32 MiB; make room"
+    with pytest.raises(UserError, match=message), RunDirectory.open(run_dir):
+        pass
+
+
+def test_no_room_for_names_though_there_is_some_for_bytes(tmp_path, monkeypatch):
+    def refuse(directory):
+        raise OSError(errno.ENOSPC, "No space left on device", str(directory))
+
+    monkeypatch.setattr(run_directory, "_check_writable", refuse)
+    with (
+        pytest.raises(UserError, match=r"cannot be written: No space left on device .*make room"),
         RunDirectory.open(tmp_path),
     ):
         pass

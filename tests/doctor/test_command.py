@@ -71,6 +71,30 @@ def test_a_problem_is_the_exit_code(run_file, tmp_path, monkeypatch, capsys):
     assert main(["doctor", str(run_file), "mesh.fsdp=3"]) == Exit.MISTAKE
 
 
+HANGS = """
+import sys, time
+from maxlm.cli import main
+from maxlm.doctor import command
+command.LIMIT_SECONDS = 20.0  # the others need less, on a busy machine too
+def a_collective_that_hangs(mesh):
+    time.sleep(600)
+command.speed.check_links = a_collective_that_hangs
+sys.exit(main(["doctor", "--json", sys.argv[1]]))
+"""
+
+
+def test_a_check_that_hangs_is_named_and_ends_it(tmp_path):
+    command = [sys.executable, "-c", HANGS, str(tmp_path / "found.json")]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=300, cwd=ROOT
+    )
+    assert done.returncode == Exit.FAILED, done.stderr
+    assert "ok       matmul" in done.stdout
+    assert "the check of links has taken longer than 20 s: ended, with the stacks" in done.stderr
+    assert "a_collective_that_hangs" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
 def launch(script, **settings):
     """Run a bash script in two processes; it knows its place."""
     command = [*LAUNCHER, "bash", "-c", script]

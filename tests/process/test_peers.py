@@ -138,16 +138,18 @@ def test_a_process_alone_waits_for_nobody(tmp_path):
     assert (tmp_path / "stacks" / "process-0.txt").exists()
 
 
-def test_a_slow_step_is_looked_into_and_named_once(tmp_path, caplog):
+@pytest.mark.parametrize("phase", ["step", "evaluation", "save"])
+def test_a_slow_phase_is_looked_into_and_named_once(phase, tmp_path, caplog):
     job = Job(tmp_path, 3)
-    job.places = [Place("step", 5, 61.0, True, 0.1)] * 3
-    job.places[2] = Place("step", 5, 61.0, False, 0.1)
+    job.places = [Place(phase, 5, 61.0, True, 0.1)] * 3
+    job.places[2] = Place(phase, 5, 61.0, False, 0.1)
     for _ in range(4):
         job.turns()
     (message,) = caplog.messages
-    assert message.startswith("the step after step 5 has taken 61 s; all wait for process 2 (pid ")
+    assert message.startswith(f"the {phase} after step 5 has taken 61 s; all wait for process 2 (")
     marked = caplog.records[0].maxlm_event
     assert (marked.kind, marked.step, marked.values["processes"]) == ("hang", 5, [2])
+    assert marked.values["phase"] == phase
     caplog.clear()
     job.places, job.dead = [Place("step", 6, 61.0, True, 0.1)] * 3, {1}
     for _ in range(3):
@@ -155,6 +157,27 @@ def test_a_slow_step_is_looked_into_and_named_once(tmp_path, caplog):
     (message,) = caplog.messages
     assert "process 1 (pid " in message
     assert "gives no sign" in message
+
+
+@pytest.mark.parametrize("phase", ["start", "restore", "compile"])
+def test_what_takes_long_before_training_is_no_hang(phase, tmp_path, caplog):
+    job = Job(tmp_path, 2)
+    job.places = [Place(phase, None, 600.0, True, None), Place(phase, None, 600.0, False, None)]
+    for _ in range(20):
+        job.turns()
+    assert not caplog.messages
+
+
+def test_the_phase_after_a_slow_one_is_looked_into_anew(tmp_path, caplog):
+    job = Job(tmp_path, 2)
+    for phase in ("evaluation", "save"):
+        job.places = [Place(phase, 5, 61.0, True, 0.1), Place(phase, 5, 61.0, False, 0.1)]
+        for _ in range(3):
+            job.turns()
+    assert [message.split(" after")[0] for message in caplog.messages] == [
+        "the evaluation",
+        "the save",
+    ]
 
 
 def test_a_straggler_is_named_once_until_it_has_caught_up(tmp_path, caplog):

@@ -10,6 +10,7 @@ import pytest
 
 from maxlm import cli
 from maxlm.checkpoint import layout
+from maxlm.config.errors import UserError
 from maxlm.config.schema import RunConfig
 from maxlm.tracing.batch import batch_of
 from maxlm.train.setup import open_datasets
@@ -49,6 +50,52 @@ def run(tiny_data, tmp_path_factory):
 def test_a_step_reads_the_rows_that_its_checkpoints_say(run, step, first, stop):
     batch = batch_of(run, step)
     assert (batch.first, batch.stop) == (first, stop)
+
+
+def without_the_first_checkpoint(run, folder, lines=()):
+    """A copy of the run, as it is once older checkpoints were deleted; with lines of metrics."""
+    shutil.copytree(run, folder)
+    shutil.rmtree(layout.step_path(folder / "checkpoints", 10))
+    (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return folder
+
+
+def test_a_batch_size_that_changed_at_a_checkpoint_that_is_gone_is_no_guess(run, tmp_path, capsys):
+    path = without_the_first_checkpoint(run, tmp_path / "run")
+    for step in (0, 5, 9, 10, 19):
+        assert cli.main(["data", "show", str(path), "--step", str(step)]) == 2
+        message = capsys.readouterr().err
+        assert f"which rows step {step} read is not known" in message
+        assert "train.batch_size changed between steps 0 and 20" in message
+    assert batch_of(path, 20).first == 100
+
+
+def test_logged_rows_tell_what_checkpoints_do_not(run, tmp_path):
+    lines = [
+        {"step": 4, "data/rows": 16},
+        {"step": 8, "data/rows": 32},
+        {"step": 12, "data/rows": 52, "run/resumed_from": 10},
+        {"step": 13, "data/rows": 58},
+        {"step": 16, "data/rows": 76},
+        {"step": 24, "data/rows": 124},
+    ]
+    path = without_the_first_checkpoint(run, tmp_path / "run", lines)
+    rows = {0: (0, 4), 5: (20, 24), 7: (28, 32), 12: (52, 58), 14: (64, 70), 19: (94, 100)}
+    for step, known in ({**rows, 20: (100, 106), 30: (160, 166)}).items():
+        batch = batch_of(path, step)
+        assert (batch.first, batch.stop) == known
+    # Five rows a step on average, which no step had.
+    for step in (8, 11):
+        with pytest.raises(UserError, match=r"changed between steps 8 and 12"):
+            batch_of(path, step)
+
+
+def test_steps_after_a_change_that_no_checkpoint_has_yet_are_not_known(run, tmp_path):
+    line = {"step": 25, "data/rows": 140, "run/resumed_from": 20}  # with 8 rows a step
+    path = without_the_first_checkpoint(run, tmp_path / "run", [line])
+    assert batch_of(path, 23).first == 124
+    with pytest.raises(UserError, match=r"which rows step 25 read is not known"):
+        batch_of(path, 25)
 
 
 def test_passages_are_the_tokens_of_the_rows_and_texts_of_the_documents(run, tiny_data):

@@ -14,6 +14,7 @@ import yaml
 
 from maxlm import runtime
 from maxlm.cli import main
+from tests import audit
 from tests.conftest import PATIENCE, QUICK_COMPILE
 from tests.small_models import model_settings
 
@@ -129,7 +130,8 @@ def start(path, *overrides, launcher=()):
     """Start `maxlm train` in a process of its own."""
     command = [sys.executable, *(launcher or ["-m", "maxlm"]), "train", str(path), *overrides]
     # Fake devices are a setting of the run.
-    environment = {**os.environ, "XLA_FLAGS": f"{QUICK_COMPILE} {PATIENCE}"}
+    flags = {"XLA_FLAGS": f"{QUICK_COMPILE} {PATIENCE}"}
+    environment = {**os.environ, **flags, **audit.environment_of(Path(path).parent)}
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

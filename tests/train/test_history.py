@@ -58,6 +58,11 @@ def test_a_restart_remembers_and_compiles_nothing(write_run, tmp_path, monkeypat
     assert json.dumps(versions) == json.dumps(
         next(event for event in found if event.kind == "resume").values["versions"]
     )
+    # How long a stop takes is known from the first moment of the second start on.
+    until_resume = found[: [event.kind for event in found].index("resume")]
+    measured, recalled = [event for event in until_resume if event.kind == "stop_time"][-2:]
+    assert "when it was measured before this start" in recalled.text
+    assert (recalled.step, recalled.values) == (measured.step, measured.values)
     # A resume says what differs from what was saved.
     allowed = "checkpoint.allow_config_change=true"
     train(path, "train.num_steps=14", "schedule.total_steps=41", allowed)

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from maxlm.config.errors import RunFailedError, UserError, make_possible
-from maxlm.metrics.history.events import EventHandler, read_events
+from maxlm.metrics.history.events import EventHandler, Happened, read_events
 from maxlm.metrics.history.timesheet import TimeSheet
 
 PACKAGE = "maxlm"
@@ -32,6 +32,7 @@ class History:
     def __init__(self, age_seconds: float = 0.0):
         """Begin; `age_seconds` is how long the process has been there."""
         self.events, self.time = EventHandler(), TimeSheet(age_seconds)
+        self._before: list[Happened] = []
         self._level = logging.NOTSET
         self._at_end = contextlib.ExitStack()
 
@@ -73,7 +74,9 @@ class History:
         try:
             if process == 0:
                 self.time.open(run_dir)
-                self._note_sudden_end(run_dir)
+                known, _ = read_events(run_dir)
+                self._before = [event for event in known if event.process == 0]
+                self._note_sudden_end()
         except OSError as error:
             where = error.filename or run_dir
             raise UserError(
@@ -82,10 +85,15 @@ class History:
             ) from error
         self.events.open(run_dir, process=process)
 
-    def _note_sudden_end(self, run_dir: Path) -> None:
+    def last(self, kind: str) -> Happened | None:
+        """Return the last event of a kind from the starts before; None if there is none, and in all
+        processes but the first.
+        """
+        return next((event for event in reversed(self._before) if event.kind == kind), None)
+
+    def _note_sudden_end(self) -> None:
         """Say so if the process before this one ended without a word."""
-        known, _ = read_events(run_dir)
-        own = [event for event in known if event.process == 0]
+        own = self._before
         last = next((event for event in reversed(own) if event.kind in _BEGINNINGS + _ENDS), None)
         if last is None or last.kind in _ENDS:
             return
