@@ -20,6 +20,8 @@ from tests.train.conftest import ROOT, curve, read_metrics, tiny_data, write_run
 __all__ = ["ROOT", "curve", "read_metrics", "tiny_data", "write_run"]
 
 MOST_STARTS = 400
+TWO = [str(ROOT / "launch" / "local.py"), "-n", "2", "--", "maxlm"]
+SPLIT = ["mesh.data=2", "runtime.device_count=1"]
 
 
 class Starts(NamedTuple):
