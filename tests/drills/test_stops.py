@@ -25,6 +25,7 @@ from tests.drills.conftest import (
 pytestmark = pytest.mark.slow
 
 SERVED_SECONDS = 5
+SECOND_SIGNALS, MOST_TRIES = 2, 12
 
 
 def workers_of(launcher):
@@ -61,6 +62,47 @@ def test_signals_at_random_moments_of_start_up(number, write_run, tmp_path, reco
     record_property("longest_seconds", round(max(late), 2))
     assert codes == [Exit.STOPPED] * tries
     assert max(late) < SERVED_SECONDS
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_second_sigterm_in_the_save_of_the_first(processes, write_run, tmp_path, record_property):
+    """Until it came twice before the save was over, which its half-written checkpoint shows."""
+    sections = {"train": {"num_steps": 200, "eval_every": 50}, "checkpoint": {"every": 40}}
+    split = {"launcher": TWO} if processes == 2 else {}
+    overrides = SPLIT if processes == 2 else []
+    run_until_done(write_run("golden", **sections), undisturbed, *overrides, **split)
+    run_dir, seed = tmp_path / "run", time.time_ns() % 2**32
+    rng, left = random.Random(seed), []
+
+    def insist(process, number):
+        if sum(left) == SECOND_SIGNALS:
+            return
+        assert number < MOST_TRIES, f"{sum(left)} of {number} second signals came in a save"
+        reach(run_dir, last_step(run_dir) + rng.randint(1, 4), process)
+        process.send_signal(signal.SIGTERM)
+        while not half_written(run_dir) and process.poll() is None:
+            time.sleep(0.001)
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=60)
+        left.append(half_written(run_dir))
+
+    path = write_run("run", **sections)
+    starts = run_until_done(path, insist, *overrides, **split)
+    # One that came too late for the save found everything saved.
+    for code, in_save in zip(starts.codes, left, strict=False):
+        assert code == 128 + signal.SIGTERM or (code == Exit.STOPPED and not in_save)
+    record_property("seed", seed)
+    record_property("second signals in a save", sum(left))
+    record_property("others", len(left) - sum(left))
+    assert_equal_runs(run_dir, tmp_path / "golden")
+    record_property("steps that differ", 0)
+
+
+def half_written(run_dir):
+    """Tell whether a checkpoint is being saved, or was when its process ended."""
+    folder = run_dir / "checkpoints"
+    return folder.exists() and any("tmp" in path.name for path in folder.iterdir())
 
 
 def test_kills_of_one_of_two_processes(write_run, tmp_path, record_property):
