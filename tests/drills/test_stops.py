@@ -79,7 +79,7 @@ def test_a_second_sigterm_in_the_save_of_the_first(processes, write_run, tmp_pat
         if sum(left) == SECOND_SIGNALS:
             return
         assert number < MOST_TRIES, f"{sum(left)} of {number} second signals came in a save"
-        reach(run_dir, last_step(run_dir) + rng.randint(1, 4), process)
+        reach(run_dir, last_step(run_dir) + rng.randint(1, 4), process, seconds=300)
         process.send_signal(signal.SIGTERM)
         while not half_written(run_dir) and process.poll() is None:
             time.sleep(0.001)
