@@ -1,5 +1,5 @@
 """Run the drills by pytest, and put what they state by `record_property` into the table of
-benchmarks/reliability.md; called by scripts/drills.
+benchmarks/reliability.md, after each; called by scripts/drills.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ import datetime as dt
 import os
 import platform
 import re
-import subprocess
 import sys
-import tempfile
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
-from xml.etree import ElementTree as ET
+
+import pytest
+
+from maxlm.files import write_whole
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "benchmarks/reliability.md"
@@ -37,6 +39,29 @@ class Row(NamedTuple):
     versions: str
 
 
+class Table:
+    """Writes the row of each test into a page as soon as the test is over, so that what is cut off
+    loses only the test that it was in; a plugin of pytest.
+    """
+
+    def __init__(self, page: Path) -> None:
+        self.rows: list[Row] = []
+        self._page = page
+        self._phases: list[pytest.TestReport] = []  # of the test that runs
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Gather a test's set-up, call and tear-down; its row is written after the last."""
+        if report.when == "setup":
+            self._phases = []
+        self._phases.append(report)
+        if report.when != "teardown" or any(phase.skipped for phase in self._phases):
+            return
+        row = row_of(self._phases)
+        self.rows.append(row)
+        text = with_rows(self._page.read_text(encoding="utf-8"), [row])
+        write_whole(self._page, text.encode())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/drills", description=__doc__)
     parser.add_argument("--minutes", type=float, help="how long the soak takes")
@@ -45,38 +70,27 @@ def main() -> None:
         os.environ["MAXLM_SOAK_MINUTES"] = str(arguments.minutes)
     if not any(word.startswith("tests") for word in for_pytest):
         for_pytest = [*DRILLS, *for_pytest]
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "drills.xml"
-        # Short and full ones; each states its figures.
-        family = ["-o", "junit_family=xunit1"]  # the one with properties
-        command = ["-m", "pytest", "-m", "", "--junitxml", str(report), *family, *for_pytest]
-        code = subprocess.run([sys.executable, *command], cwd=ROOT, check=False).returncode
-        rows = read_rows(report.read_text(encoding="utf-8")) if report.exists() else []
-    PAGE.write_text(with_rows(PAGE.read_text(encoding="utf-8"), rows), encoding="utf-8")
-    print(f"{len(rows)} rows in {PAGE.relative_to(ROOT)}")
+    os.chdir(ROOT)
+    table = Table(PAGE)
+    # Short and full ones; each states its figures.
+    code = pytest.main(["-m", "", *for_pytest], plugins=[table])
+    print(f"{len(table.rows)} rows in {PAGE.relative_to(ROOT)}")
     sys.exit(code)
 
 
-def read_rows(report: str) -> list[Row]:
-    """Return a row for each test of a JUnit report, without those that were skipped."""
-    when = dt.datetime.now(dt.UTC).date().isoformat()
-    rows = []
-    for case in ET.fromstring(report).iter("testcase"):
-        if case.find("skipped") is not None:
-            continue
-        failed = case.find("failure") is not None or case.find("error") is not None
-        properties = {one.get("name"): one.get("value") for one in case.iter("property")}
-        rows.append(
-            Row(
-                drill=case.get("name", "").removeprefix("test_").replace("_", " "),
-                result="**failed**" if failed else "passed",
-                figures=", ".join(f"{name} {value}" for name, value in properties.items()),
-                seconds=f"{float(case.get('time', 0)):.0f}",
-                when=when,
-                versions=versions(),
-            )
-        )
-    return rows
+def row_of(phases: Sequence[pytest.TestReport]) -> Row:
+    """Return the row of a test from the reports of its phases."""
+    name = phases[-1].nodeid.rpartition("::")[2]
+    # Each report has what was stated until then.
+    figures = ", ".join(f"{key} {value}" for key, value in phases[-1].user_properties)
+    return Row(
+        drill=name.removeprefix("test_").replace("_", " "),
+        result="**failed**" if any(phase.failed for phase in phases) else "passed",
+        figures=figures,
+        seconds=f"{sum(phase.duration for phase in phases):.0f}",
+        when=dt.datetime.now(dt.UTC).date().isoformat(),
+        versions=versions(),
+    )
 
 
 def versions() -> str:

@@ -1,35 +1,70 @@
 """What drills state becomes rows of benchmarks/reliability.md; older rows stay until theirs runs again."""
 
+import subprocess
+import sys
+
 import pytest
 
-from scripts.run_drills import PAGE, Row, read_rows, with_rows
+from scripts.run_drills import PAGE, ROOT, Row, with_rows
 
-REPORT = """<testsuites><testsuite>
-<testcase classname="tests.drills.test_kills" name="test_fifty_random_kills" time="301.6"><properties>
-<property name="kills" value="50"/><property name="seed" value="7 | 8"/></properties></testcase>
-<testcase name="test_a_lost_disk[two]" time="2"><failure message="no">no</failure></testcase>
-<testcase name="test_slurm" time="0"><skipped/></testcase>
-</testsuite></testsuites>"""
 PAGE_TEXT = "Before\n<!-- drills -->\n| drill |\n|---|\n<!-- /drills -->\nAfter\n"
+DRILLS = """
+import os
+import pytest
+
+def test_fifty_random_kills(record_property):
+    record_property("kills", 50)
+    record_property("seed", "7 | 8")
+
+@pytest.mark.parametrize("what", ["two"])
+def test_a_lost_disk(what, record_property):
+    record_property("lost", 1)
+    assert False
+
+def test_slurm():
+    pytest.skip("no slurm")
+
+def test_that_is_cut_off():
+    os._exit(9)
+"""
+PROGRAM = """
+import sys
+from pathlib import Path
+import pytest
+from scripts.run_drills import Table
+sys.exit(pytest.main(["-q", "-c", "/dev/null", sys.argv[2]], plugins=[Table(Path(sys.argv[1]))]))
+"""
 
 
-def test_rows_say_what_was_run_and_how_it_ended():
-    kills, lost = read_rows(REPORT)
-    assert kills[:4] == ("fifty random kills", "passed", "kills 50, seed 7 | 8", "302")
-    assert lost[:4] == ("a lost disk[two]", "**failed**", "", "2")
-    assert "jax" in kills.versions
+@pytest.fixture(scope="module")
+def drilled(tmp_path_factory):
+    """The page after drills that were cut off in their last."""
+    folder = tmp_path_factory.mktemp("drills")
+    page, drills = folder / "page.md", folder / "test_drills.py"
+    page.write_text(PAGE_TEXT)
+    drills.write_text(DRILLS)
+    command = [sys.executable, "-c", PROGRAM, str(page), str(drills)]
+    ended = subprocess.run(command, cwd=ROOT, check=False, capture_output=True)
+    assert ended.returncode == 9, ended.stdout.decode()
+    return page.read_text()
 
 
-def test_new_rows_replace_those_of_the_same_drill():
-    rows = read_rows(REPORT)
-    page = with_rows(PAGE_TEXT, rows)
-    assert page.startswith("Before\n")
-    assert page.endswith("\nAfter\n")
-    assert "| fifty random kills | passed | kills 50, seed 7 / 8 | 302 |" in page
-    again = with_rows(page, [Row("fifty random kills", "passed", "kills 60", "9", "now", "here")])
-    table = again.split("-->")[1].splitlines()
-    assert table[3:] == [
-        f"| a lost disk[two] | **failed** | - | 2 | {rows[1].when} | {rows[1].versions} |",
+def test_rows_of_what_ran_are_there_after_a_cut(drilled):
+    lost, kills = drilled.split("-->")[1].splitlines()[3:-1]
+    assert lost.startswith("| a lost disk[two] | **failed** | lost 1 | 0 | ")
+    assert kills.startswith("| fifty random kills | passed | kills 50, seed 7 / 8 | 0 | ")
+    assert "jax" in kills
+
+
+def test_new_rows_replace_those_of_the_same_drill(drilled):
+    assert drilled.startswith("Before\n")
+    assert drilled.endswith("\nAfter\n")
+    again = with_rows(
+        drilled, [Row("fifty random kills", "passed", "kills 60", "9", "now", "here")]
+    )
+    before, after = (page.split("-->")[1].splitlines() for page in (drilled, again))
+    assert after[:4] == before[:4]
+    assert after[4:] == [
         "| fifty random kills | passed | kills 60 | 9 | now | here |",
         "<!-- /drills ",
     ]

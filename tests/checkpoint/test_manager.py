@@ -390,7 +390,11 @@ def test_full_disk(small_disk, open_checkpointer, make_state, abstract, assert_e
 
 @pytest.mark.parametrize(
     ("number", "words"),
-    [(errno.ENOSPC, "the disk is full"), (errno.EROFS, "the file system is read-only")],
+    [
+        (errno.ENOSPC, "the disk is full"),
+        (errno.EROFS, "the file system is read-only"),
+        (errno.EACCES, "writing there is not permitted"),
+    ],
 )
 def test_storage_errors_are_explained(
     number, words, open_checkpointer, tmp_path, make_state, monkeypatch, caplog

@@ -20,6 +20,8 @@ from tests.train.conftest import ROOT, curve, read_metrics, tiny_data, write_run
 __all__ = ["ROOT", "curve", "read_metrics", "tiny_data", "write_run"]
 
 MOST_STARTS = 400
+TWO = [str(ROOT / "launch" / "local.py"), "-n", "2", "--", "maxlm"]
+SPLIT = ["mesh.data=2", "runtime.device_count=1"]
 
 
 class Starts(NamedTuple):
@@ -81,7 +83,7 @@ def last_step(run_dir):
     return int(lines[-1].split(b",")[0].rstrip(b"}").removeprefix(b'{"step": ')) if lines else 0
 
 
-def run_until_done(path, disturb, *overrides, most_starts=MOST_STARTS, **options):
+def run_until_done(path, disturb, *overrides, most_starts=MOST_STARTS, seconds=600, **options):
     """Start a run until it is done, as a launcher does; return its `Starts`.
 
     Args:
@@ -89,6 +91,7 @@ def run_until_done(path, disturb, *overrides, most_starts=MOST_STARTS, **options
       disturb: called with each process and its number, from 0; it may kill it, or do nothing.
       overrides: settings, as on a command line.
       most_starts: the drill has failed after so many.
+      seconds: the drill has failed if a process takes longer.
       options: of `start`.
     """
     codes, began = [], time.monotonic()
@@ -98,7 +101,7 @@ def run_until_done(path, disturb, *overrides, most_starts=MOST_STARTS, **options
         process = start(path, *overrides, log=log, **options)
         try:
             disturb(process, len(codes))
-            codes.append(process.wait(timeout=600))
+            codes.append(process.wait(timeout=seconds))
         finally:
             process.kill()
             process.wait()

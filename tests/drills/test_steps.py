@@ -130,25 +130,31 @@ def test_a_roll_back_keeps_the_clock_and_survives_a_kill(write_run, tmp_path, re
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_flipped_bits_of_one_copy_are_named_and_the_run_goes_on(
-    write_run, tmp_path, record_property
+@pytest.mark.parametrize(("every", "found"), [(0, 16), (2, 10)], ids=["at saves", "every 2"])
+def test_flipped_bits_of_one_copy_are_found_in_time_and_the_run_goes_on(
+    every, found, write_run, tmp_path, record_property
 ):
-    mesh = {"mesh": {"data": 2, "fsdp": 1}, "runtime": {"device_count": 2, "platform": "cpu"}}
-    train = {"num_steps": 12, "eval_every": 0}
-    sections = {**mesh, "train": train, "checkpoint": {"every": 4}}
+    """The bits are flipped after step 8 is saved, the next save is that of step 16."""
+    sections = {
+        "mesh": {"data": 2, "fsdp": 1},
+        "runtime": {"device_count": 2, "platform": "cpu", "check_replicas_every": every},
+        "train": {"num_steps": 20, "eval_every": 0},
+        "checkpoint": {"every": 8},
+    }
     run_until_done(write_run("golden", **sections), undisturbed)
     once = f"Path({str(tmp_path / 'once')!r})"
-    fault = f"if step == 5 and not {once}.exists():"
+    fault = f"if step == 8 and not {once}.exists():"
     fault += f"\n        {once}.touch()\n        state = flipped(state)"
     path = write_run("flipped", **sections)
     done = run_until_done(path, undisturbed, **launcher(fault))
     assert done.codes == [Exit.FAILED, Exit.DONE]
     text = path.with_suffix(".log").read_text()
-    assert "after step 8 devices hold copies of the train state that differ" in text
+    assert f"after step {found} devices hold copies of the train state that differ" in text
     assert "decoder/embed" in text
-    assert "resuming: after step 4" in done.output
+    assert "resuming: after step 8" in done.output
     assert_equal_runs(tmp_path / "flipped", tmp_path / "golden")
-    record_property("flipped_bits_found_at_the_next_save", 1)
+    record_property("flipped before step", 9)
+    record_property("found after step", found)
 
 
 @pytest.mark.slow
