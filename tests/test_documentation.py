@@ -149,6 +149,19 @@ def test_messages_are_printed_as_shown(
             assert "".join(capsys.readouterr()) == shown
 
 
+def test_runs_of_a_file_with_data_alone_are_read(tmp_path: Path) -> None:
+    page = (ROOT / "docs/data.md").read_text()
+    examples = re.findall(r"^    include: .*\n(?:    .*\n)+", page, re.MULTILINE)
+    assert len(examples) == 2
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    path = tmp_path / "configs/run/example.yaml"
+    for example in examples:
+        lines = [line.removeprefix("    ") for line in example.splitlines()]
+        rest = ["run_dir: runs/x", "train: {num_steps: 1, batch_size: 8}"]
+        path.write_text("\n".join([*lines, *rest]))
+        assert load_run(path, []).config.data.sources["web"].path == "data/web/shards"
+
+
 # --- commands run ---------------------------------------------------------------------------------
 
 
