@@ -71,7 +71,7 @@ ADDRESS = "guido.example@python-mail.org"
 
 
 def write_crawl(folder, real):
-    """Write an archive of real pages, with one of every kind that a step is there for."""
+    """Write an archive of the reference as pages, with one of every kind that a step is there for."""
     first, second, third = (real[number][1] for number in (3, 40, 80))
 
     def of_two(one, two):  # like neither of them, but with passages of both
@@ -215,7 +215,7 @@ def test_pages_of_a_crawl_become_a_trained_model(web, do, tmp_path, capsys):
     assert ADDRESS not in whole
     assert "[EMAIL]" in whole
     (cut,) = [one for one in report_of(shards) if one["step"].endswith("substring_dedup")]
-    assert cut["bytes_out"] < cut["bytes_in"] - 300  # the passage, and what real pages repeat
+    assert cut["bytes_out"] < cut["bytes_in"] - 300  # the passage, and what the reference repeats
     losses = train(tmp_path, "web.yaml")
     assert len(losses) == 12
     assert losses[-1] < losses[0] - 0.3
