@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import platform
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import maxlm
+from data_pipeline.libraries import versions
 from data_pipeline.manifest import MANIFEST_NAME, write_manifest
 from data_pipeline.prepared import Manifests, check_size, describe_inputs, settings_of
 from data_pipeline.readers.listing import InputFile, Skipped, list_inputs
@@ -42,20 +41,6 @@ from maxlm.data.shards import TokenShards
 from maxlm.data.tokenizers import Tokenizer, open_tokenizer
 
 MEASURED_TOKENS = 20_000_000  # of validation, at most: baselines are measured in memory
-# Whose versions may change what is written.
-LIBRARIES = (
-    *(
-        "numpy",
-        "scipy",
-        "pyarrow",
-        "sentencepiece",
-        "tiktoken",
-        "tokenizers",
-        "zstandard",
-        "orjson",
-    ),
-    *("fsspec", "resiliparse", "fastwarc", "trafilatura", "py3langid", "ftfy"),
-)
 NOT_IN_THE_MANIFEST = ("samples", "length_bits", "dropped_length_bits", "values")  # of a step
 
 
@@ -219,7 +204,7 @@ class Preparation:
             "inputs": describe_inputs(funnel.inputs(name)),
             "compared_with": self._compared_with(name, funnel),
             "licence": source.raw.licence,
-            "versions": _versions(),
+            "versions": {"maxlm": maxlm.__version__, **versions()},
             "tokenizer": os.path.relpath(self.config.data.tokenizer, folder),
             "step_files": self._step_files(),
             "reading": funnel.reading(name),
@@ -253,14 +238,3 @@ class Preparation:
         for name, folder in folders.items():
             publish(self.stages[name], folder)
             write_manifest(folder, written[name])
-
-
-def _versions() -> dict[str, str]:
-    """Return the versions of what may change the output, as far as it is installed."""
-    found = {"maxlm": maxlm.__version__, "python": platform.python_version()}
-    for library in LIBRARIES:
-        try:
-            found[library] = version(library)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,7 @@ import maxlm
 from data_pipeline.command import ACTIONS
 from maxlm import cli
 from maxlm.config import load_data, load_run
+from maxlm.config.pipeline.filters.url import UrlConfig
 from tests.conftest import QUICK_COMPILE
 from tests.small_models import model_settings
 
@@ -147,6 +149,32 @@ def test_messages_are_printed_as_shown(
             command, _, shown = block.partition("\n")
             cli.main(shlex.split(command)[2:])
             assert "".join(capsys.readouterr()) == shown
+
+
+def test_every_setting_of_the_step_url_is_on_its_page() -> None:
+    page = (ROOT / "docs/filters.md").read_text()
+    section = page[page.index("## url") : page.index("## licence")]
+    fields = UrlConfig.model_fields.keys() - {"kind"}
+    assert not [name for name in fields if f"`{name}" not in section]
+
+
+def test_the_extra_of_benchmarks_has_what_they_and_its_tests_import() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [re.split("[>=]", one)[0] for one in extras["optional-dependencies"]["bench"]]
+    assert {"datatrove", "spacy", "trafilatura"} <= set(wanted)
+
+
+def test_runs_of_a_file_with_data_alone_are_read(tmp_path: Path) -> None:
+    page = (ROOT / "docs/data.md").read_text()
+    examples = re.findall(r"^    include: .*\n(?:    .*\n)+", page, re.MULTILINE)
+    assert len(examples) == 2
+    shutil.copytree(ROOT / "configs", tmp_path / "configs")
+    path = tmp_path / "configs/run/example.yaml"
+    for example in examples:
+        lines = [line.removeprefix("    ") for line in example.splitlines()]
+        rest = ["run_dir: runs/x", "train: {num_steps: 1, batch_size: 8}"]
+        path.write_text("\n".join([*lines, *rest]))
+        assert load_run(path, []).config.data.sources["web"].path == "data/web/shards"
 
 
 # --- commands run ---------------------------------------------------------------------------------

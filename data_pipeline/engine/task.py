@@ -1,9 +1,9 @@
 """A task: an operation on files that writes files, named by what they depend on; and its record,
 which says that it is finished.
 
-A task's identity is a hash of its operation, its settings, the contents of its inputs and the code
-that it runs. Its record is written after its outputs and carries the identity: where the two agree
-and the outputs are there, the task is done.
+A task's identity is a hash of its operation, its settings, the contents of its inputs, the code that
+it runs and the versions of the libraries that this code uses. Its record is written after its
+outputs and carries the identity: where the two agree and the outputs are there, the task is done.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from data_pipeline.engine.code import code_of
+from data_pipeline.libraries import versions
 from data_pipeline.storage.whole import file_sha256
 from maxlm.files import write_whole
 
@@ -72,7 +73,7 @@ class Task:
             "operation": self.operation,
             "settings": self.settings,
             "inputs": [sha256 for _, sha256 in self.inputs],
-            "code": [code_of(module) for module in self.modules],
+            **runs(self.modules),
         }
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
 
@@ -156,6 +157,14 @@ class Task:
     @property
     def _record_path(self) -> Path:
         return self.folder / f"{self.name}.json"
+
+
+def runs(modules: Sequence[str]) -> dict[str, Any]:
+    """Return what modules run, as JSON: hashes of their code, and the versions of what it uses."""
+    codes = [code_of(module) for module in modules]
+    used = frozenset[str]().union(*(code.libraries for code in codes))
+    found = {name: number for name, number in versions().items() if name in {"python", *used}}
+    return {"code": [code.sha256 for code in codes], "versions": found}
 
 
 def _has_size(file: File) -> bool:

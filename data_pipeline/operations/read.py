@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -28,8 +29,7 @@ def read_files(task: Task, watch: Watch) -> Product:
     with _Shards(task) as shards:
         for path, name, *_ in task.settings["files"]:
             inputs.append({"name": readable(name), "bytes": 0, "sha256": "", "documents": 0})
-            for number, document in enumerate(_documents(path, name, raw, skipped, inputs[-1])):
-                watch.at(number)
+            for document in _documents(path, name, raw, watch, skipped, inputs[-1]):
                 document.source, document.id = source, f"{source}/{document.id}"
                 if raw.licence and not document.meta.keys() & {"licence", "license"}:
                     document.meta["licence"] = raw.licence
@@ -45,11 +45,20 @@ def read_files(task: Task, watch: Watch) -> Product:
 
 
 def _documents(
-    path: str, name: str, raw: RawTextConfig, skipped: Skipped, about: dict[str, Any]
+    path: str,
+    name: str,
+    raw: RawTextConfig,
+    watch: Watch,
+    skipped: Skipped,
+    about: dict[str, Any],
 ) -> Iterator[Document]:
-    """Yield the documents of a file, and put its size and hash into `about`."""
+    """Yield the documents of a file, and put its size and hash into `about`.
+
+    The timer starts anew before the file is opened, and at each record, read or not.
+    """
     records, own_path = read_file(path, name, raw), path_of_document(name, raw.suffixes)
-    while True:
+    for number in itertools.count():
+        watch.at(number)
         try:
             record = next(records)
         except StopIteration as end:

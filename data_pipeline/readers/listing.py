@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import sysconfig
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,7 +60,7 @@ class InputFile(NamedTuple):
       path: where it is; a URL, or a path of this machine.
       name: what its documents' ids are made of.
       bytes: its size.
-      stamp: differs when the file was changed, as far as that is known without reading it.
+      stamp: differs when the file was changed; in each listing, where the store does not say.
     """
 
     path: str
@@ -178,9 +179,9 @@ def _remote_files(url: str, raw: RawTextConfig, skipped: Skipped) -> Iterator[In
         if format_of(place, raw.suffixes) is None and not named:
             skipped.add("other suffix", name)
         else:
-            stamp = next(
-                (str(about[key]) for key in ("ETag", "mtime", "created") if key in about), ""
-            )
+            stamps = [str(about[key]) for key in ("ETag", "mtime", "created") if about.get(key)]
+            # What may be another file without a sign of it is none that was read before.
+            stamp = stamps[0] if stamps else f"unknown {uuid.uuid4()}"
             yield InputFile(name, name, int(about["size"] or 0), stamp)
 
 

@@ -10,6 +10,7 @@ from data_pipeline.documents import Value
 
 # A longer text, line or payload is not held in memory: it is skipped, counted and named.
 MAX_RECORD_BYTES = 2**26
+LICENCES = ("licence", "license")
 
 
 @dataclass(slots=True)
@@ -35,9 +36,16 @@ class Unread(NamedTuple):
 
 
 def scalars(values: Mapping[str, object], names: tuple[str, ...]) -> dict[str, Value]:
-    """Return those of the named values that a document's meta can hold."""
+    """Return those of the named values that a document's meta can hold; licences that a file lists,
+    as The Stack's do, become the SPDX expression that all of them hold.
+    """
+    found = {name: values.get(name) for name in names}
+    for name in LICENCES:
+        listed = found.get(name)
+        if isinstance(listed, list) and listed and all(isinstance(one, str) for one in listed):
+            found[name] = (
+                listed[0] if len(listed) == 1 else " AND ".join(f"({one})" for one in listed)
+            )
     return {
-        name: value
-        for name in names
-        if isinstance(value := values.get(name), str | int | float | bool)
+        name: value for name, value in found.items() if isinstance(value, str | int | float | bool)
     }

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.engine.task import Record, Task
+from data_pipeline.engine.task import Record, Task, runs
 from data_pipeline.operations.apply import build_step
 from data_pipeline.stages.mapping import APPLY, files_of
 from data_pipeline.stages.shards import DocumentShard, Workshop, digest_of
@@ -44,6 +44,7 @@ class Deciding:
             "protected": sorted(self._protected),
             "all": digest_of(before),
             "sources": [shard.source for shard in before],
+            **runs(self._modules),
         }
         decided = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
         return [

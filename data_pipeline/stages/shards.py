@@ -11,6 +11,7 @@ from typing import Protocol
 from data_pipeline.engine.engine import Engine
 from data_pipeline.engine.task import Record, Task
 from data_pipeline.report import Report
+from maxlm.config.errors import RunFailedError
 
 Units = Callable[[Task], tuple[int, int]]
 """Documents and bytes that a task works on."""
@@ -68,7 +69,11 @@ class Workshop:
     def finish(
         self, label: str, tasks: Sequence[Task], units: Units, *, with_outputs: bool = True
     ) -> list[Record]:
-        """Run those tasks that are not finished, show how far they are, and return all records."""
+        """Run those tasks that are not finished, show how far they are, and return all records.
+
+        Raises:
+          RunFailedError: they were done by other code than this process has.
+        """
         missing = [task for task in tasks if task.record(with_outputs=with_outputs) is None]
         for folder in {task.folder for task in missing}:
             folder.mkdir(parents=True, exist_ok=True)
@@ -78,8 +83,13 @@ class Workshop:
             with self.report.progress(label, documents, size) as advance:
                 self.engine.run(missing, lambda task: advance(*units(task)))
         records = [task.record(with_outputs=with_outputs) for task in tasks]
-        assert all(record is not None for record in records)
-        return [record for record in records if record is not None]
+        found = [record for record in records if record is not None]
+        if len(found) < len(records):
+            raise RunFailedError(
+                f"{label}: tasks were done by other code or libraries than this process has; run it again if something "
+                "was installed meanwhile, and give all machines the same versions"
+            )
+        return found
 
 
 class Stage(Protocol):

@@ -7,6 +7,7 @@ tokens before it.
 from __future__ import annotations
 
 import gzip
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from maxlm.data.shards import TokenShards
 from maxlm.data.tokenizers import Tokenizer
 
 FIT_TOKENS = 20_000_000  # training tokens that are counted, at most
+PORTION = 2**21  # tokens that are counted at a time: numbers of pairs take many times their memory
 SMOOTHING = (0.5, 2.0, 8.0, 32.0, 128.0, 512.0)  # strengths tried for the bigram model
 
 
@@ -47,19 +49,19 @@ def measure_baselines(
     vocab_size, ends = train.index.vocab_size, (train.index.bos_id, train.index.eos_id)
     fitted = train.read(0, min(train.num_tokens, FIT_TOKENS))
     measured = validation.read(0, min(validation.num_tokens, max_tokens or validation.num_tokens))
-    counts = np.bincount(fitted[are_predicted(fitted, *ends)], minlength=vocab_size)
+    counts = np.zeros(vocab_size, np.int64)
+    for part in _portions(fitted.size):
+        tokens = fitted[part]
+        counts += np.bincount(tokens[are_predicted(tokens, *ends)], minlength=vocab_size)
     unigram = (counts + 1) / (counts.sum() + vocab_size)
     predicted = are_predicted(measured[1:], *ends)
     learned = predicted & ~validation.read_masked(0, measured.size)[1:]
     targets = measured[1:][learned]
+    fit = _count_pairs(fitted, vocab_size, are_predicted(fitted[1:], *ends))
     bits = {
         "uniform": targets.size * np.log2(vocab_size),
         "unigram": -np.log2(unigram[targets]).sum(),
-        "bigram": _bigram_bits(
-            _pairs(fitted, vocab_size, are_predicted(fitted[1:], *ends)),
-            _pairs(measured, vocab_size, learned),
-            unigram,
-        ),
+        "bigram": _bigram_bits(fit, measured, learned, unigram),
     }
     text = gzip.compress(_text(measured, tokenizer).encode(), 9, mtime=0)
     bytes_of = tokenizer.bytes_of(measured[1:], measured[:-1])
@@ -75,15 +77,42 @@ def _text(tokens: np.ndarray, tokenizer: Tokenizer) -> str:
     return "".join(tokenizer.decode(document) for document in np.split(tokens, starts))
 
 
-def _bigram_bits(fitted: np.ndarray, wanted: np.ndarray, unigram: np.ndarray) -> float:
-    """Return the bits of pairs under a model of other pairs."""
-    vocab_size = unigram.size
-    pairs, pair_counts = np.unique(fitted, return_counts=True)
+def _portions(count: int) -> Iterator[slice]:
+    """Yield slices of up to `PORTION` places."""
+    return (slice(start, min(start + PORTION, count)) for start in range(0, count, PORTION))
+
+
+def _count_pairs(
+    tokens: np.ndarray, vocab_size: int, are_targets: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the different (context, target) pairs, ascending, and how often each comes."""
+    pairs, counts = np.empty(0, np.int64), np.empty(0, np.int64)
+    for part in _portions(are_targets.size):
+        found = _pairs(tokens[part.start : part.stop + 1], vocab_size, are_targets[part])
+        new, times = np.unique(found, return_counts=True)
+        pairs, place = np.unique(np.concatenate([pairs, new]), return_inverse=True)
+        times = np.concatenate([counts, times])
+        counts = np.bincount(place, weights=times, minlength=pairs.size).astype(np.int64)
+    return pairs, counts
+
+
+def _bigram_bits(
+    fitted: tuple[np.ndarray, np.ndarray],
+    tokens: np.ndarray,
+    are_targets: np.ndarray,
+    unigram: np.ndarray,
+) -> float:
+    """Return the bits of the pairs of tokens under a model of other pairs."""
+    vocab_size, (pairs, pair_counts) = unigram.size, fitted
     context_counts = np.bincount(pairs // vocab_size, weights=pair_counts, minlength=vocab_size)
-    place = np.minimum(np.searchsorted(pairs, wanted), pairs.size - 1)
-    seen = np.where(pairs[place] == wanted, pair_counts[place], 0)
-    contexts, prior = context_counts[wanted // vocab_size], unigram[wanted % vocab_size]
-    return min(float(-np.log2((seen + k * prior) / (contexts + k)).sum()) for k in SMOOTHING)
+    bits = np.zeros(len(SMOOTHING))
+    for part in _portions(are_targets.size):
+        wanted = _pairs(tokens[part.start : part.stop + 1], vocab_size, are_targets[part])
+        place = np.minimum(np.searchsorted(pairs, wanted), pairs.size - 1)
+        seen = np.where(pairs[place] == wanted, pair_counts[place], 0)
+        contexts, prior = context_counts[wanted // vocab_size], unigram[wanted % vocab_size]
+        bits -= [np.log2((seen + k * prior) / (contexts + k)).sum() for k in SMOOTHING]
+    return float(bits.min())
 
 
 def _pairs(tokens: np.ndarray, vocab_size: int, are_targets: np.ndarray) -> np.ndarray:

@@ -1,10 +1,12 @@
 import gzip
 import math
+import tracemalloc
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
+from maxlm.data import baselines
 from maxlm.data.baselines import SMOOTHING, measure_baselines
 from maxlm.data.shards import ShardWriter, TokenShards
 
@@ -116,3 +118,22 @@ def test_a_token_that_ends_documents_and_starts_them_is_predicted(tokenizer, tmp
     assert measured.targets == shards["v"].num_targets == shards["v"].num_tokens - 1
     want = measured.targets * math.log2(tokenizer.vocab_size) / len("".join(VALIDATION).encode())
     assert measured.bits_per_byte["uniform"] == pytest.approx(want, abs=1e-4)
+
+
+def test_tokens_are_counted_in_portions_of_little_memory(tokenizer, tmp_path, monkeypatch):
+    """The process that leads a preparation measures: it holds the tokens and little more."""
+    generator, folders = np.random.default_rng(0), {}
+    for name, count in (("t", 500_000), ("v", 2000)):
+        settings = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id}
+        settings["vocab_size"] = tokenizer.vocab_size
+        with ShardWriter(tmp_path / name, **settings, tokenizer=tokenizer.fingerprint) as writer:
+            for _ in range(count // 1000):
+                writer.write_document(generator.integers(3, 60, 998))
+        folders[name] = TokenShards(tmp_path / name)
+    whole = measure_baselines(folders["t"], folders["v"], tokenizer)
+    monkeypatch.setattr(baselines, "PORTION", 9973)
+    tracemalloc.start()
+    assert measure_baselines(folders["t"], folders["v"], tokenizer) == whole
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 12 * 500_000

@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from maxlm.config.errors import UserError
 from maxlm.data.shards import INDEX_NAME, ShardWriter, TokenShards
 from maxlm.data.shards.index import PAGE_BYTES
+from maxlm.data.shards.open_files import MOST_OPEN
 
 
 def test_every_window_is_what_was_written(write_shards, tmp_path):
@@ -180,6 +182,30 @@ def test_missing_shard_and_longer_shard_are_refused(write_shards, tmp_path):
         UserError, match=r"shard-00001\.tokens: damaged token shard: the file is missing"
     ):
         TokenShards(tmp_path)
+
+
+def test_of_many_shards_some_are_open_and_one_that_was_replaced_is_an_error(write_shards, tmp_path):
+    stream = write_shards(tmp_path / "data", count=600, shard_tokens=150)
+
+    def opened():
+        links = Path("/proc/self/fd").iterdir()
+        targets = [str(link.readlink()) for link in links if link.is_symlink()]
+        return sum(target.startswith(str(tmp_path / "data")) for target in targets)
+
+    shards = TokenShards(tmp_path / "data")
+    assert len(shards.index.shards) > 70
+    assert opened() == MOST_OPEN
+    np.testing.assert_array_equal(shards.read(0, stream.size), stream)  # twice through all of them
+    np.testing.assert_array_equal(shards.read(0, stream.size), stream)
+    assert opened() == MOST_OPEN
+    first = tmp_path / "data/shard-00000.tokens"  # of those that are closed now
+    shutil.copy(first, tmp_path / "same")
+    (tmp_path / "same").replace(first)
+    with pytest.raises(UserError, match=r"shard-00000\.tokens.*replaced"):
+        shards.read(0, 10)
+    shards.read(stream.size - 10, 10)
+    del shards
+    assert opened() == 0
 
 
 def test_folder_that_is_replaced_does_not_change_under_a_reader(write_shards, tmp_path):

@@ -13,6 +13,7 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -70,7 +71,7 @@ ADDRESS = "guido.example@python-mail.org"
 
 
 def write_crawl(folder, real):
-    """Write an archive of real pages, with one of every kind that a step is there for."""
+    """Write an archive of the reference as pages, with one of every kind that a step is there for."""
     first, second, third = (real[number][1] for number in (3, 40, 80))
 
     def of_two(one, two):  # like neither of them, but with passages of both
@@ -214,7 +215,7 @@ def test_pages_of_a_crawl_become_a_trained_model(web, do, tmp_path, capsys):
     assert ADDRESS not in whole
     assert "[EMAIL]" in whole
     (cut,) = [one for one in report_of(shards) if one["step"].endswith("substring_dedup")]
-    assert cut["bytes_out"] < cut["bytes_in"] - 300  # the passage, and what real pages repeat
+    assert cut["bytes_out"] < cut["bytes_in"] - 300  # the passage, and what the reference repeats
     losses = train(tmp_path, "web.yaml")
     assert len(losses) == 12
     assert losses[-1] < losses[0] - 0.3
@@ -264,3 +265,29 @@ def test_code_under_permissive_licences_becomes_a_trained_model(do, tmp_path, mo
     assert 'API_KEY = "[SECRET]"' in whole
     losses = train(tmp_path, "code.yaml")
     assert losses[-1] < losses[0] - 0.3
+
+
+def test_rows_of_code_are_judged_by_their_paths_stars_and_licences(do, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    raw = tmp_path / "data/code/raw"
+    raw.mkdir(parents=True)
+    for path in sorted(Path(sysconfig.get_path("stdlib")).glob("[a-b]*.py")):
+        shutil.copy(path, raw)
+    table = "".join(f'["{row}", "some text of it"]\n' for row in range(600))
+    good = "# Doubles what it is given.\ndef double(value):\n    return 2 * value\n"
+    rows = [
+        {"text": table, "path": "a/table.json", "stars": 9, "license": ["MIT"]},
+        {"text": good, "path": "b/both.py", "stars": 7, "license": ["MIT", "ISC OR GPL-3.0-only"]},
+        {"text": good + good, "path": "b/one.py", "stars": 7, "license": ["MIT", "GPL-3.0-only"]},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), raw / "rows.parquet")
+    steps = "pipeline.steps=[{kind: licence}, {kind: heuristics, rules: [starcoder]}]"
+    more = ["vocab_size=400", "sequence_length=64", "sources.code.raw.licence=PSF-2.0", steps]
+    do(load_data(ROOT / "configs/data/code.yaml", [f"data.{one}" for one in more]).config)
+    shards = tmp_path / "data/code/shards"
+    dropped = pq.read_table(shards / "dropped.parquet").to_pylist()
+    assert {Path(row["id"]).name: row["reason"] for row in dropped if "rows" in row["id"]} == {
+        "rows.parquet:1": "starcoder/max_data_lines",
+        "rows.parquet:3": "licence/not_allowed",
+    }
+    assert report_of(shards)[0]["values"]["stars"] == {"7": 2, "9": 1}

@@ -1,4 +1,4 @@
-"""Everything hostile at once, through every kind of step, in processes whose memory and time are
+"""Everything hostile at once, through the steps that read and clean text, in processes whose memory and time are
 limited: the good documents come out, and every other one is counted.
 """
 

@@ -1,5 +1,6 @@
 import io
 
+import pytest
 from rich.console import Console
 
 from data_pipeline.report import Report
@@ -27,3 +28,45 @@ def test_text_that_looks_like_markup_is_shown_as_it_is():
     out = io.StringIO()
     Report(Console(file=out, width=80)).line("data[bold]/x")
     assert out.getvalue() == "data[bold]/x\n"
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that a test sets."""
+    now = [1000.0]
+    monkeypatch.setattr("data_pipeline.report.time.perf_counter", lambda: now[0])
+    return now
+
+
+def test_progress_says_how_fast_it_is_and_what_is_left(clock):
+    out = io.StringIO()
+    report = Report(Console(file=out, width=200, highlight=False, soft_wrap=True))
+    with report.progress("read", 1000, 80_000_000) as advance:
+        clock[0] += 20
+        advance(100, 10_000_000)  # too soon for a line
+        clock[0] += 20
+        advance(100, 10_000_000)
+        clock[0] += 160
+        advance(700, 50_000_000)
+        clock[0] += 20
+        advance(100, 10_000_000)
+    assert out.getvalue().splitlines() == [
+        "read: 25%, 5 documents/s, 0.5 MB/s, 2 min left",
+        "read: 88%, 4 documents/s, 0.3 MB/s, 29 s left",
+        "read: 220.0 s, 5 documents/s, 0.4 MB/s",
+    ]
+
+
+def test_progress_without_sizes_is_that_of_documents(clock):
+    out = io.StringIO()
+    report = Report(Console(file=out, width=200, highlight=False, soft_wrap=True))
+    with report.progress("keys", 10, 0) as advance:
+        clock[0] += 40
+        advance(5, 0)
+    with report.progress("links", 0, 0):
+        pass
+    assert out.getvalue().splitlines() == [
+        "keys: 50%, 0 documents/s, 40 s left",
+        "keys: 40.0 s, 0 documents/s",
+        "links: 0.0 s",
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from data_pipeline.documents import Document, Dropped
@@ -24,7 +25,9 @@ class Pii:
                 yield Dropped(document, "pii/max_found", f"{len(spans)} found")
             elif spans:
                 text = replace_all(document.text, spans, self._config.placeholder)
-                meta = document.meta | {"pii": len(spans)}
+                kinds = Counter(span.kind for span in spans)
+                counts = {f"pii_{kind}": kinds[kind] for kind in sorted(kinds)}
+                meta = document.meta | {"pii": len(spans)} | counts
                 yield Document(document.id, document.source, text, meta)
             else:
                 yield document

@@ -10,6 +10,7 @@ import pytest
 
 from data_pipeline.engine.isolation.limits import Limits, Outcome
 from data_pipeline.engine.local import LocalEngine
+from data_pipeline.engine.task import Task
 from data_pipeline.storage.document_files import read_documents
 from maxlm.config.errors import RunFailedError
 
@@ -94,6 +95,51 @@ def test_a_model_that_takes_too_much_ends_the_run_with_the_cure(step_task):
     assert alone.after(Outcome("time", 3), task).set_aside == {3: "it takes longer than 2 s"}
     words = replace(task, settings={"step": {"kind": "perplexity", "checkpoint": None}})
     assert alone.after(Outcome("memory", 3), words).set_aside.keys() == {3}
+
+
+SLOW_READERS = """
+import time
+import data_pipeline.engine.isolation.watch as watch
+import data_pipeline.readers.formats as formats
+from data_pipeline.readers.record import Found, Unread
+
+def read(chunks, raw):
+    data = b"".join(chunks)
+    if data == b"hang":
+        time.sleep(30)
+    if data == b"slow":
+        for number in range(12):
+            time.sleep(0.4)
+            yield Unread(f":{number}", "nothing that is read")
+    yield Found("", data.decode())
+
+watch.LOADING_SECONDS = 3.0
+formats.READERS[".txt"] = read
+"""
+
+
+def test_reading_is_timed_from_the_first_file_on_and_at_each_record(tmp_path, monkeypatch, engine):
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path/sitecustomize.py").write_text(SLOW_READERS)
+    monkeypatch.syspath_prepend(str(tmp_path / "path"))
+    (tmp_path / "out").mkdir()
+
+    def task(*texts):
+        files = []
+        for text in texts:
+            (tmp_path / f"{text}.txt").write_text(text)
+            files.append([str(tmp_path / f"{text}.txt"), f"{text}.txt", len(text), ""])
+        raw = {"kind": "files", "text_key": "text", "meta_keys": [], "licence": None}
+        settings = {"source": "s", "raw": raw, "files": files, "shard_bytes": 1000}
+        modules = ("data_pipeline.operations.read",)
+        return Task("read", modules, tmp_path / "out", "-".join(texts), settings)
+
+    slow = task("first", "slow", "last")  # 12 x 0.4 s at records, of which each may take 2 s
+    engine.run([slow], lambda _: None)
+    assert slow.record().figures["documents_out"] == 3
+    assert slow.record().figures["skipped"]["nothing that is read"]["count"] == 12
+    with pytest.raises(RunFailedError, match="hang-first: it takes longer than 2 s, at document 1"):
+        engine.run([task("hang", "first")], lambda _: None)
 
 
 def test_no_process_outlives_the_one_that_leads(obedient, step_task, tmp_path, find_children):

@@ -6,10 +6,13 @@ import os
 
 import pytest
 
+from data_pipeline import libraries
 from data_pipeline.engine import code
 from data_pipeline.engine.task import Task
-from data_pipeline.stages.mapping import MODEL, MappingStage
+from data_pipeline.stages.mapping import APPLY, MODEL, MappingStage
 from data_pipeline.stages.shards import DocumentShard
+from data_pipeline.stages.tokens import TOKENIZE
+from maxlm.config.errors import RunFailedError
 from maxlm.config.pipeline.filters.classifier import ClassifierConfig
 from maxlm.config.pipeline.filters.perplexity import PerplexityConfig
 from maxlm.config.pipeline.rewrite import RewriteConfig
@@ -132,6 +135,47 @@ def test_a_model_s_code_counts_for_steps_that_run_one(tmp_path):
     }
     assert not any(name.startswith("data_pipeline") for name in found)
     code.code_of.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("library", "expected"),
+    [
+        ("resiliparse", {"read", "extract"}),
+        ("py3langid", {"language"}),
+        ("jax", {"rewrite"}),
+        ("pyarrow", {"read", "extract", "language", "rewrite", "near_dedup", "tokenize"}),
+    ],
+)
+def test_a_library_counts_for_tasks_that_use_it(finished, monkeypatch, library, expected):
+    steps = "data_pipeline.steps"
+    modules = {
+        "read": ("data_pipeline.operations.read",),
+        "extract": (f"{steps}.clean.extract", APPLY),
+        "language": (f"{steps}.filters.language", APPLY),
+        "rewrite": (f"{steps}.rewrite", APPLY, MODEL),
+        "near_dedup": (f"{steps}.dedup.near_dedup", APPLY),
+        "tokenize": TOKENIZE,
+    }
+    tasks = {name: dataclasses.replace(finished, modules=used) for name, used in modules.items()}
+    before = {name: task.identity for name, task in tasks.items()}
+    other = {**libraries.versions(), library: "99.0"}
+    monkeypatch.setattr("data_pipeline.engine.task.versions", lambda: other)
+    after = {name: dataclasses.replace(task).identity for name, task in tasks.items()}
+    assert {name for name in modules if before[name] != after[name]} == expected
+
+
+def test_what_other_versions_have_done_is_no_result(finished, workshop, monkeypatch):
+    """As when something is installed while tasks run, or a cluster's machines differ."""
+    done = dataclasses.replace(finished, folder=workshop.folder)
+
+    class Other:
+        def run(self, tasks, tell):
+            monkeypatch.setattr("data_pipeline.engine.task.versions", lambda: {"python": "9"})
+            dataclasses.replace(tasks[0]).finish({}, figures={}, cost={})
+            monkeypatch.undo()
+
+    with pytest.raises(RunFailedError, match="read: tasks were done by other code or libraries"):
+        dataclasses.replace(workshop, engine=Other()).finish("read", [done], lambda _: (1, 1))
 
 
 def test_identity_is_what_it_was(finished):

@@ -8,8 +8,9 @@ import socket
 import fsspec
 import pytest
 
-from data_pipeline.readers.listing import printable
+from data_pipeline.readers.listing import Skipped, list_inputs, printable
 from maxlm.config.errors import UserError
+from maxlm.config.pipeline.raw import RawTextConfig
 
 
 @pytest.fixture
@@ -156,3 +157,13 @@ def test_a_named_link_is_followed(folder, tmp_path, read):
 
 def test_names_are_shown_without_what_a_terminal_would_obey():
     assert printable("a\x1b[31m\udcff\n\u00e9") == "a\\x1b[31m\\udcff\\n\u00e9"
+
+
+@pytest.mark.parametrize("key", ["ETag", "mtime", "created", None])
+def test_files_of_a_store_without_a_stamp_are_others_each_time(monkeypatch, key):
+    store = fsspec.filesystem("memory")
+    about = {"name": "/bucket/a.txt", "size": 3, "type": "file"} | ({key: "x"} if key else {})
+    monkeypatch.setattr(type(store), "info", lambda self, path: about)
+    raw = RawTextConfig(kind="files", paths=("memory://bucket/a.txt",))
+    ((one,), (two,)) = (list_inputs(raw, Skipped()) for _ in range(2))
+    assert (one == two) == (key is not None)
