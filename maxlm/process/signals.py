@@ -52,6 +52,7 @@ class Listener:
         """The first of them, once there was one that is to be obeyed after a save."""
         self._leave, self._stage, self._insisted = leave, Stage.NOTHING_NEW, 0
         self._lock = threading.Lock()
+        self._taken: list[signal.Signals] = []
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -61,13 +62,14 @@ class Listener:
         old_descriptor = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         # nohup has SIGHUP ignored: the run is to outlive its terminal.
         ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-        taken = [number for number in STOPPING if number != signal.SIGHUP or not ignored]
-        old_handlers = {number: signal.signal(number, _leave_to_thread) for number in taken}
+        self._taken = [number for number in STOPPING if number != signal.SIGHUP or not ignored]
+        old_handlers = {number: signal.signal(number, _leave_to_thread) for number in self._taken}
         thread = threading.Thread(target=self._listen, args=(reader,), name="signals", daemon=True)
         thread.start()
         try:
             yield
         finally:
+            self._taken = []
             for number, handler in old_handlers.items():
                 signal.signal(number, handler)
             signal.set_wakeup_fd(old_descriptor)
@@ -78,6 +80,9 @@ class Listener:
     @contextmanager
     def training(self) -> Iterator[None]:
         """Within the block there is something to save before a stop; after it, all is saved."""
+        # Libraries that were loaded meanwhile may have changed that: libtpu has SIGHUP ignored.
+        for number in self._taken:
+            signal.signal(number, _leave_to_thread)
         with self._lock:
             self._stage = Stage.TRAINING
         try:

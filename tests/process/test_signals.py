@@ -1,3 +1,4 @@
+import ctypes
 import os
 import signal
 import subprocess
@@ -93,6 +94,26 @@ def test_nohup_is_obeyed():
             assert signal.getsignal(TERM) is not before
     finally:
         signal.signal(HUP, before)
+
+
+def test_what_a_library_has_ignored_is_heard_in_training():
+    """As libtpu does with SIGHUP, past Python."""
+    with listening() as listener:
+        c_library = ctypes.CDLL(None)
+        c_library.signal.argtypes, c_library.signal.restype = (
+            [ctypes.c_int, ctypes.c_void_p],
+            ctypes.c_void_p,
+        )
+        c_library.signal(HUP, 1)  # SIG_IGN
+        os.kill(os.getpid(), HUP)
+        time.sleep(0.1)
+        with listener.training():
+            assert listener.received is None
+            os.kill(os.getpid(), HUP)
+            deadline = time.monotonic() + 10
+            while listener.received is None and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert listener.received == HUP
 
 
 # Each busy for minutes where Python's own handlers would not run, or their exception is lost.
