@@ -18,7 +18,8 @@ QUICK_COMPILE = "--xla_backend_optimization_level=0"
 # Devices that wait for each other longer than this end the process; a loaded machine is slow, not
 # stuck.
 PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds=240"
-# Collectives in one order on all devices, as `maxlm.runtime` asks for; otherwise some programs hang.
+# Without it, one of some full runs ended by a hang of fake devices. It is not for users: it changes which
+# collectives may cross (docs/reliability.md).
 IN_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Two threads for each device, as `maxlm.runtime` asks for, however few cores there are.

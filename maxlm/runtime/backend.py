@@ -58,13 +58,8 @@ def start(runtime: RuntimeConfig) -> None:
         logging.getLogger().setLevel(logging.ERROR)
 
 
-# It starts collectives before those that other devices have begun: of fake devices, some wait in one
-# and some in another, for ever. Which programs do, is the same each time they run.
-REORDERS = "xla_cpu_enable_concurrency_optimized_scheduler"
-
-
 def _make_room(device_count: int) -> None:
-    """Let fake devices wait for each other in collectives, and not for ever.
+    """Let fake devices wait for each other in collectives.
 
     The CPU's backend takes as many threads as there are cores. Where a program leaves collectives
     without an order, such as those of layers side by side, two devices that wait for the others
@@ -72,9 +67,6 @@ def _make_room(device_count: int) -> None:
     """
     threads = max(2 * device_count, os.cpu_count() or 1)
     os.environ.setdefault("PJRT_NPROC", str(threads))
-    flags = os.environ.get("XLA_FLAGS", "")
-    if device_count > 1 and REORDERS not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} --{REORDERS}=false".strip()
 
 
 def _make_folder(path: Path) -> str:
