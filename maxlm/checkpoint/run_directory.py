@@ -81,9 +81,8 @@ class RunDirectory:
             yield run
         finally:
             for lock in locks:  # closing gives the lock back
-                with suppress(
-                    OSError
-                ):  # what a full disk has not taken is tried again, and refused
+                # What a full disk has not taken is tried again, and refused.
+                with suppress(OSError):
                     lock.close()
 
     def _keep_tokenizer(self, files: Mapping[str, bytes]) -> None:

@@ -189,7 +189,7 @@ def test_eight_devices_then_four_then_eight(write_run, tmp_path, record_property
         ends = [f"train.num_steps={steps}", "schedule.total_steps=18"]
         done = run_until_done(path, undisturbed, *ends, f"runtime.device_count={devices}")
         if steps == 12:
-            assert "4 devices, and the mesh was written for 8: mesh.data 2 -> 1, " in (done.output)
+            assert "4 devices, and the mesh was written for 8: mesh.data 2 -> 1, " in done.output
             assert "train.microbatches 1 -> 2; the batch stays 8 sequences" in done.output
         if steps > 6:
             assert "the run goes on with" in done.output
