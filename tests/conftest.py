@@ -18,15 +18,10 @@ QUICK_COMPILE = "--xla_backend_optimization_level=0"
 # Devices that wait for each other longer than this end the process; a loaded machine is slow, not
 # stuck.
 PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds=240"
-# Without it, one of some full runs ended by a hang of fake devices. It is not for users: it changes which
-# collectives may cross (docs/reliability.md).
-IN_ORDER = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Two threads for each device, as `maxlm.runtime` asks for, however few cores there are.
 os.environ["PJRT_NPROC"] = "16"
-os.environ["XLA_FLAGS"] = (
-    f"--xla_force_host_platform_device_count=8 {QUICK_COMPILE} {PATIENCE} {IN_ORDER}"
-)
+os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {QUICK_COMPILE} {PATIENCE}"
 
 # Under nohup it would be ignored, by what tests start as well.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)

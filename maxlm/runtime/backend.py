@@ -15,6 +15,12 @@ from maxlm.config.schema import RuntimeConfig
 from maxlm.runtime.processes import connect
 
 GPU_MEMORY_SHARE = "0.92"
+# XLA's other order for the CPU lets a collective begin while a loop with others still runs. All have
+# the same number there, so that devices meet in the wrong one: hangs, and wrong sums.
+CROSSING = (
+    "--xla_cpu_enable_concurrency_optimized_scheduler=false",
+    "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+)
 
 
 def compute_dtype_of(chosen: str, platform: str) -> jnp.dtype:
@@ -31,7 +37,8 @@ def start(runtime: RuntimeConfig) -> None:
     Raises:
         RunFailedError: the environment promises several processes and not all came in time.
         UserError: it does so wrongly, or `runtime.device_count` asks for fake devices on a platform
-            that has real ones, or `runtime.compile_cache` cannot be made.
+            that has real ones, or XLA_FLAGS would mix up their collectives, or
+            `runtime.compile_cache` cannot be made.
     """
     if runtime.device_count is not None:
         if runtime.platform not in ("auto", "cpu"):
@@ -39,6 +46,7 @@ def start(runtime: RuntimeConfig) -> None:
                 f"runtime.device_count={runtime.device_count} asks for fake CPU devices, but "
                 f"runtime.platform={runtime.platform}; remove runtime.device_count or set runtime.platform=cpu"
             )
+        _refuse_crossing(runtime.device_count)
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", runtime.device_count)
         _make_room(runtime.device_count)
@@ -56,6 +64,16 @@ def start(runtime: RuntimeConfig) -> None:
     _find_devices(runtime.platform)
     if jax.process_index() > 0:
         logging.getLogger().setLevel(logging.ERROR)
+
+
+def _refuse_crossing(device_count: int) -> None:
+    """Refuse XLA_FLAGS with which several fake devices compute wrong results."""
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    if device_count > 1 and (found := [flag for flag in flags if flag in CROSSING]):
+        raise UserError(
+            f"XLA_FLAGS has {found[0]}, and runtime.device_count={device_count}: with it, fake devices meet in "
+            "the wrong collectives and compute wrong losses; remove it from XLA_FLAGS"
+        )
 
 
 def _make_room(device_count: int) -> None:

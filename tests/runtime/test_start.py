@@ -51,6 +51,20 @@ def test_fake_devices_need_the_cpu():
 
 
 @pytest.mark.parametrize(
+    "flag",
+    [
+        "--xla_cpu_enable_concurrency_optimized_scheduler=false",
+        "--xla_cpu_scheduler_type=CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+    ],
+)
+def test_flags_that_mix_up_collectives_are_refused(flag, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", f"--xla_dump_to=x {flag}")
+    message = f"XLA_FLAGS has {flag}, and runtime.device_count=2: .* remove it from XLA_FLAGS"
+    with pytest.raises(UserError, match=message):
+        runtime.start(RuntimeConfig(device_count=2))
+
+
+@pytest.mark.parametrize(
     ("environment", "expected"),
     [
         ({}, None),
