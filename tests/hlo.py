@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from maxlm.plan.hlo import collective_of, parse, spanned_axes
 
-
 NESTED = ("while", "conditional", "call")
 
 
