@@ -4,13 +4,16 @@ import contextlib
 import importlib
 import sys
 
+from maxlm.process.huge_pages import use_huge_pages
 from maxlm.process.signals import listening
 
 
 def main() -> int:
     """Run one command and return its exit code."""
-    hears = listening() if sys.argv[1:2] == ["train"] else contextlib.nullcontext()
-    with hears:
+    trains = sys.argv[1:2] == ["train"]
+    if trains:
+        use_huge_pages()
+    with listening() if trains else contextlib.nullcontext():
         return int(importlib.import_module("maxlm.cli").main())
 
 

@@ -61,10 +61,13 @@ class BlockExecution(NamedTuple):
       gather: turns a block's parameter shards into whole parameters, at use; None where they are
         whole already.
       remat: what each block's backward pass computes again.
+      unroll: scans of no more repetitions are unrolled; where `remat` keeps everything only, since
+        out of a loop the compiler would undo the rest.
     """
 
     gather: Gather | None = None
     remat: Remat = Remat(everything=True)
+    unroll: int = 1
 
 
 class HeldRows(NamedTuple):
@@ -158,7 +161,8 @@ def _run_segment(
 
     result: tuple[Streams, Any]
     if held is None or held.here is None:
-        result = lax.scan(repetition, streams, rows)
+        unroll = execution.remat.everything and num_rows <= execution.unroll
+        result = lax.scan(repetition, streams, rows, unroll=num_rows if unroll else 1)
         return result
     return _run_partly_held(repetition, streams, rows, held, permutes=info.permutes)
 
@@ -234,7 +238,7 @@ def recomputed(
     parameters, unsharded. In a loop the compiler cannot merge the recomputation with the forward
     pass; a loop of one turn is none, and there it would, unless `prevent_cse` keeps it from that.
     """
-    gather, remat = execution
+    gather, remat = execution.gather, execution.remat
 
     def run(shard: Any, x: Any, *more: Any) -> Any:
         x = jax.tree.map(lambda x: checkpoint_name(x, _BLOCK_INPUT), x)

@@ -61,6 +61,12 @@ COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
 that match.
 """
 
+CPU_UNROLL = 4
+"""So many layers are unrolled on a single CPU: what a loop keeps for its backward pass is copied into
+and out of stacks there (benchmarks/README.md). Every layer makes the compilation longer, and past a
+few, with larger products, nothing is gained.
+"""
+
 
 class Program(NamedTuple):
     """The model on its mesh, nothing allocated yet.
@@ -164,7 +170,13 @@ def build_program(
     for operation, choice in choices.items():
         log.info("%s kernel: %s (%s)", operation, choice.name, choice.reason)
     kernels = {operation: choice.kernel for operation, choice in choices.items()}
-    how: dict[str, Any] = {"compute_dtype": compute_dtype, "kernels": kernels, "num_ids": num_ids}
+    alone_on_cpu = len(devices) == 1 and devices[0].platform == "cpu"
+    how: dict[str, Any] = {
+        "compute_dtype": compute_dtype,
+        "kernels": kernels,
+        "num_ids": num_ids,
+        "unroll": CPU_UNROLL if alone_on_cpu else 1,
+    }
     execution = build_execution(config, mesh_sizes, layout, **how)
     optimizer = build_optimizer(config.optimizer, declared)
     offload = "optimizer" in config.train.offload

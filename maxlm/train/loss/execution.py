@@ -32,6 +32,7 @@ class Execution(NamedTuple):
       compute_dtype: of weights and activations.
       kernels: by operation.
       context_kind: how attention spans `context`.
+      unroll: see `BlockExecution`.
     """
 
     objective: Objective
@@ -42,6 +43,7 @@ class Execution(NamedTuple):
     compute_dtype: jnp.dtype
     kernels: Mapping[str, Any]
     context_kind: str
+    unroll: int = 1
 
     def sequence_info(self, fields: Mapping[str, jax.Array]) -> SequenceInfo:
         """Say where the tokens of a microbatch stand."""
@@ -59,7 +61,8 @@ class Execution(NamedTuple):
     @property
     def blocks(self) -> BlockExecution:
         """How blocks are run whose parameters are whole already, or are made whole layer by layer."""
-        return BlockExecution(self.whole if self.gather == "layer" else None, self.remat)
+        gather = self.whole if self.gather == "layer" else None
+        return BlockExecution(gather, self.remat, self.unroll)
 
     def whole(self, module: Any) -> Any:
         """Return a module with whole parameters in the compute dtype."""
@@ -84,9 +87,10 @@ def build_execution(
     compute_dtype: jnp.dtype,
     kernels: Mapping[str, Any],
     num_ids: int | None = None,
+    unroll: int = 1,
 ) -> Execution:
     """Collect what decides how the loss is computed; `num_ids` is the number of ids that the
-    tokenizer has.
+    tokenizer has, `unroll` is `BlockExecution`'s.
     """
     train = config.train
     filled_up = num_ids is not None and num_ids < config.model.vocab_size
@@ -103,4 +107,5 @@ def build_execution(
         compute_dtype=compute_dtype,
         kernels=kernels,
         context_kind=mesh.context_kind,
+        unroll=unroll,
     )
