@@ -47,7 +47,7 @@ STEPS = [
         "kind": "toxicity",
         "lexicon": {"entries": [WORD, "!!"]},
         "max_count": 10**6,
-        "model": "MODEL",
+        "model": "TOXIC",
     },
     {"kind": "decontaminate", "benchmarks": {"quiz": ["BENCHMARK"]}, "action": "mask"},
     {"kind": "classifier", "model": "MODEL", "threshold": None, "score": "quality"},
