@@ -66,7 +66,13 @@ def prepared(corpus, run_config, do, hashes, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def cluster():
-    """A cluster of a head and two workers, as raylets on loopback; the head has no tasks."""
+    """A cluster of a head and two workers, as raylets on loopback; the head has no tasks.
+
+    By default Ray's workers let every other process go first, so that they would wait for whatever
+    else this machine tests.
+    """
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setenv("RAY_worker_niceness", "0")
     cluster = Cluster()
     try:
         add_node(cluster, num_cpus=0, include_dashboard=False)
@@ -76,6 +82,7 @@ def cluster():
         yield cluster
     finally:
         cluster.shutdown()
+        monkeypatch.undo()
 
 
 def add_node(cluster, **settings):
