@@ -25,7 +25,7 @@ LIBRARIES = (
         "zstandard",
         "orjson",
     ),
-    *("fsspec", "resiliparse", "fastwarc", "trafilatura", "py3langid", "ftfy"),
+    *("fsspec", "resiliparse", "trafilatura", "py3langid", "ftfy"),
     *("jax", "flax"),  # of trained models that judge or write
 )
 

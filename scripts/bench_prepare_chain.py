@@ -1,6 +1,8 @@
-"""Measure the whole text pipeline on real HTML: workers, memory, and datatrove beside it.
+"""Measure the whole text pipeline on real HTML: workers, each step, memory, extraction beside the bare
+library, and datatrove.
 
 .venv/bin/python scripts/bench_prepare_chain.py workers --html FOLDER --mb 60
+.venv/bin/python scripts/bench_prepare_chain.py extract --html FOLDER --mb 20
 .venv/bin/python scripts/bench_prepare_chain.py memory --html FOLDER --sizes 200 2000
 .venv/bin/python scripts/bench_prepare_chain.py datatrove --html FOLDER --python OTHER_VENV/bin/python
 
@@ -13,12 +15,14 @@ processes; wall time stands beside them.
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import os
 import random
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,8 +30,16 @@ import time
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
+from resiliparse.extract.html2text import extract_plain_text
+
+from data_pipeline.documents import Document
+from data_pipeline.html.guard import HtmlLimits, find_danger
+from data_pipeline.steps import STEPS
+from data_pipeline.steps.clean.extract import Extract
+from maxlm.config.pipeline.clean.extract import ExtractConfig
 
 ROOT = Path(__file__).parents[1]
 LARGEST_PAGE = 300_000  # bytes; beyond are lists of symbols
@@ -53,20 +65,26 @@ SHARED = [
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["workers", "memory", "datatrove"])
+    parser.add_argument("what", choices=["workers", "extract", "memory", "datatrove"])
     parser.add_argument("--html", type=Path, required=True, help="a tree of .html files")
     parser.add_argument("--mb", type=int, default=60, help="size of the corpus")
     parser.add_argument("--sizes", type=int, nargs="+", default=[200, 2000], help="MB (memory)")
     parser.add_argument("--memory-mb", type=int, default=1024, help="of a task (memory)")
-    parser.add_argument("--rounds", type=int, default=2, help="of one and two workers (workers)")
+    parser.add_argument(
+        "--rounds", type=int, default=2, help="in turns (workers, extract, datatrove)"
+    )
     parser.add_argument("--python", help="a Python that has datatrove and trafilatura")
     parser.add_argument("--work", type=Path, help="where to work (default: the system's)")
     arguments = parser.parse_args()
     print(f"{date.today()}, load {os.getloadavg()[0]:.1f}", flush=True)
     with tempfile.TemporaryDirectory(dir=arguments.work) as folder:
-        {"workers": bench_workers, "memory": bench_memory, "datatrove": bench_datatrove}[
-            arguments.what
-        ](Path(folder), arguments)
+        what = {
+            "workers": bench_workers,
+            "extract": bench_extract,
+            "memory": bench_memory,
+            "datatrove": bench_datatrove,
+        }
+        what[arguments.what](Path(folder), arguments)
 
 
 def bench_workers(folder: Path, arguments: argparse.Namespace) -> None:
@@ -74,12 +92,96 @@ def bench_workers(folder: Path, arguments: argparse.Namespace) -> None:
     size = write_corpus(corpus, arguments.html, arguments.mb)
     print(f"{size / 1e6:.0f} MB of HTML\n")
     print("| workers | wall s | CPU s | MB per CPU s | load before |\n|---|---|---|---|---|")
+    stages: dict[int, list[dict[str, Stage]]] = {1: [], 2: []}
     for number in range(arguments.rounds):
-        for workers in (1, 2):
-            load = os.getloadavg()[0]
-            wall, cpu, _ = prepare(folder / f"{number}-{workers}", corpus, CHAIN, workers=workers)
+        for workers in stages:
+            load, out, began = os.getloadavg()[0], folder / f"{number}-{workers}", time.time()
+            wall, cpu, _ = prepare(out, corpus, CHAIN, workers=workers)
             row = f"{wall:.1f} | {cpu:.1f} | {size / 1e6 / cpu:.2f} | {load:.1f}"
             print(f"| {workers} | {row} |", flush=True)
+            stages[workers].append(stages_of(out / "work", began))
+            shutil.rmtree(out)
+    print("\nThe least of the rounds; MB of HTML, and the most memory of a task.\n")
+    print("| stage | CPU s | MB per CPU s | peak MB | wall s, 1 worker | 2 workers | ratio |")
+    print("|---|---|---|---|---|---|---|")
+    for name in stages[1][0]:
+        cpu = min(one[name].cpu_seconds for one in stages[1])
+        peak = max(one[name].peak_bytes for rounds in stages.values() for one in rounds)
+        one, two = (min(one[name].wall_seconds for one in stages[count]) for count in (1, 2))
+        row = f"{cpu:.2f} | {size / 1e6 / max(cpu, 1e-2):.1f} | {peak / 1e6:.0f}"
+        print(f"| {name} | {row} | {one:.1f} | {two:.1f} | {one / two:.2f} |")
+
+
+def bench_extract(folder: Path, arguments: argparse.Namespace) -> None:
+    """Compare the step, on documents in memory, with nothing but the library's call for each page."""
+    corpus = folder / "corpus"
+    size = write_corpus(corpus, arguments.html, arguments.mb)
+    pages = [json.loads(line)["text"] for path in corpus.glob("*.jsonl") for line in path.open()]
+    steps = {
+        "step": STEPS["extract"](ExtractConfig()),
+        "step without repair": STEPS["extract"](ExtractConfig(repair=False)),
+    }
+
+    def bare() -> None:
+        for page in pages:
+            extract_plain_text(
+                page,
+                main_content=True,
+                comments=False,
+                list_bullets=False,
+                alt_texts=False,
+                links=False,
+            )
+
+    def whole(step: Extract) -> None:
+        assert sum(1 for _ in step(Document("", "", page) for page in pages)) == len(pages)
+
+    limits = HtmlLimits()
+    actions = {
+        "bare resiliparse": bare,
+        **{name: functools.partial(whole, step) for name, step in steps.items()},
+        "the guard alone": lambda: [find_danger(page, limits) for page in pages],
+    }
+    least = dict.fromkeys(actions, float("inf"))
+    for _ in range(arguments.rounds):
+        for name, action in actions.items():
+            began = time.process_time()
+            action()
+            least[name] = min(least[name], time.process_time() - began)
+    print(f"{size / 1e6:.1f} MB of HTML in {len(pages)} pages; the least of {arguments.rounds}\n")
+    print("| | CPU s | MB per CPU s | of bare resiliparse's speed |\n|---|---|---|---|")
+    for name, seconds in least.items():
+        share = least["bare resiliparse"] / seconds
+        print(f"| {name} | {seconds:.2f} | {size / 1e6 / seconds:.1f} | {share:.2f} |")
+
+
+class Stage(NamedTuple):
+    """What a stage took: its tasks' CPU seconds and most memory, and the time until its last file."""
+
+    cpu_seconds: float
+    peak_bytes: float
+    wall_seconds: float
+
+
+def stages_of(work: Path, began: float) -> dict[str, Stage]:
+    """Return what each stage took, in their order, by its name.
+
+    A stage begins where the one before it ended. What the process that leads does in between counts
+    for the next: starting, for the first; training the tokenizer, for `tokenize`.
+    """
+    found: dict[str, list[tuple[float, dict[str, float]]]] = {}
+    for record in work.glob("*/**/*.json"):
+        name = record.relative_to(work).parts[0]
+        costs = [(record.stat().st_mtime, cost) for cost in costs_of(record)]
+        found.setdefault(name, []).extend(costs)
+    stages = {}
+    for name, costs in sorted(found.items(), key=lambda item: max(item[1], default=(0.0, {}))[0]):
+        if costs:
+            ended = max(time for time, _ in costs)
+            cpu = sum(cost["cpu_seconds"] for _, cost in costs)
+            stages[name] = Stage(cpu, max(cost["peak_bytes"] for _, cost in costs), ended - began)
+            began = ended
+    return stages
 
 
 def bench_memory(folder: Path, arguments: argparse.Namespace) -> None:
@@ -109,37 +211,40 @@ def costs_of(record: Path) -> Iterator[dict[str, float]]:
 def bench_datatrove(folder: Path, arguments: argparse.Namespace) -> None:
     corpus = folder / "corpus"
     size = write_corpus(corpus, arguments.html, arguments.mb)
-    wall, cpu, _ = prepare(folder / "ours", corpus, SHARED, workers=1)
     script = Path(__file__).with_name("bench_prepare_chain_datatrove.py")
-    command = [arguments.python, str(script), str(corpus), str(folder / "theirs")]
-    began = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(done.stderr)
-    other_wall = time.perf_counter() - began
-    theirs = json.loads(done.stdout.splitlines()[-1])
-    steps = json.loads((folder / "ours/web/manifest.json").read_text())["steps"]
-    print(f"{size / 1e6:.1f} MB of HTML, {steps[0]['documents_out']} pages\n")
+    ours: dict[str, float] = {}
+    theirs: dict[str, float] = {}
+    for number in range(arguments.rounds):
+        out, began = folder / f"ours{number}", time.time()
+        wall, cpu, _ = prepare(out, corpus, SHARED, workers=1)
+        for name, stage in stages_of(out / "work", began).items():
+            name = name.partition("-")[2] or name
+            ours[name] = min(ours.get(name, float("inf")), stage.cpu_seconds)
+        work = folder / f"theirs{number}"
+        command = [arguments.python, str(script), str(corpus), str(work)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(done.stderr)
+        result = json.loads(done.stdout.splitlines()[-1])
+        for name, seconds in result["seconds"].items():
+            theirs[name] = min(theirs.get(name, float("inf")), seconds)
+        print(
+            f"round {number + 1}: maxlm {cpu:.1f} CPU s, {wall:.1f} s, all of it; datatrove",
+            end=" ",
+        )
+        print(f"{sum(result['seconds'].values()):.1f} CPU s", flush=True)
+    steps = json.loads((out / "web/manifest.json").read_text())["steps"]
+    print(
+        f"\n{size / 1e6:.1f} MB of HTML, {steps[0]['documents_out']} pages; the least of the rounds\n"
+    )
     print("| stage | maxlm CPU s | datatrove CPU s | ratio |\n|---|---|---|---|")
-    ours = seconds_of(folder / "ours/work")
-    for name, seconds in theirs["seconds"].items():
-        row = f"{ours[name]:.2f} | {seconds:.2f} | {seconds / ours[name]:.1f}"
-        print(f"| {name} | {row} |")
-    both = sum(ours[name] for name in theirs["seconds"]), sum(theirs["seconds"].values())
+    for name, seconds in theirs.items():
+        print(f"| {name} | {ours[name]:.2f} | {seconds:.2f} | {seconds / ours[name]:.1f} |")
+    both = sum(ours[name] for name in theirs), sum(theirs.values())
     print(f"| these | {both[0]:.2f} | {both[1]:.2f} | {both[1] / both[0]:.1f} |")
-    print(f"\nof all processes: maxlm {cpu:.1f} CPU s, {wall:.1f} s; with tokenizer and shards")
-    print(f"datatrove {other_wall:.1f} s of wall with its start; left {theirs['left']}")
-    print(f"left of maxlm {[step['documents_out'] for step in steps]}")
-
-
-def seconds_of(work: Path) -> dict[str, float]:
-    """Return CPU seconds of the tasks of each stage, by the name of its kind."""
-    seconds: dict[str, float] = {}
-    for record in work.glob("*/**/*.json"):
-        for cost in costs_of(record):
-            stage = record.relative_to(work).parts[0].partition("-")[2]
-            seconds[stage] = seconds.get(stage, 0.0) + cost["cpu_seconds"]
-    return seconds
+    print(
+        f"\nleft of maxlm {[step['documents_out'] for step in steps]}, of datatrove {result['left']}"
+    )
 
 
 def prepare(

@@ -20,6 +20,7 @@ from maxlm.pages import Chart, visible
 
 KEPT, GONE = "#4c72b0", "#c44e52"
 MOST_TEXTS = 15  # languages and the like, the most frequent ones
+FEW_NUMBERS = 6  # such as a curriculum's buckets
 BINS = 30
 
 
@@ -83,23 +84,27 @@ def _values(steps: Sequence[Mapping[str, Any]]) -> Iterator[Chart]:
 
 def _texts(name: str, counts: Mapping[str, int]) -> Chart:
     most = sorted(counts.items(), key=lambda one: (-one[1], one[0]))[:MOST_TEXTS]
-    figure, axes = _axes(height=max(2.2, 0.25 * len(most) + 1.0))
-    names = [visible(text) for text, _ in most]
-    axes.barh(names, [count for _, count in most], height=0.6, color=KEPT)
-    axes.set_ylim(max(len(most), 3) - 0.5, -0.5)
-    axes.set_xlabel("documents")
     more = f", the first {len(most)} of {len(counts)}" if len(most) < len(counts) else ""
-    return Chart(f"value-{name}", f"Documents by {visible(name)}{more}.", figure)
+    return _bars(name, most, f"Documents by {visible(name)}{more}.")
+
+
+def _bars(name: str, counts: Sequence[tuple[str, int]], caption: str) -> Chart:
+    figure, axes = _axes(height=max(2.2, 0.25 * len(counts) + 1.0))
+    names = [visible(text) for text, _ in counts]
+    axes.barh(names, [count for _, count in counts], height=0.6, color=KEPT)
+    axes.set_ylim(max(len(counts), 3) - 0.5, -0.5)
+    axes.set_xlabel("documents")
+    return Chart(f"value-{name}", caption, figure)
 
 
 def _numbers(name: str, counts: Mapping[str, int]) -> Chart | None:
-    """Return a histogram; numbers over several decades on a logarithmic axis, one number as a bar."""
+    """Return a histogram; numbers over several decades on a logarithmic axis, few numbers as bars."""
     pairs = sorted((float(text), count) for text, count in counts.items() if _is_number(text))
     if not pairs:
         return None
-    if len(pairs) == 1:
-        ((value, count),) = pairs
-        return _texts(name, {f"{value:g}": count})
+    if len(pairs) <= FEW_NUMBERS:
+        bars = [(f"{value:g}", count) for value, count in pairs]
+        return _bars(name, bars, f"Documents by {visible(name)}.")
     values, weights = map(np.array, zip(*pairs, strict=True))
     figure, axes = _axes()
     wide = values[0] > 0 and values[-1] > 30 * values[0]

@@ -27,6 +27,7 @@ CHOSEN = 6  # documents of the corpus itself
 _STYLE = """
 .facts td { text-align: left; overflow-wrap: anywhere; } .facts td:first-child { white-space: nowrap; color: #666; }
 .tables { display: grid; grid-template-columns: repeat(auto-fit, minmax(320px, 1fr)); gap: 0 2em; }
+.tables td:last-child { white-space: nowrap; }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 1em; }
 .pair > div { min-width: 0; }
 .sample { border: 1px solid #ddd; border-left: 4px solid #4c72b0; margin: .5em 0; padding: .3em .6em; }
@@ -86,7 +87,9 @@ def _facts(facts: Mapping[str, str]) -> Markup:
 
 
 def _samples_by_rule(steps: Iterable[Mapping[str, Any]]) -> Iterator[Markup]:
-    yield Markup("<h2>What the rules dropped and what they kept</h2>")
+    steps = list(steps)
+    if any(step["samples"].keys() - {KEPT} for step in steps):
+        yield Markup("<h2>What the rules dropped and what they kept</h2>")
     for step in steps:
         kept = [_sample(one, gone=False) for one in step["samples"].get(KEPT, ())[:SHOWN]]
         for reason, samples in step["samples"].items():

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from data_pipeline.engine.engine import Done
@@ -25,9 +26,18 @@ AHEAD = 2  # tasks that wait at the cluster for each that runs
 _PROCESS: list[TaskProcess] = []  # this Ray worker's, kept from task to task
 
 
-def run_task(task: str, limits: str) -> str:
-    """Work on a task in this Ray worker's own process, and return how it ended, as JSON."""
+def run_task(task: str, limits: str, folder: str) -> str:
+    """Work on a task in this Ray worker's own process, and return how it ended, as JSON.
+
+    Args:
+      task: as JSON.
+      limits: likewise.
+      folder: where relative paths of the task begin: that of the process that leads. A cluster's
+        workers are in the folder where the cluster was started.
+    """
     if not _PROCESS:
+        if Path(folder).is_dir():  # it need not be there for absolute paths
+            os.chdir(folder)
         _PROCESS.append(TaskProcess())
     _PROCESS[0].start(Task.from_json(task), Limits.from_json(json.loads(limits)))
     return json.dumps(_PROCESS[0].outcome()._asdict())
@@ -102,7 +112,7 @@ class ClusterEngine:
         self._started = True
 
     def _submit(self, remote: Any, task: Task, limits: Limits) -> Any:
-        return remote.remote(task.to_json(), json.dumps(limits.to_json()))
+        return remote.remote(task.to_json(), json.dumps(limits.to_json()), str(Path.cwd()))
 
     def _get(self, reference: Any) -> Outcome:
         try:

@@ -44,9 +44,11 @@ class RepeatedNgrams:
 
         Read from the left: an n-gram that repeats is counted and skipped as a whole.
         """
+        if not self.places.size:
+            return 0
         total, free = 0, 0
         seen: set[int] = set()
-        ends = np.concatenate([[0], np.cumsum(words.lengths)])
+        ends = words.ends
         sizes = (ends[self.places + self.length] - ends[self.places]).tolist()
         for place, group, size in zip(
             self.places.tolist(), self.groups.tolist(), sizes, strict=True
@@ -68,14 +70,30 @@ def repeated_ngrams(words: Words, most: int) -> Iterator[RepeatedNgrams]:
     places = np.arange(words.count)
     groups = words.ids
     for length in range(2, min(most, words.count) + 1):
-        fits = places + length <= words.count
-        places, groups = places[fits], groups[fits]
-        # Groups are numbers below the number of words: the key is exact.
-        keys = groups * len(words.unique) + words.ids[places + length - 1]
-        _, groups, counts = np.unique(keys, return_inverse=True, return_counts=True)
-        again = counts[groups] > 1
-        places, groups = places[again], groups[again]
+        if places.size:
+            # The last place has no further word.
+            stop = places.size - int(places[-1] + length > words.count)
+            places, groups = places[:stop], groups[:stop]
+            # Groups are numbers below the number of words: the key is exact.
+            keys = groups * len(words.unique) + words.ids[places + length - 1]
+            again, groups = _grouped(keys)
+            places, groups = places[again], groups[again]
         yield RepeatedNgrams(length, places, groups)
+
+
+def _grouped(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return which keys are there more than once, and a number of each, equal for equal keys.
+
+    As np.unique would say it, whose calls cost most of the time on texts of a few hundred words.
+    """
+    order = keys.argsort()
+    ranked = keys[order]
+    as_before = np.zeros(keys.size + 1, bool)  # whether a key is as the one before it, in order
+    np.equal(ranked[1:], ranked[:-1], out=as_before[1:-1])
+    again, groups = np.empty(keys.size, bool), np.empty(keys.size, np.int64)
+    again[order] = as_before[1:] | as_before[:-1]
+    groups[order] = (~as_before[:-1]).cumsum() - 1
+    return again, groups
 
 
 def _chars(words: Words, start: int, length: int) -> int:

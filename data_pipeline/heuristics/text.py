@@ -5,7 +5,7 @@ rule asks.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Literal, NamedTuple
 
@@ -113,15 +113,23 @@ class Words:
         self.lengths = lengths[self.ids]
 
     @cached_property
+    def ends(self) -> np.ndarray:
+        """Characters of the words in front of each, and of all, int64 (count + 1,)."""
+        ends = np.zeros(self.count + 1, np.int64)
+        self.lengths.cumsum(out=ends[1:])
+        return ends
+
+    @cached_property
     def is_symbol(self) -> np.ndarray:
         """Which words have neither letters nor digits, bool (count,)."""
-        return ~self._which(_HAS_WORD_SIGN)
+        return ~self._which(str.isalnum, _HAS_WORD_SIGN)
 
     @cached_property
     def has_letter(self) -> np.ndarray:
         """Which words have a letter, bool (count,)."""
-        return self._which(_HAS_LETTER)
+        return self._which(str.isalpha, _HAS_LETTER)
 
-    def _which(self, pattern: re.Pattern[str]) -> np.ndarray:
-        found = (pattern.search(word) is not None for word in self.unique)
-        return np.fromiter(found, bool, len(self.unique))[self.ids]
+    def _which(self, surely: Callable[[str], bool], pattern: re.Pattern[str]) -> np.ndarray:
+        """Return in which words a pattern is found; most are known without asking it."""
+        found = [surely(word) or pattern.search(word) is not None for word in self.unique]
+        return np.array(found, bool)[self.ids]

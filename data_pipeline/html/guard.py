@@ -69,6 +69,9 @@ class HtmlLimits:
 
 def find_danger(html: str, limits: HtmlLimits) -> str | None:
     """Return which limit a page exceeds, `tag_chars` or `depth`, or None; linear in its length."""
+    # A tag is no longer than its page, and opens one element at most: small pages need no scan.
+    if len(html) <= limits.max_tag_chars and html.count("<") <= limits.max_depth:
+        return None
     tags = _TAG.findall(html.lower())
     if any(len(raw) + len(plain) > limits.max_tag_chars for _, raw, _, plain in tags):
         return "tag_chars"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,7 +14,7 @@ from data_pipeline.operations.product import Product
 from data_pipeline.readers.formats import path_of_document, read_file
 from data_pipeline.readers.listing import Skipped
 from data_pipeline.readers.names import readable
-from data_pipeline.readers.record import Found
+from data_pipeline.readers.record import Found, Hashed
 from data_pipeline.storage.document_files import DocumentWriter
 from data_pipeline.storage.tally import Tally
 from maxlm.config.pipeline.raw import RawTextConfig
@@ -54,10 +53,12 @@ def _documents(
 ) -> Iterator[Document]:
     """Yield the documents of a file, and put its size and hash into `about`.
 
-    The timer starts anew before the file is opened, and at each record, read or not.
+    The timer starts anew before the file is opened, at each record, read or not, and at each
+    portion that is only hashed.
     """
     records, own_path = read_file(path, name, raw), path_of_document(name, raw.suffixes)
-    for number in itertools.count():
+    number = 0
+    while True:
         watch.at(number)
         try:
             record = next(records)
@@ -67,6 +68,9 @@ def _documents(
         except OSError:
             skipped.add("unreadable file", name)
             return
+        if isinstance(record, Hashed):
+            continue
+        number += 1
         if not isinstance(record, Found):
             skipped.add(record.reason, name + record.place)
             continue

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 
 from data_pipeline.readers.lines import read_json_lines
 from data_pipeline.readers.parquet import read_parquet
-from data_pipeline.readers.record import Found, Unread
+from data_pipeline.readers.record import Found, Hashed, Unread
 from data_pipeline.readers.streams import COMPRESSIONS, Damage, Input, chunks
 from data_pipeline.readers.text import read_html, read_python, read_text
 from data_pipeline.readers.warc import read_warc
@@ -58,8 +58,11 @@ def path_of_document(name: str, suffixes: Iterable[str]) -> str | None:
 
 def read_file(
     path: str, name: str, raw: RawTextConfig
-) -> Generator[Found | Unread, None, tuple[int, str]]:
+) -> Generator[Found | Unread | Hashed, None, tuple[int, str]]:
     """Yield what is in a file, and return (its bytes, their SHA-256).
+
+    What its reader leaves (all of a Parquet file, the rest of a bomb) is hashed behind the last
+    record, one portion after the other, as a large file takes long.
 
     Raises:
       OSError: it cannot be opened or read.
@@ -71,5 +74,6 @@ def read_file(
         else:
             reader = READERS.get(suffix, read_text)
             yield from reader(chunks(file, compression), raw)
-        sha256 = file.sha256()
-        return file.bytes, sha256
+        while rest := file.read():
+            yield Hashed(len(rest))
+        return file.bytes, file.sha256()

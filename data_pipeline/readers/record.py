@@ -35,6 +35,12 @@ class Unread(NamedTuple):
     reason: str
 
 
+class Hashed(NamedTuple):
+    """Bytes that are only hashed, as no reader asked for them: a sign that the file is at hand."""
+
+    bytes: int
+
+
 def scalars(values: Mapping[str, object], names: tuple[str, ...]) -> dict[str, Value]:
     """Return those of the named values that a document's meta can hold; licences that a file lists,
     as The Stack's do, become the SPDX expression that all of them hold.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -70,13 +71,16 @@ class Deciding:
         return records
 
     def _decide(self, before: Sequence[DocumentShard], decided: str, workshop: Workshop) -> None:
-        """Leave a verdict for each shard, and the report beside it, unless they are there."""
+        """Leave a verdict for each shard, and beside it the report and what it took, unless they are
+        there. The records of the decision's own tasks go with them.
+        """
         mark = self._folder / DECISION_NAME
-        known = mark.is_file() and json.loads(mark.read_bytes())["decided"] == decided
-        if known and all(self._verdict(shard.index).is_file() for shard in before):
+        is_known = mark.is_file() and json.loads(mark.read_bytes())["decided"] == decided
+        if is_known and all(self._verdict(shard.index).is_file() for shard in before):
             return
         mark.unlink(missing_ok=True)
         work = _Work(before, self, workshop)
+        began, processor = time.perf_counter(), time.process_time()
         keys = work.over_shards("keys")
         decision = build_step(self._section).reduce(keys, work)
         self._verdict(0).parent.mkdir(exist_ok=True)
@@ -85,7 +89,13 @@ class Deciding:
             write_arrays(self._verdict(index), verdict)
             count += 1
         assert count == len(before), f"{self._kind} gave {count} verdicts for {len(before)} shards"
-        text = json.dumps({"decided": decided, "report": decision.report}, indent=1)
+        cost = {
+            "seconds": time.perf_counter() - began,
+            "cpu_seconds": time.process_time() - processor + sum(work.costs["cpu_seconds"]),
+            "peak_bytes": max(work.costs["peak_bytes"]),
+        }
+        known = {"decided": decided, "report": decision.report, "cost": cost}
+        text = json.dumps(known, indent=1)
         write_whole(mark, text.encode())
 
     def report(self) -> dict[str, Any]:
@@ -135,6 +145,7 @@ class _Work:
         self.memory_bytes = workshop.memory_bytes
         self._before, self._stage, self._workshop, self._calls = before, stage, workshop, 0
         self._hashes: dict[Path, str] = {}
+        self.costs: dict[str, list[float]] = {"cpu_seconds": [], "peak_bytes": []}
 
     def over_shards(self, method: str, *, given: Sequence[Path] = ()) -> list[Path]:
         """Call a method for every shard; return the files of its arrays."""
@@ -177,6 +188,8 @@ class _Work:
     ) -> list[Path]:
         label = self._stage.label(method)
         records = self._workshop.finish(label, tasks, lambda task: sizes[task.name])
+        for name, values in self.costs.items():
+            values += [record.cost[name] for record in records]
         files = [record.outputs[0] for record in records]
         self._hashes |= {file.path: file.sha256 for file in files}
         return [file.path for file in files]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from data_pipeline.readers.formats import read_file
 from data_pipeline.readers.listing import Skipped, list_inputs
-from data_pipeline.readers.record import Found
+from data_pipeline.readers.record import Found, Unread
 from maxlm.config.pipeline.raw import RawTextConfig
 from maxlm.data.tokenizers import replace_surrogates
 
@@ -32,9 +32,9 @@ class Corpus:
         for file in list_inputs(self._raw, self.skipped):
             try:
                 for record in read_file(file.path, file.name, self._raw):
-                    if not isinstance(record, Found):
+                    if isinstance(record, Unread):
                         self.skipped.add(record.reason, file.name + record.place)
-                    elif record.text.strip():
+                    elif isinstance(record, Found) and record.text.strip():
                         text = replace_surrogates(record.text)
                         yield text.replace("\r\n", "\n").replace("\r", "\n")
             except OSError:

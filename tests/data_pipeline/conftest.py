@@ -60,7 +60,9 @@ def raw(tmp_path):
 def run_config(raw, tmp_path):
     """Return a function that makes the run, with settings of its sources' `raw` replaced."""
 
-    def make(*, vocab_size=400, source="text", out=None, pipeline=None, **settings):
+    def make(
+        *, vocab_size=400, source="text", out=None, pipeline=None, shuffle="global", **settings
+    ):
         out = out or tmp_path / "out"
         raw_settings = {"kind": "files", "paths": [str(raw)], "validation_fraction": 0.2} | settings
         return RunConfig.model_validate(
@@ -71,6 +73,7 @@ def run_config(raw, tmp_path):
                     "sources": {source: {"path": str(out / source), "raw": raw_settings}},
                     "tokenizer": str(out / "tokenizer.model"),
                     "sequence_length": 16,
+                    "shuffle": shuffle,
                     "pipeline": {"engine": {"workers": 1}} | (pipeline or {}),
                 },
                 "train": {"num_steps": 1, "batch_size": 1},

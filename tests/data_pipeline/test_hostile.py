@@ -1,11 +1,12 @@
-"""Everything hostile at once, through the steps that read and clean text, in processes whose memory and time are
-limited: the good documents come out, and every other one is counted.
+"""Everything hostile at once, through every step, in processes whose memory and time are limited: the
+good documents come out, and every other one is counted.
 """
 
 import gzip
 import io
 import json
 import random
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -14,18 +15,46 @@ from rich.console import Console
 from data_pipeline.inspection.corpus import Corpus
 from data_pipeline.prepare import prepare
 from data_pipeline.report import Report
+from data_pipeline.steps import STEPS as KINDS
+from maxlm.cli import main
 
 GOOD = 30
+WORD, ITEM = (
+    "frobnicator",
+    "how many words of this long question does every hostile page repeat for ever",
+)
+CODE = {"max_avg_line_length": 200}  # what is good here is prose
 STEPS = [
+    {"kind": "sample", "fraction": 1.0},
     {"kind": "extract"},
     {"kind": "url"},
+    {"kind": "licence", "missing": "keep"},
     {"kind": "language", "threshold": 0.0},
-    {"kind": "heuristics", "rules": ["gopher_repetition", "c4"]},
+    {
+        "kind": "heuristics",
+        "rules": [
+            *("gopher_repetition", "c4", "gopher_quality", "fineweb", "refinedweb"),
+            {"kind": "redpajama_code", **CODE},
+            {"kind": "starcoder", **CODE},
+        ],
+    },
     {"kind": "pii"},
     {"kind": "exact_dedup", "unit": "line", "min_words": 5},
     {"kind": "exact_dedup"},
     {"kind": "near_dedup"},
     {"kind": "substring_dedup"},
+    {
+        "kind": "toxicity",
+        "lexicon": {"entries": [WORD, "!!"]},
+        "max_count": 10**6,
+        "model": "TOXIC",
+    },
+    {"kind": "decontaminate", "benchmarks": {"quiz": ["BENCHMARK"]}, "action": "mask"},
+    {"kind": "classifier", "model": "MODEL", "threshold": None, "score": "quality"},
+    {"kind": "perplexity", "model": "NGRAMS", "keep": ["head", "middle", "tail"]},
+    {"kind": "top_fraction", "score": "quality", "fraction": 0.99},
+    {"kind": "buckets", "score": "perplexity", "keep": ["head", "middle", "tail"]},
+    {"kind": "curriculum", "score": "quality", "buckets": 3},
 ]
 DOCUMENTS = {
     "attributes": "<html><a " + "x=1 " * 100_000 + ">",
@@ -44,6 +73,10 @@ DOCUMENTS = {
     "words": "same words again. " * 50_000,
     "brackets": "[" * 200_000,
     "turned": "\u202e" * 1000,
+    "toxic": f"{WORD}!! " * 50_000,
+    "questions": f"{ITEM}. " * 10_000,
+    "licences": "SPDX-License-Identifier: " + "(" * 100_000,
+    "ideographs": "\u4f60\u597d" * 200_000,
 }
 
 
@@ -52,7 +85,7 @@ def good_text(number):
     words = [f"{generator.choice('bcdfg')}{generator.choice('aeiou')}{n}" for n in range(400)]
     generator.shuffle(words)
     lines = [" ".join(words[start : start + 20]) for start in range(0, 400, 20)]
-    return "".join(f"The {line} of it.\n" for line in lines)
+    return "".join(f"With the {line} of it.\n" for line in lines)
 
 
 def packed(*texts):
@@ -92,6 +125,36 @@ def write_corpus(folder, *, line_bytes, bomb_bytes):
     return {good_text(number).strip() for number in range(GOOD) if number not in (20, 21)}
 
 
+def steps_with_files(folder):
+    """Return the steps, with the files that they need: models of good and of hostile texts, a benchmark."""
+    files = {
+        "MODEL": "good.classifier",
+        "TOXIC": "toxic.classifier",
+        "NGRAMS": "good.ngrams",
+        "BENCHMARK": "quiz.jsonl",
+    }
+    for name in ("good", "bad"):
+        (folder / name).mkdir()
+    for number in range(150):
+        (folder / f"good/{number}.txt").write_text(good_text(1000 + number))
+        words = random.Random(number).choices(
+            ["again", "page", "x=", "a@", "buy", "1111", "now"], k=100
+        )
+        (folder / f"bad/{number}.txt").write_text(" ".join(words))
+    good, bad = str(folder / "good"), str(folder / "bad")
+    outputs = {name: str(folder / file) for name, file in files.items()}
+    for one, other, name in ((good, bad, "MODEL"), (bad, good, "TOXIC")):
+        output = ["--bits", "14", "--output", outputs[name]]
+        assert main(["data", "train-classifier", one, other, *output]) == 0
+    ngrams = ["--order", "2", "--held-out", "0.2", "--output", outputs["NGRAMS"]]
+    assert main(["data", "train-ngrams", good, *ngrams]) == 0
+    Path(outputs["BENCHMARK"]).write_bytes(packed(ITEM))
+    text = json.dumps(STEPS)
+    for name, path in outputs.items():
+        text = text.replace(f'"{name}"', json.dumps(path))
+    return json.loads(text)
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "sizes",
@@ -106,12 +169,14 @@ def test_good_documents_come_out_and_every_other_one_is_counted(sizes, raw, run_
         path.unlink()
     good = write_corpus(raw, **sizes)
     engine = {"kind": "local", "workers": 2, "memory_mb": 512, "document_seconds": 20.0}
-    pipeline = {"engine": engine, "steps": STEPS, "work_dir": str(tmp_path / "work")}
-    config = run_config(pipeline=pipeline, vocab_size=600)
+    steps = steps_with_files(tmp_path)
+    pipeline = {"engine": engine, "steps": steps, "work_dir": str(tmp_path / "work")}
+    config = run_config(pipeline=pipeline, vocab_size=600, shuffle="none")
     prepare(config, force=False, report=Report(Console(file=io.StringIO())))
     corpus = Corpus(tmp_path / "out/text")
     texts = {text for _, text in corpus.texts(corpus.documents())}
     assert good <= texts
+    assert {step["kind"] for step in steps} == KINDS.keys() - {"rewrite"}  # which runs a model
     report, dropped = corpus.report, pq.read_table(corpus.folder / "dropped.parquet")
     for step in report["steps"]:
         assert step["documents_in"] == step["documents_out"] + sum(step["reasons"].values())

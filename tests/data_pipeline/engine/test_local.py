@@ -1,10 +1,12 @@
 """Tasks that fail: run again alone, then without the document at fault, which is counted and named."""
 
+import random
 import subprocess
 import sys
 import time
 from dataclasses import replace
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -115,6 +117,14 @@ def read(chunks, raw):
 
 watch.LOADING_SECONDS = 3.0
 formats.READERS[".txt"] = read
+
+class SlowInput(formats.Input):
+    def read(self):
+        data = super().read()
+        time.sleep(0.6 if len(data) == 2**20 else 0)
+        return data
+
+formats.Input = SlowInput
 """
 
 
@@ -123,12 +133,17 @@ def test_reading_is_timed_from_the_first_file_on_and_at_each_record(tmp_path, mo
     (tmp_path / "path/sitecustomize.py").write_text(SLOW_READERS)
     monkeypatch.syspath_prepend(str(tmp_path / "path"))
     (tmp_path / "out").mkdir()
+    noise = random.Random(0).randbytes(11 * 2**18).hex()  # 5.5 MiB
 
     def task(*texts):
         files = []
         for text in texts:
-            (tmp_path / f"{text}.txt").write_text(text)
-            files.append([str(tmp_path / f"{text}.txt"), f"{text}.txt", len(text), ""])
+            name = text if text.endswith(".parquet") else f"{text}.txt"
+            if name == text:
+                pq.write_table(pa.table({"text": ["a", "b"], "more": [noise, ""]}), tmp_path / name)
+            else:
+                (tmp_path / name).write_text(text)
+            files.append([str(tmp_path / name), name, len(text), ""])
         raw = {"kind": "files", "text_key": "text", "meta_keys": [], "licence": None}
         settings = {"source": "s", "raw": raw, "files": files, "shard_bytes": 1000}
         modules = ("data_pipeline.operations.read",)
@@ -138,6 +153,10 @@ def test_reading_is_timed_from_the_first_file_on_and_at_each_record(tmp_path, mo
     engine.run([slow], lambda _: None)
     assert slow.record().figures["documents_out"] == 3
     assert slow.record().figures["skipped"]["nothing that is read"]["count"] == 12
+    # What is hashed behind the last row is no part of it: five portions of 0.6 s.
+    large = task("large.parquet")
+    engine.run([large], lambda _: None)
+    assert large.record().figures["documents_out"] == 2
     with pytest.raises(RunFailedError, match="hang-first: it takes longer than 2 s, at document 1"):
         engine.run([task("hang", "first")], lambda _: None)
 

@@ -56,6 +56,13 @@ def test_a_score_that_is_the_same_everywhere_is_one_bar():
     assert _numbers("quality", {"(others)": 7}) is None
 
 
+def test_few_numbers_are_bars_in_their_order():
+    chart = _numbers("curriculum_bucket", {"2": 3, "10": 9, "0": 5})
+    (axes,) = chart.figure.axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["0", "2", "10"]
+    assert [bar.get_width() for bar in axes.patches] == [5, 3, 9]
+
+
 def test_numbers_of_the_card_are_those_of_the_corpus(card, corpus):
     figures = dict(re.findall(r"<tr><td>(.*?)</td><td>(.*?)</td>", card))
     manifest = json.loads((corpus / "manifest.json").read_text())
