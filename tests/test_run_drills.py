@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from scripts.run_drills import PAGE, ROOT, Row, with_rows
+from scripts.run_drills import PAGE, ROOT, Row, Table, with_rows
+from tests import audit
 
 PAGE_TEXT = "Before\n<!-- drills -->\n| drill |\n|---|\n<!-- /drills -->\nAfter\n"
 DRILLS = """
@@ -54,6 +55,22 @@ def test_rows_of_what_ran_are_there_after_a_cut(drilled):
     assert lost.startswith("| a lost disk[two] | **failed** | lost 1 | 0 | ")
     assert kills.startswith("| fifty random kills | passed | kills 50, seed 7 / 8 | 0 | ")
     assert "jax" in kills
+
+
+def test_a_row_is_no_finding_of_the_audit(drilled, tmp_path, monkeypatch):
+    """The page is in the repository, where maxlm may not write while tests run."""
+    monkeypatch.setattr(audit, "_may_be_written", lambda place: False)
+    page = tmp_path / "page.md"
+    page.write_text(PAGE_TEXT)
+    phases = [
+        pytest.TestReport("a::test_b", ("a", 1, "b"), {}, "passed", None, when)
+        for when in ("setup", "call", "teardown")
+    ]
+    table = Table(page)
+    for report in phases:
+        table.pytest_runtest_logreport(report)
+    assert "| b | passed | - | 0 |" in page.read_text()
+    assert audit.take() == []
 
 
 def test_new_rows_replace_those_of_the_same_drill(drilled):

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from maxlm.config.errors import RunFailedError, UserError
+from maxlm.process.phases import remaining
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +23,7 @@ HEARTBEAT_SECONDS = 10
 SHUTDOWN_SECONDS = 60
 
 
-# Of the time that start-up may take, for the processes to find each other: JAX then says which are
+# Of the time that start-up has left, for the processes to find each other: JAX then says which are
 # missing, which the watchdog could not.
 SHARE_OF_START = 0.8
 FOR_EVER = 10**8
@@ -36,7 +37,7 @@ def connect(environment: Any, start_seconds: float | None = None) -> None:
 
     Args:
         environment: variables that say so.
-        start_seconds: `runtime.timeouts.start_seconds`.
+        start_seconds: `runtime.timeouts.start_seconds`; of these, what the watchdog has left counts.
 
     Raises:
         UserError: the variables are not as they must be.
@@ -46,12 +47,14 @@ def connect(environment: Any, start_seconds: float | None = None) -> None:
     # JAX's own handler for SIGTERM would hide the signal from StopSignal, which also knows SIGINT
     # and second signals.
     jax.config.update("jax_enable_preemption_service", False)
+    left = remaining()  # loading libraries may have taken most of it
+    seconds = start_seconds if left is None else max(left, 0.0)
     arguments: dict[str, Any] = {
         "heartbeat_timeout_seconds": HEARTBEAT_SECONDS,
         "shutdown_timeout_seconds": SHUTDOWN_SECONDS,
-        "initialization_timeout": int(start_seconds * SHARE_OF_START) + 1
-        if start_seconds
-        else FOR_EVER,
+        "initialization_timeout": FOR_EVER
+        if seconds is None
+        else int(seconds * SHARE_OF_START) + 1,
     }
     launcher = launcher_of(environment)
     if launcher is None:

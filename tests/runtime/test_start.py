@@ -1,12 +1,14 @@
 import socket
 from pathlib import Path
 
+import jax
 import pytest
 
 from maxlm import runtime
 from maxlm.config.errors import UserError
 from maxlm.config.schema import RuntimeConfig
-from maxlm.runtime.processes import connect, launcher_of, waiting_for
+from maxlm.runtime import processes
+from maxlm.runtime.processes import FOR_EVER, connect, launcher_of, waiting_for
 
 
 def test_start_makes_fake_devices_and_a_compile_cache(start_script, tmp_path):
@@ -90,6 +92,23 @@ def test_several_processes_are_recognised(environment, expected):
 def test_a_place_among_processes_that_is_none(environment, expected):
     with pytest.raises(UserError, match=expected):
         connect(environment)
+
+
+@pytest.mark.parametrize(
+    ("start_seconds", "left", "expected"),
+    [(1000, 20.0, 17), (1000, -1.0, 1), (1000, None, 801), (None, None, FOR_EVER)],
+    ids=["libraries took long", "all is over", "no watchdog", "no limit"],
+)
+def test_processes_look_for_each_other_in_the_time_that_is_left(
+    start_seconds, left, expected, monkeypatch
+):
+    """Else the watchdog would end them before JAX has said who is missing."""
+    asked = {}
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **values: asked.update(values))
+    monkeypatch.setattr(processes, "remaining", lambda: left)
+    names = {"MAXLM_COORDINATOR": "a:1", "MAXLM_PROCESS_ID": "1", "MAXLM_NUM_PROCESSES": "2"}
+    connect(names, start_seconds)
+    assert asked["initialization_timeout"] == expected
 
 
 def test_what_a_process_that_finds_no_others_waits_for():
