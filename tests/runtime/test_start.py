@@ -1,10 +1,13 @@
 import socket
+import threading
+import time
 from pathlib import Path
 
 import jax
 import pytest
 
 from maxlm import runtime
+from maxlm.config.cluster.exit_codes import Exit
 from maxlm.config.errors import UserError
 from maxlm.config.schema import RuntimeConfig
 from maxlm.runtime import processes
@@ -95,20 +98,49 @@ def test_a_place_among_processes_that_is_none(environment, expected):
 
 
 @pytest.mark.parametrize(
-    ("start_seconds", "left", "expected"),
-    [(1000, 20.0, 17), (1000, -1.0, 1), (1000, None, 801), (None, None, FOR_EVER)],
-    ids=["libraries took long", "all is over", "no watchdog", "no limit"],
+    ("start_seconds", "left", "least"),
+    [(1000, 0.5, 0.4), (1000, -1.0, 0), (0.5, None, 0.4)],
+    ids=["libraries took long", "all is over", "no watchdog"],
 )
 def test_processes_look_for_each_other_in_the_time_that_is_left(
-    start_seconds, left, expected, monkeypatch
+    start_seconds, left, least, monkeypatch, caplog
 ):
-    """Else the watchdog would end them before JAX has said who is missing."""
-    asked = {}
-    monkeypatch.setattr(jax.distributed, "initialize", lambda **values: asked.update(values))
+    """Else the watchdog would end them before it is said what they wait for."""
+    over, codes = threading.Event(), []
+
+    def wait_for_others(initialization_timeout, **_):
+        assert initialization_timeout == FOR_EVER  # JAX would abort
+        assert over.wait(30)
+
+    def leave(code):
+        codes.append(code)
+        over.set()
+
+    monkeypatch.setattr(jax.distributed, "initialize", wait_for_others)
     monkeypatch.setattr(processes, "remaining", lambda: left)
+    began = time.monotonic()
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+        names = {"MAXLM_COORDINATOR": address, "MAXLM_PROCESS_ID": "1", "MAXLM_NUM_PROCESSES": "2"}
+        connect(names, start_seconds, leave)
+    assert codes == [Exit.FAILED]
+    assert least <= time.monotonic() - began < 20
+    assert (
+        f"did not find each other: process 1 of 2 waits for the others: nothing answers at MAXLM_COORDINATOR={address}"
+        in caplog.text
+    )
+    assert "raise runtime.timeouts.start_seconds" in caplog.text
+
+
+def test_processes_that_have_found_each_other_are_left_alone(monkeypatch):
+    codes = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: time.sleep(0.05))
+    monkeypatch.setattr(processes, "remaining", lambda: 0.5)
     names = {"MAXLM_COORDINATOR": "a:1", "MAXLM_PROCESS_ID": "1", "MAXLM_NUM_PROCESSES": "2"}
-    connect(names, start_seconds)
-    assert asked["initialization_timeout"] == expected
+    connect(names, 1000, codes.append)
+    time.sleep(1)
+    assert codes == []
 
 
 def test_what_a_process_that_finds_no_others_waits_for():
