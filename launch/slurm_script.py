@@ -70,7 +70,7 @@ trap : TERM # what is told to stop is the step; this script then says what comes
 {step} &
 step=$!
 while kill -0 "$step" 2>/dev/null; do wait "$step"; done
-verdict=$(cat "$folder"/*.exit 2>/dev/null | judge {tasks})
+verdict=$(cat "$folder"/*.exit 2>/dev/null | judge "$tasks")
 echo "$verdict" > "$folder/verdict\""""
 
 _NEXT = f"""case $verdict in
@@ -112,7 +112,8 @@ def make_script(job: Job) -> str:
         JUDGE,
         _AGAIN,
         "",
-        _STEP.format(step=_srun(cluster), tasks=cluster.nodes * cluster.processes_per_node),
+        f"tasks=$((SLURM_JOB_NUM_NODES * {cluster.processes_per_node}))",
+        _STEP.format(step=_srun(cluster)),
         _NEXT,
     ]
     return "\n".join(parts) + "\n"
@@ -124,7 +125,7 @@ def options(job: Job) -> Iterator[str]:
     name = "%A_%a" if job.array else "%j"
     values = {
         "job-name": cluster.job_name,
-        "nodes": cluster.nodes,
+        "nodes": cluster.node_range,
         "ntasks-per-node": cluster.processes_per_node,
         # Of all tasks of a node, not bound to one each: JAX gives each process its own of them.
         "gpus-per-node": cluster.gpus_per_node or None,
