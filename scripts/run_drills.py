@@ -19,7 +19,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "benchmarks/reliability.md"
-DRILLS = ("tests/drills", "tests/launch/test_slurm_nodes.py")
+DRILLS = (
+    "tests/drills",
+    "tests/launch/test_slurm_nodes.py",
+    # Faults that are done to real runs at every change of the code as well.
+    *(
+        f"tests/train/test_faults.py::test_{name}"
+        for name in (
+            "steps_with_nan_are_skipped_and_counted_and_training_goes_on",
+            "a_disk_that_fills_up_during_a_run_loses_nothing",
+            "a_disk_that_cannot_be_written_is_told_before_training",
+        )
+    ),
+)
 HEAD = (
     "| drill | result | figures | seconds | when | with |",
     "|---|---|---|---|---|---|",

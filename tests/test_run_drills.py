@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from scripts.run_drills import DRILLS as NAMED
 from scripts.run_drills import PAGE, ROOT, Row, Table, with_rows
 from tests import audit
 
@@ -85,6 +86,13 @@ def test_new_rows_replace_those_of_the_same_drill(drilled):
         "| fifty random kills | passed | kills 60 | 9 | now | here |",
         "<!-- /drills ",
     ]
+
+
+def test_drills_that_are_named_are_there():
+    for drill in NAMED:
+        path, _, name = drill.partition("::")
+        assert (ROOT / path).exists(), path
+        assert not name or f"def {name}(" in (ROOT / path).read_text(), name
 
 
 def test_the_page_has_a_table():
