@@ -22,9 +22,7 @@ from tests.drills.conftest import (
     curve,
     last_step,
     read_metrics,
-    run_until_done,
     start,
-    undisturbed,
 )
 
 MINUTES = float(os.environ.get("MAXLM_SOAK_MINUTES", "60"))
