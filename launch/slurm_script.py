@@ -55,11 +55,15 @@ JUDGE = f"""judge() {{ # NUMBER-OF-TASKS < their exit codes: what they mean toge
 }}"""
 
 # The state tells a job that was cancelled, which is not to come back. Slurm ends a script whose job
-# it has put back; one that ended by itself could be taken for the end of the next start.
-_AGAIN = """again() { # CODE: back into the queue, unless somebody has cancelled the job
+# it has put back; one that ended by itself could be taken for the end of the next start. A script that
+# outlives the death of another node, and finds the next start running, would put that one back.
+_AGAIN = """ours() { # whether this start is the one that runs
+  scontrol show job --oneliner "$SLURM_JOB_ID" |
+    grep -q "JobState=RUNNING .*Restarts=${SLURM_RESTART_COUNT:-0} "
+}
+again() { # CODE: back into the queue, unless somebody has cancelled the job, or it is there already
   trap - TERM
-  if scontrol show job --oneliner "$SLURM_JOB_ID" | grep -q 'JobState=RUNNING ' &&
-    scontrol requeue "$SLURM_JOB_ID"; then
+  if ours && scontrol requeue "$SLURM_JOB_ID"; then
     sleep 3600
   fi
   exit "$1"
@@ -76,6 +80,7 @@ echo "$verdict" > "$folder/verdict\""""
 _NEXT = f"""case $verdict in
   {Exit.STOPPED}) rm -f "$logs/failures"; again {Exit.STOPPED} ;;
   {Exit.FAILED})
+    ours || exit {Exit.FAILED}
     failures=$(cat "$logs/failures" 2>/dev/null || echo 0)
     ((SECONDS < reset_after)) || failures=0
     failures=$((failures + 1))

@@ -87,7 +87,7 @@ def last_step(run_dir):
     return int(lines[-1].split(b",")[0].rstrip(b"}").removeprefix(b'{"step": ')) if lines else 0
 
 
-def run_until_done(path, disturb, *overrides, most_starts=MOST_STARTS, seconds=600, **options):
+def run_until_done(path, disturb, *overrides, most_starts=MOST_STARTS, seconds=1800, **options):
     """Start a run until it is done, as a launcher does; return its `Starts`.
 
     Args:

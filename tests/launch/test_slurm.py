@@ -114,7 +114,7 @@ wait
 """
 SCONTROL = """#!/bin/bash
 echo "$*" >> "$CALLS"
-[[ $1 == show ]] && echo "JobId=7 JobState=$STATE Reason=None"
+[[ $1 == show ]] && echo "JobId=7 JobState=$STATE Reason=None Requeue=1 Restarts=$RESTARTS BatchFlag=1"
 [[ $1 == requeue ]] && kill -TERM $PPID
 exit 0
 """
@@ -132,7 +132,7 @@ def play(tmp_path):
         program.chmod(0o755)
     calls = tmp_path / "calls"
 
-    def play(command, *, state="RUNNING", start=0, most=2, nodes=2):
+    def play(command, *, state="RUNNING", start=0, most=2, nodes=2, now=None):
         calls.write_text("")
         cluster = SlurmCluster(
             nodes=2,
@@ -147,6 +147,7 @@ def play(tmp_path):
             "SLURM_JOB_ID": "7",
             "SLURM_RESTART_COUNT": str(start),
             "SLURM_JOB_NUM_NODES": str(nodes),
+            "RESTARTS": str(start if now is None else now),
             "CALLS": str(calls),
             "STATE": state,
         }
@@ -176,6 +177,14 @@ def test_what_becomes_of_a_job_by_its_exit_codes(play, tmp_path):
     # A clean stop in between begins the count anew.
     assert play(["bash", "-c", "exit 75"], start=5) == (ended, True)
     assert play(failing, start=6) == (ended, True)
+
+
+@pytest.mark.parametrize("code", [Exit.STOPPED, Exit.FAILED])
+def test_a_script_that_outlives_its_start_leaves_the_next_one_alone(play, tmp_path, code):
+    """Slurm has put the job back for a dead node, and its second start runs."""
+    assert play(["bash", "-c", f"exit {int(code)}"], start=1, now=2) == (code, False)
+    assert not (tmp_path / "logs" / "7" / "failures").exists()
+    assert play(["bash", "-c", f"exit {int(code)}"], start=1, now=11) == (code, False)
 
 
 def test_a_start_on_fewer_nodes_is_whole_with_fewer_exit_codes(play):

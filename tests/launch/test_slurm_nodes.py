@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(missing() is not None, reason=str(missing())),
-    pytest.mark.timeout(1500),
+    pytest.mark.timeout(2400),
 ]
 
 
@@ -102,7 +102,7 @@ def state(cluster, job):
 
 
 def ended(cluster, job):
-    cluster.wait(lambda: state(cluster, job) in ("COMPLETED", "FAILED", "CANCELLED"), 300)
+    cluster.wait(lambda: state(cluster, job) in ("COMPLETED", "FAILED", "CANCELLED"), 600)
     return state(cluster, job)
 
 
@@ -121,7 +121,7 @@ def test_a_run_goes_on_after_a_signal_a_dead_process_and_a_dead_node(
     job = submit("maxlm", "train", str(path))
 
     def wait_for(step):
-        cluster.wait(lambda: len(curve(run_dir)) >= step, 240)
+        cluster.wait(lambda: len(curve(run_dir)) >= step, 480)
 
     wait_for(5)
     cluster.run("scancel", "--signal=TERM", job)
@@ -144,7 +144,7 @@ def test_a_run_goes_on_after_a_signal_a_dead_process_and_a_dead_node(
     # A node is gone: Slurm finds out, and the job goes on when it is back.
     wait_for(stopped + 16)
     kill_node(cluster, "n2")
-    cluster.wait(lambda: state(cluster, job) == "PENDING", 240)
+    cluster.wait(lambda: state(cluster, job) == "PENDING", 480)
     cluster.start("n2", ["slurmd", "-D", "-N", "n2"])
     cluster.wait(lambda: not any("down" in node for node in cluster.nodes()), 120)
     cluster.start_now(job)
@@ -228,7 +228,7 @@ def test_the_time_limit_stops_and_requeues_and_a_cancelled_job_stays_away(
     cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")
     cluster.start_now(job)
     steps = len(curve(tmp_path / "long"))
-    cluster.wait(lambda: len(curve(tmp_path / "long")) > steps + 3, 240)
+    cluster.wait(lambda: len(curve(tmp_path / "long")) > steps + 3, 480)
     cluster.run("scancel", job)
     cluster.wait(lambda: state(cluster, job) == "CANCELLED" and not processes(path))
     cluster.wait(lambda: (tmp_path / "logs" / job / "1" / "verdict").exists())
@@ -243,10 +243,10 @@ def test_a_run_goes_on_with_the_node_that_is_left(cluster, submit, tiny_data, tm
     path.write_text(path.read_text().replace("mesh:", "mesh:\n  elastic: batch"))
     run_dir = tmp_path / "run"
     job = submit("maxlm", "train", str(path), least_nodes=1)
-    cluster.wait(lambda: len(curve(run_dir)) >= 15, 240)
+    cluster.wait(lambda: len(curve(run_dir)) >= 15, 480)
     kill_node(cluster, "n2")
     try:
-        cluster.wait(lambda: state(cluster, job) == "PENDING", 240)
+        cluster.wait(lambda: state(cluster, job) == "PENDING", 480)
         cluster.start_now(job)
         assert ended(cluster, job) == "COMPLETED"
     finally:
