@@ -55,11 +55,15 @@ JUDGE = f"""judge() {{ # NUMBER-OF-TASKS < their exit codes: what they mean toge
 }}"""
 
 # The state tells a job that was cancelled, which is not to come back. Slurm ends a script whose job
-# it has put back; one that ended by itself could be taken for the end of the next start.
-_AGAIN = """again() { # CODE: back into the queue, unless somebody has cancelled the job
+# it has put back; one that ended by itself could be taken for the end of the next start. A script that
+# outlives the death of another node, and finds the next start running, would put that one back.
+_AGAIN = """ours() { # whether this start is the one that runs
+  scontrol show job --oneliner "$SLURM_JOB_ID" |
+    grep -q "JobState=RUNNING .*Restarts=${SLURM_RESTART_COUNT:-0} "
+}
+again() { # CODE: back into the queue, unless somebody has cancelled the job, or it is there already
   trap - TERM
-  if scontrol show job --oneliner "$SLURM_JOB_ID" | grep -q 'JobState=RUNNING ' &&
-    scontrol requeue "$SLURM_JOB_ID"; then
+  if ours && scontrol requeue "$SLURM_JOB_ID"; then
     sleep 3600
   fi
   exit "$1"
@@ -70,12 +74,13 @@ trap : TERM # what is told to stop is the step; this script then says what comes
 {step} &
 step=$!
 while kill -0 "$step" 2>/dev/null; do wait "$step"; done
-verdict=$(cat "$folder"/*.exit 2>/dev/null | judge {tasks})
+verdict=$(cat "$folder"/*.exit 2>/dev/null | judge "$tasks")
 echo "$verdict" > "$folder/verdict\""""
 
 _NEXT = f"""case $verdict in
   {Exit.STOPPED}) rm -f "$logs/failures"; again {Exit.STOPPED} ;;
   {Exit.FAILED})
+    ours || exit {Exit.FAILED}
     failures=$(cat "$logs/failures" 2>/dev/null || echo 0)
     ((SECONDS < reset_after)) || failures=0
     failures=$((failures + 1))
@@ -112,7 +117,8 @@ def make_script(job: Job) -> str:
         JUDGE,
         _AGAIN,
         "",
-        _STEP.format(step=_srun(cluster), tasks=cluster.nodes * cluster.processes_per_node),
+        f"tasks=$((SLURM_JOB_NUM_NODES * {cluster.processes_per_node}))",
+        _STEP.format(step=_srun(cluster)),
         _NEXT,
     ]
     return "\n".join(parts) + "\n"
@@ -124,7 +130,7 @@ def options(job: Job) -> Iterator[str]:
     name = "%A_%a" if job.array else "%j"
     values = {
         "job-name": cluster.job_name,
-        "nodes": cluster.nodes,
+        "nodes": cluster.node_range,
         "ntasks-per-node": cluster.processes_per_node,
         # Of all tasks of a node, not bound to one each: JAX gives each process its own of them.
         "gpus-per-node": cluster.gpus_per_node or None,

@@ -30,7 +30,12 @@ from launch.tpu_job import Hosts, Move
 from maxlm.config.cluster.exit_codes import Exit
 from maxlm.config.cluster.file import load_cluster
 from maxlm.config.cluster.tpu import TpuCluster
-from maxlm.config.errors import UserError
+from maxlm.config.errors import RunFailedError, UserError
+
+# Looks in a row that do not find the queued resource: one that was just asked for may not be known yet.
+GONE_LOOKS = 3
+# How long gcloud may fail to say the state, for a network or a login that is gone for a while.
+UNANSWERED_SECONDS = 3600.0
 
 # What is never part of the code, where no git says what is.
 NOT_CODE = {".git", "__pycache__", "runs", "data", "logs", ".venv", ".jax_cache"}
@@ -64,6 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         sys.stderr.write(f"launch/tpu.py: {error}\n")
         return Exit.MISTAKE
+    except RunFailedError as error:
+        sys.stderr.write(f"launch/tpu.py: {error}\n")
+        return Exit.FAILED
 
 
 def act(job: Job, action: str) -> int:
@@ -88,9 +96,8 @@ def after_interruption(job: Job, action: str) -> str:
     """Say what goes on without the launcher, and what takes its place."""
     if action not in ("run", "watch"):
         return ""
-    again = shlex.join([*job.words("watch"), "--", *job.command])
     return (
-        f"; the slices and what runs on them are left as they are. To go on: {again}\n"
+        f"; the slices and what runs on them are left as they are. To go on: {job.again('watch')}\n"
         f"To give them back: {shlex.join(job.words('delete'))}"
     )
 
@@ -106,6 +113,8 @@ class Job:
         self.failures = 0
         # The slices were to be asked for anew, and gcloud has refused.
         self.is_recreating = False
+        # Looks in a row that did not find the queued resource, and when gcloud last said its state.
+        self.gone_looks, self.answered = 0, time.monotonic()
         # When the processes were started, None while none are: neither a wait in the queue nor an
         # installation that fails is a run that went well for long. `watch` finds them started.
         self.began: float | None = time.monotonic()
@@ -113,6 +122,10 @@ class Job:
     def words(self, action: str) -> list[str]:
         """Return the command line of an action on this job."""
         return ["python", "launch/tpu.py", action, self.path]
+
+    def again(self, action: str) -> str:
+        """Return the line that does an action with the job's command."""
+        return shlex.join([*self.words(action), "--", *self.command])
 
     def call(self, words: Sequence[str]) -> None:
         """Run a command whose output the user sees, or print it.
@@ -129,10 +142,9 @@ class Job:
                 f"{shlex.join(words)}: exit code {done.returncode}; its reason is above"
             )
 
-    def ask(self, words: Sequence[str]) -> tuple[str, bool]:
-        """Return what a command prints, and whether it ended well."""
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
-        return done.stdout.strip(), done.returncode == 0
+    def ask(self, words: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        """Run a command and return what it prints."""
+        return subprocess.run(words, capture_output=True, text=True, check=False)
 
     def dry(self) -> int:
         """Print everything that is done on the slices."""
@@ -206,10 +218,20 @@ class Job:
             time.sleep(self.cluster.poll_seconds)
 
     def state(self) -> str:
-        """Return the state of the queued resource."""
-        state, known = self.ask(gcloud.describe(self.cluster))
-        if not known:
-            return tpu_job.MISSING if self.is_recreating else "UNKNOWN"
+        """Return the state of the queued resource.
+
+        Raises:
+          UserError: somebody has deleted it.
+          RunFailedError: gcloud has not said it for too long.
+        """
+        done = self.ask(gcloud.describe(self.cluster))
+        if done.returncode:
+            if self.is_recreating:
+                return tpu_job.MISSING
+            self.look_again(done.stderr.strip())
+            return "UNKNOWN"
+        self.gone_looks, self.answered = 0, time.monotonic()
+        state = done.stdout.strip()
         if state not in (*tpu_job.LOST, "DELETING"):
             self.is_recreating = False  # gcloud has said that it failed, and it had not
         elif state == "FAILED":
@@ -218,10 +240,31 @@ class Job:
             )
         return state
 
+    def look_again(self, refusal: str) -> None:
+        """Bear with a look that gcloud has refused, so many times or so long.
+
+        Raises:
+          UserError: somebody has deleted the queued resource.
+          RunFailedError: gcloud has not said its state for too long.
+        """
+        self.gone_looks = self.gone_looks + 1 if "NOT_FOUND" in refusal else 0
+        if self.gone_looks >= GONE_LOOKS:
+            raise UserError(
+                f"there is no queued resource {self.cluster.name} in {self.cluster.zone}: somebody has deleted "
+                f"it, or cluster.project is another. To ask for it anew: {self.again('run')}\n{refusal}"
+            )
+        seconds = time.monotonic() - self.answered
+        if seconds > UNANSWERED_SECONDS:
+            raise RunFailedError(
+                f"gcloud has not said the state of {self.cluster.name} for {seconds:.0f} s; the slices and what "
+                f"runs on them are left as they are. Look at the network and at `gcloud auth list`; then to go "
+                f"on: {self.again('watch')}\n{refusal}"
+            )
+
     def hosts(self) -> Hosts:
         """Ask all hosts how their processes are."""
-        output, reached = self.ask(gcloud.ssh(self.cluster, tpu_job.REPORT))
-        return tpu_job.read_report(output, reached=reached)
+        done = self.ask(gcloud.ssh(self.cluster, tpu_job.REPORT))
+        return tpu_job.read_report(done.stdout, reached=done.returncode == 0)
 
     def make(self, move: Move, state: str, *, started: bool) -> bool:
         """Make a move in a state of the slices; return whether the processes are started."""

@@ -18,17 +18,21 @@ class Event(NamedTuple):
       kind: one word in lower case with underscores, such as skipped_step.
       step: steps done when it happened, None outside of training steps.
       values: figures and names, as JSON can hold them.
+      is_last: whether the process ends at once after it, so that nothing else comes to show it.
     """
 
     kind: str
     step: int | None
     values: dict[str, Any]
+    is_last: bool = False
 
 
-def event(kind: str, *, step: int | None = None, **values: Any) -> dict[str, Any]:
+def event(
+    kind: str, *, step: int | None = None, is_last: bool = False, **values: Any
+) -> dict[str, Any]:
     """Return the `extra` of a line of the log that is an event.
 
     Example:
       log.warning("step %d was skipped", step, extra=event("skipped_step", step=step, loss=loss))
     """
-    return {ATTRIBUTE: Event(kind, step, values)}
+    return {ATTRIBUTE: Event(kind, step, values, is_last)}

@@ -17,11 +17,21 @@ from typing import NamedTuple
 
 import pytest
 
-from maxlm.files import write_whole
-
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "benchmarks/reliability.md"
-DRILLS = ("tests/drills", "tests/launch/test_slurm_nodes.py")
+DRILLS = (
+    "tests/drills",
+    "tests/launch/test_slurm_nodes.py",
+    # Faults that are done to real runs at every change of the code as well.
+    *(
+        f"tests/train/test_faults.py::test_{name}"
+        for name in (
+            "steps_with_nan_are_skipped_and_counted_and_training_goes_on",
+            "a_disk_that_fills_up_during_a_run_loses_nothing",
+            "a_disk_that_cannot_be_written_is_told_before_training",
+        )
+    ),
+)
 HEAD = (
     "| drill | result | figures | seconds | when | with |",
     "|---|---|---|---|---|---|",
@@ -59,7 +69,11 @@ class Table:
         row = row_of(self._phases)
         self.rows.append(row)
         text = with_rows(self._page.read_text(encoding="utf-8"), [row])
-        write_whole(self._page, text.encode())
+        # By maxlm.files it would be a write of maxlm's outside of the test's folder, which the audit
+        # tells the next test.
+        unfinished = self._page.with_name(f"{self._page.name}.unfinished")
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(self._page)
 
 
 def main() -> None:

@@ -5,7 +5,9 @@ import sys
 
 import pytest
 
-from scripts.run_drills import PAGE, ROOT, Row, with_rows
+from scripts.run_drills import DRILLS as NAMED
+from scripts.run_drills import PAGE, ROOT, Row, Table, with_rows
+from tests import audit
 
 PAGE_TEXT = "Before\n<!-- drills -->\n| drill |\n|---|\n<!-- /drills -->\nAfter\n"
 DRILLS = """
@@ -56,6 +58,22 @@ def test_rows_of_what_ran_are_there_after_a_cut(drilled):
     assert "jax" in kills
 
 
+def test_a_row_is_no_finding_of_the_audit(drilled, tmp_path, monkeypatch):
+    """The page is in the repository, where maxlm may not write while tests run."""
+    monkeypatch.setattr(audit, "_may_be_written", lambda place: False)
+    page = tmp_path / "page.md"
+    page.write_text(PAGE_TEXT)
+    phases = [
+        pytest.TestReport("a::test_b", ("a", 1, "b"), {}, "passed", None, when)
+        for when in ("setup", "call", "teardown")
+    ]
+    table = Table(page)
+    for report in phases:
+        table.pytest_runtest_logreport(report)
+    assert "| b | passed | - | 0 |" in page.read_text()
+    assert audit.take() == []
+
+
 def test_new_rows_replace_those_of_the_same_drill(drilled):
     assert drilled.startswith("Before\n")
     assert drilled.endswith("\nAfter\n")
@@ -68,6 +86,13 @@ def test_new_rows_replace_those_of_the_same_drill(drilled):
         "| fifty random kills | passed | kills 60 | 9 | now | here |",
         "<!-- /drills ",
     ]
+
+
+def test_drills_that_are_named_are_there():
+    for drill in NAMED:
+        path, _, name = drill.partition("::")
+        assert (ROOT / path).exists(), path
+        assert not name or f"def {name}(" in (ROOT / path).read_text(), name
 
 
 def test_the_page_has_a_table():

@@ -4,7 +4,7 @@ write their stacks into RUN_DIR/stacks when one of them asks.
 Files, since they need no address and no open port, and outlive the processes. A shared folder bears
 them: each process writes 512 bytes at most every five seconds, 50 writes a second over all of them,
 and only process 0 reads all, once a minute or when a step, a batch of an evaluation or a save takes
-long.
+long; then processes 1 and 2 do as well, and speak if those before them give no sign.
 """
 
 from __future__ import annotations
@@ -38,6 +38,10 @@ READING_SECONDS = 60.0
 READS_PER_SECOND = 10.0
 SLOW_SECONDS = 60.0
 """A phase of training that takes longer is looked into: a step, a batch of an evaluation, a save."""
+LOOKS = 3
+"""So many looks, a period apart, come before somebody is named: at one of them a heartbeat may be late."""
+LOOKERS = 3
+"""Who looks; but the first speaks for all as long as it gives signs."""
 ALL_READ = 64
 """Up to so many processes each names the culprit of a timeout; of more, two do."""
 
@@ -60,9 +64,11 @@ class Peers:
         self._place, self._clock, self._pause = place, clock, pause
         self.period = max(LEAST_SECONDS, count / WRITES_PER_SECOND)
         self._beats, self._read_at = 0, clock()
-        self._seen: dict[int, int] = {}
+        self._seen: dict[
+            int, tuple[int, int]
+        ] = {}  # of each heartbeat its number, and in how many looks
         self._named: set[int] = set()
-        self._slow, self._told = ("", -1), False
+        self._slow, self._looks, self._told = ("", -1), 0, False
         for folder in (self.heartbeats, self.stacks):
             folder.mkdir(parents=True, exist_ok=True)
         self._answered = self._asked()
@@ -74,13 +80,15 @@ class Peers:
         self._write()
         if self._asked() != self._answered:
             self._answer()
-        if self._index > 0 or self._count == 1:
+        if self._index >= LOOKERS or self._count == 1:
             return
         place = self._place()
         # Before training, phases take long for good reasons, and processes rarely wait in them.
         if place.phase not in phases.BEFORE_TRAINING and place.seconds > SLOW_SECONDS:
             self._look_into(place)
-        elif self._clock() - self._read_at > max(READING_SECONDS, self._count / READS_PER_SECOND):
+        elif self._index == 0 and self._clock() - self._read_at > max(
+            READING_SECONDS, self._count / READS_PER_SECOND
+        ):
             self._read_at = self._clock()
             self._warn_of_stragglers()
 
@@ -155,23 +163,29 @@ class Peers:
         return [beat for one in range(self._count) if (beat := self._of(one)) is not None]
 
     def _look_into(self, place: Place) -> None:
-        """Name, once a step and phase, who does not get on; at the second look, who gives no sign
-        either.
+        """Name, once a step and phase, who does not get on or gives no sign; unless a process before
+        this one is there to do it.
         """
-        beats, slow = self._all(), (place.phase, place.step or 0)
-        still = [beat for beat in beats if self._seen.get(beat.process) == beat.number]
-        first = slow != self._slow
-        self._seen = {beat.process: beat.number for beat in beats}
-        if first:
-            self._slow, self._told = slow, False
-        if first or self._told:
+        if (slow := (place.phase, place.step or 0)) != self._slow:
+            self._slow, self._looks, self._told, self._seen = slow, 0, False, {}
+        if self._told:
+            return
+        self._looks += 1
+        beats = self._all()
+        for beat in beats:
+            number, looks = self._seen.get(beat.process, (-1, 0))
+            self._seen[beat.process] = beat.number, looks + 1 if number == beat.number else 1
+        still = [beat for beat in beats if self._seen[beat.process][1] >= LOOKS]
+        if self._looks < LOOKS or self._index > sum(one.process < self._index for one in still):
             return
         silent = [f"{beat.name} gives no sign, last seen in {beat.where}" for beat in still]
         guilty = [beat for beat in suspects(beats) if beat not in still]
         behind = [f"{beat.name}, in {beat.where}" for beat in guilty if len(guilty) < len(beats)]
         if silent or behind:
             self._told = True
-            log.warning(
+            log.log(
+                # Of processes but the first, lines below an error are left to it.
+                logging.ERROR if self._index else logging.WARNING,
                 "the %s after step %d has taken %.0f s; all wait for %s",
                 *slow,
                 place.seconds,

@@ -124,7 +124,7 @@ class Listener:
                 "newest checkpoint",
                 name,
                 phase,
-                extra=event("stop", signal=name, phase=phase),
+                extra=event("stop", is_last=True, signal=name, phase=phase),
             )
         )
         self._leave(STOPPED)

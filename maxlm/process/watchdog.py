@@ -86,7 +86,13 @@ class Watchdog:
             what,
             "" if peers is None else f", of all processes in {peers.stacks}",
             cure,
-            extra=event("timeout", step=place.step, phase=place.phase, limit_seconds=late.limit),
+            extra=event(
+                "timeout",
+                step=place.step,
+                is_last=True,
+                phase=place.phase,
+                limit_seconds=late.limit,
+            ),
         )
         faulthandler.dump_traceback(file=sys.__stderr__ or 2)
 

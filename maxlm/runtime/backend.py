@@ -35,10 +35,9 @@ def start(runtime: RuntimeConfig) -> None:
     (set by `launch/local.py`), or by what Slurm, Open MPI, Kubernetes jobs and TPU slices set.
 
     Raises:
-        RunFailedError: the environment promises several processes and not all came in time.
-        UserError: it does so wrongly, or `runtime.device_count` asks for fake devices on a platform
-            that has real ones, or XLA_FLAGS would mix up their collectives, or
-            `runtime.compile_cache` cannot be made.
+        UserError: the environment promises several processes wrongly, or `runtime.device_count` asks
+            for fake devices on a platform that has real ones, or XLA_FLAGS would mix up their
+            collectives, or `runtime.compile_cache` cannot be made.
     """
     if runtime.device_count is not None:
         if runtime.platform not in ("auto", "cpu"):

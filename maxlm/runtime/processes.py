@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
 import threading
 from collections.abc import Callable
@@ -11,7 +12,10 @@ from typing import Any
 
 import jax
 
-from maxlm.config.errors import RunFailedError, UserError
+from maxlm.config.cluster.exit_codes import Exit
+from maxlm.config.errors import UserError
+from maxlm.process.last_words import tell
+from maxlm.process.phases import remaining
 
 log = logging.getLogger(__name__)
 
@@ -22,8 +26,8 @@ HEARTBEAT_SECONDS = 10
 SHUTDOWN_SECONDS = 60
 
 
-# Of the time that start-up may take, for the processes to find each other: JAX then says which are
-# missing, which the watchdog could not.
+# Of the time that start-up has left, for the processes to find each other: it is then said what they
+# wait for, which the watchdog could not.
 SHARE_OF_START = 0.8
 FOR_EVER = 10**8
 # After so long they are told what the wait is for.
@@ -31,51 +35,76 @@ TELL_SECONDS = 10.0
 PROBE_SECONDS = 2.0
 
 
-def connect(environment: Any, start_seconds: float | None = None) -> None:
-    """Join the other processes of this job, if there are any.
+def connect(
+    environment: Any,
+    start_seconds: float | None = None,
+    leave: Callable[[int], None] = os._exit,
+) -> None:
+    """Join the other processes of this job, if there are any; if they do not come in time, say so and
+    leave with `Exit.FAILED`.
 
     Args:
         environment: variables that say so.
-        start_seconds: `runtime.timeouts.start_seconds`.
+        start_seconds: `runtime.timeouts.start_seconds`; of these, what the watchdog has left counts.
+        leave: ends the process.
 
     Raises:
         UserError: the variables are not as they must be.
-        RunFailedError: not all came in time.
     """
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # JAX's own handler for SIGTERM would hide the signal from StopSignal, which also knows SIGINT
     # and second signals.
     jax.config.update("jax_enable_preemption_service", False)
-    arguments: dict[str, Any] = {
-        "heartbeat_timeout_seconds": HEARTBEAT_SECONDS,
-        "shutdown_timeout_seconds": SHUTDOWN_SECONDS,
-        "initialization_timeout": int(start_seconds * SHARE_OF_START) + 1
-        if start_seconds
-        else FOR_EVER,
-    }
     launcher = launcher_of(environment)
     if launcher is None:
         return
+    left = remaining()  # loading libraries may have taken most of it
+    seconds = start_seconds if left is None else max(left, 0.0)
+    deadline = None if seconds is None else seconds * SHARE_OF_START
+    # Maybe a machine on its own, which then goes on alone: no process waits for it.
+    is_unsure = launcher == "tpu machine"
+    arguments: dict[str, Any] = {
+        "heartbeat_timeout_seconds": HEARTBEAT_SECONDS,
+        "shutdown_timeout_seconds": SHUTDOWN_SECONDS,
+        # At this one JAX aborts the process with a page of C++, and raises nothing.
+        "initialization_timeout": int(deadline) + 1 if is_unsure and deadline else FOR_EVER,
+    }
     if launcher == "maxlm":
         arguments |= _place(environment)
-    telling = threading.Timer(TELL_SECONDS, lambda: log.warning("%s", waiting_for(environment)))
-    telling.daemon = True
-    telling.start()
+
+    def give_up() -> None:
+        tell(
+            lambda: log.error("%s", _apart(launcher, waiting_for(environment))),
+            seconds=2 * PROBE_SECONDS,
+        )
+        leave(Exit.FAILED)
+
+    timers = [threading.Timer(TELL_SECONDS, lambda: log.warning("%s", waiting_for(environment)))]
+    if deadline is not None and not is_unsure:
+        timers.append(threading.Timer(deadline, give_up))
+    for timer in timers:
+        timer.daemon = True
+        timer.start()
     try:
         jax.distributed.initialize(**arguments)
     except (ValueError, KeyError, RuntimeError) as error:
         # One machine, or no metadata server that would know of others.
-        if launcher == "tpu machine":
+        if is_unsure:
             return
-        failed = RunFailedError if "DEADLINE_EXCEEDED" in str(error) else UserError
-        raise failed(
-            f"this looks like one of several processes ({launcher}), but they did not find each other: {error}\n"
-            f"{waiting_for(environment)}\n"
-            "set MAXLM_COORDINATOR=HOST:PORT, MAXLM_NUM_PROCESSES and MAXLM_PROCESS_ID in every process, "
-            "or unset the variables of the launcher to run alone"
-        ) from error
+        raise UserError(_apart(launcher, f"{error}\n{waiting_for(environment)}")) from error
     finally:
-        telling.cancel()
+        for timer in timers:
+            timer.cancel()
+
+
+def _apart(launcher: str, reason: str) -> str:
+    """Say that the processes did not find each other, and the cure."""
+    return (
+        f"this looks like one of several processes ({launcher}), but they did not find each other: {reason}\n"
+        "set MAXLM_COORDINATOR=HOST:PORT, MAXLM_NUM_PROCESSES and MAXLM_PROCESS_ID in every process, "
+        "or unset the variables of the launcher to run alone; where hosts come late, raise "
+        "runtime.timeouts.start_seconds"
+    )
 
 
 def waiting_for(environment: Any, probe: Callable[..., Any] = socket.create_connection) -> str:

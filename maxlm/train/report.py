@@ -27,11 +27,12 @@ from maxlm.files import write_whole
 from maxlm.health.exchange import exchange
 from maxlm.health.hosts import Process, describe
 from maxlm.metrics.history import History
-from maxlm.metrics.history.events import EventHandler
+from maxlm.metrics.history.events import EventHandler, Happened
 from maxlm.metrics.history.goodput import LOSSES
 from maxlm.metrics.prediction import Prediction, check_prediction, read_prediction
 from maxlm.metrics.terminal import Outcome, RunTerminal, Summary
 from maxlm.metrics.throughput import LapTimer, SlowSteps, rates
+from maxlm.metrics.writers.curves import add_text
 from maxlm.metrics.writers.writer import MetricsWriter
 from maxlm.models import cost
 from maxlm.train.evaluate import loss_metrics
@@ -145,6 +146,8 @@ class Reporter:
             )
             # Not in `__exit__`: what happens after it, and the error that ends the run, are shown too.
             history.at_end(self._close_writer)
+            if config.metrics.tensorboard:
+                history.events.show_last = self._show_last
             _keep_config(config, run_dir)
             _note_start(history.events, config, program, environment, resume_step, differences)
             settings = config.model_dump(mode="json")
@@ -268,6 +271,11 @@ class Reporter:
         for happened in self.history.events.untold():
             if self._writer is not None:
                 self._writer.text(f"events/{happened.kind}", happened.text, step)
+
+    def _show_last(self, happened: Happened) -> None:
+        """Show in TensorBoard what another thread says while this one hangs."""
+        step = self._logged_step if happened.step is None else happened.step
+        add_text(self._run_dir / "tensorboard", f"events/{happened.kind}", happened.text, step)
 
     def _goodput(self) -> dict[str, float]:
         """Write down the time until now, and return what all of it went into."""

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pytest
 
 from maxlm.config.cluster.exit_codes import Exit
+from tests import audit
 from tests.conftest import PATIENCE, QUICK_COMPILE
 from tests.train.conftest import ROOT, curve, read_metrics, tiny_data, write_run
 
@@ -39,10 +40,12 @@ class Starts(NamedTuple):
 
 
 def start(path, *overrides, log=None, launcher=(), environment=None):
-    """Start `maxlm train`; its output is added to a file, so that no pipe ever fills up.
+    """Start `maxlm train`, watched by the audit (`tests/audit.py`); its output is added to a file, so
+    that no pipe ever fills up.
 
-    The file lies beside the YAML unless `log` says where. `launcher` stands in place of
-    `-m maxlm`, such as ["-c", SOURCE] or ["launch/local.py", "-n", "2", "--", "maxlm"].
+    The file lies beside the YAML unless `log` says where; nothing may be written elsewhere.
+    `launcher` stands in place of `-m maxlm`, such as ["-c", SOURCE] or
+    ["launch/local.py", "-n", "2", "--", "maxlm"].
     """
     log = log or path.with_suffix(".log")
     with log.open("ab") as file:
@@ -54,6 +57,7 @@ def start(path, *overrides, log=None, launcher=(), environment=None):
             env={
                 **os.environ,
                 "XLA_FLAGS": f"{QUICK_COMPILE} {PATIENCE}",
+                **audit.environment_of(path.parent),
                 **(environment or {}),
             },
         )
@@ -83,7 +87,7 @@ def last_step(run_dir):
     return int(lines[-1].split(b",")[0].rstrip(b"}").removeprefix(b'{"step": ')) if lines else 0
 
 
-def run_until_done(path, disturb, *overrides, most_starts=MOST_STARTS, seconds=600, **options):
+def run_until_done(path, disturb, *overrides, most_starts=MOST_STARTS, seconds=1800, **options):
     """Start a run until it is done, as a launcher does; return its `Starts`.
 
     Args:

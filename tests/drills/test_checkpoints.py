@@ -21,6 +21,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from maxlm.checkpoint import Checkpointer, CheckpointReader
 from maxlm.config.cluster.exit_codes import Exit
 from maxlm.config.schema import CheckpointConfig
+from tests import audit
 from tests.train.conftest import ROOT, curve, finish, start, wait_for_step
 
 # What fails to read a damaged file after the first that did reports to an event loop that has ended.
@@ -198,10 +199,12 @@ def begin_saving(run_dir, steps):
 
 def start_saving(run_dir, steps):
     cache = {name: os.environ[name] for name in os.environ if "COMPILATION_CACHE" in name}
+    watched = audit.environment_of(run_dir)
+    packages = os.pathsep.join([str(ROOT), watched["PYTHONPATH"]])
     return subprocess.Popen(
         [sys.executable, ROOT / "tests/checkpoint/saving_job.py", run_dir, str(steps)],
         cwd=ROOT,
-        env={"PYTHONPATH": str(ROOT), **cache},
+        env={**watched, "PYTHONPATH": packages, **cache},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

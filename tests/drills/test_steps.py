@@ -50,6 +50,19 @@ def flipped(state):
     corrupt = jax.make_array_from_single_device_arrays(array.shape, array.sharding, parts)
     return unflatten(state, leaves | {name: corrupt})
 
+def poisoned(state, value, copies):
+    leaves = flatten(state)
+    name = next(name for name in leaves if name.startswith("decoder/embed"))
+    array = leaves[name]
+    parts = []
+    for number, shard in enumerate(array.addressable_shards):
+        data = np.array(shard.data)
+        if number in copies:
+            data.reshape(-1)[:] = value
+        parts.append(jax.device_put(data, shard.device))
+    broken = jax.make_array_from_single_device_arrays(array.shape, array.sharding, parts)
+    return unflatten(state, leaves | {name: broken})
+
 def fault(state, batch, step):
     FAULT
     return state, batch
@@ -155,6 +168,38 @@ def test_flipped_bits_of_one_copy_are_found_in_time_and_the_run_goes_on(
     assert_equal_runs(tmp_path / "flipped", tmp_path / "golden")
     record_property("flipped before step", 9)
     record_property("found after step", found)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("value", ["nan", "inf"])
+@pytest.mark.parametrize("copies", [(0, 1), (1,)], ids=["one leaf", "one leaf of one copy"])
+def test_weights_that_are_not_finite_end_the_run_which_goes_on_from_before_them(
+    copies, value, write_run, tmp_path, record_property
+):
+    """What is in one leaf is in every loss from then on; nothing of it is saved."""
+    sections = {
+        "mesh": {"data": 2, "fsdp": 1},
+        "runtime": {"device_count": 2, "platform": "cpu"},
+        "train": {"num_steps": 20, "eval_every": 0, "max_skipped_steps": 3},
+        "checkpoint": {"every": 4},
+    }
+    run_until_done(write_run("golden", **sections), undisturbed)
+    once = f"Path({str(tmp_path / 'once')!r})"
+    fault = f"if step == 9 and not {once}.exists():"
+    fault += (
+        f"\n        {once}.touch()\n        state = poisoned(state, float({value!r}), {copies})"
+    )
+    path = write_run("poisoned", **sections)
+    done = run_until_done(path, undisturbed, **launcher(fault))
+    assert done.codes == [Exit.FAILED, Exit.DONE]
+    text = path.with_suffix(".log").read_text()
+    assert "step 10 was skipped: its loss (nan)" in text
+    assert "the last 3 steps" in text
+    assert "resuming: after step 8" in done.output
+    assert_equal_runs(tmp_path / "poisoned", tmp_path / "golden")
+    record_property("poisoned before step", 10)
+    record_property("went on after step", 8)
 
 
 @pytest.mark.slow

@@ -144,7 +144,7 @@ class SlurmCluster:
         self.run("scontrol", "update", f"JobId={identity}", "StartTime=now+4")
 
     @staticmethod
-    def wait(condition, seconds=90):
+    def wait(condition, seconds=180):
         """Wait until a condition holds."""
         deadline = time.monotonic() + seconds
         while not condition():

@@ -106,7 +106,7 @@ while [[ $1 == --* ]]; do
   [[ $1 == --output=* ]] && output=${1#--output=}
   shift
 done
-for task in 0 1; do
+for ((task = 0; task < SLURM_JOB_NUM_NODES; task++)); do
   file=${output/\\%N/node}
   SLURM_PROCID=$task "$@" > "${file/\\%t/$task}" 2>&1 &
 done
@@ -114,7 +114,7 @@ wait
 """
 SCONTROL = """#!/bin/bash
 echo "$*" >> "$CALLS"
-[[ $1 == show ]] && echo "JobId=7 JobState=$STATE Reason=None"
+[[ $1 == show ]] && echo "JobId=7 JobState=$STATE Reason=None Requeue=1 Restarts=$RESTARTS BatchFlag=1"
 [[ $1 == requeue ]] && kill -TERM $PPID
 exit 0
 """
@@ -132,10 +132,11 @@ def play(tmp_path):
         program.chmod(0o755)
     calls = tmp_path / "calls"
 
-    def play(command, *, state="RUNNING", start=0, most=2):
+    def play(command, *, state="RUNNING", start=0, most=2, nodes=2, now=None):
         calls.write_text("")
         cluster = SlurmCluster(
             nodes=2,
+            least_nodes=1,
             log_dir=str(tmp_path / "logs"),
             retries={"most": most, "pause_seconds": 0.01},
         )
@@ -145,6 +146,8 @@ def play(tmp_path):
             "PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}",
             "SLURM_JOB_ID": "7",
             "SLURM_RESTART_COUNT": str(start),
+            "SLURM_JOB_NUM_NODES": str(nodes),
+            "RESTARTS": str(start if now is None else now),
             "CALLS": str(calls),
             "STATE": state,
         }
@@ -174,6 +177,35 @@ def test_what_becomes_of_a_job_by_its_exit_codes(play, tmp_path):
     # A clean stop in between begins the count anew.
     assert play(["bash", "-c", "exit 75"], start=5) == (ended, True)
     assert play(failing, start=6) == (ended, True)
+
+
+@pytest.mark.parametrize("code", [Exit.STOPPED, Exit.FAILED])
+def test_a_script_that_outlives_its_start_leaves_the_next_one_alone(play, tmp_path, code):
+    """Slurm has put the job back for a dead node, and its second start runs."""
+    assert play(["bash", "-c", f"exit {int(code)}"], start=1, now=2) == (code, False)
+    assert not (tmp_path / "logs" / "7" / "failures").exists()
+    assert play(["bash", "-c", f"exit {int(code)}"], start=1, now=11) == (code, False)
+
+
+def test_a_start_on_fewer_nodes_is_whole_with_fewer_exit_codes(play):
+    assert play(["true"], nodes=1) == (Exit.DONE, False)
+    # Of three nodes, the third's task was killed before it wrote its code.
+    killed = ["bash", "-c", "[[ $SLURM_PROCID == 2 ]] && kill -KILL $PPID; exit 0"]
+    assert play(killed, nodes=3, start=1) == (-15, True)
+
+
+def test_fewer_nodes_may_do(capsys, tmp_path):
+    assert options(script(nodes=4, least_nodes=2, gpus_per_node=8))["nodes"] == "2-4"
+    path = tmp_path / "cluster.yaml"
+    section = {"kind": "slurm", "nodes": 2, "least_nodes": 3}
+    path.write_text(yaml.safe_dump({"cluster": section}))
+    assert slurm.main(["submit", str(path), "--dry-run", "--", "true"]) == Exit.MISTAKE
+    assert "cluster.least_nodes=3 is more than cluster.nodes=2" in capsys.readouterr().err
+    path.write_text(yaml.safe_dump({"cluster": section | {"least_nodes": 1}}))
+    assert slurm.main(["submit", str(path), "--dry-run", "--", "true"]) == Exit.DONE
+    shown = capsys.readouterr().out
+    assert "#SBATCH --nodes=1-2" in shown
+    assert "tasks=$((SLURM_JOB_NUM_NODES * 1))" in shown
 
 
 def test_words_of_the_command_arrive_as_they_are(play, tmp_path):

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from maxlm.config.cluster.exit_codes import Exit
+from maxlm.metrics.history.events import read_events
 from tests.conftest import PATIENCE, QUICK_COMPILE
 from tests.launch.slurm_cluster import SlurmCluster, missing
 from tests.train.conftest import make_run, tiny_data
@@ -25,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(missing() is not None, reason=str(missing())),
-    pytest.mark.timeout(1500),
+    pytest.mark.timeout(2400),
 ]
 
 
@@ -101,7 +102,7 @@ def state(cluster, job):
 
 
 def ended(cluster, job):
-    cluster.wait(lambda: state(cluster, job) in ("COMPLETED", "FAILED", "CANCELLED"), 300)
+    cluster.wait(lambda: state(cluster, job) in ("COMPLETED", "FAILED", "CANCELLED"), 600)
     return state(cluster, job)
 
 
@@ -120,7 +121,7 @@ def test_a_run_goes_on_after_a_signal_a_dead_process_and_a_dead_node(
     job = submit("maxlm", "train", str(path))
 
     def wait_for(step):
-        cluster.wait(lambda: len(curve(run_dir)) >= step, 240)
+        cluster.wait(lambda: len(curve(run_dir)) >= step, 480)
 
     wait_for(5)
     cluster.run("scancel", "--signal=TERM", job)
@@ -143,7 +144,7 @@ def test_a_run_goes_on_after_a_signal_a_dead_process_and_a_dead_node(
     # A node is gone: Slurm finds out, and the job goes on when it is back.
     wait_for(stopped + 16)
     kill_node(cluster, "n2")
-    cluster.wait(lambda: state(cluster, job) == "PENDING", 240)
+    cluster.wait(lambda: state(cluster, job) == "PENDING", 480)
     cluster.start("n2", ["slurmd", "-D", "-N", "n2"])
     cluster.wait(lambda: not any("down" in node for node in cluster.nodes()), 120)
     cluster.start_now(job)
@@ -227,7 +228,7 @@ def test_the_time_limit_stops_and_requeues_and_a_cancelled_job_stays_away(
     cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")
     cluster.start_now(job)
     steps = len(curve(tmp_path / "long"))
-    cluster.wait(lambda: len(curve(tmp_path / "long")) > steps + 3, 240)
+    cluster.wait(lambda: len(curve(tmp_path / "long")) > steps + 3, 480)
     cluster.run("scancel", job)
     cluster.wait(lambda: state(cluster, job) == "CANCELLED" and not processes(path))
     cluster.wait(lambda: (tmp_path / "logs" / job / "1" / "verdict").exists())
@@ -235,6 +236,28 @@ def test_the_time_limit_stops_and_requeues_and_a_cancelled_job_stays_away(
     assert state(cluster, job) == "CANCELLED"
     verdict = (tmp_path / "logs" / job / "1" / "verdict").read_text()
     assert verdict == f"{Exit.STOPPED}\n"  # and it has saved
+
+
+def test_a_run_goes_on_with_the_node_that_is_left(cluster, submit, tiny_data, tmp_path):
+    path = write_run(tiny_data, tmp_path, "run", eval_every=1, eval_batches=4)
+    path.write_text(path.read_text().replace("mesh:", "mesh:\n  elastic: batch"))
+    run_dir = tmp_path / "run"
+    job = submit("maxlm", "train", str(path), least_nodes=1)
+    cluster.wait(lambda: len(curve(run_dir)) >= 15, 480)
+    kill_node(cluster, "n2")
+    try:
+        cluster.wait(lambda: state(cluster, job) == "PENDING", 480)
+        cluster.start_now(job)
+        assert ended(cluster, job) == "COMPLETED"
+    finally:
+        cluster.start("n2", ["slurmd", "-D", "-N", "n2"])
+        cluster.wait(lambda: not any("down" in node for node in cluster.nodes()), 120)
+    assert [step for step, *_ in curve(run_dir)] == list(range(1, 61))
+    shown = submit.status(job).splitlines()
+    assert "start 0 on n1, n2: ended by Slurm" in shown[1]
+    assert "start 1 on n1: done" in shown[2]
+    (resized,) = [one for one in read_events(run_dir)[0] if one.kind == "resized"]
+    assert "mesh.data 2 -> 1" in resized.text
 
 
 def test_failures_are_given_up_after_so_many(cluster, submit, tmp_path):

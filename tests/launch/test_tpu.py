@@ -131,7 +131,7 @@ if code:
 hosts = [folder / "host0", folder / "host1"]
 states = folder / "states"
 if verb == "describe" and not hosts[0].exists() and (folder / "calls.jsonl").read_text().count('"delete"'):
-    sys.exit(1)
+    sys.exit("ERROR: (gcloud.compute.tpus.queued-resources.describe) NOT_FOUND: Resource 'job' was not found.")
 elif verb == "describe":
     first, *rest = states.read_text().split()
     states.write_text(" ".join(rest or [first]))
@@ -321,6 +321,41 @@ def test_an_interruption_is_told_in_a_line(cloud, monkeypatch, capsys, action, c
     assert told.startswith("launch/tpu.py: interrupted")
     going_on = "python launch/tpu.py watch cluster.yaml -- maxlm train 'a b.yaml'"
     assert (going_on in told) == (action == "run")
+
+
+def describes(folder):
+    """Return how often the state was asked for."""
+    return (folder / "calls.jsonl").read_text().count('"describe"')
+
+
+def test_a_queued_resource_that_somebody_deletes_is_no_longer_waited_for(cloud, capsys):
+    """Another terminal's `delete`, while the processes run."""
+    script = f"test $HOME = {cloud}/host0 && sleep 0.5 && {cloud}/bin/gcloud compute tpus queued-resources delete"
+    assert run("bash", "-c", script) == Exit.MISTAKE
+    told = capsys.readouterr().err
+    assert "there is no queued resource job in us-east5-a: somebody has deleted it" in told
+    assert "to ask for it anew: python launch/tpu.py run cluster.yaml -- bash -c" in told.lower()
+    assert "NOT_FOUND: Resource 'job' was not found." in told
+    assert calls(cloud).count("create") == 1
+
+
+def test_one_that_is_not_known_at_first_is_waited_for(cloud):
+    (cloud / "refused").write_text(json.dumps({"describe": [1] * 6}))
+    assert run("true") == Exit.DONE
+    assert describes(cloud) > 6
+
+
+@pytest.mark.parametrize(("most", "code"), [(3600.0, Exit.DONE), (0.2, Exit.FAILED)])
+def test_a_gcloud_that_fails_is_borne_with_for_so_long(cloud, capsys, monkeypatch, most, code):
+    monkeypatch.setattr(tpu, "UNANSWERED_SECONDS", most)
+    (cloud / "states").write_text("ACTIVE")
+    (cloud / "refused").write_text(json.dumps({"describe": [0, *[1] * 8]}))
+    assert run("bash", "-c", "sleep 2") == code
+    told = capsys.readouterr().err
+    assert ("gcloud has not said the state of job for" in told) == (code == Exit.FAILED)
+    assert ("to go on: python launch/tpu.py watch cluster.yaml -- " in told) == (
+        code == Exit.FAILED
+    )
 
 
 def test_a_host_that_was_restarted_starts_all_again(cloud):

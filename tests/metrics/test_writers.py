@@ -14,6 +14,7 @@ from tensorboard.util import tensor_util
 
 from maxlm.config.errors import UserError
 from maxlm.metrics import catalog
+from maxlm.metrics.writers.curves import add_text
 from maxlm.metrics.writers.writer import MetricsWriter
 
 GFLOP, MFLOP = 1e9, 1e6
@@ -43,6 +44,22 @@ def write_run(run_dir, steps, *, resume_step, offset=0.0, tensorboard=True):
     for step in steps:
         writer.write(step, train_values(step, offset + step / 3))
     writer.close()
+
+
+def test_a_text_by_another_thread_hides_nothing_and_is_hidden_by_a_resume(tmp_path):
+    """While the writer's own file is open; the run then goes on from step 4."""
+    writer = MetricsWriter(tmp_path, tensorboard=True, resume_step=0)
+    for step in range(1, 7):
+        writer.write(step, train_values(step, step / 3))
+    add_text(tmp_path / "tensorboard", "events/timeout", "step 7\n  hangs", 6)
+    add_text(tmp_path / "tensorboard", "events/timeout", "an early one", 2)
+    tag = "events/timeout/text_summary"
+    assert [step for step, _ in curve(tmp_path / "tensorboard", "train/loss")] == [*range(1, 7)]
+    assert curve(tmp_path / "tensorboard", tag)[0] == (6, b"    step 7\n      hangs")
+    writer.close()
+    write_run(tmp_path, [5, 6], resume_step=4)
+    assert [step for step, _ in curve(tmp_path / "tensorboard", "train/loss")] == [*range(1, 7)]
+    assert [step for step, _ in curve(tmp_path / "tensorboard", tag)] == [2]
 
 
 def test_line_holds_every_metric_and_all_bits_of_losses(tmp_path):

@@ -159,6 +159,31 @@ def test_a_slow_phase_is_looked_into_and_named_once(phase, tmp_path, caplog):
     assert "gives no sign" in message
 
 
+@pytest.mark.parametrize(
+    ("dead", "speaker"), [({0}, 1), ({0, 1}, 2), ({0, 1, 2}, None), ({1}, 0), ({3}, 0)]
+)
+def test_the_first_that_is_alive_names_who_is_not(dead, speaker, tmp_path, caplog):
+    job = Job(tmp_path, 4)
+    job.turns()
+    job.places, job.dead = [Place("step", 5, 61.0, True, 0.1)] * 4, dead
+    for _ in range(5):
+        job.turns()
+    expected = [] if speaker is None else [dead]
+    assert [set(one.maxlm_event.values["processes"]) for one in caplog.records] == expected
+    for record in caplog.records:
+        assert record.levelname == ("ERROR" if speaker else "WARNING")
+        assert all(f"process {one} (pid " in record.getMessage() for one in dead)
+
+
+def test_a_heartbeat_that_is_late_once_is_a_sign(tmp_path, caplog):
+    job = Job(tmp_path, 2)
+    job.places = [Place("step", 5, 61.0, True, 0.1)] * 2
+    for number in range(6):
+        job.dead = {1} if number % 2 else set()
+        job.turns()
+    assert caplog.messages == []
+
+
 @pytest.mark.parametrize("phase", ["start", "restore", "compile"])
 def test_what_takes_long_before_training_is_no_hang(phase, tmp_path, caplog):
     job = Job(tmp_path, 2)

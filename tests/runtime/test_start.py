@@ -1,12 +1,17 @@
 import socket
+import threading
+import time
 from pathlib import Path
 
+import jax
 import pytest
 
 from maxlm import runtime
+from maxlm.config.cluster.exit_codes import Exit
 from maxlm.config.errors import UserError
 from maxlm.config.schema import RuntimeConfig
-from maxlm.runtime.processes import connect, launcher_of, waiting_for
+from maxlm.runtime import processes
+from maxlm.runtime.processes import FOR_EVER, connect, launcher_of, waiting_for
 
 
 def test_start_makes_fake_devices_and_a_compile_cache(start_script, tmp_path):
@@ -104,6 +109,52 @@ def test_several_processes_are_recognised(environment, expected):
 def test_a_place_among_processes_that_is_none(environment, expected):
     with pytest.raises(UserError, match=expected):
         connect(environment)
+
+
+@pytest.mark.parametrize(
+    ("start_seconds", "left", "least"),
+    [(1000, 0.5, 0.4), (1000, -1.0, 0), (0.5, None, 0.4)],
+    ids=["libraries took long", "all is over", "no watchdog"],
+)
+def test_processes_look_for_each_other_in_the_time_that_is_left(
+    start_seconds, left, least, monkeypatch, caplog
+):
+    """Else the watchdog would end them before it is said what they wait for."""
+    over, codes = threading.Event(), []
+
+    def wait_for_others(initialization_timeout, **_):
+        assert initialization_timeout == FOR_EVER  # JAX would abort
+        assert over.wait(30)
+
+    def leave(code):
+        codes.append(code)
+        over.set()
+
+    monkeypatch.setattr(jax.distributed, "initialize", wait_for_others)
+    monkeypatch.setattr(processes, "remaining", lambda: left)
+    began = time.monotonic()
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{closed.getsockname()[1]}"
+        names = {"MAXLM_COORDINATOR": address, "MAXLM_PROCESS_ID": "1", "MAXLM_NUM_PROCESSES": "2"}
+        connect(names, start_seconds, leave)
+    assert codes == [Exit.FAILED]
+    assert least <= time.monotonic() - began < 20
+    assert (
+        f"did not find each other: process 1 of 2 waits for the others: nothing answers at MAXLM_COORDINATOR={address}"
+        in caplog.text
+    )
+    assert "raise runtime.timeouts.start_seconds" in caplog.text
+
+
+def test_processes_that_have_found_each_other_are_left_alone(monkeypatch):
+    codes = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: time.sleep(0.05))
+    monkeypatch.setattr(processes, "remaining", lambda: 0.5)
+    names = {"MAXLM_COORDINATOR": "a:1", "MAXLM_PROCESS_ID": "1", "MAXLM_NUM_PROCESSES": "2"}
+    connect(names, 1000, codes.append)
+    time.sleep(1)
+    assert codes == []
 
 
 def test_what_a_process_that_finds_no_others_waits_for():

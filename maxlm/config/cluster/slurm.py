@@ -21,6 +21,11 @@ class SlurmCluster(Section):
     kind: Literal["slurm"] = "slurm"
     job_name: Name = Field("maxlm", description="letters, digits, dots, - and _")
     nodes: PositiveInt = 1
+    least_nodes: PositiveInt | None = Field(
+        None,
+        description="with so many a start goes on, where more are not free; for runs with mesh.elastic "
+        "(null: all nodes)",
+    )
     gpus_per_node: Count = Field(0, description="0: nodes without GPUs")
     cpus_per_process: PositiveInt | None = Field(None, description="(null: Slurm's default)")
     memory: Annotated[str, Field(pattern=r"^[0-9]+[KMGT]?$")] | None = Field(
@@ -56,6 +61,11 @@ class SlurmCluster(Section):
         """One for each GPU, as JAX takes Slurm's tasks; one on a node without."""
         return self.gpus_per_node or 1
 
+    @property
+    def node_range(self) -> str:
+        """How many nodes are asked for, as sbatch takes it."""
+        return f"{self.least_nodes}-{self.nodes}" if self.least_nodes else f"{self.nodes}"
+
     def problems(self) -> Iterator[Problem]:
         """Yield settings that exclude each other."""
         if self.venv and self.container:
@@ -69,6 +79,12 @@ class SlurmCluster(Section):
                 "cluster.container_mounts",
                 "cluster.container_mounts is for a container and cluster.container is not set; set it, or "
                 "remove the mounts",
+            )
+        if self.least_nodes and self.least_nodes > self.nodes:
+            yield Problem(
+                "cluster.least_nodes",
+                f"cluster.least_nodes={self.least_nodes} is more than cluster.nodes={self.nodes}, which is the most; "
+                "give fewer, or raise cluster.nodes",
             )
         for option in self.options:
             if not option.startswith("--"):

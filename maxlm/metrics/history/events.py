@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,6 +56,8 @@ class EventHandler(logging.Handler):
         self._journal: Journal | None = None
         self._waiting: list[Happened] = []
         self._untold: deque[Happened] = deque(maxlen=1000)
+        self.show_last: Callable[[Happened], None] | None = None
+        """Shows what a process says when it ends at once, in whichever thread says so."""
         self._complained = False
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -63,7 +66,11 @@ class EventHandler(logging.Handler):
         if event is not None:
             text, level = record.getMessage(), record.levelname
             place = event.kind, event.step, self._process, level, text
-            self._keep(Happened(record.created, *place, event.values))
+            happened = Happened(record.created, *place, event.values)
+            self._keep(happened)
+            if event.is_last and self.show_last is not None:
+                with contextlib.suppress(OSError):
+                    self.show_last(happened)
 
     def note(
         self, kind: str, text: str, *, step: int | None = None, level: str = "INFO", **values: Any

@@ -69,6 +69,15 @@ class Curves:
             curves.close()
 
 
+def add_text(folder: Path, tag: str, text: str, step: int) -> None:
+    """Show a text by a file of its own, which hides nothing: for another thread than the one that
+    writes the others.
+    """
+    file = EventFile(folder, None)
+    file.write(step, [scalar_or_text(tag, text)])
+    file.close()
+
+
 class _FlopsCurves:
     """Losses over FLOPs, which TensorBoard shows as a run of its own: its steps are whole numbers
     of a unit of FLOPs.
@@ -112,14 +121,17 @@ class _FlopsCurves:
 class EventFile:
     """One event file, written at once and in order."""
 
-    def __init__(self, folder: Path, first_hidden_step: int):
+    def __init__(self, folder: Path, first_hidden_step: int | None):
+        """`first_hidden_step`: from which on earlier files are hidden; None: nothing is."""
         folder.mkdir(parents=True, exist_ok=True)
         # tensorboardX names files by the second; two starts within one must not overwrite each
         # other.
         self._writer = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
         # TensorBoard takes the first START of a folder for no restart: a fresh run needs one too,
         # or the first resume would hide nothing.
-        self._write(Event(step=first_hidden_step, session_log=SessionLog(status=SessionLog.START)))
+        if first_hidden_step is not None:
+            start = SessionLog(status=SessionLog.START)
+            self._write(Event(step=first_hidden_step, session_log=start))
 
     def write(self, step: int, summaries: Sequence[Summary]) -> None:
         """Write what belongs to a step."""

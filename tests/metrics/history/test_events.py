@@ -65,6 +65,26 @@ def test_marked_lines_are_kept_whole_and_others_are_not(tmp_path):
     assert kinds(tmp_path) == ["early", "skipped_step", "quiet"]
 
 
+def test_last_words_are_shown_at_once_by_the_thread_that_says_them(tmp_path):
+    shown = []
+
+    def show(happened):
+        assert kinds(tmp_path)[-1] == happened.kind  # it is kept before anything else is tried
+        shown.append((happened.kind, happened.text, threading.current_thread().name))
+        raise OSError("the disk is full")
+
+    with History() as history:
+        history.open(tmp_path, process=0)
+        history.events.show_last = show
+        log.error("slow", extra=event("slow_step", step=7))
+        late = {"extra": event("timeout", step=7, is_last=True, phase="step")}
+        thread = threading.Thread(target=log.error, args=("too late",), kwargs=late, name="dog")
+        thread.start()
+        thread.join()
+    assert shown == [("timeout", "too late", "dog")]
+    assert kinds(tmp_path) == ["slow_step", "timeout"]
+
+
 def test_other_processes_have_their_own_files(tmp_path, quiet_root):
     assert not log.isEnabledFor(logging.WARNING)
     with History() as first, History() as other:
