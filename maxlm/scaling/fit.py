@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from maxlm.scaling.laws import Law, Runs, Units
+from maxlm.scaling.laws import Law
+from maxlm.scaling.runs import Runs, Units
 
 DELTA = 1e-3
 """Where Huber's loss turns from squares to absolute values, in log loss (arXiv:2203.15556)."""

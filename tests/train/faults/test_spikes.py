@@ -46,7 +46,10 @@ def by_definition(losses, norms, config=RULE):
         if len(kept) >= config.min_steps:
             for number, column in enumerate(np.array(kept[-config.window :]).T):
                 median = np.median(column)
-                sigma = 1.4826 * np.median(np.abs(column - median))
+                sigma = max(
+                    1.4826 * np.median(np.abs(column - median)),
+                    (np.quantile(column, 0.9) - median) / 1.2816,
+                )
                 least = 1e-3 * (abs(median) if number == 0 else 1)
                 limits[number] = median + config.sigmas * max(sigma, least)
         spike = finite and (loss > limits[0] or math.log(norm) > limits[1])
