@@ -42,7 +42,9 @@ def loss_quantiles(
       shares: the probabilities.
     """
     heavy = [one for one in laws if one.weight > 0]
-    centres = [np.log([float(b.predict(parameters, tokens)) for b in one.bootstraps]) for one in heavy]
+    centres = [
+        np.log([float(b.predict(parameters, tokens)) for b in one.bootstraps]) for one in heavy
+    ]
     sigmas = [np.hypot(max(one.noise, _LEAST_SIGMA), DRIFTS * max(distance, 0.0)) for one in heavy]
 
     def below(log_loss: float) -> float:

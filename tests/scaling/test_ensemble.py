@@ -78,9 +78,7 @@ def test_laws_are_weighed_by_rollouts_that_all_of_them_have():
     assert len({one.largest for one in by_name["farseer"].rollouts}) == 1
     assert len({one.largest for one in by_name["surface"].rollouts}) == 2
     last = [one for one in by_name["surface"].rollouts if one.fitted == 12]
-    evidence = [
-        np.exp(log_likelihoods(own)).mean() for own in (last, by_name["farseer"].rollouts)
-    ]
+    evidence = [np.exp(log_likelihoods(own)).mean() for own in (last, by_name["farseer"].rollouts)]
     weights = [by_name[name].weight for name in ("surface", "farseer")]
     assert weights[0] / weights[1] == pytest.approx(evidence[0] / evidence[1])
 
@@ -114,7 +112,9 @@ def test_quantiles_are_those_of_draws():
         ("surface", (1.8, 0.5, 0.7, 0.3, 0.4), 0.004, 0.3),
         ("kaplan", (9.0, 3.0, 0.1, 0.2), 0.01, 0.7),
     ):
-        spread = [np.array(numbers) * (1 + 0.01 * rng.standard_normal(len(numbers))) for _ in range(50)]
+        spread = [
+            np.array(numbers) * (1 + 0.01 * rng.standard_normal(len(numbers))) for _ in range(50)
+        ]
         fits = tuple(Fit(LAWS[law], one, Units(1e6, 1e8), np.zeros(0)) for one in spread)
         laws.append(Judged(fits[0], fits, noise, (), likely, weight))
         centres = np.log([float(one.predict(5e7, 3e9)) for one in fits])
@@ -167,3 +167,15 @@ def forecasts_of_missing_laws(trials: int, kind: str, seed: int) -> dict[str, fl
         low, high = np.quantile(alone, (0.05, 0.95))
         hits["one law"] += low <= losses[-1] <= high
     return {name: count / trials for name, count in hits.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("kind", ["broken", "farseer"])
+def test_intervals_hold_runs_of_laws_that_are_not_fitted(kind: str, record_property):
+    shares = forecasts_of_missing_laws(100, kind, seed=0)
+    for name, share in shares.items():
+        record_property(name, share)
+    # Three standard deviations of 100 trials below 0.9; what bootstraps of one law say is not that.
+    assert shares["together"] >= 0.81, shares
+    assert shares["one law"] < shares["together"], shares

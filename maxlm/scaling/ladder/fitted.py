@@ -177,9 +177,7 @@ class LargestHeldOut(NamedTuple):
     width: float
 
 
-def hold_out_largest(
-    ladder: LadderConfig, gathered: Gathered, loss: str
-) -> LargestHeldOut | None:
+def hold_out_largest(ladder: LadderConfig, gathered: Gathered, loss: str) -> LargestHeldOut | None:
     """Foretell the largest budget from the smaller ones alone, as a target is; None if they are too
     few.
     """

@@ -94,8 +94,10 @@ def test_fit_recovers_the_law_and_predicts(
     assert main([*command, *big]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith(
-        "hold-out error: the largest budget, predicted from the 12 smaller runs"
+        "hold-out error: the largest budget, predicted from the 14 smaller runs alone, is off by "
     )
+    assert "; 1 of 1 runs lie in their interval (up to " in shown
+    assert all(law in shown for law in ("surface", "coupled", "kaplan"))
     assert "left out: to do" in shown
     prediction = read_prediction(str(tmp_path / "ladder" / "prediction.json"))
     truth = law(prediction.parameters, prediction.tokens)
