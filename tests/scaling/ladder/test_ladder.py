@@ -164,7 +164,7 @@ def test_a_report_of_an_older_fit_is_refused(ladder_file: Path, capsys: pytest.C
 
 def test_too_few_rungs_cannot_be_fitted(ladder_file: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["ladder", "fit", str(ladder_file)]) == 2
-    assert "0 rungs can be used and a law needs 6 or more" in capsys.readouterr().err
+    assert "0 rungs can be used and a law needs 5 or more" in capsys.readouterr().err
 
 
 def test_run_goes_on_after_a_failure_and_starts_again(

@@ -133,8 +133,9 @@ def test_what_stays_above_is_skipped_for_ever_or_becomes_usual():
     watching = RULE.model_copy(update={"kind": "watch"})
     _, (done, report) = judge(losses, norms, config=watching)
     assert done.all()
-    assert report.spike[40:45].all()
-    assert not report.spike[56:].any()
+    # Two of sixteen are the upper tenth, and with it the usual: heavy tails look like this.
+    assert report.spike[40:42].all()
+    assert not report.spike[42:].any()
 
 
 def test_a_saved_window_is_kept_if_it_is_of_the_same_size():
