@@ -45,6 +45,8 @@ COMMANDS = {
     "report": "maxlm.report.command",
     "generate": "maxlm.decoding.command",
     "ladder": "maxlm.scaling.ladder.command",
+    "ladder plan": "maxlm.scaling.ladder.planning",  # without what fits and draws
+    "ladder status": "maxlm.scaling.ladder.planning",
     "ladder coordcheck": "maxlm.scaling.coordcheck.command",  # it alone needs the trainer
     "optimal": "maxlm.scaling.optimal_command",
     "import": "maxlm.convert.importing",

@@ -16,7 +16,8 @@ from matplotlib.ticker import StrMethodFormatter
 
 from data_pipeline.card.tokens import TokenCounts
 from data_pipeline.storage.tally import COUNTED_TEXTS
-from maxlm.pages import Chart, visible
+from maxlm.pages import visible
+from maxlm.pages.chart import Chart
 
 KEPT, GONE = "#4c72b0", "#c44e52"
 MOST_TEXTS = 15  # languages and the like, the most frequent ones

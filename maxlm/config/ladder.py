@@ -139,7 +139,8 @@ class FitConfig(Section):
         Many,
         Field(min_length=1),
     ] = Field(
-        ("surface",), description="forms to choose from, by how well each predicts larger budgets"
+        ("surface", "coupled", "kaplan"),
+        description="forms that are weighed by how well each predicts larger budgets from smaller ones",
     )
     count: Literal["all", "non_embedding"] = Field(
         "all", description="what N counts (arXiv:2406.12907): all parameters, or none of embeddings"

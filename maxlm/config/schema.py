@@ -182,7 +182,7 @@ class SpikesConfig(Section):
     )
     min_steps: PositiveInt = Field(64, description="so many of them before any step is judged")
     sigmas: PositiveFloat = Field(
-        6.0,
+        8.0,
         description="a spike is so many robust standard deviations above the median: of the loss, or of the "
         "logarithm of the gradient norm",
     )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable
-from typing import NewType
+from typing import TYPE_CHECKING, NewType
 
-from maxlm.pages.chart import Chart
 from maxlm.pages.rows import Rows
 from maxlm.pages.signs import visible
+
+if TYPE_CHECKING:
+    from maxlm.pages.chart import Chart
 
 Markup = NewType("Markup", str)
 """HTML in which all text is escaped already; made by the functions of this module."""

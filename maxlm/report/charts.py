@@ -13,7 +13,8 @@ from matplotlib.ticker import StrMethodFormatter
 
 from maxlm.metrics.history.events import Happened
 from maxlm.metrics.history.goodput import Span
-from maxlm.pages import Chart, visible
+from maxlm.pages import visible
+from maxlm.pages.chart import Chart
 from maxlm.report.record import BEGINNINGS, RunRecord
 
 TRAIN, VALIDATION = "#4c72b0", ("#c44e52", "#55a868", "#8172b3", "#ccb974", "#64b5cd")

@@ -8,10 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from maxlm.scaling.laws import Law, Runs, Units
+from maxlm.scaling.laws import Law
+from maxlm.scaling.runs import Runs, Units
 
 DELTA = 1e-3
 """Where Huber's loss turns from squares to absolute values, in log loss (arXiv:2203.15556)."""
+STALLED = 1e-8
+"""A search whose steps lower its loss by less than this share is at the end."""
 MOST_STEPS = 400
 """A search that has not settled by then is taken as it is: steps are only ever taken downhill."""
 
@@ -126,6 +129,7 @@ def _solve(
     numbers, lower = np.maximum(starts_KP, law.lower), np.asarray(law.lower)
     errors_KR = _errors(law, numbers, runs, search)
     losses, damping = _huber(errors_KR, weights_KR, search), np.full(len(numbers), 1e-3)
+    ended = np.zeros(len(numbers), bool)
     for _ in range(MOST_STEPS):
         jacobian_KRP = _jacobian(law, numbers, runs, search)
         touching_KR = weights_KR / np.maximum(np.abs(errors_KR) / search.delta, 1.0)
@@ -142,12 +146,14 @@ def _solve(
         tried_errors = _errors(law, tried, runs, search)
         tried_losses = _huber(tried_errors, weights_KR, search)
         better = tried_losses < losses
-        settled = np.abs(tried - numbers).max(axis=1) < 1e-13
+        # A small gain of a step that damping has shortened says nothing.
+        stalled = better & (losses - tried_losses <= STALLED * losses) & (damping < 1)
+        ended |= stalled | (np.abs(tried - numbers).max(axis=1) < 1e-13)
         numbers = np.where(better[:, None], tried, numbers)
         errors_KR = np.where(better[:, None], tried_errors, errors_KR)
         losses = np.where(better, tried_losses, losses)
         damping = np.clip(np.where(better, damping / 4, damping * 6), 1e-12, 1e12)
-        if np.all(settled | (damping >= 1e12) | (losses == 0)):
+        if np.all(ended | (damping >= 1e12) | (losses == 0)):
             break
     return numbers, losses
 

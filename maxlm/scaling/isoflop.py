@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from maxlm.scaling.laws import Runs
+from maxlm.scaling.runs import Runs
 
 LEAST_SIZES = 3
 

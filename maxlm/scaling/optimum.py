@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from maxlm.scaling.fit import Fit
-from maxlm.scaling.laws import Runs
+from maxlm.scaling.runs import Runs
 
 SIZES = 1e3, 1e15
 """Between which the best size is looked for."""
@@ -34,6 +34,10 @@ class Cost(NamedTuple):
             return cls(float(np.exp(np.mean(per_token - sizes))), 1.0)
         power, factor = np.polyfit(sizes, per_token, 1)
         return cls(float(np.exp(factor)), float(power))
+
+    def flops(self, parameters: float, tokens: float) -> float:
+        """Return what a run spends."""
+        return float(self.factor * parameters**self.power * tokens)
 
     def tokens(self, flops: float, parameters: np.ndarray | float) -> np.ndarray:
         """Return the tokens that the budget pays for, at each size."""

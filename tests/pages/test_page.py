@@ -6,7 +6,8 @@ import re
 import pytest
 from matplotlib.figure import Figure
 
-from maxlm.pages import Chart, Rows, escaped, figures_markup, page_markup, table_markup, visible
+from maxlm.pages import Rows, escaped, figures_markup, page_markup, table_markup, visible
+from maxlm.pages.chart import Chart
 
 HOSTILE = (
     "<script>alert(1)</script>",

@@ -9,11 +9,8 @@ of the same run in one go: the learning rate is the peak until each run's own co
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-from maxlm.checkpoint import RunDirectory
-from maxlm.checkpoint.layout import saved_steps, step_path
 from maxlm.config.errors import ConfigError, Problem
 from maxlm.config.ladder import CooldownBranch
 from maxlm.config.schema import RunConfig
@@ -66,15 +63,3 @@ def _too_near(rung: Rung, leaves: int, start: int, warmup: int) -> Problem:
         f"{'the budget before it does' if start else f'its warm-up of {warmup} steps is not over'}"
     )
     return Problem("budgets", f"{text}; use budgets further apart, or a smaller train.batch_size")
-
-
-def missing_start(rung: Rung) -> str | None:
-    """Return the checkpoint that a rung starts from and that is not there; None if it can start."""
-    if rung.after is None:
-        return None
-    folder = RunDirectory(Path(rung.after.config.run_dir)).checkpoints
-    own = RunDirectory(Path(rung.config.run_dir)).checkpoints
-    # A rung with checkpoints of its own goes on with those.
-    if rung.start in saved_steps(folder) or saved_steps(own):
-        return None
-    return str(step_path(folder, rung.start))

@@ -1,4 +1,7 @@
-"""`maxlm ladder`: plan, run, look at, fit and report the runs of a LADDER.yaml."""
+"""`maxlm ladder run | fit | report`: train the runs of a LADDER.yaml, and say what they tell.
+
+`plan` and `status` are `maxlm.scaling.ladder.planning`, which loads less.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,18 @@ import argparse
 import json
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 
 from maxlm.config import load_run
 from maxlm.config.errors import UserError
 from maxlm.config.ladder import LadderConfig
 from maxlm.config.reading.loader import load_ladder
-from maxlm.data.shards import TokenShards
 from maxlm.files import write_whole
 from maxlm.metrics.prediction import to_json as prediction_to_json
 from maxlm.scaling.ladder.fitted import (
     FittedLadder,
+    LargestHeldOut,
     fit_ladder,
     hold_out_largest,
     read_fitted,
@@ -37,28 +41,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Do what was asked with the ladder; return the exit code."""
     ladder = load_ladder(arguments.ladder)
     rungs = build_rungs(ladder)
-    actions = {"plan": _plan, "run": _run, "status": _plan, "fit": _fit, "report": _report}
+    actions = {"run": _run, "fit": _fit, "report": _report}
     return actions[arguments.action](arguments, ladder, rungs)
-
-
-def _plan(arguments: argparse.Namespace, ladder: LadderConfig, rungs: list[Rung]) -> int:
-    results = read_results(ladder, rungs)
-    speed = arguments.tflops * 1e12 if arguments.tflops else None
-    _show(tables.plan_rows(results, _unique_tokens(rungs[0]), speed))
-    return 0
-
-
-def _unique_tokens(rung: Rung) -> float | None:
-    """Return the training tokens of the source that lasts shortest, None if it is not prepared."""
-    sources = rung.config.data.sources.values()
-    total = sum(source.weight for source in sources)
-    lengths = []
-    for source in sources:
-        folder = Path(source.path) / "train"
-        if not folder.is_dir():
-            return None
-        lengths.append(TokenShards(folder).num_tokens * total / source.weight)
-    return min(lengths)
 
 
 def _run(arguments: argparse.Namespace, ladder: LadderConfig, rungs: list[Rung]) -> int:
@@ -76,8 +60,9 @@ def _run(arguments: argparse.Namespace, ladder: LadderConfig, rungs: list[Rung])
 
 def _fit(arguments: argparse.Namespace, ladder: LadderConfig, rungs: list[Rung]) -> int:
     gathered = gather(ladder, read_results(ladder, rungs))
-    fitted = fit_ladder(ladder, gathered, loss_name(ladder, rungs[0].config))
-    _say_held_out(ladder, gathered)
+    loss = loss_name(ladder, rungs[0].config)
+    fitted = fit_ladder(ladder, gathered, loss)
+    _say_held_out(hold_out_largest(ladder, gathered, loss))
     shown = _tables(fitted, gathered)
     for one in shown:
         _show(one)
@@ -93,15 +78,16 @@ def _fit(arguments: argparse.Namespace, ladder: LadderConfig, rungs: list[Rung])
     return 0
 
 
-def _say_held_out(ladder: LadderConfig, gathered: Gathered) -> None:
-    """Say first what counts: how well the largest budget is predicted by a fit without it."""
-    held_out = hold_out_largest(ladder, gathered)
+def _say_held_out(held_out: LargestHeldOut | None) -> None:
+    """Say first what counts: how well the largest budget is foretold by a ladder without it."""
     if held_out is None:
         _say("hold-out error: none; the budgets below the largest are too few for a fit")
         return
+    errors = 100 * held_out.errors
     _say(
         f"hold-out error: the largest budget, predicted from the {held_out.fitted} smaller runs alone, is off by "
-        f"{100 * held_out.errors.mean():+.2f} % on average and {100 * held_out.worst:.2f} % at most"
+        f"{errors.mean():+.2f} % on average and {np.abs(errors).max():.2f} % at most; {held_out.inside} of "
+        f"{len(errors)} runs lie in their interval (up to {100 * held_out.width:.1f} % wide)"
     )
 
 
@@ -141,6 +127,7 @@ def _report(arguments: argparse.Namespace, ladder: LadderConfig, rungs: list[Run
 def _tables(fitted: FittedLadder, gathered: Gathered) -> list[tables.Rows]:
     budgets = [fitted.largest_flops * factor for factor in (1, 10, 100)]
     return [
+        tables.law_rows(fitted),
         tables.held_out_rows(fitted),
         tables.number_rows(fitted),
         tables.optimum_rows(fitted, budgets),

@@ -1,5 +1,5 @@
-"""A fitted ladder: its law with intervals, how well it foretold, what it says of any budget; as a
-file.
+"""A fitted ladder: its laws with their weights, how well they foretold, what they say of any budget;
+as a file.
 """
 
 from __future__ import annotations
@@ -13,18 +13,20 @@ import numpy as np
 from maxlm.config.errors import UserError
 from maxlm.config.ladder import LadderConfig
 from maxlm.files import read_regular
-from maxlm.scaling.fit import Fit, Search, bootstrap, interval
+from maxlm.scaling.ensemble import loss_quantiles
+from maxlm.scaling.fit import Fit, Search, interval
 from maxlm.scaling.ladder.results import Gathered
-from maxlm.scaling.laws import LAWS, Units
+from maxlm.scaling.laws import LAWS
 from maxlm.scaling.optimum import Cost, Optimum, best_size
-from maxlm.scaling.select import HeldOut, choose_law, rollouts
+from maxlm.scaling.runs import Units
+from maxlm.scaling.select import HeldOut, Judged, budget_levels, judge_laws
 
 COVERAGE = 0.9
-VERSION = 1
+VERSION = 2
 
 
 class Range(NamedTuple):
-    """A number and the interval that holds the middle 90 % of its bootstrap values."""
+    """A number and its interval of 90 %."""
 
     value: float
     low: float
@@ -35,12 +37,7 @@ class FittedLadder(NamedTuple):
     """What a ladder says.
 
     Attributes:
-      fit: the law that is believed.
-      bootstraps: its fits to reweighted runs.
-      noise: standard deviation of log(predicted / measured) of the runs, as one run's share of an
-        interval.
-      held_out: predictions of each budget from the smaller ones, by the chosen law.
-      scores: root mean square of those errors for each law that was tried.
+      laws: the heaviest first, which is the one whose numbers and optimum are shown.
       cost: FLOPs per token as a function of N.
       loss: the metric.
       counts: what N counts, as `fit.count`.
@@ -48,31 +45,33 @@ class FittedLadder(NamedTuple):
       largest_flops: the most that any of them spent.
     """
 
-    fit: Fit
-    bootstraps: tuple[Fit, ...]
-    noise: float
-    held_out: tuple[HeldOut, ...]
-    scores: dict[str, float]
+    laws: tuple[Judged, ...]
     cost: Cost
     loss: str
     counts: str
     runs: int
     largest_flops: float
 
-    def loss_at(self, parameters: float, tokens: float) -> Range:
-        """Predict the loss of one run, with the interval that holds it with 90 % confidence.
+    @property
+    def fit(self) -> Fit:
+        """The law that foretold best."""
+        return self.laws[0].fit
 
-        The interval has two parts: how uncertain the law is, from the bootstraps, and how far runs
-        lie from their law.
+    def loss_at(self, parameters: float, tokens: float) -> Range:
+        """Predict the loss of one run by all laws together, with the interval that holds it with
+        90 % confidence (`maxlm.scaling.ensemble`).
         """
-        rng = np.random.default_rng(0)
-        values = np.array([float(one.predict(parameters, tokens)) for one in self.bootstraps])
-        scattered = values * np.exp(self.noise * rng.standard_normal((16, len(values))))
-        low, high = interval(scattered.ravel(), COVERAGE)
-        return Range(float(self.fit.predict(parameters, tokens)), low, high)
+        distance = np.log(self.cost.flops(parameters, tokens) / self.largest_flops)
+        tail = (1 - COVERAGE) / 2
+        low, middle, high = loss_quantiles(
+            self.laws, parameters, tokens, distance=float(distance), shares=(tail, 0.5, 1 - tail)
+        )
+        return Range(middle, low, high)
 
     def best_at(self, flops: float) -> dict[str, Range]:
         """Return N, D, D / N and loss of the best use of a budget, each with its interval.
+
+        N, D and their intervals are those of the law that foretold best, the loss there is by all.
 
         Raises:
           UserError: the law names no best size there.
@@ -82,7 +81,7 @@ class FittedLadder(NamedTuple):
         except ValueError as error:
             raise UserError(str(error)) from None
         others = list[Optimum]()
-        for one in self.bootstraps:
+        for one in self.laws[0].bootstraps:
             try:
                 others.append(best_size(one, flops, self.cost))
             except ValueError:
@@ -92,25 +91,31 @@ class FittedLadder(NamedTuple):
                 f"the {self.fit.law.name} law names a best size at {flops:g} FLOPs, and none of its fits to reweighted "
                 "runs does; add runs"
             )
-        names = ("parameters", "tokens", "tokens_per_parameter", "loss")
-        return {
+        names = ("parameters", "tokens", "tokens_per_parameter")
+        found = {
             name: Range(
                 getattr(central, name), *interval([getattr(one, name) for one in others], COVERAGE)
             )
             for name in names
         }
+        return {**found, "loss": self.loss_at(central.parameters, central.tokens)}
 
     def numbers(self) -> dict[str, Range]:
-        """Return the law's numbers with their intervals."""
-        raws = [one.raw for one in self.bootstraps]
-        return {
-            name: Range(value, *interval([raw[name] for raw in raws], COVERAGE))
-            for name, value in self.fit.raw.items()
-        }
+        """Return the numbers of the law that foretold best, with their intervals."""
+        return numbers_of(self.laws[0])
+
+
+def numbers_of(law: Judged) -> dict[str, Range]:
+    """Return a law's numbers with the intervals that hold the middle 90 % of its bootstraps."""
+    raws = [one.raw for one in law.bootstraps]
+    return {
+        name: Range(value, *interval([raw[name] for raw in raws], COVERAGE))
+        for name, value in law.fit.raw.items()
+    }
 
 
 def fit_ladder(ladder: LadderConfig, gathered: Gathered, loss: str) -> FittedLadder:
-    """Choose a law by rollouts, fit it to all runs, and find out how uncertain it is.
+    """Fit every law to all runs and weigh it by its rollouts.
 
     Raises:
       UserError: there are too few runs, or they cannot tell N from D.
@@ -118,25 +123,18 @@ def fit_ladder(ladder: LadderConfig, gathered: Gathered, loss: str) -> FittedLad
     _check(ladder, gathered)
     search = Search(over_estimate_penalty=ladder.fit.over_estimate_penalty)
     laws = [LAWS[name] for name in ladder.fit.laws]
-    runs, budgets = gathered.runs, gathered.budgets
+    runs, flops = gathered.runs, gathered.flops
     try:
-        choice = choose_law(laws, runs, budgets, search)
+        judged = judge_laws(laws, runs, flops, count=ladder.fit.bootstraps, search=search)
     except ValueError as error:
         raise UserError(f"{ladder.run_dir}: {error}") from None
-    fit = choice.fit
-    spare = max(runs.number - len(fit.law.names), 1)
-    noise = float(np.sqrt((fit.residuals**2).sum() / spare))
     return FittedLadder(
-        fit,
-        tuple(bootstrap(fit, runs, count=ladder.fit.bootstraps, search=search)),
-        noise,
-        tuple(choice.rollouts[fit.law.name]),
-        choice.scores,
-        Cost.of(runs, gathered.flops),
+        tuple(judged),
+        Cost.of(runs, flops),
         loss,
         ladder.fit.count,
         runs.number,
-        float(gathered.flops.max()),
+        float(flops.max()),
     )
 
 
@@ -163,13 +161,39 @@ def _check(ladder: LadderConfig, gathered: Gathered) -> None:
         )
 
 
-def hold_out_largest(ladder: LadderConfig, gathered: Gathered) -> HeldOut | None:
-    """Return the prediction of the largest budget by a fit without it: what counts of a law."""
-    search = Search(over_estimate_penalty=ladder.fit.over_estimate_penalty)
-    law = LAWS[ladder.fit.laws[0]]
-    found = list(rollouts(law, gathered.runs, gathered.budgets, search))
-    largest = gathered.budgets.max() if len(gathered.budgets) else None
-    return found[-1] if found and found[-1].flops == largest else None
+class LargestHeldOut(NamedTuple):
+    """The largest budget, foretold by a ladder without it.
+
+    Attributes:
+      fitted: how many smaller runs there are.
+      errors: predicted / measured - 1 of each of its runs.
+      inside: how many of them lie in their interval.
+      width: of the interval over the prediction, the largest.
+    """
+
+    fitted: int
+    errors: np.ndarray
+    inside: int
+    width: float
+
+
+def hold_out_largest(ladder: LadderConfig, gathered: Gathered, loss: str) -> LargestHeldOut | None:
+    """Foretell the largest budget from the smaller ones alone, as a target is; None if they are too
+    few.
+    """
+    levels = budget_levels(gathered.flops) if gathered.runs.number else np.zeros(0, int)
+    smaller = np.flatnonzero(levels < levels.max(initial=0))
+    try:
+        fitted = fit_ladder(ladder, gathered.only(smaller), loss)
+    except UserError:
+        return None
+    largest = gathered.runs.only(levels == levels.max())
+    asked = zip(largest.parameters, largest.tokens, strict=True)
+    found = np.array([fitted.loss_at(float(size), float(tokens)) for size, tokens in asked])
+    values, low, high = found.T
+    inside = (low <= largest.losses) & (largest.losses <= high)
+    errors, width = values / largest.losses - 1, float(((high - low) / values).max())
+    return LargestHeldOut(fitted.runs, errors, int(inside.sum()), width)
 
 
 # --- as a file ------------------------------------------------------------------------------------
@@ -177,27 +201,31 @@ def hold_out_largest(ladder: LadderConfig, gathered: Gathered) -> HeldOut | None
 
 def to_json(fitted: FittedLadder) -> dict[str, Any]:
     """Return everything as plain data."""
-    fit = fitted.fit
     return {
         "version": VERSION,
-        "law": fit.law.name,
-        "paper": fit.law.paper,
-        "numbers": {name: one._asdict() for name, one in fitted.numbers().items()},
-        "units": fit.units._asdict(),
-        "in_units": list(map(float, fit.numbers)),
-        "bootstraps": [list(map(float, one.numbers)) for one in fitted.bootstraps],
-        "residuals": list(map(float, fit.residuals)),
-        "noise": fitted.noise,
-        "held_out": [
-            {"fitted": one.fitted, "budget": one.flops, "errors": list(map(float, one.errors))}
-            for one in fitted.held_out
-        ],
-        "scores": {k: v if np.isfinite(v) else None for k, v in fitted.scores.items()},
+        "laws": [_law_to_json(law) for law in fitted.laws],
         "cost": fitted.cost._asdict(),
         "loss": fitted.loss,
         "count": fitted.counts,
         "runs": fitted.runs,
         "largest_flops": fitted.largest_flops,
+    }
+
+
+def _law_to_json(law: Judged) -> dict[str, Any]:
+    fit = law.fit
+    return {
+        "law": fit.law.name,
+        "paper": fit.law.paper,
+        "weight": law.weight,
+        "numbers": {name: one._asdict() for name, one in numbers_of(law).items()},
+        "units": fit.units._asdict(),
+        "in_units": fit.numbers.tolist(),
+        "bootstraps": [one.numbers.tolist() for one in law.bootstraps],
+        "residuals": fit.residuals.tolist(),
+        "noise": law.noise,
+        "rollouts": [{**one._asdict(), "errors": one.errors.tolist()} for one in law.rollouts],
+        "drifts": law.drifts.tolist(),
     }
 
 
@@ -223,24 +251,26 @@ def read_fitted(path: Path) -> FittedLadder:
 def _from_json(data: dict[str, Any]) -> FittedLadder:
     if data["version"] != VERSION:
         raise ValueError(data["version"])
-    law, units = LAWS[data["law"]], Units(**data["units"])
-    none = np.zeros(0)
-    fit = Fit(law, np.array(data["in_units"]), units, np.array(data["residuals"]))
-    scores = {k: float("inf") if v is None else v for k, v in data["scores"].items()}
     return FittedLadder(
-        fit,
-        tuple(Fit(law, np.array(one), units, none) for one in data["bootstraps"]),
-        data["noise"],
-        tuple(
-            HeldOut(law.name, one["fitted"], one["budget"], np.array(one["errors"]))
-            for one in data["held_out"]
-        ),
-        scores,
+        tuple(_law_from_json(one) for one in data["laws"]),
         Cost(**data["cost"]),
         data["loss"],
         data["count"],
         data["runs"],
         data["largest_flops"],
+    )
+
+
+def _law_from_json(data: dict[str, Any]) -> Judged:
+    law, units = LAWS[data["law"]], Units(**data["units"])
+    none = np.zeros(0)
+    return Judged(
+        Fit(law, np.array(data["in_units"]), units, np.array(data["residuals"])),
+        tuple(Fit(law, np.array(one), units, none) for one in data["bootstraps"]),
+        data["noise"],
+        tuple(HeldOut(**{**one, "errors": np.array(one["errors"])}) for one in data["rollouts"]),
+        np.array(data["drifts"]),
+        data["weight"],
     )
 
 

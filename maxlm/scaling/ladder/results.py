@@ -16,7 +16,7 @@ from maxlm.config.resume import compare_runs
 from maxlm.config.schema import RunConfig
 from maxlm.metrics.writers.lines import FILE, read_metrics
 from maxlm.scaling.ladder.rung import Rung
-from maxlm.scaling.laws import Runs
+from maxlm.scaling.runs import Runs
 
 _CURE = "set them back, or name another run_dir"
 
@@ -153,6 +153,12 @@ class Gathered(NamedTuple):
     flops: np.ndarray
     budgets: np.ndarray
     left_out: tuple[tuple[Result, str], ...]
+
+    def only(self, chosen: np.ndarray) -> Gathered:
+        """Select runs by an array of indices."""
+        results = tuple(self.results[place] for place in chosen)
+        arrays = self.runs.only(chosen), self.flops[chosen], self.budgets[chosen]
+        return Gathered(results, *arrays, self.left_out)
 
 
 def gather(ladder: LadderConfig, results: list[Result]) -> Gathered:

@@ -8,12 +8,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from maxlm.checkpoint import RunDirectory
+from maxlm.checkpoint.layout import saved_steps, step_path
 from maxlm.config.cluster.exit_codes import Exit
 from maxlm.config.ladder import LadderConfig
 from maxlm.config.reading.loader import LoadedRun
 from maxlm.config.show import to_yaml
 from maxlm.files import write_whole
-from maxlm.scaling.ladder.branches import missing_start
 from maxlm.scaling.ladder.results import read_results, settings_of
 from maxlm.scaling.ladder.rung import Rung
 
@@ -154,3 +155,15 @@ def _ended(ladder: LadderConfig, rung: Rung, code: int, say: Callable[[str], Non
 
 def _failure_of(ladder: LadderConfig, rung: Rung) -> Path:
     return Path(ladder.run_dir) / "logs" / f"{rung.name}.failed"
+
+
+def missing_start(rung: Rung) -> str | None:
+    """Return the checkpoint that a rung starts from and that is not there; None if it can start."""
+    if rung.after is None:
+        return None
+    folder = RunDirectory(Path(rung.after.config.run_dir)).checkpoints
+    own = RunDirectory(Path(rung.config.run_dir)).checkpoints
+    # A rung with checkpoints of its own goes on with those.
+    if rung.start in saved_steps(folder) or saved_steps(own):
+        return None
+    return str(step_path(folder, rung.start))

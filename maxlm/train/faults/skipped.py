@@ -43,7 +43,8 @@ class Skipped:
         saved_before: Callable[[int], str],
     ):
         self._config, self._dump, self._saved_before = config, dump, saved_before
-        self._told = -1  # the last spike
+        self._told: int | None = None  # the last spike that a line told of
+        self._untold = 0  # spikes since
         self._steps: deque[dict[str, Any]] = deque(maxlen=config.spikes.window)
 
     def read(self, step: int, metrics: StepMetrics, window: SpikeWindow | None) -> bool:
@@ -96,19 +97,24 @@ class Skipped:
 
     def _tell_spike(self, step: int, metrics: StepMetrics, spikes: SpikeReport) -> None:
         skipped = bool(metrics.skipped_in_row)
-        again, self._told = step == self._told + 1, step
-        if again and not skipped:  # a run that stays above is told once
+        since = self._told
+        # Where nothing is done about them, one line a window is enough; `optim/spikes` counts all.
+        if not skipped and since is not None and step < since + self._config.spikes.window:
+            self._untold += 1
             return
+        untold, self._told, self._untold = self._untold, step, 0
         loss, norm = _numbers(metrics)
         log.warning(
-            "step %d is a spike%s: loss %.4g (limit %.4g), gradient norm %.4g (limit %.4g)",
+            "step %d is a spike%s: loss %.4g (limit %.4g), gradient norm %.4g (limit %.4g)%s",
             step,
             " and was skipped" if skipped else "",
             *(loss, float(spikes.loss_limit), norm, float(spikes.norm_limit)),
+            f"; {untold} more since step {since}" if untold else "",
             extra=event(
                 "spike",
                 step=step,
                 skipped=skipped,
+                untold=untold,
                 **_values(metrics),
                 loss_limit=float(spikes.loss_limit),
                 norm_limit=float(spikes.norm_limit),

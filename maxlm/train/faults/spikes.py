@@ -3,12 +3,15 @@
 A step is a spike if its loss, or the logarithm of its gradient norm, lies more than `sigmas` robust
 standard deviations above the median of the window,
 
-    median(x) + sigmas * max(1.4826 * MAD(x), floor),   MAD(x) = median(|x - median(x)|)
+    median(x) + sigmas * max(1.4826 * MAD(x), (q90(x) - median(x)) / 1.2816, floor),
+    MAD(x) = median(|x - median(x)|),   q90: what nine tenths lie below
 
-1.4826 makes the MAD of a normal distribution its standard deviation. Only what is above counts: a
+Both are the standard deviation of a normal distribution. Gradients of small batches are far from
+one: some in a hundred have several times the usual norm, since one document of theirs is odd. MAD
+does not see that, q90 sees how heavy the upper tail is. Only what is above counts: a
 loss that falls steeply while the learning rate warms up is none. Neither is a norm that grows
 steadily: the window grows with it, and at any steady rate, in the logarithm, the newest step is
-1.35 deviations above the median. What is skipped never enters the window, so a run of spikes does
+at most 1.35 deviations above the median. What is skipped never enters the window, so a run of spikes does
 not become what is usual.
 
 All numbers are sums over all devices already, so every device, on every mesh, decides alike, and
@@ -30,6 +33,8 @@ from maxlm.config.schema import SpikesConfig
 
 NORMAL = 1.4826
 """Standard deviations of a normal distribution in its MAD."""
+UPPER, UPPER_NORMAL = 0.9, 1.2816
+"""A quantile, and how many standard deviations of a normal distribution it lies above the median."""
 FLOOR = 1e-3
 """Least standard deviation, relative to the median: below it lies rounding, such as that of steps
 that all read one batch."""
@@ -173,14 +178,27 @@ def watch(
 
 
 def _median_and_sigma(values_2W: jax.Array, entered: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return the medians of what entered, and the standard deviations that the MADs stand for."""
+    """Return the medians of what entered, and the standard deviations that the MADs or the upper
+    tails stand for, the larger ones.
+    """
     size = values_2W.shape[-1]
     count = jnp.clip(entered, 1, size)
 
-    def median(of_2W: jax.Array) -> jax.Array:
+    def in_order(of_2W: jax.Array) -> jax.Array:
         # What did not enter goes behind all that did.
-        ordered = jnp.sort(jnp.where(jnp.arange(size) < count, of_2W, math.inf))
-        return (ordered[:, (count - 1) // 2] + ordered[:, count // 2]) / 2
+        return jnp.sort(jnp.where(jnp.arange(size) < count, of_2W, math.inf))
 
-    middle_2 = median(values_2W)
-    return middle_2, NORMAL * median(jnp.abs(values_2W - middle_2[:, None]))
+    def median(ordered_2W: jax.Array) -> jax.Array:
+        return (ordered_2W[:, (count - 1) // 2] + ordered_2W[:, count // 2]) / 2
+
+    ordered_2W = in_order(values_2W)
+    middle_2 = median(ordered_2W)
+    deviations_2W = in_order(jnp.abs(values_2W - middle_2[:, None]))
+    place = UPPER * (count - 1)
+    below = jnp.floor(place).astype(jnp.int32)
+    share = place - below
+    above_2 = ordered_2W[:, jnp.minimum(below + 1, count - 1)]
+    upper_2 = (1 - share) * ordered_2W[:, below] + share * above_2
+    return middle_2, jnp.maximum(
+        NORMAL * median(deviations_2W), (upper_2 - middle_2) / UPPER_NORMAL
+    )

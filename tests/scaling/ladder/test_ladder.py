@@ -94,8 +94,10 @@ def test_fit_recovers_the_law_and_predicts(
     assert main([*command, *big]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith(
-        "hold-out error: the largest budget, predicted from the 12 smaller runs"
+        "hold-out error: the largest budget, predicted from the 14 smaller runs alone, is off by "
     )
+    assert "; 1 of 1 runs lie in their interval (up to " in shown
+    assert all(law in shown for law in ("surface", "coupled", "kaplan"))
     assert "left out: to do" in shown
     prediction = read_prediction(str(tmp_path / "ladder" / "prediction.json"))
     truth = law(prediction.parameters, prediction.tokens)
@@ -162,7 +164,7 @@ def test_a_report_of_an_older_fit_is_refused(ladder_file: Path, capsys: pytest.C
 
 def test_too_few_rungs_cannot_be_fitted(ladder_file: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["ladder", "fit", str(ladder_file)]) == 2
-    assert "0 rungs can be used and a law needs 6 or more" in capsys.readouterr().err
+    assert "0 rungs can be used and a law needs 5 or more" in capsys.readouterr().err
 
 
 def test_run_goes_on_after_a_failure_and_starts_again(

@@ -46,7 +46,10 @@ def by_definition(losses, norms, config=RULE):
         if len(kept) >= config.min_steps:
             for number, column in enumerate(np.array(kept[-config.window :]).T):
                 median = np.median(column)
-                sigma = 1.4826 * np.median(np.abs(column - median))
+                sigma = max(
+                    1.4826 * np.median(np.abs(column - median)),
+                    (np.quantile(column, 0.9) - median) / 1.2816,
+                )
                 least = 1e-3 * (abs(median) if number == 0 else 1)
                 limits[number] = median + config.sigmas * max(sigma, least)
         spike = finite and (loss > limits[0] or math.log(norm) > limits[1])
@@ -130,8 +133,9 @@ def test_what_stays_above_is_skipped_for_ever_or_becomes_usual():
     watching = RULE.model_copy(update={"kind": "watch"})
     _, (done, report) = judge(losses, norms, config=watching)
     assert done.all()
-    assert report.spike[40:45].all()
-    assert not report.spike[56:].any()
+    # Two of sixteen are the upper tenth, and with it the usual: heavy tails look like this.
+    assert report.spike[40:42].all()
+    assert not report.spike[42:].any()
 
 
 def test_a_saved_window_is_kept_if_it_is_of_the_same_size():

@@ -160,6 +160,19 @@ def test_the_first_of_the_skipped_steps_is_found_in_the_ring(in_flight):
             assert first_skipped(ring, step) == first
 
 
+def test_spikes_that_nothing_is_done_about_are_told_once_a_window(trainer, warmed, caplog):
+    rule = trainer.config.train.spikes.model_copy(update={"kind": "watch", "window": 16})
+    train = trainer.config.train.model_copy(update={"spikes": rule})
+    told = Skipped(train, lambda step, values: None, saved_before=str)
+    spikes = warmed[1][-1].spikes._replace(spike=np.bool_(True))
+    spike = warmed[1][-1]._replace(spikes=spikes)
+    for step in (100, 101, 107, 115, 116, 117):
+        assert not told.read(step, spike, None)
+    events = [record.maxlm_event for record in caplog.records]
+    assert [(one.step, one.values["untold"]) for one in events] == [(100, 0), (116, 3)]
+    assert caplog.messages[-1].endswith("; 3 more since step 100")
+
+
 def test_what_is_skipped_is_told_and_too_much_of_it_ends_the_run(trainer, warmed, caplog):
     dumps = []
     rule = trainer.config.train.spikes.model_copy(update={"then": "stop"})

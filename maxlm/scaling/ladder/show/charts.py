@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter, StrMethodFormatter
 
-from maxlm.pages import Chart
+from maxlm.pages.chart import Chart
 from maxlm.scaling.ladder.fitted import FittedLadder
 from maxlm.scaling.ladder.results import Gathered
 

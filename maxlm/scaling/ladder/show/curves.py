@@ -14,7 +14,8 @@ from tensorboardX import summary
 from tensorboardX.proto.summary_pb2 import Summary
 
 from maxlm.metrics.writers.curves import EventFile, scalar_or_text
-from maxlm.pages import Chart, Rows
+from maxlm.pages import Rows
+from maxlm.pages.chart import Chart
 from maxlm.scaling.ladder.fitted import FittedLadder
 from maxlm.scaling.ladder.results import Gathered, Result
 from maxlm.scaling.ladder.show.charts import frontier

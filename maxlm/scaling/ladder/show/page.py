@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from maxlm.pages import (
-    Chart,
     Markup,
     Rows,
     escaped,
@@ -14,6 +13,7 @@ from maxlm.pages import (
     page_markup,
     table_markup,
 )
+from maxlm.pages.chart import Chart
 from maxlm.scaling.ladder.results import Gathered
 
 

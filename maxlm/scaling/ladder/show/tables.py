@@ -8,54 +8,8 @@ import numpy as np
 
 from maxlm.pages import Rows
 from maxlm.scaling.ladder.fitted import FittedLadder, Range
-from maxlm.scaling.ladder.results import Gathered, Result
-from maxlm.scaling.ladder.rung import Rung
-
-
-def plan_rows(results: Sequence[Result], unique_tokens: float | None, speed: float | None) -> Rows:
-    """Return what is to be run.
-
-    Args:
-      results: every rung and how far it is.
-      unique_tokens: training tokens of the data, where it is prepared.
-      speed: FLOP/s of the machine, for hours.
-    """
-    sizes = ("rung", "N", "N without embeddings", "tokens", "D/N", "epochs", "steps", "FLOPs")
-    branches = any(result.rung.after for result in results)
-    columns = (*sizes, *(("from",) if branches else ()), *(("hours",) if speed else ()), "state")
-    rows = []
-    for result in results:
-        rung = result.rung
-        start = (f"{rung.after.name}, step {rung.start:,}" if rung.after else "",)
-        hours = (f"{rung.own_flops / speed / 3600:.3f}",) if speed else ()
-        cells = (*_rung_cells(rung, unique_tokens), *(start if branches else ()), *hours)
-        rows.append((*cells, _state(result)))
-    total = sum(result.rung.own_flops for result in results)
-    summary = f"{len(results)} runs, {total:.2e} FLOPs"
-    summary += f", {total / speed / 3600:.1f} hours" if speed else ""
-    return Rows(summary, columns, tuple(rows))
-
-
-def _rung_cells(rung: Rung, unique_tokens: float | None) -> tuple[str, ...]:
-    epochs = "?" if unique_tokens is None else f"{rung.tokens / unique_tokens:.2f}"
-    return (
-        rung.name,
-        f"{rung.parameters:,}",
-        f"{rung.parameters - rung.embedding:,}",
-        f"{rung.tokens:.3g}",
-        f"{rung.tokens / rung.parameters:.1f}",
-        epochs,
-        f"{rung.config.train.num_steps:,}",
-        f"{rung.flops:.2e}",
-    )
-
-
-def _state(result: Result) -> str:
-    if result.state == "begun":
-        return f"step {result.step}"
-    if result.state == "done":
-        return f"loss {result.loss:.4f}"
-    return result.state
+from maxlm.scaling.ladder.results import Gathered
+from maxlm.scaling.select import DRIFTS
 
 
 def number_rows(fitted: FittedLadder) -> Rows:
@@ -66,18 +20,32 @@ def number_rows(fitted: FittedLadder) -> Rows:
     return Rows(title, ("number", "value", "5 %", "95 %"), tuple(rows))
 
 
+def law_rows(fitted: FittedLadder) -> Rows:
+    """Return how much each law is believed, and why."""
+    rows = []
+    for law in fitted.laws:
+        score = f"{100 * law.score:.2f} %" if np.isfinite(law.score) else "none"
+        drifts = np.interp([0.5, 0.95], np.cumsum(law.drifts), DRIFTS)
+        cells = (f"{100 * law.noise:.2f} %", *(f"{100 * drift:.2f} %" for drift in drifts))
+        rows.append((law.fit.law.name, f"{100 * law.weight:.1f} %", score, *cells))
+    columns = ("law", "weight", "rollouts, rms", "runs about it", "drift, median", "95 %")
+    title = "laws; drift: error per factor of e in FLOPs beyond the largest run, besides what bootstraps explain"
+    return Rows(title, columns, tuple(rows))
+
+
 def held_out_rows(fitted: FittedLadder) -> Rows:
-    """Return how well larger budgets were predicted from smaller ones."""
+    """Return how well the heaviest law predicted larger budgets from smaller ones."""
     rows = [
         (
             f"{one.flops:.3g}",
+            f"{one.flops / one.largest:.2f}",
             str(one.fitted),
             *(f"{100 * error:+.2f} %" for error in _ends(one.errors)),
         )
-        for one in fitted.held_out
+        for one in fitted.laws[0].rollouts
     ]
-    columns = ("budget", "runs fitted", "mean error", "largest error")
-    return Rows("budgets predicted from the smaller ones alone", columns, tuple(rows))
+    columns = ("FLOPs", "of the largest fitted", "runs fitted", "mean error", "largest error")
+    return Rows("budgets predicted from smaller ones alone", columns, tuple(rows))
 
 
 def _ends(errors: np.ndarray) -> tuple[float, float]:
