@@ -175,6 +175,16 @@ class Timeline:
         spent = self._computation(self._module.entry, 1)
         return {name: spent[name] for name in ("products", "kernels", "other", "communication")}
 
+    def instructions(self) -> Iterator[tuple[Instruction, float, dict[str, float]]]:
+        """Yield what runs, loops and branches aside: how often it does, and the seconds of all its
+        runs by what they are spent on; nothing of what may hide.
+        """
+        for instruction, computation, times in self._module.runs(self._guess):
+            if instruction.op not in ("while", "conditional", "call"):
+                collective = collective_of(self._module, instruction, computation)
+                spent = self._instruction(instruction, computation, 1, collective)
+                yield instruction, times, {kind: times * once for kind, once in spent.items()}
+
     def _computation(self, name: str, around: float) -> dict[str, float]:
         spent: dict[str, float] = defaultdict(float)
         computation = self._module.computations[name]
