@@ -27,12 +27,15 @@ class Event(NamedTuple):
     is_last: bool = False
 
 
-def event(
-    kind: str, *, step: int | None = None, is_last: bool = False, **values: Any
-) -> dict[str, Any]:
+def event(kind: str, *, step: int | None = None, **values: Any) -> dict[str, Any]:
     """Return the `extra` of a line of the log that is an event.
 
     Example:
       log.warning("step %d was skipped", step, extra=event("skipped_step", step=step, loss=loss))
     """
-    return {ATTRIBUTE: Event(kind, step, values, is_last)}
+    return {ATTRIBUTE: Event(kind, step, values)}
+
+
+def last_event(kind: str, *, step: int | None = None, **values: Any) -> dict[str, Any]:
+    """Return the `extra` of the line that a process writes before it ends at once."""
+    return {ATTRIBUTE: Event(kind, step, values, is_last=True)}

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from enum import Enum
 from types import FrameType
 
-from maxlm.events import event
+from maxlm.events import last_event
 from maxlm.process.last_words import tell
 from maxlm.process.phases import current
 
@@ -124,7 +124,7 @@ class Listener:
                 "newest checkpoint",
                 name,
                 phase,
-                extra=event("stop", is_last=True, signal=name, phase=phase),
+                extra=last_event("stop", signal=name, phase=phase),
             )
         )
         self._leave(STOPPED)

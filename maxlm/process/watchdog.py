@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from maxlm.events import event
+from maxlm.events import last_event
 from maxlm.process import phases
 from maxlm.process.last_words import tell
 from maxlm.process.peers import Met, Peers
@@ -86,10 +86,9 @@ class Watchdog:
             what,
             "" if peers is None else f", of all processes in {peers.stacks}",
             cure,
-            extra=event(
+            extra=last_event(
                 "timeout",
                 step=place.step,
-                is_last=True,
                 phase=place.phase,
                 limit_seconds=late.limit,
             ),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from maxlm.config.errors import UserError
-from maxlm.events import event
+from maxlm.events import event, last_event
 from maxlm.metrics.history import History
 from maxlm.metrics.history.events import read_events
 
@@ -77,7 +77,7 @@ def test_last_words_are_shown_at_once_by_the_thread_that_says_them(tmp_path):
         history.open(tmp_path, process=0)
         history.events.show_last = show
         log.error("slow", extra=event("slow_step", step=7))
-        late = {"extra": event("timeout", step=7, is_last=True, phase="step")}
+        late = {"extra": last_event("timeout", step=7, phase="step")}
         thread = threading.Thread(target=log.error, args=("too late",), kwargs=late, name="dog")
         thread.start()
         thread.join()
