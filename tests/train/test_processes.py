@@ -1,5 +1,6 @@
 """Two real processes with four fake devices each: one process' losses; and they end together."""
 
+import json
 import os
 import re
 import signal
@@ -37,7 +38,10 @@ def test_two_processes_give_the_losses_of_one(write_run, tmp_path):
         *("start", "compiled", "end")
     ]
     assert found[0].values["num_processes"] == 2
-    assert not (tmp_path / "two" / "events-1.jsonl").exists()
+    # (On a busy machine a small program may take it a second to compile, and that is told.)
+    of_other = tmp_path / "two" / "events-1.jsonl"
+    lines = of_other.read_text().splitlines() if of_other.exists() else []
+    assert {json.loads(line)["kind"] for line in lines} <= {"late_compile"}
     # And what two processes saved, one process resumes.
     output = train(
         tmp_path / "two.yaml",
