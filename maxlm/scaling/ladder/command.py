@@ -1,4 +1,4 @@
-"""`maxlm ladder run | fit | report`: train the runs of a LADDER.yaml, and say what they tell.
+"""`maxlm ladder`, run, fit and report: train the runs of a LADDER.yaml, and say what they tell.
 
 `plan` and `status` are `maxlm.scaling.ladder.planning`, which loads less.
 """

@@ -1,4 +1,4 @@
-"""`maxlm ladder plan | status`: the table of a LADDER.yaml's runs.
+"""`maxlm ladder`, plan and status: the table of a LADDER.yaml's runs.
 
 What it imports is kept small, since the answer itself takes a tenth of a second.
 """
