@@ -358,13 +358,13 @@ def add_line(path: Path, old: str, new: str) -> None:
 
 
 def test_every_kind_of_event_is_on_the_page():
-    """An event is marked by `event(KIND, ...)` or noted by `events.note(KIND, ...)`."""
+    """An event is marked by `event(KIND, ...)` or `last_event`, or noted by `events.note(KIND, ...)`."""
     calls = [
         node.args[0]
         for path in (ROOT / "maxlm").rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Call) and node.args
-        if re.fullmatch(r"event|marked|(.*\.)?events\.note", ast.unparse(node.func))
+        if re.fullmatch(r"(last_)?event|marked|(.*\.)?events\.note", ast.unparse(node.func))
     ]
     parts = [part for kind in calls for part in ast.walk(kind) if isinstance(part, ast.Constant)]
     page = (ROOT / "docs/reliability.md").read_text()
