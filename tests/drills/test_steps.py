@@ -37,31 +37,29 @@ def shuffled(batch):
     values = np.random.default_rng(0).permutation(np.asarray(targets).reshape(-1))
     return batch | {"targets": jax.device_put(values.reshape(targets.shape), targets.sharding)}
 
-def flipped(state):
+def changed(state, change):
     leaves = flatten(state)
     name = next(name for name in leaves if name.startswith("decoder/embed"))
     array = leaves[name]
     parts = []
     for number, shard in enumerate(array.addressable_shards):
         data = np.array(shard.data)
-        if number == 1:
-            data.reshape(-1).view(np.uint32)[::50] ^= np.uint32(1 << 12)
+        change(number, data.reshape(-1))
         parts.append(jax.device_put(data, shard.device))
     corrupt = jax.make_array_from_single_device_arrays(array.shape, array.sharding, parts)
     return unflatten(state, leaves | {name: corrupt})
 
+def flipped(state):
+    def flip(number, values):
+        if number == 1:
+            values.view(np.uint32)[::50] ^= np.uint32(1 << 12)
+    return changed(state, flip)
+
 def poisoned(state, value, copies):
-    leaves = flatten(state)
-    name = next(name for name in leaves if name.startswith("decoder/embed"))
-    array = leaves[name]
-    parts = []
-    for number, shard in enumerate(array.addressable_shards):
-        data = np.array(shard.data)
+    def poison(number, values):
         if number in copies:
-            data.reshape(-1)[:] = value
-        parts.append(jax.device_put(data, shard.device))
-    broken = jax.make_array_from_single_device_arrays(array.shape, array.sharding, parts)
-    return unflatten(state, leaves | {name: broken})
+            values[:] = value
+    return changed(state, poison)
 
 def fault(state, batch, step):
     FAULT
