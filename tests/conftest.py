@@ -8,6 +8,7 @@ import signal
 import subprocess
 from pathlib import Path
 
+import jax
 import pytest
 
 from tests import audit
@@ -22,6 +23,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 # Two threads for each device, as `maxlm.runtime` asks for, however few cores there are.
 os.environ["PJRT_NPROC"] = "16"
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {QUICK_COMPILE} {PATIENCE}"
+# As `maxlm.runtime.start` does where there are several devices of the CPU; `python -m maxlm` with one,
+# which tests start, keeps its programs.
+jax.config.update("jax_enable_compilation_cache", False)
 
 # Under nohup it would be ignored, by what tests start as well.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)

@@ -384,8 +384,8 @@ class RuntimeConfig(Section):
     )
     compile_cache: str | None = Field(
         "auto",
-        description="folder of compiled programs; auto: RUN_DIR/compiled, so that a restart compiles nothing, "
-        "but none on several CPU devices (null: none)",
+        description="folder of compiled programs; auto: RUN_DIR/compiled, so that a restart compiles nothing "
+        "(null: none); several CPU devices use none",
     )
     profile: ProfileConfig | None = None
 

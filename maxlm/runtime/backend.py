@@ -61,8 +61,19 @@ def start(runtime: RuntimeConfig) -> None:
         hush_libtpu()
     connect(os.environ, runtime.timeouts.start_seconds)
     _find_devices(runtime.platform)
+    if forgets_order():
+        jax.config.update("jax_enable_compilation_cache", False)
     if jax.process_index() > 0:
         logging.getLogger().setLevel(logging.ERROR)
+
+
+def forgets_order() -> bool:
+    """Tell whether programs from a cache may compute wrongly here: on several devices of the CPU.
+
+    XLA orders collectives by what it does not write into a program that it stores (jaxlib 0.10.2): one
+    that is read back begins those of different loops in any order, and devices meet in the wrong ones.
+    """
+    return jax.default_backend() == "cpu" and jax.device_count() > 1
 
 
 def _refuse_crossing(device_count: int) -> None:

@@ -82,7 +82,7 @@ def write_run(tiny_data, tmp_path, name, **train):
     config = make_run(tiny_data, tmp_path / name)
     config["train"] |= {"num_steps": 60, "eval_every": 0, **train}
     config["checkpoint"] |= {"every": 10}
-    config["mesh"] = {"data": 2}
+    config["mesh"] = {"data": 2, "fsdp": 1}
     path = tmp_path / f"{name}.yaml"
     path.write_text(yaml.safe_dump(config))
     return path

@@ -14,22 +14,27 @@ from maxlm.runtime import processes
 from maxlm.runtime.processes import FOR_EVER, connect, launcher_of, waiting_for
 
 
-def test_start_makes_fake_devices_and_a_compile_cache(start_script, tmp_path):
+@pytest.mark.parametrize("devices", [1, 3])
+def test_start_makes_fake_devices_and_a_compile_cache(devices, start_script, tmp_path):
+    """Three have a folder that nothing is read from: programs there have no order of collectives."""
     process = start_script(f"""
 from maxlm import runtime
 from maxlm.config.schema import RuntimeConfig
-runtime.start(RuntimeConfig(device_count=3, compile_cache={str(tmp_path / "cache")!r}))
+runtime.start(RuntimeConfig(device_count={devices}, compile_cache={str(tmp_path / "cache")!r}))
 import pathlib
 import jax
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.jit(lambda x: x * 3 + 1)(2.0).block_until_ready()
 names = [path.read_text() for path in pathlib.Path("/proc/self/task").glob("*/comm")]
 workers = sum("XLAEigen" in name for name in names)
 print(jax.device_count(), jax.process_count(), jax.config.jax_compilation_cache_dir, workers)
 """)
     out, err = process.communicate(timeout=60)
     *found, workers = out.split()
-    assert found == ["3", "1", str(tmp_path / "cache")], err
+    assert found == [str(devices), "1", str(tmp_path / "cache")], err
+    assert any((tmp_path / "cache").iterdir()) == (devices == 1)
     # Each device can wait in a collective, and there are threads left.
-    assert int(workers) >= 6
+    assert int(workers) >= 2 * devices
 
 
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])

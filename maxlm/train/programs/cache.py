@@ -14,6 +14,8 @@ import jax
 import zstandard
 from jax.experimental.compilation_cache import compilation_cache
 
+from maxlm.runtime import forgets_order
+
 log = logging.getLogger(__name__)
 
 AUTO = "auto"
@@ -30,21 +32,24 @@ _ZSTD = b"\x28\xb5\x2f\xfd"
 def folder_of_programs(setting: str | None, run_dir: Path) -> Path | None:
     """Return the folder where compiled programs are kept; None if they are not.
 
-    Several devices of the CPU get none by themselves: there, a program from the cache has been seen
-    to wait for ever in a collective that the same program, freshly compiled, passes.
+    Several devices of the CPU get none, whatever is set (`maxlm.runtime.forgets_order`).
 
     Args:
       setting: `runtime.compile_cache`.
       run_dir: the run's folder.
     """
-    named = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    if forgets_order():
+        return None
+    named = _named()
     if named:
         return Path(named)
     if setting != AUTO:
         return None if setting is None else Path(setting).expanduser()
-    if jax.default_backend() != "cpu":
-        return run_dir / FOLDER
-    return None if jax.device_count() > 1 else run_dir / FOLDER / f"cpu-{_processor()}"
+    return run_dir / FOLDER / (f"cpu-{_processor()}" if jax.default_backend() == "cpu" else "")
+
+
+def _named() -> str | None:
+    return jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager
@@ -55,6 +60,8 @@ def kept_programs(setting: str | None, run_dir: Path) -> Iterator[None]:
     """
     if _LEAST.upper() not in os.environ:
         jax.config.update(_LEAST, LEAST_SECONDS)
+    if forgets_order() and (named := _named()):
+        log.info("%s is not used: several devices of the CPU need programs compiled anew", named)
     folder = folder_of_programs(setting, run_dir)
     if folder is None or not folder.is_relative_to(run_dir / FOLDER):
         yield

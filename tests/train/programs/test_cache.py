@@ -13,20 +13,20 @@ from maxlm.train.programs.cache import drop_torn, folder_of_programs, kept_progr
 
 
 @pytest.fixture
-def no_cache(monkeypatch):
+def no_cache():
     """No folder of programs, as a user's process begins."""
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", None)
+    jax.config.update("jax_enable_compilation_cache", True)
     yield
+    jax.config.update("jax_enable_compilation_cache", False)
     jax.config.update("jax_compilation_cache_dir", before)
 
 
 def test_the_folder(tmp_path, monkeypatch, no_cache):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
     assert folder_of_programs(None, tmp_path) is None
     assert folder_of_programs("~/x", tmp_path) == Path("~/x").expanduser()
-    assert jax.device_count() == 8
-    assert folder_of_programs("auto", tmp_path) is None  # several devices of the CPU
-    monkeypatch.setattr(jax, "device_count", lambda: 1)
     own = folder_of_programs("auto", tmp_path)
     assert own.parent == tmp_path / "compiled"
     monkeypatch.setattr(cache, "_processor", lambda: "another")
@@ -36,6 +36,19 @@ def test_the_folder(tmp_path, monkeypatch, no_cache):
     assert folder_of_programs("auto", tmp_path) == tmp_path / "compiled"
     jax.config.update("jax_compilation_cache_dir", "/named")
     assert folder_of_programs("auto", tmp_path) == Path("/named")
+
+
+def test_several_devices_of_the_cpu_get_no_programs_that_were_kept(tmp_path, no_cache, caplog):
+    assert jax.device_count() == 8
+    caplog.set_level("INFO")
+    assert folder_of_programs("auto", tmp_path) is None
+    assert folder_of_programs(str(tmp_path / "named"), tmp_path) is None
+    with kept_programs("auto", tmp_path):
+        assert "is not used" not in caplog.text
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "named"))
+    assert folder_of_programs(None, tmp_path) is None
+    with kept_programs(None, tmp_path):
+        assert f"{tmp_path}/named is not used: several devices of the CPU" in caplog.text
 
 
 def test_programs_are_kept_in_the_run_and_nowhere_after_it(tmp_path, monkeypatch, no_cache):

@@ -29,6 +29,7 @@ def test_what_the_folder_of_programs_has_is_not_compiled_anew(tmp_path):
         return x / 4 + 1
 
     settings = {
+        "jax_enable_compilation_cache": True,
         "jax_compilation_cache_dir": str(tmp_path),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
     }
