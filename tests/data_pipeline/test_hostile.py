@@ -49,6 +49,13 @@ STEPS = [
         "max_count": 10**6,
         "model": "TOXIC",
     },
+    {
+        "kind": "rewrite",
+        "checkpoint": {"path": "PUBLISHED"},
+        "templates": [{"name": "say", "prompts": ["{text}: "]}],
+        "max_source_tokens": 16,
+        "max_tokens": 8,
+    },
     {"kind": "decontaminate", "benchmarks": {"quiz": ["BENCHMARK"]}, "action": "mask"},
     {"kind": "classifier", "model": "MODEL", "threshold": None, "score": "quality"},
     {"kind": "perplexity", "model": "NGRAMS", "keep": ["head", "middle", "tail"]},
