@@ -10,15 +10,18 @@ URL_KEY = "url_key"  # of a document's metadata: its address as `canonical_url` 
 _PORTS = {"http": 80, "https": 443, "ftp": 21}
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _ESCAPE = re.compile("%([0-9A-Fa-f]{2})")
+_BARE = re.compile(r"(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.){1,8}[^\W\d_]{2,24}(?::\d{1,5})?(?:[/?]|$)")
 # Bytes that an address cannot hold as they are (RFC 3986, 2.2 and 2.3, and the percent sign).
 _UNSAFE = re.compile(r"[^A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=%]")
 
 TRACKING = re.compile(
     r"(?:utm_\w+|gclid|gclsrc|dclid|gbraid|wbraid|fbclid|msclkid|yclid|twclid|ttclid|igshid|mc_[ce]id|mkt_tok"
-    r"|_ga|_gl|_hs\w+|oly_\w+|vero_\w+|sessionid|jsessionid|phpsessid|aspsessionid\w*|sid)$",
+    r"|_ga|_gl|_hs\w+|oly_\w+|vero_\w+|sessionid|jsessionid|phpsessid|aspsessionid\w*)$"
+    # `sid` is a session in some programs, and in others (PHP-Nuke, Slash) the number of the article.
+    r"|sid=(?=[a-z]*\d)(?=\d*[a-z])[a-z\d]{16,}$",
     re.IGNORECASE,
 )
-"""Names in a query that say where a reader came from or who it was; the page is the same."""
+"""Parts of a query that say where a reader came from or who it was; the page is the same."""
 
 
 class Address(NamedTuple):
@@ -38,9 +41,15 @@ class Address(NamedTuple):
 
 
 def parse_address(url: str) -> Address | None:
-    """Return the parts of an address, or None if it has no host."""
+    """Return the parts of an address, or None if it has no host.
+
+    `example.com/page` is one, as lists and some corpora leave out `https://`.
+    """
+    url = re.sub(r"[\x00-\x20\x7f]", "", url)
+    if _BARE.match(url):
+        url = f"//{url}"
     try:
-        parts = urlsplit(re.sub(r"[\x00-\x20\x7f]", "", url))
+        parts = urlsplit(url)
         return _address(parts) if parts.hostname else None
     except ValueError:  # a port that is no number, half an IPv6 address, a host that NFKC changes
         return None
@@ -64,14 +73,15 @@ def canonical_url(url: str) -> str:
 def _address(parts: SplitResult) -> Address:
     port = parts.port
     return Address(
-        host=_ascii_host(parts.hostname or ""),
+        host=ascii_host(parts.hostname or ""),
         port="" if port in (None, _PORTS.get(parts.scheme)) else f":{port}",
         path=_without_dots(_escaped(re.sub(r"(?i);jsessionid=[^/]*", "", parts.path)) or "/"),
         query=_sorted_query(_escaped(parts.query)),
     )
 
 
-def _ascii_host(host: str) -> str:
+def ascii_host(host: str) -> str:
+    """Return a host as addresses have it: in ASCII (IDNA), lower case, without a dot at its end."""
     host = host.rstrip(".")
     try:
         return host.encode("idna").decode("ascii").lower()
@@ -107,6 +117,8 @@ def _without_dots(path: str) -> str:
 
 def _sorted_query(query: str) -> str:
     parts = query.replace(";", "&").split("&")
-    return "&".join(
-        sorted(part for part in parts if part and not TRACKING.match(part.partition("=")[0]))
-    )
+    return "&".join(sorted(part for part in parts if part and not _tracks(part)))
+
+
+def _tracks(part: str) -> bool:
+    return any(TRACKING.match(one) for one in (part.partition("=")[0], part))

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data_pipeline.urls.canonical import ascii_host
 from maxlm.config.errors import UserError
 from maxlm.files import open_regular
 
@@ -76,7 +77,7 @@ def _read(name: str) -> Iterator[tuple[str, list[_Group]]]:
         key, _, value = (part.strip() for part in line.partition("#")[0].partition(":"))
         if key.lower() == "host":
             yield host, _groups(lines)
-            host, lines = value.lower().rstrip("."), []
+            host, lines = ascii_host(value), []
         else:
             lines.append((key.lower(), value))
     yield host, _groups(lines)

@@ -57,6 +57,26 @@ def test_progress_says_how_fast_it_is_and_what_is_left(clock):
     ]
 
 
+def test_progress_of_documents_whose_number_is_not_known_before(clock):
+    out = io.StringIO()
+    report = Report(Console(file=out, width=200, highlight=False, soft_wrap=True))
+    with report.progress("read", 0, 40_000_000) as advance:
+        clock[0] += 40
+        advance(0, 10_000_000)  # files without a document
+        clock[0] += 40
+        advance(160, 30_000_000)
+    with report.progress("of unknown size", 0, 0) as advance:
+        clock[0] += 40
+        advance(80, 0)
+    assert out.getvalue().splitlines() == [
+        "read: 25%, 0.2 MB/s, 2 min left",
+        "read: 100%, 2 documents/s, 0.5 MB/s, 0 s left",
+        "read: 80.0 s, 2 documents/s, 0.5 MB/s",
+        "of unknown size: 80 documents, 2 documents/s",
+        "of unknown size: 40.0 s, 2 documents/s",
+    ]
+
+
 def test_progress_without_sizes_is_that_of_documents(clock):
     out = io.StringIO()
     report = Report(Console(file=out, width=200, highlight=False, soft_wrap=True))

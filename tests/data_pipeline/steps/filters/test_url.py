@@ -16,6 +16,7 @@ RULES = {
 }
 CASES = {
     "http://www.bad.com/x": "url/domain",
+    "bad.com/x": "url/domain",
     "https://www.good.com/bad/": "url/url",
     "http://good.com/casino-x": "url/word",
     "http://good.com/free/game": "url/soft_words",
