@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -161,9 +162,10 @@ def _figures(manifest: Mapping[str, Any]) -> dict[str, str]:
     reading, splits = manifest["reading"], manifest["splits"]
     figures = {"documents read": f"{reading['documents']:,}"}
     figures["skipped"] = f"{sum(skipped['count'] for skipped in reading['skipped'].values()):,}"
+    dropped: Counter[str] = Counter()  # two steps may drop for one reason
     for step in manifest["steps"]:
-        for reason, count in step["reasons"].items():
-            figures[f"dropped: {reason}"] = f"{count:,}"
+        dropped.update(step["reasons"])
+    figures |= {f"dropped: {reason}": f"{count:,}" for reason, count in dropped.items()}
     for split, counts in splits.items():
         figures[f"{split} documents"] = f"{counts['documents']:,}"
         figures[f"{split} tokens"] = f"{counts['tokens']:,}"

@@ -12,7 +12,7 @@ from data_pipeline.documents import Value
 # A longer text, line or payload is not held in memory: it is skipped, counted and named.
 MAX_RECORD_BYTES = 2**26
 LICENCES = ("licence", "license")
-LARGEST_INTEGER = 2**63  # of those that JSON's readers take for integers
+INTEGERS = range(-(2**63), 2**64)  # that readers of JSON take for integers
 
 
 @dataclass(slots=True)
@@ -65,5 +65,5 @@ def scalars(values: Mapping[str, object], names: tuple[str, ...]) -> dict[str, V
 def _is_held(value: Value) -> bool:
     """Tell whether a value comes back from JSON as it was."""
     if isinstance(value, int):
-        return -LARGEST_INTEGER <= value < LARGEST_INTEGER
+        return value in INTEGERS
     return not isinstance(value, float) or math.isfinite(value)

@@ -30,6 +30,22 @@ def test_text_that_looks_like_markup_is_shown_as_it_is():
     assert out.getvalue() == "data[bold]/x\n"
 
 
+def test_what_two_steps_drop_for_one_reason_is_added_up():
+    manifest = {
+        "reading": {"documents": 9, "skipped": {}},
+        "steps": [{"reasons": {"near_dedup": 2}}, {"reasons": {"near_dedup": 1, "sample": 3}}],
+        "splits": {"train": {"documents": 3, "tokens": 20, "bytes": 50}},
+        "baselines": {"targets": 7, "bits_per_byte": {"uniform": 8.0}},
+    }
+    out = io.StringIO()
+    Report(Console(file=out, width=80)).summary({"text": manifest})
+    lines = [" ".join(line.strip(" \u2502").split()) for line in out.getvalue().splitlines()]
+    assert [line for line in lines if line.startswith("dropped")] == [
+        "dropped: near_dedup \u2502 3",
+        "dropped: sample \u2502 3",
+    ]
+
+
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that a test sets."""

@@ -53,6 +53,8 @@ def test_pages_apart() -> None:
         ("not an address ", "not an address"),
         ("B\u00fccher.example:80/x", "xn--bcher-kva.example:80/x"),
         ("a.b@c.com", "a.b@c.com"),
+        ("two words.", "two words."),
+        ("two words.org", "two words.org"),
         ("page.html#part", "page.html#part"),
         ("http://a.com:port/", "http://a.com:port/"),
         ("http://[half/", "http://[half/"),
