@@ -32,12 +32,14 @@ class Address(NamedTuple):
       port: ":8080", or "" if it is the scheme's own.
       path: begins with a slash.
       query: its parts sorted, those that track readers left out; "" if there is none.
+      target: path and query as a server is asked for them: nothing is left out or sorted.
     """
 
     host: str
     port: str
     path: str
     query: str
+    target: str
 
 
 def parse_address(url: str) -> Address | None:
@@ -70,12 +72,13 @@ def canonical_url(url: str) -> str:
 
 
 def _address(parts: SplitResult) -> Address:
-    port = parts.port
+    port, query = parts.port, escaped(parts.query)
     return Address(
         host=ascii_host(parts.hostname or ""),
         port="" if port in (None, _PORTS.get(parts.scheme)) else f":{port}",
-        path=_without_dots(_escaped(re.sub(r"(?i);jsessionid=[^/]*", "", parts.path)) or "/"),
-        query=_sorted_query(_escaped(parts.query)),
+        path=_without_dots(escaped(re.sub(r"(?i);jsessionid=[^/]*", "", parts.path)) or "/"),
+        query=_sorted_query(query),
+        target=_without_dots(escaped(parts.path) or "/") + (query and f"?{query}"),
     )
 
 
@@ -85,10 +88,10 @@ def ascii_host(host: str) -> str:
     try:
         return host.encode("idna").decode("ascii").lower()
     except UnicodeError:  # a label that is empty or too long: no name, but some address
-        return _escaped(host.lower())
+        return escaped(host.lower())
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Return the text with each character as itself or escaped, never either way (RFC 3986, 6.2.2)."""
     text = _UNSAFE.sub(
         lambda match: "".join(f"%{byte:02X}" for byte in match[0].encode("utf-8", "replace")), text

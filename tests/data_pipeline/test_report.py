@@ -6,7 +6,15 @@ from rich.console import Console
 from data_pipeline.report import Report
 
 
-def test_lines_where_there_is_no_terminal():
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that a test sets."""
+    now = [1000.0]
+    monkeypatch.setattr("data_pipeline.report.time.perf_counter", lambda: now[0])
+    return now
+
+
+def test_lines_where_there_is_no_terminal(clock):
     out = io.StringIO()
     with Report(Console(file=out, width=80)).stage("read", 10) as advance:
         advance(10)
@@ -14,7 +22,7 @@ def test_lines_where_there_is_no_terminal():
     assert "\x1b" not in out.getvalue()
 
 
-def test_a_bar_in_a_terminal():
+def test_a_bar_in_a_terminal(clock):
     out = io.StringIO()
     with Report(Console(file=out, width=80, force_terminal=True, highlight=False)).stage(
         "read", 10
@@ -44,14 +52,6 @@ def test_what_two_steps_drop_for_one_reason_is_added_up():
         "dropped: near_dedup \u2502 3",
         "dropped: sample \u2502 3",
     ]
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """A clock that a test sets."""
-    now = [1000.0]
-    monkeypatch.setattr("data_pipeline.report.time.perf_counter", lambda: now[0])
-    return now
 
 
 def test_progress_says_how_fast_it_is_and_what_is_left(clock):
