@@ -10,7 +10,9 @@ URL_KEY = "url_key"  # of a document's metadata: its address as `canonical_url` 
 _PORTS = {"http": 80, "https": 443, "ftp": 21}
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _ESCAPE = re.compile("%([0-9A-Fa-f]{2})")
-_BARE = re.compile(r"\s*(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.){1,8}[^\W\d_]{2,24}(?::\d{1,5})?(?:[/?]|\s*$)")
+_BARE = re.compile(
+    r"\s*(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.){1,8}[^\W\d_]{2,24}(?::\d{1,5})?(?:[/?]|\s*$)"
+)
 # Bytes that an address cannot hold as they are (RFC 3986, 2.2 and 2.3, and the percent sign).
 _UNSAFE = re.compile(r"[^A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=%]")
 

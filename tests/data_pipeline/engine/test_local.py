@@ -105,7 +105,9 @@ def test_a_reading_that_takes_too_much_ends_the_run_and_names_its_files(step_tas
         return replace(step_task("000003", "a"), operation="read", settings={"files": files})
 
     alone = Limits(2**30, 2.0, one_by_one=True)
-    where = "it takes more than 1024 MiB, at document 18 of b.parquet, also when it ran alone; raise"
+    where = (
+        "it takes more than 1024 MiB, at document 18 of b.parquet, also when it ran alone; raise"
+    )
     with pytest.raises(RunFailedError, match=f"out/000003: {where} data.pipeline.engine.memory_mb"):
         alone.after(Outcome("memory", 17), read("b.parquet"))
     with pytest.raises(RunFailedError, match="at document 18 of 2 files from a.txt to c.txt, also"):
