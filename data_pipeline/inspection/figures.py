@@ -17,7 +17,7 @@ def facts_of(corpus: Corpus) -> dict[str, str]:
     read = corpus.report["steps"][0]["values"]
     licences = Counter(read.get("license", {})) + Counter(read.get("licence", {}))
     facts = {
-        "licence": manifest["licence"] or "not said (data.sources.NAME.raw.licence)",
+        "licence": manifest["licence"] or "not said (setting raw.licence of the source)",
         "inputs": f"{_count(inputs, 'file')}, {_count(inputs, 'byte')}, SHA-256 {inputs['fingerprint']}",
         "files of steps": ", ".join(manifest.get("step_files", {})),
         "versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
