@@ -182,8 +182,8 @@ def _order(path: Path) -> np.ndarray:
 
 
 def number_of_share(documents: int, share: float) -> int:
-    """Return how many documents a share is, rounded up; the share is what its decimals say: a tenth of
-    70 documents are 7, where floats have 7.000000000000001.
+    """Return how many documents a share is, rounded up; the share is what its decimals say: 0.07 of
+    100 documents are 7, where floats have 7.000000000000001.
     """
     return ceil(documents * Fraction(repr(share)))
 

@@ -68,8 +68,8 @@ def test_against_sorting(tmp_path_factory, shards, fraction) -> None:
 
 
 def test_a_share_is_what_its_decimals_say(tmp_path) -> None:
-    assert math.ceil(70 * 0.1) == 8, "in floats"
-    _, report = decide(tmp_path, [[*range(70)]], ["x"], fraction=0.1)
+    assert math.ceil(100 * 0.07) == 8, "in floats"
+    _, report = decide(tmp_path, [[*range(100)]], ["x"], fraction=0.07)
     assert report["kept"] == 7
 
 
