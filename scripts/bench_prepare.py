@@ -105,10 +105,15 @@ def bench_speed(folder: Path, arguments: argparse.Namespace) -> None:
 
 
 def bench_workers(folder: Path, arguments: argparse.Namespace) -> None:
-    """Let the engine run all steps with one worker and with two, in turns."""
+    """Let the engine run all steps, those that take most out of texts last, with one worker and with
+    two, in turns.
+    """
     corpus = folder / "corpus"
     write_corpus(corpus, arguments.mb, plant=True)
-    steps = [config.model_dump(mode="json") for config in step_configs(folder).values()]
+    configs = step_configs(folder)
+    order = ["exact_dedup document", "near_dedup", "decontaminate"]
+    order += ["substring_dedup", "exact_dedup line"]
+    steps = [configs[name].model_dump(mode="json") for name in order]
     stages: dict[int, list[dict]] = {1: [], 2: []}
     for number in range(arguments.rounds):
         for workers, found in stages.items():
@@ -118,19 +123,17 @@ def bench_workers(folder: Path, arguments: argparse.Namespace) -> None:
             found.append(stages_of(out / "work", began))
             steps_done = json.loads((out / "web/manifest.json").read_text())["steps"]
             shutil.rmtree(out)
-    given = {step["step"]: (step["bytes_in"], step["documents_in"]) for step in steps_done}
     print("\nThe least of the rounds; of what the step before leaves.\n")
     columns = "CPU s | MB per CPU s | documents per CPU s | peak MB | wall s, 1 worker | 2 workers"
     print(f"| step | {columns} | ratio |\n|{'---|' * 8}")
-    for name in given.keys() & stages[1][0].keys():
-        given[name] = (*given[name], min(one[name].cpu_seconds for one in stages[1]))
-    for name, (size, count, *cpu) in given.items():
-        if cpu and not name.endswith("-read"):
-            peak = max(one[name].peak_bytes for rounds in stages.values() for one in rounds)
-            one, two = (min(one[name].wall_seconds for one in stages[n]) for n in (1, 2))
-            row = f"{cpu[0]:.2f} | {size / 1e6 / cpu[0]:.1f} | {count / cpu[0]:,.0f}"
-            row += f" | {peak / 1e6:.0f} | {one:.1f} | {two:.1f}"
-            print(f"| {name.partition('-')[2]} | {row} | {one / two:.2f} |", flush=True)
+    for label, step in zip(order, steps_done[1:], strict=True):
+        name = step["step"]
+        cpu = min(one[name].cpu_seconds for one in stages[1])
+        peak = max(one[name].peak_bytes for rounds in stages.values() for one in rounds)
+        one, two = (min(one[name].wall_seconds for one in stages[count]) for count in (1, 2))
+        row = f"{cpu:.2f} | {step['bytes_in'] / 1e6 / cpu:.1f} | {step['documents_in'] / cpu:,.0f}"
+        row += f" | {peak / 1e6:.0f} | {one:.1f} | {two:.1f}"
+        print(f"| {label} | {row} | {one / two:.2f} |", flush=True)
 
 
 def step_configs(folder: Path) -> dict:

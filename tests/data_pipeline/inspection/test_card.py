@@ -94,5 +94,10 @@ def test_tokens_are_counted_as_numpy_counts_them(corpus, monkeypatch):
 
 def test_of_a_large_corpus_a_sample_is_counted(corpus, monkeypatch):
     monkeypatch.setattr("data_pipeline.card.tokens.MOST_COUNTED", 150)
-    found = TokenCounts.of(Corpus(corpus))
+    monkeypatch.setattr("data_pipeline.card.tokens.AT_A_TIME", 64)
+    opened = Corpus(corpus)
+    found, shards = TokenCounts.of(opened), opened.splits["train"]
     assert found.counts.sum() == found.counted == 150 < found.total
+    third = shards.num_tokens // 3
+    tokens = np.concatenate([shards.read(start, 50) for start in (0, third, 2 * found.total // 3)])
+    assert found.counts.tolist() == np.bincount(tokens, minlength=found.counts.size).tolist()
