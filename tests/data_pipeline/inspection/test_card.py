@@ -74,6 +74,17 @@ def test_numbers_of_the_card_are_those_of_the_corpus(card, corpus):
     assert figures["of them counted here"] == f"{train['tokens']:,}"
 
 
+def test_a_card_has_the_settings_of_the_steps(card):
+    settings = card[card.index("<details>") : card.index("</details>")]
+    rows = dict(re.findall(r"<tr><td>(.*?)</td><td>(.*?)</td>", settings))
+    assert rows["01-heuristics: gopher_quality.min_doc_words"] == "50"
+    assert rows["01-heuristics: gopher_quality.min_stop_words"] == "null"
+    assert rows["03-near_dedup: min_similarity"] == "0.75"
+    assert rows["03-near_dedup: score"] == "null"
+    assert rows["03-near_dedup: earlier"] == "none"
+    assert not [name for name in rows if name.endswith("kind")]
+
+
 def test_tokens_are_counted_as_numpy_counts_them(corpus, monkeypatch):
     monkeypatch.setattr("data_pipeline.card.tokens.AT_A_TIME", 100)
     opened = Corpus(corpus)
