@@ -11,7 +11,7 @@ from maxlm.data.tokenizers import Tokenizer
 from maxlm.pages import Rows
 
 MOST_COUNTED = 2**26
-"""Beyond, portions are counted that lie evenly in the split: a curriculum has put it in an order."""
+"""Beyond, portions are counted that lie evenly in the split: a curriculum may have put it in an order."""
 TOP = 30
 SHARES = (0.5, 0.9, 0.99)
 
