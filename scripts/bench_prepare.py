@@ -119,7 +119,7 @@ def bench_workers(folder: Path, arguments: argparse.Namespace) -> None:
         for workers, found in stages.items():
             load, out, began = os.getloadavg()[0], folder / f"{number}-{workers}", time.time()
             wall, cpu, _ = prepare(out, corpus, steps, workers=workers)
-            print(f"{workers} workers: {wall:.1f} s, {cpu:.1f} CPU s, load before {load:.1f}")
+            print(f"workers={workers}: {wall:.1f} s, {cpu:.1f} CPU s, load before {load:.1f}")
             found.append(stages_of(out / "work", began))
             steps_done = json.loads((out / "web/manifest.json").read_text())["steps"]
             shutil.rmtree(out)
@@ -300,7 +300,7 @@ def bench_memory(folder: Path, arguments: argparse.Namespace) -> None:
         write_corpus(corpus, size, plant=False)
         for config in (ExactDedupConfig(), NearDedupConfig(), SubstringDedupConfig()):
             found = run_alone(config, corpus, corpus.parent / config.kind, **limits)
-            cost = f"{sum(found.seconds.values()):.0f} | {found.wall_seconds:.0f}"
+            cost = f"{sum(found.seconds.values()):.1f} | {found.wall_seconds:.1f}"
             row = f"{size} | {config.kind} | {found.peak_bytes / 1e6:.0f} | {cost}"
             print(f"| {row} | {len(found.kept)} |", flush=True)
 
