@@ -67,6 +67,9 @@ def prepare(config: Preparable, *, force: bool, report: Report) -> None:
             workshop = stack.enter_context(open_workshop(config, report, force=force))
             preparation = Preparation(config, raws, manifests, stages, workshop)
             report.summary(preparation.carry_out(retrain=retrain))
+        for name in pending:
+            folder = config.data.sources[name].path
+            report.line(f"{folder}: written; to look at it: maxlm data inspect {folder}")
     else:
         _clear(config, manifests)
         say_done(config, manifests, report)

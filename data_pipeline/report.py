@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -50,22 +51,30 @@ class _Meter:
     def part(self) -> float:
         """The share that is done: of bytes, or of documents where bytes are not known."""
         documents, size = self._all
-        return self._bytes / size if size else self._documents / max(documents, 1)
+        if size:
+            return self._bytes / size
+        return self._documents / documents if documents else 0.0
 
     @property
     def rates(self) -> str:
-        """Documents and megabytes per second; nothing where neither is known."""
-        if not self._documents:
-            return ""
+        """Documents and megabytes per second, as far as they are known."""
         seconds = max(self.seconds, 1e-9)
-        rates = f"{self._documents / seconds:,.0f} documents/s"
-        return f"{rates}, {self._bytes / 1e6 / seconds:.1f} MB/s" if self._bytes else rates
+        rates = {
+            f"{self._documents / seconds:,.0f} documents/s": self._documents,
+            f"{self._bytes / 1e6 / seconds:.1f} MB/s": self._bytes,
+        }
+        return ", ".join(rate for rate, done in rates.items() if done)
 
     @property
-    def left(self) -> str:
-        """The time that is left at this rate."""
-        seconds = self.seconds * (1 / self.part - 1) if self.part else 0.0
-        return f"{seconds / 60:.0f} min" if seconds > 90 else f"{seconds:.0f} s"
+    def progress(self) -> Iterator[str]:
+        """How far it is, how fast, and the time that is left at this rate, as far as they are known."""
+        part = self.part
+        yield f"{part:.0%}" if part else f"{self._documents:,} documents"
+        if rates := self.rates:
+            yield rates
+        if part:
+            seconds = self.seconds * (1 / part - 1)
+            yield f"{seconds / 60:.0f} min left" if seconds > 90 else f"{seconds:.0f} s left"
 
 
 class Report:
@@ -127,7 +136,7 @@ class Report:
             def tell(more_documents: int, more_bytes: int) -> None:
                 meter.add(more_documents, more_bytes)
                 if meter.is_due():
-                    self.line(f"{name}: {meter.part:.0%}, {meter.rates}, {meter.left} left")
+                    self.line(f"{name}: {', '.join(meter.progress)}")
 
             yield tell
         self.line(f"{name}: {', '.join(filter(None, (f'{meter.seconds:.1f} s', meter.rates)))}")
@@ -153,9 +162,10 @@ def _figures(manifest: Mapping[str, Any]) -> dict[str, str]:
     reading, splits = manifest["reading"], manifest["splits"]
     figures = {"documents read": f"{reading['documents']:,}"}
     figures["skipped"] = f"{sum(skipped['count'] for skipped in reading['skipped'].values()):,}"
+    dropped: Counter[str] = Counter()  # two steps may drop for one reason
     for step in manifest["steps"]:
-        for reason, count in step["reasons"].items():
-            figures[f"dropped: {reason}"] = f"{count:,}"
+        dropped.update(step["reasons"])
+    figures |= {f"dropped: {reason}": f"{count:,}" for reason, count in dropped.items()}
     for split, counts in splits.items():
         figures[f"{split} documents"] = f"{counts['documents']:,}"
         figures[f"{split} tokens"] = f"{counts['tokens']:,}"

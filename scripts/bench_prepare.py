@@ -1,23 +1,27 @@
-"""Measure the steps of the text pipeline on one core: MB and documents per CPU second, peak memory,
-next to datatrove on the same corpus.
+"""Measure the steps of the text pipeline that decide over all documents: MB and documents per CPU
+second, wall time, peak memory, next to datatrove on the same corpus; and on one and on two workers.
 
 .venv/bin/python scripts/bench_prepare.py --datatrove OTHER_VENV/bin/python    (extra `bench` there)
+.venv/bin/python scripts/bench_prepare.py workers --mb 100 --rounds 2
 .venv/bin/python scripts/bench_prepare.py memory --memory-mb 1500
 
 The corpus is text of installed packages in pieces of about 4 kB, with planted near copies; beyond
 what there is, it is repeated under other alphabets, which makes new words of all. A step runs in
-this process: reading zstd Parquet, its rounds, writing zstd Parquet. Figures are CPU seconds, so a
-busy machine moves them less than wall time.
+one process of its own: reading zstd Parquet, its rounds, writing zstd Parquet. With `workers` the
+engine runs them, one behind the other, each on what the one before leaves. Figures are CPU seconds,
+so a busy machine moves them less than wall time.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import random
 import re
 import resource
+import shutil
 import string
 import subprocess
 import sys
@@ -25,19 +29,24 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import scipy
+from bench_prepare_chain import prepare, stages_of
 from scipy.sparse import csr_array
 
 from data_pipeline.dedup.near.sets import distinct_grams
 from data_pipeline.dedup.words import hash_words, word_grams
 from data_pipeline.documents import Document
+from data_pipeline.engine.isolation.watch import peak_bytes
 from data_pipeline.steps import STEPS
 from data_pipeline.steps.step import Shard
 from data_pipeline.storage.arrays import write_arrays
@@ -54,26 +63,21 @@ SIMILARITIES = (0.95, 0.85, 0.75, 0.6)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="?", choices=["speed", "memory"], default="speed")
-    parser.add_argument("--mb", type=int, default=20, help="size of the corpus (speed)")
+    parser.add_argument("what", nargs="?", choices=["speed", "workers", "memory"], default="speed")
+    parser.add_argument("--mb", type=int, default=20, help="size of the corpus (speed, workers)")
+    parser.add_argument("--rounds", type=int, default=2, help="in turns (workers)")
     parser.add_argument("--datatrove", help="a Python that has datatrove (default: without it)")
     parser.add_argument("--hash", choices=["sha1", "xxhash"], default="sha1", help="datatrove's")
     parser.add_argument("--memory-mb", type=int, default=1500, help="address space (memory)")
     parser.add_argument("--sizes", type=int, nargs="+", default=[200, 2000], help="MB (memory)")
-    parser.add_argument("--peak-of", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     versions = (
         f"Python {platform.python_version()}, numpy {np.__version__}, scipy {scipy.__version__}"
     )
-    if arguments.peak_of:
-        print(json.dumps(run_limited(arguments.peak_of, arguments.memory_mb)))
-        return
-    print(f"{date.today()}, {versions}")
+    print(f"{date.today()}, {versions}, load {os.getloadavg()[0]:.1f}")
+    what = {"speed": bench_speed, "workers": bench_workers, "memory": bench_memory}
     with tempfile.TemporaryDirectory() as folder:
-        if arguments.what == "speed":
-            bench_speed(Path(folder), arguments)
-        else:
-            bench_memory(Path(folder), arguments)
+        what[arguments.what](Path(folder), arguments)
 
 
 def bench_speed(folder: Path, arguments: argparse.Namespace) -> None:
@@ -82,19 +86,54 @@ def bench_speed(folder: Path, arguments: argparse.Namespace) -> None:
     size = sum(len(document.text.encode()) for document in read(corpus))
     count = sum(1 for _ in read(corpus))
     print(f"{count} documents, {size / 1e6:.1f} MB, {len(truth)} planted near copies\n")
-    print("| step | CPU s | MB per CPU s | documents per CPU s | dropped |\n|---|---|---|---|---|")
+    print("| step | CPU s | MB per CPU s | documents per CPU s | wall s | peak MB | dropped |")
+    print(f"|{'---|' * 7}")
     kept = {}
     for name, config in step_configs(folder).items():
-        seconds, kept[name] = run(STEPS[config.kind](config), corpus, folder / name)
-        report(name, seconds, size, count, len(kept[name]))
+        found = run_alone(config, corpus, folder / name)
+        report(name, found, size, count)
+        kept[name] = found.kept
     if arguments.datatrove:
-        seconds, kept["datatrove"] = run_datatrove(corpus, folder / "datatrove", arguments)
-        report(f"datatrove ({arguments.hash})", seconds, size, count, len(kept["datatrove"]))
+        found = run_datatrove(corpus, folder / "datatrove", arguments)
+        report(f"datatrove ({arguments.hash})", found, size, count)
+        kept["datatrove"] = found.kept
     quality(
         list(read(corpus)),
         {name: kept[name] for name in ("near_dedup", "datatrove") if name in kept},
         truth,
     )
+
+
+def bench_workers(folder: Path, arguments: argparse.Namespace) -> None:
+    """Let the engine run all steps, those that take most out of texts last, with one worker and with
+    two, in turns.
+    """
+    corpus = folder / "corpus"
+    write_corpus(corpus, arguments.mb, plant=True)
+    configs = step_configs(folder)
+    order = ["exact_dedup document", "near_dedup", "decontaminate"]
+    order += ["substring_dedup", "exact_dedup line"]
+    steps = [configs[name].model_dump(mode="json") for name in order]
+    stages: dict[int, list[dict]] = {1: [], 2: []}
+    for number in range(arguments.rounds):
+        for workers, found in stages.items():
+            load, out, began = os.getloadavg()[0], folder / f"{number}-{workers}", time.time()
+            wall, cpu, _ = prepare(out, corpus, steps, workers=workers)
+            print(f"workers={workers}: {wall:.1f} s, {cpu:.1f} CPU s, load before {load:.1f}")
+            found.append(stages_of(out / "work", began))
+            steps_done = json.loads((out / "web/manifest.json").read_text())["steps"]
+            shutil.rmtree(out)
+    print("\nThe least of the rounds; of what the step before leaves.\n")
+    columns = "CPU s | MB per CPU s | documents per CPU s | peak MB | wall s, 1 worker | 2 workers"
+    print(f"| step | {columns} | ratio |\n|{'---|' * 8}")
+    for label, step in zip(order, steps_done[1:], strict=True):
+        name = step["step"]
+        cpu = min(one[name].cpu_seconds for one in stages[1])
+        peak = max(one[name].peak_bytes for rounds in stages.values() for one in rounds)
+        one, two = (min(one[name].wall_seconds for one in stages[count]) for count in (1, 2))
+        row = f"{cpu:.2f} | {step['bytes_in'] / 1e6 / cpu:.1f} | {step['documents_in'] / cpu:,.0f}"
+        row += f" | {peak / 1e6:.0f} | {one:.1f} | {two:.1f}"
+        print(f"| {label} | {row} | {one / two:.2f} |", flush=True)
 
 
 def step_configs(folder: Path) -> dict:
@@ -111,11 +150,36 @@ def step_configs(folder: Path) -> dict:
     }
 
 
-def report(name: str, seconds: dict[str, float], size: int, count: int, left: int) -> None:
-    rows = {f"{name}: {part}": value for part, value in seconds.items()}
-    for row, value in (rows | {name: sum(seconds.values())}).items():
-        figures = f"{value:.2f} | {size / 1e6 / value:.1f} | {count / value:,.0f}"
-        print(f"| {row} | {figures} | {count - left if row == name else ''} |", flush=True)
+class Found(NamedTuple):
+    """What a step took and left.
+
+    Attributes:
+      seconds: CPU seconds of its rounds.
+      wall_seconds: of all of them.
+      peak_bytes: most memory that its process held, with libraries.
+      kept: the ids that stay.
+    """
+
+    seconds: dict[str, float]
+    wall_seconds: float
+    peak_bytes: int
+    kept: list[str]
+
+
+def report(name: str, found: Found, size: int, count: int) -> None:
+    rows = {f"{name}: {part}": value for part, value in found.seconds.items()}
+    for row, value in (rows | {name: sum(found.seconds.values())}).items():
+        least = max(value, 1e-3)
+        figures = f"{value:.2f} | {size / 1e6 / least:.1f} | {count / least:,.0f}"
+        more = (
+            f"{found.wall_seconds:.1f}",
+            f"{found.peak_bytes / 1e6:.0f}",
+            count - len(found.kept),
+        )
+        print(
+            f"| {row} | {figures} | {' | '.join(map(str, more)) if row == name else '| |'} |",
+            flush=True,
+        )
 
 
 class Work:
@@ -152,10 +216,21 @@ class Work:
         return paths
 
 
-def run(
-    step, corpus: Path, folder: Path, memory_bytes: int = 2**29
-) -> tuple[dict[str, float], list[str]]:
-    """Return CPU seconds of a step's rounds and the ids that stay."""
+def run_alone(
+    config, corpus: Path, folder: Path, *, memory_bytes: int = 2**29, limit_mb: int | None = None
+) -> Found:
+    """Run a step in a process of its own, whose address space may be limited."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(run, config, corpus, folder, memory_bytes, limit_mb).result()
+
+
+def run(config, corpus: Path, folder: Path, memory_bytes: int, limit_mb: int | None) -> Found:
+    if limit_mb is not None:
+        resource.setrlimit(resource.RLIMIT_AS, (limit_mb * 10**6,) * 2)
+    # Tables of letters are start-up, as datatrove's word tokenizer is, and not work.
+    for exactly in (False, True):
+        hash_words(["some words"], exactly=exactly)
+    step, began = STEPS[config.kind](config), time.perf_counter()
     work = Work(step, corpus, folder, memory_bytes)
     keys = work.over_shards("keys")
     start, rounds = time.process_time(), sum(work.seconds.values())
@@ -166,17 +241,16 @@ def run(
         stays = (one for one in step.apply(read_file(file), verdict) if isinstance(one, Document))
         ids += write_file(folder / file.name, stays)
     work.seconds["apply"] = time.process_time() - start
-    return work.seconds, ids
+    return Found(work.seconds, time.perf_counter() - began, peak_bytes(), ids)
 
 
-def run_datatrove(corpus: Path, folder: Path, arguments) -> tuple[dict[str, float], list[str]]:
+def run_datatrove(corpus: Path, folder: Path, arguments: argparse.Namespace) -> Found:
     script = Path(__file__).with_name("bench_prepare_datatrove.py")
     command = [arguments.datatrove, str(script), str(corpus), str(folder), arguments.hash]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr)
-    result = json.loads(done.stdout.splitlines()[-1])
-    return result["seconds"], result["kept"]
+    return Found(**json.loads(done.stdout.splitlines()[-1]))
 
 
 def quality(documents: list[Document], kept: dict[str, list[str]], truth: dict[str, float]) -> None:
@@ -219,36 +293,16 @@ def nearest(matrix, sizes: np.ndarray, gone: np.ndarray, stays: np.ndarray) -> n
 
 def bench_memory(folder: Path, arguments: argparse.Namespace) -> None:
     print(f"address space limited to {arguments.memory_mb} MB\n")
-    print("| corpus MB | step | peak RSS MB | CPU s | left |\n|---|---|---|---|---|")
+    print(f"| corpus MB | step | peak RSS MB | CPU s | wall s | left |\n|{'---|' * 6}")
+    limits = {"memory_bytes": 2**28, "limit_mb": arguments.memory_mb}
     for size in arguments.sizes:
         corpus = folder / str(size) / "corpus"
         write_corpus(corpus, size, plant=False)
-        command = [
-            sys.executable,
-            __file__,
-            "--peak-of",
-            str(corpus),
-            "--memory-mb",
-            str(arguments.memory_mb),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            sys.exit(done.stderr)
-        for name, (peak, seconds, left) in json.loads(done.stdout).items():
-            print(f"| {size} | {name} | {peak} | {seconds:.0f} | {left} |", flush=True)
-
-
-def run_limited(corpus: Path, memory_mb: int) -> dict[str, tuple[int, float, int]]:
-    """Run steps under a limit; return the highest resident memory so far, CPU seconds, what is
-    left.
-    """
-    resource.setrlimit(resource.RLIMIT_AS, (memory_mb * 10**6,) * 2)
-    found = {}
-    for config in (ExactDedupConfig(), NearDedupConfig(), SubstringDedupConfig()):
-        seconds, ids = run(STEPS[config.kind](config), corpus, corpus.parent / config.kind, 2**28)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000
-        found[config.kind] = (peak, sum(seconds.values()), len(ids))
-    return found
+        for config in (ExactDedupConfig(), NearDedupConfig(), SubstringDedupConfig()):
+            found = run_alone(config, corpus, corpus.parent / config.kind, **limits)
+            cost = f"{sum(found.seconds.values()):.1f} | {found.wall_seconds:.1f}"
+            row = f"{size} | {config.kind} | {found.peak_bytes / 1e6:.0f} | {cost}"
+            print(f"| {row} | {len(found.kept)} |", flush=True)
 
 
 def write_corpus(folder: Path, megabytes: int, *, plant: bool) -> dict[str, float]:

@@ -1,5 +1,5 @@
 """Near dedup of a folder of Parquet files by datatrove, for scripts/bench_prepare.py: CPU seconds a
-stage, and the ids that stay.
+stage, wall time, peak memory, and the ids that stay.
 
 PYTHON_WITH_DATATROVE scripts/bench_prepare_datatrove.py CORPUS WORK {sha1,xxhash}
 
@@ -9,6 +9,7 @@ The stages run in this process, without its executor, whose start-up would count
 from __future__ import annotations
 
 import json
+import resource
 import sys
 import time
 from pathlib import Path
@@ -61,11 +62,18 @@ def main() -> None:
 
     # Loading the word tokenizer is start-up, not work.
     MinhashDedupSignature(folders["signatures"], config).get_shingles("some words to begin with")
+    began = time.perf_counter()
     timed("keys", signatures)
     timed("pairs", buckets)
     timed("clusters", MinhashDedupCluster(folders["buckets"], folders["remove"], config).run)
     ids = timed("filter", kept)
-    print(json.dumps({"seconds": seconds, "kept": ids}))
+    found = {
+        "seconds": seconds,
+        "wall_seconds": time.perf_counter() - began,
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "kept": ids,
+    }
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

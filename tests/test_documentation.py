@@ -160,8 +160,13 @@ def test_every_setting_of_the_step_url_is_on_its_page() -> None:
 
 def test_the_extra_of_benchmarks_has_what_they_and_its_tests_import() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = [re.split("[>=]", one)[0] for one in extras["optional-dependencies"]["bench"]]
-    assert {"datatrove", "spacy", "trafilatura"} <= set(wanted)
+    wanted = {re.split("[<>=]", one)[0] for one in extras["optional-dependencies"]["bench"]}
+    assert {"datatrove", "spacy", "trafilatura"} <= wanted
+    # And what the page installs beside datatrove.
+    page = (ROOT / "benchmarks/prepare.md").read_text()
+    (listed,) = re.findall(r"# there: pip install (.*)", page)
+    names = {re.split("[<>=]", one)[0] for one in shlex.split(listed)}
+    assert names - {"pyarrow"} <= wanted
 
 
 def test_runs_of_a_file_with_data_alone_are_read(tmp_path: Path) -> None:

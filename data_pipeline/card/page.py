@@ -1,5 +1,5 @@
-"""The data card's page: facts, funnel, charts, clusters, tokens, and samples of what each rule kept
-and dropped, side by side.
+"""The data card's page: facts, funnel, charts, clusters, tokens, samples of what each rule kept and
+dropped, side by side, and the steps' settings.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from data_pipeline.inspection.figures import (
     facts_of,
     funnel_rows,
     reason_rows,
+    settings_rows,
 )
 from data_pipeline.storage.tally import KEPT
 from maxlm.pages import Markup, Rows, escaped, figures_markup, page_markup, table_markup
@@ -57,6 +58,7 @@ def render(corpus: Corpus, *, seed: int) -> str:
         *_side_by_side([vocabulary, *halves]),
         *_samples_by_rule(corpus.report["steps"]),
         _chosen(corpus, seed),
+        _settings(corpus),
     ]
     return page_markup(f"Data card: {corpus.folder}", parts, style=_STYLE)
 
@@ -75,6 +77,12 @@ def _decisions(corpus: Corpus) -> Iterator[Rows]:
     for report in corpus.report["decisions"].values():
         if report.get("clusters"):
             yield from cluster_rows(report)
+
+
+def _settings(corpus: Corpus) -> Markup:
+    """Return the settings of all steps, which are many, behind a line that opens them."""
+    table = table_markup(settings_rows(corpus))
+    return Markup(f"<details><summary>What the steps were told</summary>{table}</details>")
 
 
 def _facts(facts: Mapping[str, str]) -> Markup:

@@ -17,7 +17,7 @@ def facts_of(corpus: Corpus) -> dict[str, str]:
     read = corpus.report["steps"][0]["values"]
     licences = Counter(read.get("license", {})) + Counter(read.get("licence", {}))
     facts = {
-        "licence": manifest["licence"] or "not said (data.sources.NAME.raw.licence)",
+        "licence": manifest["licence"] or "not said (setting raw.licence of the source)",
         "inputs": f"{_count(inputs, 'file')}, {_count(inputs, 'byte')}, SHA-256 {inputs['fingerprint']}",
         "files of steps": ", ".join(manifest.get("step_files", {})),
         "versions": ", ".join(f"{name} {number}" for name, number in versions.items()),
@@ -71,6 +71,35 @@ def reason_rows(corpus: Corpus) -> Rows:
     for reason, skipped in corpus.manifest["reading"]["skipped"].items():
         rows.append((f"not read: {reason}", f"{skipped['count']:,}", ""))
     return Rows("Why documents are not there", ("rule", "documents", "of its input"), tuple(rows))
+
+
+def settings_rows(corpus: Corpus) -> Rows:
+    """Return what each step was told: limits, models, lists."""
+    rows = [
+        (f"{int(number) + 1:02d}-{kind}: {name}", value)
+        for key, section in corpus.manifest["settings"]["steps"].items()
+        for number, _, kind in [key.partition("-")]
+        for name, value in _settings(section)
+    ]
+    return Rows("Settings of the steps", ("setting", "value"), tuple(rows))
+
+
+def _settings(section: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the settings of a section and of those within it; null is a rule that is off."""
+    for name, value in section.items():
+        listed = value if isinstance(value, list) else ()
+        if isinstance(value, dict):
+            yield from _settings(value, f"{path}{name}.")
+        elif listed and isinstance(listed[0], dict):
+            for one in listed:
+                own = one.get("kind") or one.get("name") or name
+                yield from _settings(one, f"{path}{own}.")
+        elif name != "kind":
+            yield f"{path}{name}", ", ".join(map(str, value)) if listed else _shown(value)
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else "none" if value == [] else str(value)
 
 
 def decision_rows(corpus: Corpus) -> Iterator[Rows]:

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_pipeline.inspection.corpus import PIECE, damage_named
+from data_pipeline.operations.apply import SET_ASIDE
 from maxlm.config.pipeline import PipelineStep
 from maxlm.config.pipeline.heuristics import RuleSet
 from maxlm.config.reading.paths import kinds, sections
@@ -31,13 +32,14 @@ _LIMITS = {
     "near_dedup": "min_similarity",
     "substring_dedup": "min_tokens",
     "decontaminate": "ngram_words",
+    "licence/not_allowed": "allowed",
 }
 _ABOUT = {
     kind: re.split(r"[;:.]\s", " ".join((section.__doc__ or "").split()) + " ")[0]
     for union in (PipelineStep, RuleSet)
     for section in sections(union)
     for kind in kinds(section)
-}
+} | {SET_ASIDE: "The step could not work on it, also when it was given it alone"}
 _LIKE = re.compile(r"(?P<similarity>\d\.\d+) like (?P<kept>.*)", re.DOTALL)
 _SAME = re.compile(r"same as (?P<kept>.*)", re.DOTALL)
 

@@ -120,8 +120,8 @@ class _Reader:
             if line != "":
                 self._fail(f"\\{length}-grams: is to stand here")
         for _ in range(count):
-            line = self._line()
-            parts = (line or "").split()
+            # By ASCII's white space: words of other tools may have others of Unicode's in them.
+            parts = [part.decode("utf-8", "replace") for part in self._bytes().split()]
             backoff = has_more and len(parts) == length + 2
             if len(parts) != length + 1 + backoff:
                 self._fail(f"a logarithm and {length} words are to stand here")
@@ -177,9 +177,12 @@ class _Reader:
         return Level(keys[order], values[:, 0], values[:, 1])
 
     def _line(self) -> str | None:
-        self._number += 1
-        line = self._file.readline()
+        line = self._bytes()
         return line.decode("utf-8", "replace").strip() if line else None
+
+    def _bytes(self) -> bytes:
+        self._number += 1
+        return self._file.readline()
 
     def _fail(self, text: str) -> NoReturn:
         raise UserError(f"{self._path}:{self._number}: not ARPA: {text}")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from data_pipeline.engine.isolation.watch import Watch, peak_bytes
 from data_pipeline.engine.task import Task
-from data_pipeline.operations.apply import apply_step, apply_verdict
+from data_pipeline.operations.apply import apply_step, apply_verdict, forget_step
 from data_pipeline.operations.decide import over_part, over_shard
 from data_pipeline.operations.product import Product
 from data_pipeline.operations.read import read_files
@@ -30,6 +30,8 @@ OPERATIONS: dict[str, Callable[[Task, Watch], Product]] = {
 def perform(task: Task, watch: Watch) -> None:
     """Do a task and write its record; its outputs are there in full or not at all."""
     began, processor = time.perf_counter(), time.process_time()
+    if "step" not in task.settings:
+        forget_step()
     product = OPERATIONS[task.operation](task, watch)
     watch.at_none()
     cost = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -24,15 +25,35 @@ SET_ASIDE = "set_aside"  # the reason of documents that a step cannot work on
 _SECTION: TypeAdapter[Any] = TypeAdapter(PipelineStep)
 
 
+_HELD: list[tuple[Any, Any]] = []  # what this process's last step was made of, and the step
+
+
 def build_step(section: dict[str, Any]) -> Any:
     """Return the step of a section, as JSON."""
     config = _SECTION.validate_python(section)
     return STEPS[config.kind](config)
 
 
+def step_of(task: Task) -> Any:
+    """Return the step of a task, that of this process's task before it if both have the same: models,
+    lists and benchmarks are read once and not for every shard.
+    """
+    section, hashes = task.settings["step"], [sha256 for _, sha256 in task.inputs[1:]]
+    known = STEPS[section["kind"]], json.dumps([section, task.settings.get("files"), hashes])
+    if not _HELD or _HELD[0][0] != known:
+        forget_step()  # before another model is loaded
+        _HELD.append((known, build_step(section)))
+    return _HELD[0][1]
+
+
+def forget_step() -> None:
+    """Let go of the step of the task before: its model is memory that a task may need."""
+    _HELD.clear()
+
+
 def apply_step(task: Task, watch: Watch) -> Product:
     """Map a shard's documents with a step."""
-    step, tally = build_step(task.settings["step"]), Tally()
+    step, tally = step_of(task), Tally()
     given = _given(task, watch, tally)
     if watch.limits.one_by_one:
         return _write(task, _one_by_one(step, given), tally)
@@ -44,7 +65,7 @@ def apply_verdict(task: Task, watch: Watch) -> Product:
 
     None is set aside: the verdict speaks of documents by their number.
     """
-    step, tally = build_step(task.settings["step"]), Tally()
+    step, tally = step_of(task), Tally()
     shard, verdict = task.paths
 
     def given() -> Iterator[Document]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from data_pipeline.documents import Document
 from data_pipeline.engine.isolation.watch import Watch
 from data_pipeline.engine.task import Task
-from data_pipeline.operations.apply import build_step
+from data_pipeline.operations.apply import step_of
 from data_pipeline.operations.product import Product
 from data_pipeline.steps.step import Arrays, Shard
 from data_pipeline.storage.arrays import write_arrays
@@ -17,7 +17,7 @@ from data_pipeline.storage.document_files import read_documents
 def over_shard(task: Task, watch: Watch) -> Product:
     """Call `METHOD(documents, shard, given)` of a step."""
     shard, *given = task.paths
-    method = getattr(build_step(task.settings["step"]), task.settings["method"])
+    method = getattr(step_of(task), task.settings["method"])
 
     def documents() -> Iterator[Document]:
         for place, document in enumerate(read_documents(shard)):
@@ -31,7 +31,7 @@ def over_shard(task: Task, watch: Watch) -> Product:
 def over_part(task: Task, watch: Watch) -> Product:
     """Call `METHOD(part, given)` of a step."""
     del watch
-    method = getattr(build_step(task.settings["step"]), task.settings["method"])
+    method = getattr(step_of(task), task.settings["method"])
     return _write(task, method(task.settings["part"], task.paths))
 
 

@@ -81,9 +81,14 @@ def list_inputs(raw: RawTextConfig, skipped: Skipped) -> list[InputFile]:
         raise UserError("raw.paths is empty; name the files or folders to read")
     local = [path for path in raw.paths if not is_url(path)]
     files = [_stamped(path, path.as_posix()) for path in _listed_files(local, raw, skipped)]
+    seen = set[str]()
     for path in raw.paths:
-        if is_url(path):
-            files += _remote_files(path, raw, skipped)
+        for file in _remote_files(path, raw, skipped) if is_url(path) else ():
+            if file.name in seen:
+                skipped.add("file that was read already", file.name)
+            else:
+                seen.add(file.name)
+                files.append(file)
     return files
 
 

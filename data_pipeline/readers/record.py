@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from data_pipeline.documents import Value
 # A longer text, line or payload is not held in memory: it is skipped, counted and named.
 MAX_RECORD_BYTES = 2**26
 LICENCES = ("licence", "license")
+INTEGERS = range(-(2**63), 2**64)  # that readers of JSON take for integers
 
 
 @dataclass(slots=True)
@@ -42,8 +44,9 @@ class Hashed(NamedTuple):
 
 
 def scalars(values: Mapping[str, object], names: tuple[str, ...]) -> dict[str, Value]:
-    """Return those of the named values that a document's meta can hold; licences that a file lists,
-    as The Stack's do, become the SPDX expression that all of them hold.
+    """Return those of the named values that a document's meta can hold: a number that JSON cannot hold
+    (nan, infinity) is none. Licences that a file lists, as The Stack's do, become the SPDX expression
+    that all of them hold.
     """
     found = {name: values.get(name) for name in names}
     for name in LICENCES:
@@ -53,5 +56,14 @@ def scalars(values: Mapping[str, object], names: tuple[str, ...]) -> dict[str, V
                 listed[0] if len(listed) == 1 else " AND ".join(f"({one})" for one in listed)
             )
     return {
-        name: value for name, value in found.items() if isinstance(value, str | int | float | bool)
+        name: value
+        for name, value in found.items()
+        if isinstance(value, str | int | float | bool) and _is_held(value)
     }
+
+
+def _is_held(value: Value) -> bool:
+    """Tell whether a value comes back from JSON as it was."""
+    if isinstance(value, int):
+        return value in INTEGERS
+    return not isinstance(value, float) or math.isfinite(value)

@@ -53,10 +53,16 @@ class Reading:
     def run(self, before: Sequence[DocumentShard], workshop: Workshop) -> list[Record]:
         """Read what was not read yet."""
         sizes = {
-            f"{number:06d}": (len(files), sum(file.bytes for file in files))
+            f"{number:06d}": sum(file.bytes for file in files)
             for number, (_, files) in enumerate(self._groups)
         }
-        return workshop.finish("read", self.tasks(before), lambda task: sizes[task.name])
+
+        def units(task: Task) -> tuple[int, int]:
+            # How many documents a file has is known when it was read.
+            record = task.record(with_outputs=False)
+            return 0 if record is None else record.figures["documents_out"], sizes[task.name]
+
+        return workshop.finish("read", self.tasks(before), units)
 
     def _task(self, number: int, source: str, files: Sequence[InputFile]) -> Task:
         settings = {

@@ -1,9 +1,10 @@
 """What a step is: a map of one shard's documents, or a decision over all shards that each shard is
 then filtered by.
 
-A step is made anew in every process that works on a task, from its section of the YAML alone, so it
-must be cheap to make or load what it needs on first use. It is deterministic: the same documents
-and settings give the same output, in any process.
+A step is made in every process that works on its tasks, from its section of the YAML alone, so it
+must be cheap to make or load what it needs on first use. It serves several tasks, and keeps nothing of
+the documents of one for the next. It is deterministic: the same documents and settings give the same
+output, in any process.
 """
 
 from __future__ import annotations

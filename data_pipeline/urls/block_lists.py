@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.urls.canonical import canonical_url
+from data_pipeline.urls.canonical import ascii_host, canonical_url, parse_address
 from maxlm.config.errors import Problem, UserError
 from maxlm.config.pipeline.filters.word_list import WordListConfig
 from maxlm.files import open_regular
@@ -109,9 +109,15 @@ class Hosts:
 
 
 def _host_of_entry(entry: str) -> str:
-    """Return the host of a line: `example.com`, `*.example.com` or `0.0.0.0 example.com`."""
+    """Return the host of a line: `example.com`, `*.example.com`, `0.0.0.0 example.com`,
+    `||example.com^` of filter lists, or `https://example.com/`. With a path it is none: the list
+    would leave out more than it says.
+    """
     name = entry.split()[-1] if entry.split() else ""
-    return name.removeprefix("*.").rstrip(".").lower()
+    name = name.removeprefix("||").partition("^")[0].removeprefix("*.")
+    address = parse_address(name) if "/" in name else None
+    is_whole = address is not None and (address.path, address.query) == ("/", "")
+    return address.host if address is not None and is_whole else ascii_host(name)
 
 
 class Addresses:

@@ -10,15 +10,20 @@ URL_KEY = "url_key"  # of a document's metadata: its address as `canonical_url` 
 _PORTS = {"http": 80, "https": 443, "ftp": 21}
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _ESCAPE = re.compile("%([0-9A-Fa-f]{2})")
+_BARE = re.compile(
+    r"\s*(?:[^\W_](?:[\w-]{0,61}[^\W_])?\.){1,8}[^\W\d_]{2,24}(?::\d{1,5})?(?:[/?]|\s*$)"
+)
 # Bytes that an address cannot hold as they are (RFC 3986, 2.2 and 2.3, and the percent sign).
 _UNSAFE = re.compile(r"[^A-Za-z0-9\-._~:/?#\[\]@!$&'()*+,;=%]")
 
 TRACKING = re.compile(
     r"(?:utm_\w+|gclid|gclsrc|dclid|gbraid|wbraid|fbclid|msclkid|yclid|twclid|ttclid|igshid|mc_[ce]id|mkt_tok"
-    r"|_ga|_gl|_hs\w+|oly_\w+|vero_\w+|sessionid|jsessionid|phpsessid|aspsessionid\w*|sid)$",
+    r"|_ga|_gl|_hs\w+|oly_\w+|vero_\w+|sessionid|jsessionid|phpsessid|aspsessionid\w*)$"
+    # `sid` is a session in some programs, and in others (PHP-Nuke, Slash) the number of the article.
+    r"|sid=(?=[a-z]*\d)(?=\d*[a-z])[a-z\d]{16,}$",
     re.IGNORECASE,
 )
-"""Names in a query that say where a reader came from or who it was; the page is the same."""
+"""Parts of a query that say where a reader came from or who it was; the page is the same."""
 
 
 class Address(NamedTuple):
@@ -29,16 +34,23 @@ class Address(NamedTuple):
       port: ":8080", or "" if it is the scheme's own.
       path: begins with a slash.
       query: its parts sorted, those that track readers left out; "" if there is none.
+      target: path and query as a server is asked for them: nothing is left out or sorted.
     """
 
     host: str
     port: str
     path: str
     query: str
+    target: str
 
 
 def parse_address(url: str) -> Address | None:
-    """Return the parts of an address, or None if it has no host."""
+    """Return the parts of an address, or None if it has no host.
+
+    `example.com/page` is one, as lists and some corpora leave out `https://`.
+    """
+    if _BARE.match(url):
+        url = f"//{url.lstrip()}"
     try:
         parts = urlsplit(re.sub(r"[\x00-\x20\x7f]", "", url))
         return _address(parts) if parts.hostname else None
@@ -62,24 +74,26 @@ def canonical_url(url: str) -> str:
 
 
 def _address(parts: SplitResult) -> Address:
-    port = parts.port
+    port, query = parts.port, escaped(parts.query)
     return Address(
-        host=_ascii_host(parts.hostname or ""),
+        host=ascii_host(parts.hostname or ""),
         port="" if port in (None, _PORTS.get(parts.scheme)) else f":{port}",
-        path=_without_dots(_escaped(re.sub(r"(?i);jsessionid=[^/]*", "", parts.path)) or "/"),
-        query=_sorted_query(_escaped(parts.query)),
+        path=_without_dots(escaped(re.sub(r"(?i);jsessionid=[^/]*", "", parts.path)) or "/"),
+        query=_sorted_query(query),
+        target=_without_dots(escaped(parts.path) or "/") + (query and f"?{query}"),
     )
 
 
-def _ascii_host(host: str) -> str:
+def ascii_host(host: str) -> str:
+    """Return a host as addresses have it: in ASCII (IDNA), lower case, without a dot at its end."""
     host = host.rstrip(".")
     try:
         return host.encode("idna").decode("ascii").lower()
     except UnicodeError:  # a label that is empty or too long: no name, but some address
-        return _escaped(host.lower())
+        return escaped(host.lower())
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Return the text with each character as itself or escaped, never either way (RFC 3986, 6.2.2)."""
     text = _UNSAFE.sub(
         lambda match: "".join(f"%{byte:02X}" for byte in match[0].encode("utf-8", "replace")), text
@@ -107,6 +121,8 @@ def _without_dots(path: str) -> str:
 
 def _sorted_query(query: str) -> str:
     parts = query.replace(";", "&").split("&")
-    return "&".join(
-        sorted(part for part in parts if part and not TRACKING.match(part.partition("=")[0]))
-    )
+    return "&".join(sorted(part for part in parts if part and not _tracks(part)))
+
+
+def _tracks(part: str) -> bool:
+    return any(TRACKING.match(one) for one in (part.partition("=")[0], part))

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data_pipeline.urls.canonical import ascii_host, escaped
 from maxlm.config.errors import UserError
 from maxlm.files import open_regular
 
@@ -76,7 +77,7 @@ def _read(name: str) -> Iterator[tuple[str, list[_Group]]]:
         key, _, value = (part.strip() for part in line.partition("#")[0].partition(":"))
         if key.lower() == "host":
             yield host, _groups(lines)
-            host, lines = value.lower().rstrip("."), []
+            host, lines = ascii_host(value), []
         else:
             lines.append((key.lower(), value))
     yield host, _groups(lines)
@@ -88,9 +89,10 @@ def _groups(lines: Iterable[tuple[str, str]]) -> list[_Group]:
         if key == "user-agent":
             if not groups or groups[-1].rules:
                 groups.append(_Group())
-            groups[-1].agents.append(value.lower())
+            # Some write the version, which is no part of the name (2.2.1): `CCBot/2.0`.
+            groups[-1].agents.append(value.lower().partition("/")[0].rstrip())
         elif key in ("allow", "disallow") and groups:
-            groups[-1].rules.append((value, key == "allow"))
+            groups[-1].rules.append((escaped(value), key == "allow"))  # as addresses are
     return groups
 
 

@@ -1,11 +1,15 @@
-"""A folder of small texts, a run that prepares them, and a way to do it."""
+"""A folder of small texts, a run that prepares them, and a way to do it; and a small trained model."""
 
 import hashlib
 import io
+import json
 import random
+from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
+from safetensors.numpy import load_file, save_file
 
 from data_pipeline import prepare as prepare_module
 from data_pipeline.engine.isolation.limits import Limits
@@ -15,9 +19,13 @@ from data_pipeline.operations import perform
 from data_pipeline.prepare import prepare
 from data_pipeline.report import Report
 from data_pipeline.stages.shards import Workshop
+from data_pipeline.tokenizers.hf_json import train_byte_bpe
+from maxlm.config.pipeline.tokenizer import ByteBpeConfig
 from maxlm.config.schema import RunConfig
 from tests.small_models import model_settings
 
+FIXTURE = Path(__file__).parents[1] / "checkpoint/hf/fixtures/llama2"
+VOCAB = 320  # of the small model
 WORDS = [
     "alpha",
     "beta",
@@ -137,3 +145,22 @@ def workshop(tmp_path):
         shard_tokens=2**28,
         keep_steps=False,
     )
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory):
+    """A small model with random weights and a byte-level tokenizer, as published weights are."""
+    folder = tmp_path_factory.mktemp("published")
+    config = json.loads((FIXTURE / "config.json").read_text())
+    config |= {"vocab_size": VOCAB, "tie_word_embeddings": False}
+    (folder / "config.json").write_text(json.dumps(config))
+    tensors = load_file(FIXTURE / "model.safetensors")
+    generator = np.random.default_rng(0)
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[name] = generator.normal(size=(VOCAB, 32)).astype(np.float32) / 3
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    draw = random.Random(0)
+    texts = [" ".join(draw.choices(["theorem", "proof", "buy", "cheap"], k=40)) for _ in range(20)]
+    for name, data in train_byte_bpe(ByteBpeConfig(), texts, VOCAB).items():
+        (folder / name).write_bytes(data)
+    return folder

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -77,6 +78,11 @@ def test_pages_of_a_crawl_become_a_trained_model(do, tmp_path, monkeypatch, caps
     assert main(["prepare", str(preset)]) == 2  # all files that are missing, at once
     error = capsys.readouterr().err
     assert error.count("there is no such file") == 2
+    for action, file in (
+        ("train-classifier", "quality.classifier"),
+        ("train-ngrams", "good.ngrams"),
+    ):
+        assert re.search(rf"make it: maxlm data {action} .* --output data/web/{file}\n", error)
     train_models(web)
     overrides = ["data.vocab_size=512", "data.sequence_length=64"]
     do(load_data(preset, overrides).config)

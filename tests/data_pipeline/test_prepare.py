@@ -99,11 +99,14 @@ def test_same_texts_give_the_same_bytes(run_config, do, hashes, tmp_path):
 
 
 def test_a_second_time_says_so_and_changes_nothing(run_config, do, hashes, tmp_path, raw):
-    do(run_config())
+    folder = tmp_path / "out/text"
+    said = f"{folder}: written; to look at it: maxlm data inspect {folder}\n"
+    assert said in do(run_config())
     before = hashes(tmp_path / "out")
     times = [path.stat().st_mtime_ns for path in sorted((tmp_path / "out").rglob("*"))]
     out = do(run_config())
     assert "already prepared" in out
+    assert said not in out
     assert "changed" not in out
     assert [path.stat().st_mtime_ns for path in sorted((tmp_path / "out").rglob("*"))] == times
     (raw / "more.txt").write_text("something else")

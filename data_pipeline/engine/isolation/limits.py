@@ -73,7 +73,7 @@ class Limits:
                 return replace(self, set_aside={**self.set_aside, outcome.place: what})
             where = f"at more than {MOST_SET_ASIDE} documents"
         elif outcome.place != NOWHERE:
-            where = f"at document {outcome.place + 1}, {where}"
+            where = f"at document {outcome.place + 1}{_files(task)}, {where}"
         raise RunFailedError(f"{task.label}: {what}, {where}; {self._cure(outcome)}")
 
     def to_json(self) -> dict[str, Any]:
@@ -97,6 +97,14 @@ class Limits:
             "memory": "raise data.pipeline.engine.memory_mb",
             "time": "raise data.pipeline.engine.document_seconds",
         }.get(outcome.end, "see the message, and run it again: what is finished is kept")
+
+
+def _files(task: Task) -> str:
+    """Say which files a task reads, if it reads some."""
+    names = [name for _, name, *_ in task.settings.get("files", ()) if task.operation == "read"]
+    if len(names) > 1:
+        return f" of {len(names):,} files from {names[0]} to {names[-1]}"
+    return f" of {names[0]}" if names else ""
 
 
 def _smaller(step: Mapping[str, Any]) -> str:

@@ -14,9 +14,9 @@ from data_pipeline.text.mojibake import MojibakeRepair
 from maxlm.config.pipeline.clean.extract import ExtractConfig
 from maxlm.data.tokenizers import replace_surrogates
 
-# Comments and a byte order mark may come first (WHATWG MIME Sniffing, 7.1).
+# A byte order mark, XHTML's declaration and a comment may come first (WHATWG MIME Sniffing, 7.1).
 _PAGE = re.compile(
-    r"\ufeff?\s*(?:<!--.{0,500}?-->\s*)?<(?:!doctype\s+html|html|head|body|title|meta|script|div|table)\b",
+    r"\ufeff?\s*(?:<\?xml\b[^>]{0,500}>\s*)?(?:<!--.{0,500}?-->\s*)?<(?:!doctype\s+html|html|head|body|title|meta|script|div|table)\b",
     re.IGNORECASE | re.DOTALL,
 )
 _HTML_TYPES = ("text/html", "application/xhtml+xml")

@@ -12,6 +12,7 @@ from data_pipeline.documents import Document, Dropped
 from data_pipeline.steps.filters.top_fraction import (
     count_scored,
     number_of,
+    number_of_share,
     order_numbers,
     refuse_unknown,
     score_of,
@@ -43,7 +44,7 @@ class Buckets:
         refuse_unknown(own, "buckets", self._config.score)
         scored, documents = count_scored(own)
         shares = self._config.head, self._config.middle
-        bounds = [self._bound(own, math.ceil(scored * share)) for share in shares]
+        bounds = [self._bound(own, number_of_share(scored, share)) for share in shares]
         up_to = {
             name: self._sign * bound
             for name, bound in zip(("head", "middle"), bounds, strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from math import ceil, isnan
 from pathlib import Path
 
@@ -42,7 +43,7 @@ class TopFraction:
         ]
         refuse_unknown(own, "top_fraction", self._config.score)
         scored, total = count_scored(own)
-        wanted = ceil(total * self._config.fraction)
+        wanted = number_of_share(total, self._config.fraction)
         least, ties = select_greatest(own, wanted) if wanted else (0, 0)
         report = {
             "documents": total,
@@ -178,6 +179,13 @@ def select_greatest(paths: Sequence[Path], wanted: int) -> tuple[int, int]:
 
 def _order(path: Path) -> np.ndarray:
     return read_arrays(path)["order"]
+
+
+def number_of_share(documents: int, share: float) -> int:
+    """Return how many documents a share is, rounded up; the share is what its decimals say: 0.07 of
+    100 documents are 7, where floats have 7.000000000000001.
+    """
+    return ceil(documents * Fraction(repr(share)))
 
 
 def number_of(value: object) -> float:

@@ -51,7 +51,7 @@ class Url:
     def _verdict(self, url: str) -> tuple[str, str] | None:
         """Return the rule that an address breaks and what it is about, or None."""
         address = parse_address(url)
-        host, path = (address.host, address.path) if address else ("", "")
+        host, target = (address.host, address.target) if address else ("", "")
         if found := self._lists.hosts.find(host):
             return "url/domain", found
         if found := self._lists.addresses.find(url):
@@ -65,8 +65,7 @@ class Url:
         for pattern in self._patterns:
             if pattern.search(url):
                 return "url/pattern", pattern.pattern
-        query = f"?{address.query}" if address and address.query else ""
-        return ("url/robots", host) if self._lists.opt_outs.forbids(host, path + query) else None
+        return ("url/robots", host) if self._lists.opt_outs.forbids(host, target) else None
 
     @cached_property
     def _lists(self) -> _Lists:

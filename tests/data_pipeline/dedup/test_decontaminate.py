@@ -17,6 +17,7 @@ from data_pipeline.steps.dedup.decontaminate import Decontaminate
 from data_pipeline.text.places import MASK, masked_spans
 from maxlm.config.errors import UserError
 from maxlm.config.pipeline.dedup.decontaminate import DecontaminateConfig
+from maxlm.config.pipeline.filters.word_list import MissingFileProblem
 
 
 def some_words(seed, count):
@@ -201,6 +202,17 @@ def test_files_that_cannot_be_read_are_named_together(tmp_path):
         (tmp_path / name).write_text(contents)
         with pytest.raises(UserError, match=f"benchmarks.one: .*{name}"):
             list(read_items({"one": (str(tmp_path / name),)}))
+
+
+def test_files_that_are_missing_are_said_as_those_of_other_steps(tmp_path):
+    files = (str(tmp_path / "absent.jsonl"), str(tmp_path))
+    config = DecontaminateConfig(benchmarks={"one": files})
+    problems = list(config.problems("data.pipeline.steps.0", None))
+    assert all(isinstance(problem, MissingFileProblem) for problem in problems)
+    assert [problem.text for problem in problems] == [
+        f"data.pipeline.steps.0.benchmarks.one.{number}: {file}: there is no such file; correct or remove it"
+        for number, file in enumerate(files)
+    ]
 
 
 def test_a_benchmark_of_which_nothing_could_be_found_is_refused(run_step, in_shards, benchmarks):

@@ -232,3 +232,13 @@ def test_a_score_and_its_rule_go_together(change):
     section = NearDedupConfig(**change)
     (problem,) = section.problems("data.pipeline.steps.0", None)
     assert problem.path == "data.pipeline.steps.0.score"
+
+
+def test_an_index_does_not_replace_one_that_it_is_compared_with(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path)
+    section = NearDedupConfig(earlier=(f"{tmp_path}/one",), index=f"{tmp_path}/link/one")
+    (problem,) = section.problems("data.pipeline.steps.0", None)
+    assert problem.path == "data.pipeline.steps.0.index"
+    assert "would lose; give a new folder" in problem.text
+    section = NearDedupConfig(earlier=(f"{tmp_path}/one",), index=f"{tmp_path}/two")
+    assert not list(section.problems("data.pipeline.steps.0", None))

@@ -108,7 +108,7 @@ def test_output_does_not_depend_on_engine_or_workers(prepared, cluster, tmp_path
 
 
 @pytest.fixture
-def web_prepared(hashes, tmp_path, monkeypatch):
+def web_prepared(published, hashes, tmp_path, monkeypatch):
     """Return a function that sends a crawl through the preset for pages and the steps that it has
     not, two sources of unequal weights, and returns the files' hashes.
     """
@@ -119,8 +119,18 @@ def web_prepared(hashes, tmp_path, monkeypatch):
     steps = yaml.safe_load(WEB.read_text())["data"]["pipeline"]["steps"]
     more = [{"kind": "licence", "missing": "keep"}, {"kind": "sample", "fraction": 0.9}]
     buckets = {"kind": "buckets", "score": "perplexity", "keep": ["head", "middle", "tail"]}
-    steps = [*more, *steps[:-1], buckets, steps[-1]]
-    assert {step["kind"] for step in steps} == STEPS.keys() - {"rewrite"}
+    place = 1 + next(n for n, step in enumerate(steps) if step["kind"] == "substring_dedup")
+    rewrite = {
+        "kind": "rewrite",
+        "checkpoint": {"path": str(published)},
+        "templates": [{"name": "say", "prompts": ["{text}: "], "with_source": True}],
+        "fraction": 0.1,
+        "max_source_tokens": 16,
+        "max_tokens": 8,
+        "batch": 4,
+    }
+    steps = [*more, *steps[:place], rewrite, *steps[place:-1], buckets, steps[-1]]
+    assert {step["kind"] for step in steps} == STEPS.keys()
 
     def run(name, engine):
         first, second = (
@@ -162,6 +172,13 @@ def test_every_step_gives_the_same_bytes_on_a_cluster(web_prepared, cluster, tmp
     }
     assert dropping >= {"sample", "language", "heuristics", "toxicity", "near_dedup"}
     assert dropping >= {"exact_dedup", "decontaminate", "top_fraction"}
+    written = [
+        identity
+        for path in (tmp_path / "local2").rglob("*.documents.parquet")
+        for identity in pq.read_table(path)["id"].to_pylist()
+        if identity.endswith("#say")
+    ]
+    assert len(written) >= 5
     assert web_prepared("local1", {"kind": "local", "workers": 1}) == expected
     assert web_prepared("ray", {"kind": "ray", "address": cluster.address}) == expected
 

@@ -99,6 +99,21 @@ def test_a_model_that_takes_too_much_ends_the_run_with_the_cure(step_task):
     assert alone.after(Outcome("memory", 3), words).set_aside.keys() == {3}
 
 
+def test_a_reading_that_takes_too_much_ends_the_run_and_names_its_files(step_task):
+    def read(*names):
+        files = [[f"/x/{name}", name, 1, ""] for name in names]
+        return replace(step_task("000003", "a"), operation="read", settings={"files": files})
+
+    alone = Limits(2**30, 2.0, one_by_one=True)
+    where = (
+        "it takes more than 1024 MiB, at document 18 of b.parquet, also when it ran alone; raise"
+    )
+    with pytest.raises(RunFailedError, match=f"out/000003: {where} data.pipeline.engine.memory_mb"):
+        alone.after(Outcome("memory", 17), read("b.parquet"))
+    with pytest.raises(RunFailedError, match="at document 18 of 2 files from a.txt to c.txt, also"):
+        alone.after(Outcome("time", 17), read("a.txt", "c.txt"))
+
+
 SLOW_READERS = """
 import time
 import data_pipeline.engine.isolation.watch as watch

@@ -8,14 +8,51 @@ import pytest
 
 from data_pipeline import libraries
 from data_pipeline.engine import code
+from data_pipeline.engine.isolation.limits import Limits
+from data_pipeline.engine.isolation.watch import Watch
 from data_pipeline.engine.task import Task
+from data_pipeline.operations import perform
 from data_pipeline.stages.mapping import APPLY, MODEL, MappingStage
 from data_pipeline.stages.shards import DocumentShard
 from data_pipeline.stages.tokens import TOKENIZE
+from data_pipeline.steps import STEPS
 from maxlm.config.errors import RunFailedError
 from maxlm.config.pipeline.filters.classifier import ClassifierConfig
 from maxlm.config.pipeline.filters.perplexity import PerplexityConfig
 from maxlm.config.pipeline.rewrite import RewriteConfig
+
+
+def test_a_process_reads_a_step_s_files_once_and_not_for_every_shard(
+    step_task, tmp_path, monkeypatch
+):
+    made = []
+
+    class Counted(STEPS["sample"]):
+        def __init__(self, config):
+            made.append(config.fraction)
+            super().__init__(config)
+
+    monkeypatch.setitem(STEPS, "sample", Counted)
+
+    def do(name, fraction, sha256):
+        task = step_task(name, "text")
+        settings = {"step": {"kind": "sample", "fraction": fraction}, "source": "s"}
+        inputs = (*task.inputs, (tmp_path / "list.txt", sha256))
+        perform(
+            dataclasses.replace(task, settings=settings, inputs=inputs), Watch(Limits(2**30, 9))
+        )
+
+    for number in range(3):
+        do(f"a{number}", 1.0, "0")
+    assert made == [1.0]
+    do("b", 1.0, "1")  # the file is another one
+    do("c", 0.5, "1")
+    do("d", 1.0, "0")  # one is held, as models are large
+    assert made == [1.0, 1.0, 0.5, 1.0]
+    with pytest.raises(KeyError):  # another operation lets go of it
+        perform(Task("sample_texts", (), tmp_path, "x", {}), Watch(Limits(2**30, 9)))
+    do("e", 1.0, "0")
+    assert made[4:] == [1.0]
 
 
 @pytest.fixture

@@ -74,6 +74,17 @@ def test_numbers_of_the_card_are_those_of_the_corpus(card, corpus):
     assert figures["of them counted here"] == f"{train['tokens']:,}"
 
 
+def test_a_card_has_the_settings_of_the_steps(card):
+    settings = card[card.index("<details>") : card.index("</details>")]
+    rows = dict(re.findall(r"<tr><td>(.*?)</td><td>(.*?)</td>", settings))
+    assert rows["01-heuristics: gopher_quality.min_doc_words"] == "50"
+    assert rows["01-heuristics: gopher_quality.min_stop_words"] == "null"
+    assert rows["03-near_dedup: min_similarity"] == "0.75"
+    assert rows["03-near_dedup: score"] == "null"
+    assert rows["03-near_dedup: earlier"] == "none"
+    assert not [name for name in rows if name.endswith("kind")]
+
+
 def test_tokens_are_counted_as_numpy_counts_them(corpus, monkeypatch):
     monkeypatch.setattr("data_pipeline.card.tokens.AT_A_TIME", 100)
     opened = Corpus(corpus)
@@ -94,5 +105,10 @@ def test_tokens_are_counted_as_numpy_counts_them(corpus, monkeypatch):
 
 def test_of_a_large_corpus_a_sample_is_counted(corpus, monkeypatch):
     monkeypatch.setattr("data_pipeline.card.tokens.MOST_COUNTED", 150)
-    found = TokenCounts.of(Corpus(corpus))
+    monkeypatch.setattr("data_pipeline.card.tokens.AT_A_TIME", 64)
+    opened = Corpus(corpus)
+    found, shards = TokenCounts.of(opened), opened.splits["train"]
     assert found.counts.sum() == found.counted == 150 < found.total
+    third = shards.num_tokens // 3
+    tokens = np.concatenate([shards.read(start, 50) for start in (0, third, 2 * found.total // 3)])
+    assert found.counts.tolist() == np.bincount(tokens, minlength=found.counts.size).tolist()

@@ -110,6 +110,16 @@ def test_why_names_the_scores_that_documents_have_which_stay():
     assert found.limit == "keep: head, middle; head up to 0.9, middle up to 1.25"
 
 
+def test_why_names_what_a_licence_was_compared_with_and_what_set_aside_means():
+    gone = Gone("a", "01-licence", "licence/not_allowed", "GPL-3.0-only")
+    found = explain(gone, {"0-licence": {"kind": "licence", "allowed": ["MIT", "ISC"]}}, {})
+    assert (found.measured, found.limit) == ("GPL-3.0-only", "allowed: MIT, ISC")
+    gone = Gone("a", "01-extract", "set_aside", "it takes longer than 60 s")
+    found = explain(gone, {"0-extract": {"kind": "extract"}}, {})
+    assert found.about.startswith("The step could not work on it")
+    assert found.limit == ""
+
+
 def test_a_document_that_was_written_says_from_which(corpus):
     opened, origin = Corpus(corpus), identity(corpus, 6)
     rewrite = {"kind": "rewrite", "templates": [{"name": "say"}, {"name": "turn"}]}

@@ -214,6 +214,12 @@ def test_arpa_by_hand(tmp_path) -> None:
     assert np.allclose(logs, [-0.2, -0.4, -0.1, -0.2, -0.25 - 0.5, -0.4, -2, -0.9])
 
 
+def test_words_of_an_arpa_file_end_at_ascii_s_white_space(tmp_path) -> None:
+    path = tmp_path / "x.arpa"
+    path.write_text(ARPA.replace("b", "b\u00a0c\u3000d"))
+    assert read_arpa(path, "whitespace").vocabulary.words[-1] == "b\u00a0c\u3000d"
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [

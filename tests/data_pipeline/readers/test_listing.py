@@ -104,6 +104,9 @@ def test_object_stores_are_read_like_folders(read):
         assert found.names == ["memory:///bucket/b.txt", "memory:///bucket/deep/a.jsonl:1"]
         assert read("memory://bucket/*.txt").texts == ["b"]
         assert read("memory://bucket/c.bin").texts == ["c"]
+        again = read("memory://bucket/*.txt", "memory://bucket")
+        assert again.texts == ["b", "a"]
+        assert again.skipped.counts == {"file that was read already": 1, "other suffix": 1}
         with pytest.raises(UserError, match=r"raw\.paths: memory://bucket/nothing"):
             read("memory://bucket/nothing")
         with pytest.raises(UserError, match=r"raw\.paths: nowhere://x"):

@@ -1,8 +1,11 @@
 import json
+import math
 import os
 import sysconfig
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from data_pipeline.readers import lines as lines_module
@@ -83,6 +86,19 @@ def test_line_that_is_too_long_is_skipped(tmp_path, monkeypatch, read):
     reading = read(tmp_path)
     assert [len(text) for text in reading.texts] == [10, 52, 20]
     assert reading.skipped.counts == {"line too long": 2}
+
+
+def test_numbers_that_json_cannot_hold_are_none(tmp_path, read):
+    numbers = ["NaN", "-Infinity", "1e400", "1" + "0" * 400, "1.5", "-7", str(2**63), "true"]
+    lines = "".join(f'{{"text": "{n}", "score": {one}}}\n' for n, one in enumerate(numbers))
+    (tmp_path / "a.jsonl").write_text(lines)
+    columns = {"text": ["p", "q", "r"], "score": [math.nan, 2.5, None]}  # as pandas has no value
+    pq.write_table(pa.table(columns), tmp_path / "b.parquet")
+    reading = read(tmp_path, meta_keys=("score",))
+    scores = {one.text: one.meta["score"] for one in reading.documents if one.meta}
+    assert scores == {"4": 1.5, "5": -7, "6": 2.0**63, "7": True, "q": 2.5}
+    assert len(reading.documents) == 11
+    assert reading.figures["values"]["score"]["2.5"] == 1
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")

@@ -34,6 +34,16 @@ def test_hosts_hold_those_below(tmp_path) -> None:
     assert not [host for host in ("notbad.com", "com", "", "example.com") if hosts.find(host)]
 
 
+def test_hosts_as_other_lists_write_them() -> None:
+    hosts = Hosts(
+        listed("b\u00fccher.example", "||ads.net^$third-party", "https://a.example/", "b.example/x")
+    )
+    assert hosts.find("xn--bcher-kva.example") == "xn--bcher-kva.example"
+    assert hosts.find("x.ads.net") == "ads.net"
+    assert hosts.find("a.example") == "a.example"
+    assert hosts.find("b.example") is None, "a path is not all of a host"
+
+
 def test_addresses_in_any_spelling() -> None:
     addresses = Addresses(listed("https://www.a.example/x/"))
     assert addresses.find("http://a.example/x?utm_source=b") == "a.example/x"

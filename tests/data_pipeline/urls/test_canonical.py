@@ -12,6 +12,9 @@ SAME = [
     "HTTP://example.com.:80/x/../a%7eb?utm_source=mail#part",
     "http://user:word@example.com/./a~b?gclid=1&fbclid=2",
     " https://example.com/a~b;jsessionid=1F2E \n",
+    "example.com/a~b",
+    "//www.example.com/a~b/",
+    "http://example.com/a~b?sid=0f3c9b6f2b1d4c5e8a7f6d5c4b3a2918",
 ]
 DIFFERENT = [
     "http://example.com/",
@@ -23,6 +26,8 @@ DIFFERENT = [
     "http://sub.example.com/a~b",
     "http://example.com/a%2Fb",
     "http://example.com/a/b",
+    "http://example.com/a~b?sid=1234",  # the number of an article
+    "http://example.com/a~b?sid=12/07/2001/article",
 ]
 
 
@@ -46,6 +51,11 @@ def test_pages_apart() -> None:
         ("http://www./", "www/"),
         ("http://[::1]:80/x", "::1/x"),
         ("not an address ", "not an address"),
+        ("B\u00fccher.example:80/x", "xn--bcher-kva.example:80/x"),
+        ("a.b@c.com", "a.b@c.com"),
+        ("two words.", "two words."),
+        ("two words.org", "two words.org"),
+        ("page.html#part", "page.html#part"),
         ("http://a.com:port/", "http://a.com:port/"),
         ("http://[half/", "http://[half/"),
         ("", ""),

@@ -52,8 +52,9 @@ Host: sub.example.com
 User-agent: *
 Disallow:
 Host: other.org
-User-Agent: ClaudeBot
+User-Agent: ClaudeBot/1.0
 Disallow: /*?session=
+Disallow: /stra\u00dfe/%7e
 nonsense
 """
 PAGES = [
@@ -65,6 +66,7 @@ PAGES = [
     ("other.org", "/a?session=1"),
     ("other.org", "/a"),
     ("unknown.net", "/"),
+    ("other.org", "/stra%C3%9Fe/~x"),
 ]
 
 
@@ -73,8 +75,8 @@ PAGES = [
     [
         (("CCBot",), [0, 2, 3]),
         (("SomeBot",), [2]),
-        (("ClaudeBot",), [2, 5]),
-        (("CCBot", "ClaudeBot"), [0, 2, 3, 5]),
+        (("ClaudeBot",), [2, 5, 8]),
+        (("CCBot", "ClaudeBot"), [0, 2, 3, 5, 8]),
         ((), []),
     ],
 )

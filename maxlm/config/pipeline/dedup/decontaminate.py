@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import BeforeValidator, Field
 
 from maxlm.config.errors import Problem
+from maxlm.config.pipeline.filters.word_list import missing_files
 from maxlm.config.pipeline.step import GlobalStepSection, changes_behind
 from maxlm.config.section import as_tuple
 
@@ -67,6 +68,8 @@ class DecontaminateConfig(GlobalStepSection):
         yield from super().problems(path, data)
         if self.action == "mask":
             yield from changes_behind(path, data)
+        for name, files in self.benchmarks.items():
+            yield from missing_files(f"{path}.benchmarks.{name}", files)
         if not any(self.benchmarks.values()):
             yield Problem(f"{path}.benchmarks", f"{path}.benchmarks names no file; name some")
         if self.min_words > self.ngram_words:

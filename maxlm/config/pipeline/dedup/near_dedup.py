@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field
 from maxlm.config.errors import Problem
 from maxlm.config.pipeline.step import GlobalStepSection
 from maxlm.config.section import PositiveInt, as_tuple
+from maxlm.files import place_of
 
 if TYPE_CHECKING:
     from maxlm.config.schema import DataConfig
@@ -61,6 +62,12 @@ class NearDedupConfig(GlobalStepSection):
                 f"{path}.score",
                 f"{path}.score={self.score} does not go with keep={self.keep}; "
                 "give both keep: score and the name of a number, or neither",
+            )
+        if self.index is not None and place_of(self.index) in map(place_of, self.earlier):
+            yield Problem(
+                f"{path}.index",
+                f"{path}.index={self.index} is one of {path}.earlier, whose documents it would lose; give a new "
+                "folder, and later runs both of them as `earlier`",
             )
 
     def files(self) -> Iterator[str]:

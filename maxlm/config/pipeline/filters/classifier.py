@@ -44,7 +44,9 @@ class ClassifierConfig(StepSection):
     def problems(self, path: str, data: DataConfig) -> Iterator[Problem]:
         """Yield a model that is not there, and settings that it does not have."""
         del data
-        yield from missing_file(f"{path}.model", self.model)
+        own = not self.model.endswith(".bin")
+        make = "maxlm data train-classifier GOOD_TEXTS OTHER_TEXTS" if own else None
+        yield from missing_file(f"{path}.model", self.model, made_by=make)
         if self.checkpoint is not None:
             yield from self.checkpoint.problems(f"{path}.checkpoint")
         if self.model.endswith(".bin") != (self.label is not None):

@@ -72,7 +72,8 @@ class PerplexityConfig(StepSection):
             text = f"{path}.model and {path}.checkpoint: give one of them"
             yield Problem(f"{path}.model", text)
         if self.model is not None:
-            yield from missing_file(f"{path}.model", self.model)
+            make = "maxlm data train-ngrams CLEAN_TEXTS"
+            yield from missing_file(f"{path}.model", self.model, made_by=make)
         if self.checkpoint is not None:
             yield from self.checkpoint.problems(f"{path}.checkpoint")
         if (self.max_head is None) != (self.max_middle is None):

@@ -39,7 +39,8 @@ class ToxicityConfig(StepSection):
         del data
         yield from self.lexicon.problems(f"{path}.lexicon")
         if self.model is not None:
-            yield from missing_file(f"{path}.model", self.model)
+            make = "maxlm data train-classifier TOXIC_TEXTS OTHER_TEXTS"
+            yield from missing_file(f"{path}.model", self.model, made_by=make)
         elif not self.lexicon:
             yield Problem(path, f"{path} judges by nothing; give {path}.lexicon or {path}.model")
 

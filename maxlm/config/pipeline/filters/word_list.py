@@ -36,11 +36,18 @@ class MissingFileProblem(Problem):
     """A file that `maxlm prepare` needs and training does not."""
 
 
-def missing_file(path: str, name: str) -> Iterator[Problem]:
-    """Yield a problem if a file is not there; `path` is the setting that names it."""
+def missing_file(path: str, name: str, *, made_by: str | None = None) -> Iterator[Problem]:
+    """Yield a problem if a file is not there.
+
+    Args:
+      path: the setting that names it.
+      name: the file.
+      made_by: the command that makes such a file, but for its `--output`.
+    """
     if not Path(name).is_file():
+        make = f", or make it: {made_by} --output {name}" if made_by else ""
         yield MissingFileProblem(
-            path, f"{path}: {name}: there is no such file; correct or remove it"
+            path, f"{path}: {name}: there is no such file; correct or remove it{make}"
         )
 
 

@@ -42,6 +42,10 @@ def test_what_is_html_and_what_is_not(verdicts) -> None:
     assert verdicts(step, ["<p>a fragment</p>"], content_type="text/html; charset=x") == [
         "a fragment"
     ]
+    declared = '<?xml version="1.0" encoding="UTF-8"?>\n<!-- of a server -->\n'
+    assert verdicts(step, [f"{declared}{PAGE}"]) == verdicts(step, [PAGE])
+    feed = f"{declared}<rss><channel><title>x</title></channel></rss>"
+    assert verdicts(step, [feed]) == [feed]
     assert verdicts(step, [PAGE], content_type="text/plain") == [PAGE]
     assert verdicts(Extract(ExtractConfig(input="text")), [PAGE]) == [PAGE]
     assert verdicts(Extract(ExtractConfig(input="html")), ["a<br>b"]) == ["a\nb"]

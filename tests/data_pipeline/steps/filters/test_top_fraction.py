@@ -1,6 +1,7 @@
 """The documents of the highest scores stay, against sorting all of them."""
 
 import math
+from decimal import Decimal
 from types import SimpleNamespace
 
 import numpy as np
@@ -60,10 +61,16 @@ def test_against_sorting(tmp_path_factory, shards, fraction) -> None:
             place,
         )
 
-    kept = set(sorted(places, key=rank)[: math.ceil(len(places) * fraction)])
+    kept = set(sorted(places, key=rank)[: math.ceil(len(places) * Decimal(repr(fraction)))])
     assert [
         [(shard, row) in kept for row in range(len(scores))] for shard, scores in enumerate(shards)
     ] == found
+
+
+def test_a_share_is_what_its_decimals_say(tmp_path) -> None:
+    assert math.ceil(100 * 0.07) == 8, "in floats"
+    _, report = decide(tmp_path, [[*range(100)]], ["x"], fraction=0.07)
+    assert report["kept"] == 7
 
 
 def test_protected_sources_stay_and_do_not_count(tmp_path) -> None:

@@ -16,6 +16,7 @@ RULES = {
 }
 CASES = {
     "http://www.bad.com/x": "url/domain",
+    "bad.com/x": "url/domain",
     "https://www.good.com/bad/": "url/url",
     "http://good.com/casino-x": "url/word",
     "http://good.com/free/game": "url/soft_words",
@@ -25,6 +26,10 @@ CASES = {
     "http://good.com/tag/12/": None,
     "http://closed.com/x": "url/robots",
     "http://closed.com/open?y": None,
+    "http://asked.com/find?q=1&a=2": "url/robots",
+    "http://asked.com/find?a=2&q=1": None,
+    "http://asked.com/x?utm_source=mail": "url/robots",
+    "http://asked.com/\u00e4/~x": "url/robots",
     "no address": None,
 }
 
@@ -32,7 +37,11 @@ CASES = {
 @pytest.fixture
 def config(tmp_path) -> UrlConfig:
     path = tmp_path / "robots.txt"
-    path.write_text("Host: closed.com\nUser-agent: *\nDisallow: /\nAllow: /open?y$\n")
+    path.write_text(
+        "Host: closed.com\nUser-agent: *\nDisallow: /\nAllow: /open?y$\n"
+        "Host: asked.com\nUser-agent: GPTBot/1.2\nDisallow: /find?q=\nDisallow: /*?utm_\nDisallow: /\u00e4/%7E\n",
+        encoding="utf-8",
+    )
     return UrlConfig.model_validate({"robots_files": [str(path)], **RULES})
 
 
