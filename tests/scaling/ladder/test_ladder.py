@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.metadata import parse_session_start_info_plugin_data
 
 from maxlm.cli import main
 from maxlm.config.errors import ConfigError
@@ -222,16 +224,40 @@ def test_tensorboard_has_rungs_and_frontier_in_one_chart(ladder_file: Path, tmp_
     assert np.all(middle <= high + 1e-6)
     fit = EventAccumulator(str(folder / "fit"))
     fit.Reload()
-    assert "ladder/isoflop" in fit.Tags()["images"]
+    charts = ("frontier", "isoflop", "residuals", "measured")
+    assert set(fit.Tags()["images"]) == {f"ladder/{name}" for name in charts}
+    assert len(fit.PluginTagToContent("text")) >= 5
+    of_rung = EventAccumulator(str(folder / "rungs" / "d64-20")).Reload()
+    start = parse_session_start_info_plugin_data(
+        of_rung.PluginTagToContent("hparams")["_hparams_/session_start_info"]
+    )
+    assert start.hparams["size"].string_value == "d64"
+    assert start.hparams["tokens"].number_value == rung.tokens
+    (final,) = of_rung.Scalars("ladder/final_loss")
+    assert final.value == pytest.approx(law(rung.parameters, rung.tokens))
 
 
-def test_report_is_one_page_that_needs_nothing_else(ladder_file: Path, tmp_path: Path):
+def test_report_is_one_page_that_needs_nothing_else(
+    ladder_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     finish(ladder_file)
     assert main(["ladder", "fit", str(ladder_file)]) == 0
     assert main(["ladder", "report", str(ladder_file)]) == 0
     page = (tmp_path / "ladder" / "report.html").read_text()
     assert page.count("<svg") == 4
     assert 'href="d64-20/metrics.jsonl"' in page
+    command = ["optimal", "--flops", "1e16", "--ladder", str(tmp_path / "ladder" / "fit.json")]
+    capsys.readouterr()
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    for name in ("N", "D", "D/N", "loss"):  # each with its interval
+        value, low, high = map(
+            float,
+            re.search(
+                rf"^  {name} +(\S+) +\(90 %: (\S+) to (\S+)\)$", shown, re.MULTILINE
+            ).groups(),
+        )
+        assert low <= value <= high
     for foreign in ("<script", 'http-equiv="refresh', 'src="http', "@import"):
         assert foreign not in page
 
