@@ -22,7 +22,7 @@ from maxlm.scaling.runs import Units, unidentified
 from maxlm.scaling.select import HeldOut, Judged, budget_levels, judge_laws
 
 COVERAGE = 0.9
-VERSION = 2
+VERSION = 3
 
 
 class Range(NamedTuple):
