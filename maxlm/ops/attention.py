@@ -80,7 +80,8 @@ def _as_it_comes(platforms: tuple[str, ...], name: str) -> Row:
     """Return the row of a library's kernel, which chooses for itself what it depends on."""
 
     def unsupported(shape: Any) -> str | None:
-        return getattr(_loaded("external_attention"), f"{name}_unsupported")(shape)
+        why: str | None = getattr(_loaded("external_attention"), f"{name}_unsupported")(shape)
+        return why
 
     def build(_: str) -> Kernel:
         library = getattr(_loaded("external_attention"), name.upper())

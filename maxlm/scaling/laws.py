@@ -154,7 +154,9 @@ class Kaplan:
     def raw(self, numbers: np.ndarray, units: Units) -> dict[str, float]:
         """Return Nc, Dc, aN, aD for N and D that are not in units."""
         of_size, of_tokens, a, b = numbers
-        scaled = (of_size ** (1 / a) * units.parameters, of_tokens ** (1 / b) * units.tokens, a, b)
+        with np.errstate(over="ignore"):  # where the exponents are near 0, Nc and Dc have no end
+            ends = of_size ** (1 / a) * units.parameters, of_tokens ** (1 / b) * units.tokens
+        scaled = (*ends, a, b)
         return dict(zip(self.names, map(float, scaled), strict=True))
 
 

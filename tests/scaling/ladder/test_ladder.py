@@ -240,6 +240,7 @@ def test_tensorboard_has_rungs_and_frontier_in_one_chart(ladder_file: Path, tmp_
 def test_report_is_one_page_that_needs_nothing_else(
     ladder_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
+    ladder_file.write_text(f"{ladder_file.read_text()}fit: {{count: non_embedding}}\n")
     finish(ladder_file)
     assert main(["ladder", "fit", str(ladder_file)]) == 0
     assert main(["ladder", "report", str(ladder_file)]) == 0
@@ -250,6 +251,7 @@ def test_report_is_one_page_that_needs_nothing_else(
     capsys.readouterr()
     assert main(command) == 0
     shown = capsys.readouterr().out
+    assert "fit.json, N without embeddings:" in shown
     for name in ("N", "D", "D/N", "loss"):  # each with its interval
         value, low, high = map(
             float,
