@@ -202,6 +202,7 @@ def test_repeated_data_are_known_to_forecasts(
 
 
 def test_tensorboard_has_rungs_and_frontier_in_one_chart(ladder_file: Path, tmp_path: Path):
+    ladder_file.write_text(f"{ladder_file.read_text()}fit: {{bootstraps: 20}}\n")
     finish(ladder_file)
     assert main(["ladder", "fit", str(ladder_file)]) == 0
     folder = tmp_path / "ladder" / "tensorboard"
@@ -240,7 +241,9 @@ def test_tensorboard_has_rungs_and_frontier_in_one_chart(ladder_file: Path, tmp_
 def test_report_is_one_page_that_needs_nothing_else(
     ladder_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    ladder_file.write_text(f"{ladder_file.read_text()}fit: {{count: non_embedding}}\n")
+    ladder_file.write_text(
+        f"{ladder_file.read_text()}fit: {{count: non_embedding, laws: [surface], bootstraps: 20}}\n"
+    )
     finish(ladder_file)
     assert main(["ladder", "fit", str(ladder_file)]) == 0
     assert main(["ladder", "report", str(ladder_file)]) == 0
