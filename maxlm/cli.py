@@ -20,20 +20,16 @@ from typing import Any
 
 import maxlm
 from maxlm.config.cluster.exit_codes import Exit
-from maxlm.config.cluster.file import ClusterFile
 from maxlm.config.errors import RunFailedError, UserError
-from maxlm.config.ladder import LadderConfig
 from maxlm.config.reading.loader import load_data
-from maxlm.config.schema import RunConfig
-from maxlm.config.section import Section
 from maxlm.config.show import to_json_schema, to_yaml
 from maxlm.process.signals import listening
 from maxlm.tracing.folder import check_run
 
-SCHEMAS: dict[str, type[Section]] = {
-    "run": RunConfig,
-    "ladder": LadderConfig,
-    "cluster": ClusterFile,
+SCHEMAS = {
+    "run": ("maxlm.config.schema", "RunConfig"),
+    "ladder": ("maxlm.config.ladder", "LadderConfig"),
+    "cluster": ("maxlm.config.cluster.file", "ClusterFile"),
 }
 # Each module has `run(arguments) -> exit code`.
 COMMANDS = {
@@ -100,7 +96,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _config(arguments: argparse.Namespace) -> int:
     if arguments.action == "schema":
-        print(to_json_schema(SCHEMAS[arguments.of]), end="")
+        module, name = SCHEMAS[arguments.of]
+        print(to_json_schema(getattr(importlib.import_module(module), name)), end="")
         return 0
     loaded = load_data(arguments.config, arguments.overrides)
     print(to_yaml(loaded) if arguments.action == "show" else f"{arguments.config}: ok\n", end="")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from maxlm.config.errors import UserError
 from maxlm.files import read_regular
+
+log = logging.getLogger(__name__)
 
 VERSION = 1
 
@@ -48,6 +51,41 @@ class Prediction(NamedTuple):
         here = (float(np.exp(np.interp(fraction, fractions, np.log(one)))) for one in ratios)
         pairs = zip(here, self.final, strict=True)
         return Expected(*(ratio * final for ratio, final in pairs))
+
+
+class Expectation:
+    """A prediction beside what is measured; it warns once of a loss outside its interval."""
+
+    def __init__(self, prediction: Prediction, num_steps: int):
+        self._prediction, self._num_steps, self._warned = prediction, num_steps, False
+        self._source = prediction.loss.removeprefix("val/").removesuffix("/loss")
+
+    @property
+    def charts(self) -> dict[str, list[str]]:
+        """The measured and the expected loss in one chart, by the chart's name."""
+        names = [f"predicted/{self._source}/{name}" for name in ("expected", "low", "high")]
+        return {f"{self._prediction.loss} and its prediction": [self._prediction.loss, *names]}
+
+    def beside(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
+        """Return what was expected of an evaluation after so many steps, by metric; nothing before
+        the first fraction that the prediction knows.
+        """
+        expected = self._prediction.at(step / self._num_steps)
+        if expected is None:
+            return {}
+        measured = values[self._prediction.loss]
+        if not self._warned and not expected.low <= measured <= expected.high:
+            self._warned = True
+            log.warning(
+                "step %d: %s is %.4f, outside the predicted %.4f to %.4f",
+                step,
+                self._prediction.loss,
+                measured,
+                expected.low,
+                expected.high,
+            )
+        names = zip(("expected", "low", "high"), expected, strict=True)
+        return {f"predicted/{self._source}/{name}": value for name, value in names}
 
 
 def read_prediction(path: str) -> Prediction:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -11,14 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from maxlm.kernels import (
-    chunked_attention,
-    external_attention,
-    hopper,
-    tpu_attention,
-    triton_attention,
-)
-from maxlm.kernels.external_attention import Library
+from maxlm.kernels import chunked_attention
 from maxlm.kernels.mask import Mask
 from maxlm.kernels.shape import PLAIN, Scoring
 from maxlm.ops.kernel_choice import Operation, Row
@@ -61,47 +55,52 @@ CHUNKED = Kernel(chunked_attention.forward, chunked_attention.backward)
 """The reference: runs everywhere and does everything."""
 
 
-def _tuned(module: Any, **options: Any) -> Callable[[str], Kernel]:
-    """Return build(device_kind) for a module whose pair chooses block sizes by device kind."""
+def _loaded(name: str) -> Any:
+    """Return a module of kernels. It is imported when it is asked for: Pallas with all of its
+    backends takes most of a second, of which each platform needs a part and a CPU nothing.
+    """
+    return importlib.import_module(f"maxlm.kernels.{name}")
+
+
+def _tuned(platforms: tuple[str, ...], name: str, **options: Any) -> Row:
+    """Return the row of a module whose pair chooses block sizes by device kind."""
 
     def build(device_kind: str) -> Kernel:
+        module = _loaded(name)
         pair = (
             functools.partial(f, device_kind=device_kind, **options)
             for f in (module.forward, module.backward)
         )
         return Kernel(*pair)
 
-    return build
+    return Row(platforms, lambda shape: _loaded(name).unsupported(shape), build)
 
 
-def _as_it_comes(library: Library) -> Callable[[str], Kernel]:
-    """Return build(device_kind) for a library's kernel, which chooses for itself what it depends
-    on.
-    """
-    return lambda _: Kernel(library.forward, library.backward)
+def _as_it_comes(platforms: tuple[str, ...], name: str) -> Row:
+    """Return the row of a library's kernel, which chooses for itself what it depends on."""
+
+    def unsupported(shape: Any) -> str | None:
+        why: str | None = getattr(_loaded("external_attention"), f"{name}_unsupported")(shape)
+        return why
+
+    def build(_: str) -> Kernel:
+        library = getattr(_loaded("external_attention"), name.upper())
+        return Kernel(library.forward, library.backward)
+
+    return Row(platforms, unsupported, build)
 
 
 ATTENTION = Operation(
     "attention",
     table={
-        "flash_tpu": Row(("tpu",), tpu_attention.unsupported, _tuned(tpu_attention)),
-        "flash_hopper": Row(("gpu",), hopper.unsupported, _tuned(hopper)),
-        "flash_triton": Row(("gpu",), triton_attention.unsupported, _tuned(triton_attention)),
-        "splash": Row(
-            ("tpu",), external_attention.splash_unsupported, _as_it_comes(external_attention.SPLASH)
-        ),
-        "cudnn": Row(
-            ("gpu",), external_attention.cudnn_unsupported, _as_it_comes(external_attention.CUDNN)
-        ),
-        "tokamax": Row(
-            ("gpu",),
-            external_attention.tokamax_unsupported,
-            _as_it_comes(external_attention.TOKAMAX),
-        ),
+        "flash_tpu": _tuned(("tpu",), "tpu_attention"),
+        "flash_hopper": _tuned(("gpu",), "hopper"),
+        "flash_triton": _tuned(("gpu",), "triton_attention"),
+        "splash": _as_it_comes(("tpu",), "splash"),
+        "cudnn": _as_it_comes(("gpu",), "cudnn"),
+        "tokamax": _as_it_comes(("gpu",), "tokamax"),
         "chunked": Row(("cpu", "gpu", "tpu"), lambda _: None, lambda _: CHUNKED),
-        "interpret": Row(
-            ("cpu",), tpu_attention.unsupported, _tuned(tpu_attention, interpret=True)
-        ),
+        "interpret": _tuned(("cpu",), "tpu_attention", interpret=True),
     },
     order={
         "cpu": ("chunked",),

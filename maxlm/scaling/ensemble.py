@@ -26,8 +26,7 @@ _LEAST_SIGMA = 1e-9
 
 def loss_quantiles(
     laws: Sequence[Judged],
-    parameters: float,
-    tokens: float,
+    run: tuple[float, float, float],
     *,
     distance: float,
     shares: Sequence[float],
@@ -36,15 +35,12 @@ def loss_quantiles(
 
     Args:
       laws: with weights whose sum is 1.
-      parameters: N of the run.
-      tokens: D of the run.
+      run: its N, D, and U, the different tokens among D.
       distance: log FLOPs beyond the largest fitted run; below 0 is 0.
       shares: the probabilities.
     """
     heavy = [one for one in laws if one.weight > 0]
-    centres = [
-        np.log([float(b.predict(parameters, tokens)) for b in one.bootstraps]) for one in heavy
-    ]
+    centres = [np.log([float(b.predict(*run)) for b in one.bootstraps]) for one in heavy]
     sigmas = [np.hypot(max(one.noise, _LEAST_SIGMA), DRIFTS * max(distance, 0.0)) for one in heavy]
 
     def below(log_loss: float) -> float:

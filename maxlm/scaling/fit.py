@@ -114,48 +114,85 @@ def interval(values: Sequence[float] | np.ndarray, coverage: float = 0.9) -> tup
     return float(low), float(high)
 
 
+class _Rows(NamedTuple):
+    """K searches for the P numbers of a law, by R runs each.
+
+    Attributes:
+      numbers_KP: where they are.
+      errors_KR: there.
+      losses_K: there.
+      damping_K: of their next steps.
+    """
+
+    numbers_KP: np.ndarray
+    errors_KR: np.ndarray
+    losses_K: np.ndarray
+    damping_K: np.ndarray
+
+
 def _solve(
     law: Law, runs: Runs, weights_KR: np.ndarray, starts_KP: np.ndarray, search: Search
 ) -> tuple[np.ndarray, np.ndarray]:
     """Follow K starts at a time to where Huber's loss, with weights on R runs, is least.
 
-    Levenberg-Marquardt on squares that touch Huber's loss from above (weights min(1, delta /
-    |error|), anew at each step), a damping of its own for each of the K. A number at its bound
-    stays there while the loss falls beyond it.
-
     Returns:
       the P numbers of each, (K, P), and their losses, (K,).
     """
-    numbers, lower = np.maximum(starts_KP, law.lower), np.asarray(law.lower)
-    errors_KR = _errors(law, numbers, runs, search)
-    losses, damping = _huber(errors_KR, weights_KR, search), np.full(len(numbers), 1e-3)
-    ended = np.zeros(len(numbers), bool)
+    numbers = np.maximum(starts_KP, law.lower)
+    errors = _errors(law, numbers, runs, search)
+    losses = _huber(errors, weights_KR, search)
+    rows = _Rows(numbers, errors, losses, np.full(len(numbers), 1e-3))
+    going = np.arange(len(numbers))
     for _ in range(MOST_STEPS):
-        jacobian_KRP = _jacobian(law, numbers, runs, search)
-        touching_KR = weights_KR / np.maximum(np.abs(errors_KR) / search.delta, 1.0)
-        slope_KP = np.einsum("krp,kr->kp", jacobian_KRP, touching_KR * errors_KR)
-        jacobian_KRP *= ~((numbers <= lower) & (slope_KP > 0))[:, None]
-        slope_KP = np.einsum("krp,kr->kp", jacobian_KRP, touching_KR * errors_KR)
-        curved_KPP = np.einsum("krp,kr,krq->kpq", jacobian_KRP, touching_KR, jacobian_KRP)
-        diagonal_KP = np.einsum("kpp->kp", curved_KPP)
-        ridge = damping[:, None] * diagonal_KP + 1e-30 + (diagonal_KP == 0)
-        step = np.linalg.solve(
-            curved_KPP + ridge[:, None] * np.eye(len(lower)), slope_KP[..., None]
-        )
-        tried = np.maximum(numbers - step[..., 0], lower)
-        tried_errors = _errors(law, tried, runs, search)
-        tried_losses = _huber(tried_errors, weights_KR, search)
-        better = tried_losses < losses
-        # A small gain of a step that damping has shortened says nothing.
-        stalled = better & (losses - tried_losses <= STALLED * losses) & (damping < 1)
-        ended |= stalled | (np.abs(tried - numbers).max(axis=1) < 1e-13)
-        numbers = np.where(better[:, None], tried, numbers)
-        errors_KR = np.where(better[:, None], tried_errors, errors_KR)
-        losses = np.where(better, tried_losses, losses)
-        damping = np.clip(np.where(better, damping / 4, damping * 6), 1e-12, 1e12)
-        if np.all(ended | (damping >= 1e12) | (losses == 0)):
+        before = _Rows(*(one[going] for one in rows))
+        after, ended = _step(law, runs, weights_KR[going], before, search)
+        for one, values in zip(rows, after, strict=True):
+            one[going] = values
+        # Most searches take a tenth of the steps of the longest.
+        going = going[~ended]
+        if not len(going):
             break
-    return numbers, losses
+    return rows.numbers_KP, rows.losses_K
+
+
+def _step(
+    law: Law, runs: Runs, weights_KR: np.ndarray, rows: _Rows, search: Search
+) -> tuple[_Rows, np.ndarray]:
+    """Take a step of Levenberg-Marquardt on squares that touch Huber's loss from above (weights
+    min(1, delta / |error|), anew at each step), a damping of its own for each of the K. A number at
+    its bound stays there while the loss falls beyond it.
+
+    Returns:
+      where each of the K is now, and whether it is at the end, (K,).
+    """
+    numbers, errors_KR, losses, damping = rows
+    lower = np.asarray(law.lower)
+    jacobian_KRP = _jacobian(law, numbers, runs, search)
+    touching_KR = weights_KR / np.maximum(np.abs(errors_KR) / search.delta, 1.0)
+    slope_KP = np.einsum("krp,kr->kp", jacobian_KRP, touching_KR * errors_KR)
+    jacobian_KRP *= ~((numbers <= lower) & (slope_KP > 0))[:, None]
+    slope_KP = np.einsum("krp,kr->kp", jacobian_KRP, touching_KR * errors_KR)
+    weighted_KPR = (jacobian_KRP * touching_KR[..., None]).swapaxes(1, 2)
+    curved_KPP = weighted_KPR @ jacobian_KRP
+    diagonal_KP = np.einsum("kpp->kp", curved_KPP)
+    ridge = damping[:, None] * diagonal_KP + 1e-30 + (diagonal_KP == 0)
+    step = np.linalg.solve(curved_KPP + ridge[:, None] * np.eye(len(lower)), slope_KP[..., None])
+    tried = np.maximum(numbers - step[..., 0], lower)
+    tried_errors = _errors(law, tried, runs, search)
+    tried_losses = _huber(tried_errors, weights_KR, search)
+    better = tried_losses < losses
+    # A small gain of a step that damping has shortened says nothing.
+    stalled = better & (losses - tried_losses <= STALLED * losses) & (damping < 1)
+    moved = np.abs(tried - numbers).max(axis=1)
+    damping = np.clip(np.where(better, damping / 4, damping * 6), 1e-12, 1e12)
+    after = _Rows(
+        np.where(better[:, None], tried, numbers),
+        np.where(better[:, None], tried_errors, errors_KR),
+        np.where(better, tried_losses, losses),
+        damping,
+    )
+    ended = stalled | (moved < 1e-13) | (damping >= 1e12) | (after.losses_K == 0)
+    return after, ended
 
 
 def _errors(law: Law, numbers_KP: np.ndarray, runs: Runs, search: Search) -> np.ndarray:

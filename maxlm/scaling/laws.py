@@ -1,7 +1,8 @@
 """Forms of the loss as a function of model size N and training tokens D.
 
-While a law is fitted, N and D are measured in units of the runs' geometric means, so that all its
-numbers are near 1; `raw` returns them for N and D as they are.
+While a law is fitted, N and D are measured in units of the runs' geometric means, and its numbers are
+chosen so that all are near 1 and one can move while the others stay: else searches take hundreds of
+steps along narrow valleys. `raw` returns the numbers of the paper, for N and D as they are.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class Law(Protocol):
     Attributes:
       name: by which it is chosen and reported.
       paper: where it comes from.
-      names: of its numbers.
+      names: of its numbers, in `raw`.
       lower: the least that each of them may be.
     """
 
@@ -86,7 +87,7 @@ class Coupled:
     form for E = 0 and b = 1.
 
     The exponent k couples the two terms: below 1 a lack of data hurts a small model less than it
-    hurts a large one.
+    hurts a large one. Fitted are what each term alone adds, A^k / N^(a k) and B^k / D^(b k), and k.
     """
 
     name = "coupled"
@@ -98,28 +99,31 @@ class Coupled:
 
     def predict(self, numbers: np.ndarray, runs: Runs) -> np.ndarray:
         """Return the loss of each run."""
-        constant, of_size, of_tokens, a, b, coupling = _columns(numbers)
-        inner = of_size * runs.parameters**-a + of_tokens * runs.tokens**-b
-        return constant + inner**coupling
+        constant, of_size, of_tokens, a, b, k = _columns(numbers)
+        return constant + _coupled(of_size * runs.parameters**-a, of_tokens * runs.tokens**-b, k)
 
     def starts(self, runs: Runs) -> Iterator[np.ndarray]:
-        """Yield the surface's, with the two terms taken to the power that keeps each alone as it
-        is.
-        """
+        """Yield the surface's, with each coupling."""
         for number, (constant, of_size, of_tokens, a, b) in enumerate(Surface().starts(runs)):
             k = (1.0, 0.5, 1.5)[number % 3]
-            scaled = (of_size + 1e-6) ** (1 / k), (of_tokens + 1e-6) ** (1 / k)
-            yield np.array([constant, *scaled, a / k, b / k, k])
+            yield np.array([constant, of_size + 1e-6, of_tokens + 1e-6, a, b, k])
 
     def raw(self, numbers: np.ndarray, units: Units) -> dict[str, float]:
         """Return E, A, B, a, b, k for N and D that are not in units."""
         constant, of_size, of_tokens, a, b, k = numbers
-        scaled = of_size * units.parameters**a, of_tokens * units.tokens**b
-        return dict(zip(self.names, map(float, (constant, *scaled, a, b, k)), strict=True))
+        scaled = (
+            (of_size * units.parameters**a) ** (1 / k),
+            (of_tokens * units.tokens**b) ** (1 / k),
+        )
+        return dict(zip(self.names, map(float, (constant, *scaled, a / k, b / k, k)), strict=True))
 
 
 class Kaplan:
-    """L = ((Nc / N)^(aN / aD) + Dc / D)^aD (arXiv:2001.08361, eq. 1.5): no loss that stays."""
+    """L = ((Nc / N)^(aN / aD) + Dc / D)^aD (arXiv:2001.08361, eq. 1.5): no loss that stays.
+
+    Fitted are what size and data alone make, (Nc / N)^aN and (Dc / D)^aD at N and D of 1, and the
+    exponents.
+    """
 
     name = "kaplan"
     paper = "Kaplan et al. 2020, arXiv:2001.08361, eq. 1.5"
@@ -128,9 +132,8 @@ class Kaplan:
 
     def predict(self, numbers: np.ndarray, runs: Runs) -> np.ndarray:
         """Return the loss of each run."""
-        size, tokens, size_power, token_power = _columns(numbers)
-        inner = (size / runs.parameters) ** (size_power / token_power) + tokens / runs.tokens
-        return inner**token_power
+        of_size, of_tokens, a, b = _columns(numbers)
+        return _coupled(of_size * runs.parameters**-a, of_tokens * runs.tokens**-b, b)
 
     def starts(self, runs: Runs) -> Iterator[np.ndarray]:
         """Yield a grid of exponents, with the two constants that fit best: in L^(1 / aD) they are
@@ -145,13 +148,15 @@ class Kaplan:
         target = runs.losses ** (1 / b)
         terms = np.stack([runs.parameters ** (-a / b), 1 / runs.tokens], axis=1)
         (of_size, of_tokens), _ = nnls(terms / target[:, None], np.ones(runs.number))
-        numbers = np.array([max(of_size, 1e-9) ** (b / a), max(of_tokens, 1e-9), a, b])
+        numbers = np.array([max(of_size, 1e-9) ** b, max(of_tokens, 1e-9) ** b, a, b])
         return float(np.abs(np.log(self.predict(numbers, runs) / runs.losses)).sum()), numbers
 
     def raw(self, numbers: np.ndarray, units: Units) -> dict[str, float]:
         """Return Nc, Dc, aN, aD for N and D that are not in units."""
-        size, tokens, *powers = numbers
-        scaled = (size * units.parameters, tokens * units.tokens, *powers)
+        of_size, of_tokens, a, b = numbers
+        with np.errstate(over="ignore"):  # where the exponents are near 0, Nc and Dc have no end
+            ends = of_size ** (1 / a) * units.parameters, of_tokens ** (1 / b) * units.tokens
+        scaled = (*ends, a, b)
         return dict(zip(self.names, map(float, scaled), strict=True))
 
 
@@ -228,6 +233,12 @@ class Repeated:
 def _columns(numbers: np.ndarray) -> tuple[np.ndarray, ...]:
     """Take (..., P) numbers apart: P arrays (..., 1) that meet the runs along the last dimension."""
     return tuple(numbers[..., place, None] for place in range(numbers.shape[-1]))
+
+
+def _coupled(of_size: np.ndarray, of_tokens: np.ndarray, power: np.ndarray) -> np.ndarray:
+    """Return (of_size^(1 / power) + of_tokens^(1 / power))^power."""
+    inner = of_size ** (1 / power) + of_tokens ** (1 / power)
+    return np.asarray(inner**power)
 
 
 def _worth(amount: np.ndarray, unique: np.ndarray, half_life: np.ndarray) -> np.ndarray:

@@ -17,8 +17,10 @@ def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
     device = _device(arguments.device) if arguments.device else None
     if arguments.ladder:
-        best = read_fitted(Path(arguments.ladder)).best_at(arguments.flops)
-        source = arguments.ladder
+        fitted = read_fitted(Path(arguments.ladder))
+        best = fitted.best_at(arguments.flops)
+        counted = ", N without embeddings" if fitted.counts == "non_embedding" else ""
+        source = f"{arguments.ladder}{counted}"
     else:
         try:
             found = best_size(published(arguments.law), arguments.flops)

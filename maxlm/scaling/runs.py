@@ -6,6 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+LEAST_VALUES = 3
+"""Different sizes, and different token counts, below which no law is determined."""
+LEAST_SPREAD = 1.5
+"""By how much tokens per parameter must differ, the most over the least."""
+
 
 class Runs(NamedTuple):
     """Finished runs that a law is fitted to, float64 arrays of one length.
@@ -41,6 +46,23 @@ class Runs(NamedTuple):
     def number(self) -> int:
         """How many runs there are."""
         return len(self.losses)
+
+
+def unidentified(runs: Runs) -> str | None:
+    """Say why a law cannot be told from runs like these, None if it can; losses are not looked at."""
+    for name, values, cure in (
+        ("sizes", runs.parameters, "sizes"),
+        ("token counts", runs.tokens, "budgets"),
+    ):
+        if len(set(values)) < LEAST_VALUES:
+            return f"have {len(set(values))} different {name}, and a law needs {LEAST_VALUES}; add {cure}"
+    ratios = np.log(runs.tokens / runs.parameters)
+    if np.ptp(ratios) < np.log(LEAST_SPREAD):
+        return (
+            f"have about {np.exp(ratios.mean()):.3g} tokens per parameter, so that what N does and what D does "
+            "cannot be told apart; add budgets"
+        )
+    return None
 
 
 class Units(NamedTuple):

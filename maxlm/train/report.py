@@ -29,7 +29,7 @@ from maxlm.health.hosts import Process, describe
 from maxlm.metrics.history import History
 from maxlm.metrics.history.events import EventHandler, Happened
 from maxlm.metrics.history.goodput import LOSSES
-from maxlm.metrics.prediction import Prediction, check_prediction, read_prediction
+from maxlm.metrics.prediction import Expectation, check_prediction, read_prediction
 from maxlm.metrics.terminal import Outcome, RunTerminal, Summary
 from maxlm.metrics.throughput import LapTimer, SlowSteps, rates
 from maxlm.metrics.writers.curves import add_text
@@ -45,59 +45,6 @@ log = logging.getLogger(__name__)
 
 MOST_HOSTS = 64
 """Names of hosts that the event of a start has."""
-
-
-class _Expectation:
-    """What a ladder foretold of the run's loss (`metrics.prediction`)."""
-
-    def __init__(self, prediction: Prediction, num_steps: int):
-        self._prediction, self._num_steps, self._warned = prediction, num_steps, False
-        self._source = prediction.loss.removeprefix("val/").removesuffix("/loss")
-
-    @classmethod
-    def of(cls, config: RunConfig, sources: Sequence[str]) -> _Expectation | None:
-        """Read the prediction, if the run has one.
-
-        Raises:
-          UserError: it cannot be read, or is of another run.
-        """
-        path = config.metrics.prediction
-        if path is None:
-            return None
-        prediction = read_prediction(path)
-        check_prediction(
-            prediction,
-            path,
-            parameters=cost.parameter_count(config.model),
-            tokens=config.train.num_steps * config.tokens_per_step,
-            losses=[f"val/{name}/loss" for name in sources],
-        )
-        return cls(prediction, config.train.num_steps)
-
-    @property
-    def charts(self) -> dict[str, list[str]]:
-        """The measured and the expected loss in one chart."""
-        names = [f"predicted/{self._source}/{name}" for name in ("expected", "low", "high")]
-        return {f"{self._prediction.loss} and its prediction": [self._prediction.loss, *names]}
-
-    def beside(self, step: int, values: Mapping[str, float]) -> dict[str, float]:
-        """Return what was expected; warn, once, of a loss outside its interval."""
-        expected = self._prediction.at(step / self._num_steps)
-        if expected is None:
-            return {}
-        measured = values[self._prediction.loss]
-        if not self._warned and not expected.low <= measured <= expected.high:
-            self._warned = True
-            log.warning(
-                "step %d: %s is %.4f, outside the predicted %.4f to %.4f",
-                step,
-                self._prediction.loss,
-                measured,
-                expected.low,
-                expected.high,
-            )
-        names = zip(("expected", "low", "high"), expected, strict=True)
-        return {f"predicted/{self._source}/{name}": value for name, value in names}
 
 
 class Reporter:
@@ -130,7 +77,7 @@ class Reporter:
         self._logged_step, self._logged_wait = resume_step, 0.0
         self._evaluation_seconds = 0.0
         self._last: dict[str, float | str] = {}
-        self._expectation = _Expectation.of(config, tuple(datasets.validation))
+        self._expectation = _expectation(config, tuple(datasets.validation))
         self._terminal: RunTerminal | None = None
         self._writer: MetricsWriter | None = None
         self._compiles: CompileWatch | None = None
@@ -389,6 +336,26 @@ class Reporter:
             stage_inputs=(kept, kept * inputs),
             mixture=tuple(self._dataset.reading_lines(total.rows)),
         )
+
+
+def _expectation(config: RunConfig, sources: Sequence[str]) -> Expectation | None:
+    """Read what a ladder foretold of the run's loss (`metrics.prediction`), if anything.
+
+    Raises:
+      UserError: it cannot be read, or is of another run.
+    """
+    path = config.metrics.prediction
+    if path is None:
+        return None
+    prediction = read_prediction(path)
+    check_prediction(
+        prediction,
+        path,
+        parameters=cost.parameter_count(config.model),
+        tokens=config.train.num_steps * config.tokens_per_step,
+        losses=[f"val/{name}/loss" for name in sources],
+    )
+    return Expectation(prediction, config.train.num_steps)
 
 
 def _keep_config(config: RunConfig, run_dir: Path) -> None:

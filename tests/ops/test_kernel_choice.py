@@ -1,5 +1,7 @@
 """The choice among an operation's kernels, for an operation and kernels that are made up here."""
 
+import subprocess
+import sys
 from typing import NamedTuple
 
 import pytest
@@ -64,6 +66,19 @@ def test_the_error_names_those_that_can(name, platform, text):
     with pytest.raises(UserError) as caught:
         choose(SCAN, name, platform, [SMALL, LARGE])
     assert str(caught.value) == text
+
+
+def test_kernels_are_loaded_where_they_are_asked_for():
+    """What takes a second to import is no part of commands that compute nothing, or not there."""
+    program = "import sys, maxlm.models.cost; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    loaded = done.stdout.decode().split()
+    assert "maxlm.kernels.chunked_attention" in loaded
+    assert not [name for name in loaded if name.startswith("jax.experimental.pallas")]
+    for name, row in ATTENTION.table.items():
+        kernel = row.build("made-up 1" if name == "chunked" else "TPU v5")
+        assert callable(kernel.forward)
+        assert callable(kernel.backward)
 
 
 def test_the_section_names_what_the_tables_hold():

@@ -126,10 +126,11 @@ def test_quantiles_are_those_of_draws():
             + drift * 3.0 * rng.standard_normal(count)
         )
     shares = (0.05, 0.5, 0.95)
-    found = loss_quantiles(laws, 5e7, 3e9, distance=3.0, shares=shares)
+    run = 5e7, 3e9, 3e9
+    found = loss_quantiles(laws, run, distance=3.0, shares=shares)
     expected = np.exp(np.quantile(np.concatenate(draws), shares))
     np.testing.assert_allclose(found, expected, rtol=3e-3)
-    near = loss_quantiles(laws, 5e7, 3e9, distance=-1.0, shares=shares)
+    near = loss_quantiles(laws, run, distance=-1.0, shares=shares)
     assert near[2] - near[0] < found[2] - found[0]
 
 
@@ -161,7 +162,8 @@ def forecasts_of_missing_laws(trials: int, kind: str, seed: int) -> dict[str, fl
         losses = missing_law(rng, kind, *at) * np.exp(2e-3 * rng.standard_normal(len(sizes) + 1))
         runs = Runs.of(sizes, tokens, losses[:-1])
         judged = judge_laws([LAWS["surface"], LAWS["kaplan"]], runs, flops, count=40)
-        low, high = loss_quantiles(judged, *target, distance=np.log(30), shares=(0.05, 0.95))
+        run = *target, target[1]
+        low, high = loss_quantiles(judged, run, distance=np.log(30), shares=(0.05, 0.95))
         hits["together"] += low <= losses[-1] <= high
         alone = [float(one.predict(*target)) for one in judged[0].bootstraps]
         low, high = np.quantile(alone, (0.05, 0.95))

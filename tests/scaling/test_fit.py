@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from maxlm.scaling.fit import Search, bootstrap, fit_law, interval
+from maxlm.scaling.fit import Fit, Search, bootstrap, fit_law, interval
 from maxlm.scaling.isoflop import fit_isoflop
 from maxlm.scaling.laws import LAWS
 from maxlm.scaling.optimum import Cost, best_size, optimum_exponents
@@ -49,7 +49,7 @@ def test_other_laws_recover_what_they_made(name: str):
     law, (sizes, tokens) = LAWS[name], grid(8, 8)
     numbers = {
         "coupled": (0.8, 0.9, 0.6, 0.5, 0.6, 0.7),
-        "kaplan": (8.8e2, 5.4e1, 0.076, 0.095),
+        "kaplan": (2.1, 1.9, 0.076, 0.095),
         "farseer": (-0.3, -0.9, 0.1, 0.2, -0.3, -0.1, 0.3, 0.4, -0.1),
         "repeated": (1.5, 0.7, 0.9, 0.35, 0.37, 15.0, 5.0),
     }[name]
@@ -58,6 +58,35 @@ def test_other_laws_recover_what_they_made(name: str):
     losses = law.predict(np.array(numbers), units)
     fit = fit_law(law, plain._replace(losses=losses), Search(num_starts=12))
     assert np.abs(fit.residuals).max() < (1e-6 if name != "farseer" else 1e-3)
+
+
+def test_numbers_are_those_of_the_papers():
+    """The raw numbers in the formulas as they are published, N and D as they are."""
+    sizes, tokens = grid()
+    units = Units(3e7, 2e9)
+    fit = Fit(LAWS["kaplan"], np.array([2.1, 1.9, 0.076, 0.095]), units, np.zeros(0))
+    raw = fit.raw
+    inner = (raw["Nc"] / sizes) ** (raw["aN"] / raw["aD"]) + raw["Dc"] / tokens
+    np.testing.assert_allclose(fit.predict(sizes, tokens), inner ** raw["aD"], rtol=1e-9)
+    fit = Fit(LAWS["coupled"], np.array([0.8, 0.9, 0.6, 0.5, 0.6, 0.7]), units, np.zeros(0))
+    raw = fit.raw
+    inner = raw["A"] / sizes ** raw["a"] + raw["B"] / tokens ** raw["b"]
+    np.testing.assert_allclose(fit.predict(sizes, tokens), raw["E"] + inner ** raw["k"], rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["surface", "coupled", "kaplan"])
+def test_searches_are_at_their_end(name: str, monkeypatch: pytest.MonkeyPatch):
+    """Few runs over a short range, of another law: intervals are not of searches that were cut off."""
+    sizes, flops = np.tile(np.geomspace(9e4, 3.4e5, 4), 3), np.repeat([1.6e11, 2.4e11, 3.6e11], 4)
+    tokens = flops / (6 * sizes)
+    losses = 1.5 + (sizes / 2e5) ** -0.3 + 0.6 * (tokens / 8e5) ** -0.4
+    noise = np.exp(2e-3 * np.random.default_rng(0).standard_normal(12))
+    runs, ends = Runs.of(sizes, tokens, losses * noise), []
+    for most in (200, 800):
+        monkeypatch.setattr("maxlm.scaling.fit.MOST_STEPS", most)
+        fits = bootstrap(fit_law(LAWS[name], runs), runs, count=20)
+        ends.append(interval([float(one.predict(7e5, 5.7e6)) for one in fits]))
+    np.testing.assert_allclose(*ends, rtol=1e-3)
 
 
 def test_a_loss_that_falls_to_nothing_has_no_constant():

@@ -27,7 +27,13 @@ from maxlm.scaling.ladder.fitted import (
     to_json,
 )
 from maxlm.scaling.ladder.foretell import foretell
-from maxlm.scaling.ladder.results import Gathered, gather, loss_name, read_results
+from maxlm.scaling.ladder.results import (
+    Gathered,
+    gather,
+    loss_name,
+    read_results,
+    unique_tokens,
+)
 from maxlm.scaling.ladder.run import launch_ladder, run_ladder
 from maxlm.scaling.ladder.rung import Rung
 from maxlm.scaling.ladder.rungs import build_rungs
@@ -95,7 +101,8 @@ def _predict(
     arguments: argparse.Namespace, ladder: LadderConfig, fitted: FittedLadder, gathered: Gathered
 ) -> None:
     config = load_run(arguments.predict, arguments.overrides).config
-    prediction = foretell(fitted, gathered.results, config)
+    unique = unique_tokens(config)
+    prediction = foretell(fitted, gathered.results, config, unique)
     path = Path(arguments.output or Path(ladder.run_dir) / "prediction.json")
     if path.exists() and not arguments.output:
         raise UserError(f"{path} exists; name another file: --output FILE, or move it away")
@@ -105,6 +112,12 @@ def _predict(
         f"{arguments.predict}: N={prediction.parameters:,}, D={prediction.tokens:,}: {prediction.loss} will be "
         f"{final.value:.4f} (90 %: {final.low:.4f} to {final.high:.4f})"
     )
+    epochs = prediction.tokens / (unique or prediction.tokens)
+    if epochs > ladder.fit.most_epochs and "repeated" not in ladder.fit.laws:
+        _say(
+            f"it reads its data {epochs:.1f} times, as if all were new to the laws {', '.join(ladder.fit.laws)}: it "
+            "will be worse; fit.laws=[repeated] knows what repeated data are worth"
+        )
     _say(f"shown beside the run with: maxlm train {arguments.predict} metrics.prediction={path}")
 
 
@@ -131,6 +144,7 @@ def _tables(fitted: FittedLadder, gathered: Gathered) -> list[tables.Rows]:
         tables.held_out_rows(fitted),
         tables.number_rows(fitted),
         tables.optimum_rows(fitted, budgets),
+        *tables.isoflop_rows(gathered),
         tables.residual_rows(fitted, gathered),
     ]
 

@@ -18,11 +18,11 @@ from maxlm.scaling.fit import Fit, Search, interval
 from maxlm.scaling.ladder.results import Gathered
 from maxlm.scaling.laws import LAWS
 from maxlm.scaling.optimum import Cost, Optimum, best_size
-from maxlm.scaling.runs import Units
+from maxlm.scaling.runs import Units, unidentified
 from maxlm.scaling.select import HeldOut, Judged, budget_levels, judge_laws
 
 COVERAGE = 0.9
-VERSION = 2
+VERSION = 3
 
 
 class Range(NamedTuple):
@@ -57,14 +57,20 @@ class FittedLadder(NamedTuple):
         """The law that foretold best."""
         return self.laws[0].fit
 
-    def loss_at(self, parameters: float, tokens: float) -> Range:
+    def loss_at(self, parameters: float, tokens: float, unique: float | None = None) -> Range:
         """Predict the loss of one run by all laws together, with the interval that holds it with
         90 % confidence (`maxlm.scaling.ensemble`).
+
+        Args:
+          parameters: N, as `counts` says.
+          tokens: D.
+          unique: U, the different ones among them, None for all.
         """
+        run = parameters, tokens, tokens if unique is None else unique
         distance = np.log(self.cost.flops(parameters, tokens) / self.largest_flops)
         tail = (1 - COVERAGE) / 2
         low, middle, high = loss_quantiles(
-            self.laws, parameters, tokens, distance=float(distance), shares=(tail, 0.5, 1 - tail)
+            self.laws, run, distance=float(distance), shares=(tail, 0.5, 1 - tail)
         )
         return Range(middle, low, high)
 
@@ -72,6 +78,7 @@ class FittedLadder(NamedTuple):
         """Return N, D, D / N and loss of the best use of a budget, each with its interval.
 
         N, D and their intervals are those of the law that foretold best, the loss there is by all.
+        No token is read twice.
 
         Raises:
           UserError: the law names no best size there.
@@ -145,20 +152,8 @@ def _check(ladder: LadderConfig, gathered: Gathered) -> None:
             f"{ladder.run_dir}: {gathered.runs.number} rungs can be used and a law needs {least} or more; run the "
             "others: maxlm ladder run, or see why they are left out: maxlm ladder status"
         )
-    for name, values in (
-        ("sizes", gathered.runs.parameters),
-        ("token counts", gathered.runs.tokens),
-    ):
-        if len(set(values)) < 3:
-            raise UserError(
-                f"{ladder.run_dir}: the rungs that can be used have {len(set(values))} different {name}; a law needs 3"
-            )
-    ratios = np.log(gathered.runs.tokens / gathered.runs.parameters)
-    if np.ptp(ratios) < np.log(1.5):
-        raise UserError(
-            f"{ladder.run_dir}: all rungs that can be used have about {np.exp(ratios.mean()):.3g} tokens per "
-            "parameter, so that what N does and what D does cannot be told apart; add budgets"
-        )
+    if why := unidentified(gathered.runs):
+        raise UserError(f"{ladder.run_dir}: the rungs that can be used {why}")
 
 
 class LargestHeldOut(NamedTuple):
@@ -188,8 +183,8 @@ def hold_out_largest(ladder: LadderConfig, gathered: Gathered, loss: str) -> Lar
     except UserError:
         return None
     largest = gathered.runs.only(levels == levels.max())
-    asked = zip(largest.parameters, largest.tokens, strict=True)
-    found = np.array([fitted.loss_at(float(size), float(tokens)) for size, tokens in asked])
+    asked = zip(largest.parameters, largest.tokens, largest.unique_tokens, strict=True)
+    found = np.array([fitted.loss_at(*map(float, run)) for run in asked])
     values, low, high = found.T
     inside = (low <= largest.losses) & (largest.losses <= high)
     errors, width = values / largest.losses - 1, float(((high - low) / values).max())

@@ -14,7 +14,9 @@ GRID = np.linspace(0.05, 1.0, 20)
 """Fractions of a run's steps at which the way to its final loss is told."""
 
 
-def foretell(fitted: FittedLadder, results: tuple[Result, ...], config: RunConfig) -> Prediction:
+def foretell(
+    fitted: FittedLadder, results: tuple[Result, ...], config: RunConfig, unique: float | None
+) -> Prediction:
     """Predict a run's loss.
 
     Its end comes from the law. The way there has the shape that the ladder's own runs had: loss
@@ -24,13 +26,15 @@ def foretell(fitted: FittedLadder, results: tuple[Result, ...], config: RunConfi
       fitted: the ladder's law.
       results: its finished rungs.
       config: the run; it must have the rungs' schedule for the way to hold.
+      unique: tokens that its data have (`results.unique_tokens`); None if none is read twice, or
+        they are not prepared.
     """
     parts = parameter_parts(config.model)
     parameters = sum(parts.values())
     embedding = parts["embedding"] + parts["head"]
     counted = parameters - (embedding if fitted.counts == "non_embedding" else 0)
     tokens = config.train.num_steps * config.tokens_per_step
-    final = fitted.loss_at(counted, tokens)
+    final = fitted.loss_at(counted, tokens, min(tokens, unique or tokens))
     return Prediction(fitted.loss, parameters, tokens, Expected(*final), _shape(results))
 
 

@@ -14,10 +14,14 @@ from maxlm.config.ladder import LadderConfig
 from maxlm.config.reading.loader import load_run
 from maxlm.config.resume import compare_runs
 from maxlm.config.schema import RunConfig
+from maxlm.data.shards import TokenShards
 from maxlm.metrics.writers.lines import FILE, read_metrics
 from maxlm.scaling.ladder.rung import Rung
 from maxlm.scaling.runs import Runs
 
+ROSE = 1.05
+"""A loss that ends above its least by this factor has diverged. Data that are read again and again
+can do so too, which is for the law to say."""
 _CURE = "set them back, or name another run_dir"
 
 
@@ -137,6 +141,21 @@ def _number(value: Any, otherwise: float) -> float:
     return float(value) if isinstance(value, float | int) else otherwise
 
 
+def unique_tokens(config: RunConfig) -> float | None:
+    """Return the tokens that a run can read before a source repeats, None if its data are not
+    prepared.
+    """
+    sources = config.data.sources.values()
+    total = sum(source.weight for source in sources)
+    lengths = []
+    for source in sources:
+        folder = Path(source.path) / "train"
+        if not folder.is_dir():
+            return None
+        lengths.append(TokenShards(folder).num_tokens * total / source.weight)
+    return min(lengths)
+
+
 class Gathered(NamedTuple):
     """What a law is fitted to, and what is not.
 
@@ -189,4 +208,7 @@ def _reason(ladder: LadderConfig, result: Result) -> str | None:
     most = ladder.fit.most_epochs
     if result.epochs > most and "repeated" not in ladder.fit.laws:
         return f"repeats data ({result.epochs:.1f} epochs, fit.most_epochs={most:g})"
+    least = min(loss for _, loss in result.curve if math.isfinite(loss))
+    if result.epochs <= max(most, 1.0) and result.loss is not None and result.loss > ROSE * least:
+        return f"diverged: its loss rose from {least:.4f} to {result.loss:.4f}"
     return None

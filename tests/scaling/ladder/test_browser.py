@@ -71,6 +71,6 @@ def test_a_browser_shows_curves_pictures_and_tables(address: str):
     assert curves.count("<line-chart") >= 2
     assert "No dashboards are active" not in curves
     tables = page(f"{address}#text")
-    assert "budgets predicted from the smaller ones alone" in tables
+    assert "budgets predicted from smaller ones alone" in tables
     assert "ladder/table_3/text_summary" in tables
     assert "learning_rate" in page(f"{address}#hparams")

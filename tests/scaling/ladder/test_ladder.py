@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.metadata import parse_session_start_info_plugin_data
 
 from maxlm.cli import main
 from maxlm.config.errors import ConfigError
 from maxlm.config.reading.loader import LoadedRun, load_ladder
 from maxlm.config.show import to_yaml
 from maxlm.metrics.prediction import read_prediction
-from maxlm.scaling.ladder.results import settings_of
+from maxlm.scaling.ladder.results import Gathered, Result, gather, read_results, settings_of
 from maxlm.scaling.ladder.rungs import build_rungs
+from maxlm.scaling.ladder.show.plan import plan_rows
+from maxlm.scaling.ladder.show.tables import isoflop_rows
+from maxlm.scaling.runs import Runs
+from tests.scaling.ladder import conftest
 from tests.scaling.ladder.conftest import finish, law
 
 
@@ -53,6 +59,11 @@ def test_isoflop_budgets_are_spent(ladder_file: Path):
     ("change", "message"),
     [
         (("[5, 20, 80, 320]", "[20]"), "cannot be told apart; give three ratios or more"),
+        (("[5, 20, 80, 320]", "[20, 22, 25]"), "have about 22.2 tokens per parameter, so that"),
+        (
+            ("[32, 64, 128, 256]", "[64, 128]"),
+            "have 2 different sizes, and a law needs 3; add sizes",
+        ),
         (("[32, 64,", "[64, 64,"), "has one twice; give each once"),
         (("embed_dims", "embed_dim"), "did you mean sizes.embed_dims?"),
         (("kind: width", "kind: widths"), "did you mean width?"),
@@ -85,6 +96,15 @@ def test_plan_shows_every_run(ladder_file: Path, capsys: pytest.CaptureFixture[s
     assert shown.count("to do") == 16
 
 
+def test_plan_says_how_many_runs_repeat_data(ladder_file: Path):
+    rungs = build_rungs(load_ladder(ladder_file))
+    results = [Result(rung, 0, (), 0.0, None) for rung in rungs]
+    sixth = sorted(rung.tokens for rung in rungs)[5]
+    for most, count in ((1.0, 10), (2.0, None), (None, None)):
+        rows = plan_rows(results, sixth if most == 1.0 else 1e15, None, most)
+        assert (f"; {count} repeat data" in rows.title) == (count is not None)
+
+
 def test_fit_recovers_the_law_and_predicts(
     ladder_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -113,7 +133,76 @@ def test_fit_recovers_the_law_and_predicts(
     assert "prediction.json exists" in capsys.readouterr().err
 
 
+def test_a_rung_whose_loss_rose_is_left_out(ladder_file: Path, capsys: pytest.CaptureFixture[str]):
+    finish(ladder_file)
+    for name, factor in (("d64-80", 1.2), ("d128-20", 1.01)):
+        rung = next(r for r in build_rungs(load_ladder(ladder_file)) if r.name == name)
+        path = Path(rung.config.run_dir) / "metrics.jsonl"
+        *before, last = map(json.loads, path.read_text().splitlines())
+        last["val/python_stdlib/loss"] = factor * before[-1]["val/python_stdlib/loss"]
+        path.write_text("".join(f"{json.dumps(record)}\n" for record in (*before, last)))
+    ladder = load_ladder(ladder_file)
+    gathered = gather(ladder, read_results(ladder, build_rungs(ladder)))
+    ((result, reason),) = gathered.left_out
+    assert result.rung.name == "d64-80"
+    assert reason.startswith("diverged: its loss rose from ")
+
+
+def test_a_law_without_a_best_size_is_told_and_ends_nothing(
+    ladder_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    """Losses that do not depend on data: the larger, the better."""
+    monkeypatch.setattr(conftest, "law", lambda parameters, _: 1.2 + 60 / parameters**0.3)
+    ladder_file.write_text(f"{ladder_file.read_text()}fit: {{laws: [surface], bootstraps: 20}}\n")
+    finish(ladder_file)
+    command = ["ladder", "fit", str(ladder_file), "--predict", "configs/run/quickstart.yaml"]
+    assert main(command) == 0
+    assert "names no best size" in capsys.readouterr().out
+    assert (tmp_path / "ladder" / "prediction.json").exists()
+    assert not list((tmp_path / "ladder" / "tensorboard" / "law").glob("*.jsonl"))
+    assert main(["ladder", "report", str(ladder_file)]) == 0
+    assert main(["optimal", "--flops", "1e18", "--ladder", str(tmp_path / "ladder/fit.json")]) == 2
+    assert "names no best size" in capsys.readouterr().err
+
+
+def test_parabolas_stand_beside_the_law():
+    """Losses that are parabolas, lowest where N is C^0.6."""
+    flops = np.repeat([1e16, 1e17, 1e18], 4)
+    best = flops**0.6
+    sizes = best * np.tile([0.5, 1.5, 2.0, 4.0], 3)
+    losses = 2 + 0.1 * np.log(sizes / best) ** 2
+    runs = Runs.of(sizes, flops / (6 * sizes), losses)
+    (rows,) = isoflop_rows(Gathered((), runs, flops, flops, ()))
+    assert "best N grows as C^0.600" in rows.title
+    assert rows.rows[0] == ("1.00e+16", "3.98e+09", "2.0000", "yes")
+    assert not list(isoflop_rows(Gathered((), runs.only(np.arange(2)), flops[:2], flops[:2], ())))
+
+
+def test_repeated_data_are_known_to_forecasts(
+    ladder_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    finish(ladder_file)
+    command = ["ladder", "fit", str(ladder_file), "--predict", "configs/run/quickstart.yaml"]
+    path, losses = ladder_file.parent / "prediction.json", dict[str, float]()
+    for laws in ("surface", "repeated"):
+        ladder_file.write_text(
+            f"{ladder_file.read_text().split('fit:')[0]}fit: {{laws: [{laws}], bootstraps: 20}}\n"
+        )
+        for unique in (None, 2e4):
+            monkeypatch.setattr("maxlm.scaling.ladder.command.unique_tokens", lambda _, u=unique: u)
+            assert main([*command, "--output", str(path)]) == 0
+            warned = "times, as if all were new to the laws" in capsys.readouterr().out
+            assert warned == (laws == "surface" and unique is not None)
+            losses[f"{laws} {unique}"] = read_prediction(str(path)).final.value
+    assert losses["surface 20000.0"] == losses["surface None"]
+    assert losses["repeated 20000.0"] > 1.1 * losses["repeated None"]
+
+
 def test_tensorboard_has_rungs_and_frontier_in_one_chart(ladder_file: Path, tmp_path: Path):
+    ladder_file.write_text(f"{ladder_file.read_text()}fit: {{bootstraps: 20}}\n")
     finish(ladder_file)
     assert main(["ladder", "fit", str(ladder_file)]) == 0
     folder = tmp_path / "ladder" / "tensorboard"
@@ -136,16 +225,44 @@ def test_tensorboard_has_rungs_and_frontier_in_one_chart(ladder_file: Path, tmp_
     assert np.all(middle <= high + 1e-6)
     fit = EventAccumulator(str(folder / "fit"))
     fit.Reload()
-    assert "ladder/isoflop" in fit.Tags()["images"]
+    charts = ("frontier", "isoflop", "residuals", "measured")
+    assert set(fit.Tags()["images"]) == {f"ladder/{name}" for name in charts}
+    assert len(fit.PluginTagToContent("text")) >= 5
+    of_rung = EventAccumulator(str(folder / "rungs" / "d64-20")).Reload()
+    start = parse_session_start_info_plugin_data(
+        of_rung.PluginTagToContent("hparams")["_hparams_/session_start_info"]
+    )
+    assert start.hparams["size"].string_value == "d64"
+    assert start.hparams["tokens"].number_value == rung.tokens
+    (final,) = of_rung.Scalars("ladder/final_loss")
+    assert final.value == pytest.approx(law(rung.parameters, rung.tokens))
 
 
-def test_report_is_one_page_that_needs_nothing_else(ladder_file: Path, tmp_path: Path):
+def test_report_is_one_page_that_needs_nothing_else(
+    ladder_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    ladder_file.write_text(
+        f"{ladder_file.read_text()}fit: {{count: non_embedding, laws: [surface], bootstraps: 20}}\n"
+    )
     finish(ladder_file)
     assert main(["ladder", "fit", str(ladder_file)]) == 0
     assert main(["ladder", "report", str(ladder_file)]) == 0
     page = (tmp_path / "ladder" / "report.html").read_text()
     assert page.count("<svg") == 4
     assert 'href="d64-20/metrics.jsonl"' in page
+    command = ["optimal", "--flops", "1e16", "--ladder", str(tmp_path / "ladder" / "fit.json")]
+    capsys.readouterr()
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert "fit.json, N without embeddings:" in shown
+    for name in ("N", "D", "D/N", "loss"):  # each with its interval
+        value, low, high = map(
+            float,
+            re.search(
+                rf"^  {name} +(\S+) +\(90 %: (\S+) to (\S+)\)$", shown, re.MULTILINE
+            ).groups(),
+        )
+        assert low <= value <= high
     for foreign in ("<script", 'http-equiv="refresh', 'src="http', "@import"):
         assert foreign not in page
 

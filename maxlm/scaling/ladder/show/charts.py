@@ -9,8 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter, StrMethodFormatter
 
+from maxlm.config.errors import UserError
 from maxlm.pages.chart import Chart
-from maxlm.scaling.ladder.fitted import FittedLadder
+from maxlm.scaling.ladder.fitted import FittedLadder, Range
 from maxlm.scaling.ladder.results import Gathered
 
 INK, LAW, BAND = "#333333", "#c44e52", "#e8b4b6"
@@ -27,10 +28,17 @@ def draw_all(fitted: FittedLadder, gathered: Gathered) -> list[Chart]:
 
 
 def frontier(fitted: FittedLadder) -> tuple[np.ndarray, np.ndarray]:
-    """Return budgets, and (loss, low, high) of the best use of each, (budgets, 3)."""
-    budgets = np.geomspace(fitted.largest_flops / 1e3, fitted.largest_flops * 1e2, 21)
-    found = [fitted.best_at(float(flops))["loss"] for flops in budgets]
-    return budgets, np.array(found)
+    """Return budgets, and (loss, low, high) of the best use of each, (budgets, 3); without those of
+    which the law names no best use.
+    """
+    budgets, found = list[float](), list[Range]()
+    for flops in np.geomspace(fitted.largest_flops / 1e3, fitted.largest_flops * 1e2, 21):
+        try:
+            found.append(fitted.best_at(float(flops))["loss"])
+        except UserError:
+            continue
+        budgets.append(float(flops))
+    return np.array(budgets), np.array(found).reshape(-1, 3)
 
 
 def _frontier(fitted: FittedLadder, gathered: Gathered) -> Chart:

@@ -9,13 +9,19 @@ from maxlm.scaling.ladder.results import Result
 from maxlm.scaling.ladder.rung import Rung
 
 
-def plan_rows(results: Sequence[Result], unique_tokens: float | None, speed: float | None) -> Rows:
+def plan_rows(
+    results: Sequence[Result],
+    unique_tokens: float | None,
+    speed: float | None,
+    most_epochs: float | None,
+) -> Rows:
     """Return what is to be run.
 
     Args:
       results: every rung and how far it is.
       unique_tokens: training tokens of the data, where it is prepared.
       speed: FLOP/s of the machine, for hours.
+      most_epochs: runs that read data more often are not fitted to; None if they are.
     """
     sizes = ("rung", "N", "N without embeddings", "tokens", "D/N", "epochs", "steps", "FLOPs")
     branches = any(result.rung.after for result in results)
@@ -30,6 +36,13 @@ def plan_rows(results: Sequence[Result], unique_tokens: float | None, speed: flo
     total = sum(result.rung.own_flops for result in results)
     summary = f"{len(results)} runs, {total:.2e} FLOPs"
     summary += f", {total / speed / 3600:.1f} hours" if speed else ""
+    if unique_tokens is not None and most_epochs is not None:
+        often = sum(result.rung.tokens > most_epochs * unique_tokens for result in results)
+        summary += (
+            f"; {often} repeat data (fit.most_epochs={most_epochs:g}): the fit leaves them out"
+            if often
+            else ""
+        )
     return Rows(summary, columns, tuple(rows))
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from maxlm.config.errors import UserError
 from maxlm.pages import Rows
+from maxlm.scaling.isoflop import fit_isoflop, parabolas
 from maxlm.scaling.ladder.fitted import FittedLadder, Range
 from maxlm.scaling.ladder.results import Gathered
 from maxlm.scaling.select import DRIFTS
@@ -53,14 +55,41 @@ def _ends(errors: np.ndarray) -> tuple[float, float]:
 
 
 def optimum_rows(fitted: FittedLadder, budgets: Sequence[float]) -> Rows:
-    """Return the best size, tokens and loss of each budget."""
-    rows = []
+    """Return the best size, tokens and loss of each budget; without, where the law names none."""
+    title, rows = "compute-optimal (90 % intervals)", []
     for flops in budgets:
-        best = fitted.best_at(flops)
+        try:
+            best = fitted.best_at(flops)
+        except UserError as error:
+            title = f"compute-optimal: {error}"
+            continue
         cells = (_range(best[name]) for name in ("parameters", "tokens", "tokens_per_parameter"))
         rows.append((f"{flops:.2e}", *cells, _range(best["loss"], digits=4)))
     columns = ("FLOPs", "best N", "best D", "D/N", "loss")
-    return Rows("compute-optimal (90 % intervals)", columns, tuple(rows))
+    return Rows(title, columns, tuple(rows))
+
+
+def isoflop_rows(gathered: Gathered) -> Iterator[Rows]:
+    """Yield the best size of each budget by a parabola through its runs, to compare with the law;
+    nothing where no budget of FLOPs has sizes enough.
+    """
+    found = parabolas(gathered.runs, gathered.flops)
+    if not found:
+        return
+    try:
+        power = f"best N grows as C^{fit_isoflop(gathered.runs, gathered.flops).power:.3f}"
+    except ValueError as error:
+        power = str(error)
+    rows = [
+        (
+            f"{one.flops:.2e}",
+            *((f"{one.best:.3g}", f"{one.loss:.4f}") if np.isfinite(one.best) else ("none", "")),
+            "yes" if one.inside else "no",
+        )
+        for one in found
+    ]
+    columns = ("FLOPs", "best N", "loss", "between the sizes")
+    yield Rows(f"isoFLOP parabolas (biased off their centre): {power}", columns, tuple(rows))
 
 
 def residual_rows(fitted: FittedLadder, gathered: Gathered) -> Rows:
