@@ -46,6 +46,9 @@ def submit(cluster, tmp_path):
     maxlm.chmod(0o755)
     path = tmp_path / "cluster.yaml"
 
+    # A job of the test before may still be ending: with `least_nodes` one would begin on one node.
+    cluster.wait(lambda: set(cluster.nodes()) == {"idle"})
+
     def submit(*command, array=(), **settings):
         # Both nodes are this machine, and only their names lead nowhere.
         ports = 20_000 + os.getpid() % 10_000 + len(list(tmp_path.glob("logs/*")))
