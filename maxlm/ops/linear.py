@@ -82,9 +82,7 @@ def computed_once(x: jax.Array) -> jax.Array:
 
 def _written(x: jax.Array) -> jax.Array:
     # Decided when the program is lowered: on other platforms nothing is left of it.
-    result: jax.Array = lax.platform_dependent(
-        x, tpu=lax.optimization_barrier, default=lambda x: x
-    )
+    result: jax.Array = lax.platform_dependent(x, tpu=lax.optimization_barrier, default=lambda x: x)
     return result
 
 
