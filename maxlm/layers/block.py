@@ -18,6 +18,7 @@ from maxlm.layers.layer import Beside, Layer, Report, Streams, mix
 from maxlm.layers.mixers import build_mixer
 from maxlm.layers.norm import build_norm
 from maxlm.layers.sequence import SequenceInfo
+from maxlm.ops.linear import computed_once
 
 Reports = dict[str, Report]
 """What the layers of a block report, by `mixer` and `ffn`; nothing of a layer without a report."""
@@ -119,6 +120,7 @@ class Block(nnx.Module):
                 in_BTD = x_BTD if self.sequential else in_BTD
                 if not self.one_norm:
                     h_BTD = in_BTD if self.norms == "post" else self.ffn_norm(in_BTD)
+                h_BTD = computed_once(h_BTD)
                 y_BTD, of_ffn = run_ffn(h_BTD)
                 y_BTD = checkpoint_name(y_BTD, "ffn_out")
                 y_BTD = y_BTD if self.norms == "pre" else self.ffn_post_norm(y_BTD)

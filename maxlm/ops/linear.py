@@ -1,4 +1,4 @@
-"""Matrix products of tokens with weights, and what is added to them."""
+"""Matrix products of tokens with weights, what is added to them, and what stays out of them."""
 
 from __future__ import annotations
 
@@ -63,3 +63,27 @@ def _backward(contract, saved, g):  # type: ignore[no-untyped-def]
 
 
 _rounded_once.defvjp(_forward, _backward)
+
+
+@jax.custom_vjp
+def computed_once(x: jax.Array) -> jax.Array:
+    """Return x; on a TPU it is written to memory before anything uses it, and so is its gradient.
+
+    Put it on a factor of a product, and the product reads the factor as it is. Without it the TPU's
+    compiler computes the factor inside the product, again for every tile of the product's columns,
+    and what follows the product's gradient (of a norm, of a gate) at the product's end, with
+    smaller tiles: of a Llama's ffn that costs a tenth of the time (`benchmarks/plan.md`). Put it
+    before what `checkpoint_name` saves: what is saved is then read where it lies.
+
+    Values are the same on every platform.
+    """
+    return _written(x)
+
+
+def _written(x: jax.Array) -> jax.Array:
+    # Decided when the program is lowered: on other platforms nothing is left of it.
+    result: jax.Array = lax.platform_dependent(x, tpu=lax.optimization_barrier, default=lambda x: x)
+    return result
+
+
+computed_once.defvjp(lambda x: (_written(x), None), lambda _, g: (_written(g),))

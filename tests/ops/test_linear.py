@@ -1,11 +1,13 @@
-"""Products with a bias: rounded once in 16 bits, with the gradients of a product in 16 bits."""
+"""Products with a bias: rounded once in 16 bits, with the gradients of a product in 16 bits; factors
+that a TPU writes before it multiplies.
+"""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maxlm.ops.linear import linear
+from maxlm.ops.linear import computed_once, linear
 
 SHAPES = [(((5, 3, 16), (16, 7)), 1), (((5, 3, 16), (16, 2, 7)), 1), (((5, 3, 4, 4), (4, 4, 7)), 2)]
 
@@ -51,3 +53,14 @@ def test_gradients(shapes, contract, dtype):
         assert own.dtype == dtype
         tolerance = 1e-5 if dtype == jnp.float32 else 1e-2
         np.testing.assert_allclose(own.astype(jnp.float32), want, atol=tolerance * abs(want).max())
+
+
+@pytest.mark.parametrize(("platform", "barriers"), [("tpu", 2), ("cpu", 0), ("cuda", 0)])
+def test_computed_once_is_a_barrier_in_both_passes_on_tpus_alone(platform, barriers):
+    def run(x, g):
+        y, transpose = jax.vjp(lambda x: computed_once(jnp.tanh(x)), x)
+        return y, transpose(g)
+
+    x = jnp.ones((2, 3))
+    text = jax.jit(run).trace(x, x).lower(lowering_platforms=(platform,)).as_text()
+    assert text.count("optimization_barrier") == barriers

@@ -14,7 +14,7 @@ from maxlm.config.layers.mlp import Activation, MlpConfig
 from maxlm.config.model import ModelConfig
 from maxlm.layers.layer import Layer
 from maxlm.layers.sequence import SequenceInfo
-from maxlm.ops.linear import linear
+from maxlm.ops.linear import computed_once, linear
 from maxlm.sharding.mesh import FSDP_AXES
 from maxlm.sharding.parameters import Constant, Normal, weight
 from maxlm.sharding.tensor import once_of_tensor
@@ -86,12 +86,12 @@ class Mlp(Layer):
         """
         biased = self.config.bias == "all"
         hidden_BTF = linear(x_BTD, self.up[...], self.up_bias[...] if biased else None)
-        hidden_BTF = checkpoint_name(hidden_BTF, "mlp_hidden")
+        hidden_BTF = checkpoint_name(computed_once(hidden_BTF), "mlp_hidden")
         gate_BTF = None
         if self.gated:
             gate_BTF = linear(x_BTD, self.gate[...], self.gate_bias[...] if biased else None)
-            gate_BTF = checkpoint_name(gate_BTF, "mlp_gate")
-        active_BTF = activate(self.config.activation, hidden_BTF, gate_BTF)
+            gate_BTF = checkpoint_name(computed_once(gate_BTF), "mlp_gate")
+        active_BTF = computed_once(activate(self.config.activation, hidden_BTF, gate_BTF))
         bias_D = once_of_tensor(self.down_bias[...]) if biased else None
         return linear(active_BTF, self.down[...], bias_D)
 
