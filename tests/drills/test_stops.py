@@ -105,6 +105,7 @@ def half_written(run_dir):
     return folder.exists() and any("tmp" in path.name for path in folder.iterdir())
 
 
+@pytest.mark.timeout(3600)
 def test_kills_of_one_of_two_processes(write_run, tmp_path, record_property):
     sections = {"train": {"num_steps": 400, "eval_every": 100}, "checkpoint": {"every": 10}}
     golden = write_run("golden", **sections)
