@@ -326,11 +326,15 @@ def test_commands_and_counts_that_cannot_be(arguments, expected):
 
 # --- exit codes -----------------------------------------------------------------------------------
 
+# They end together, however long one of them takes to start.
 ENDS = """
-import os, pathlib, sys
+import os, pathlib, sys, time
 me = os.environ["MAXLM_PROCESS_ID"]
-count = len(list(pathlib.Path({path!r}).glob(me + ".*")))
-(pathlib.Path({path!r}) / f"{{me}}.{{count}}").touch()
+folder = pathlib.Path({path!r})
+count = len(list(folder.glob(me + ".*")))
+(folder / f"{{me}}.{{count}}").touch()
+while not (folder / f"{{1 - int(me)}}.{{count}}").exists():
+    time.sleep(0.01)
 sys.exit({codes}[min(count, len({codes}) - 1)][int(me)])
 """
 
