@@ -5,7 +5,7 @@ Nothing here knows about models. `start` must run before any JAX computation.
 """
 
 from maxlm.runtime.agreement import all_true, fail_together, on_first_process, settle
-from maxlm.runtime.backend import compute_dtype_of, forgets_order, hush_libtpu, start
+from maxlm.runtime.backend import compute_dtype_of, hush_libtpu, several_cpu_devices, start
 from maxlm.runtime.memory import explain_memory, memory_bytes
 from maxlm.runtime.profile import ProfileWindow
 from maxlm.runtime.stop import StopSignal
@@ -17,10 +17,10 @@ __all__ = [
     "compute_dtype_of",
     "explain_memory",
     "fail_together",
-    "forgets_order",
     "hush_libtpu",
     "memory_bytes",
     "on_first_process",
     "settle",
+    "several_cpu_devices",
     "start",
 ]

@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 from maxlm.config.cluster.exit_codes import Exit
 from maxlm.config.errors import RunFailedError, UserError
 from maxlm.process.phases import waiting
+from maxlm.runtime.backend import several_cpu_devices
 
 T = TypeVar("T")
 
@@ -70,7 +71,7 @@ def settle(results: T) -> T:
     threads, each waiting for one that gets none. Either way they wait for ever. Accelerators run
     programs in the order of their dispatch.
     """
-    if jax.device_count() > 1 and jax.default_backend() == "cpu":
+    if several_cpu_devices():
         with waiting():
             jax.block_until_ready(results)
     return results

@@ -61,17 +61,19 @@ def start(runtime: RuntimeConfig) -> None:
         hush_libtpu()
     connect(os.environ, runtime.timeouts.start_seconds)
     _find_devices(runtime.platform)
-    if forgets_order():
+    if several_cpu_devices():
         jax.config.update("jax_enable_compilation_cache", False)
     if jax.process_index() > 0:
         logging.getLogger().setLevel(logging.ERROR)
 
 
-def forgets_order() -> bool:
-    """Tell whether programs from a cache may compute wrongly here: on several devices of the CPU.
+def several_cpu_devices() -> bool:
+    """Tell whether JAX has several devices of the CPU, in this process or in several.
 
-    XLA orders collectives by what it does not write into a program that it stores (jaxlib 0.10.2): one
-    that is read back begins those of different loops in any order, and devices meet in the wrong ones.
+    There XLA keeps collectives in order only within a program that this process has compiled: not
+    between two programs in flight (`settle`), and not in one that comes from a cache. It does not
+    store what their order follows from (jaxlib 0.10.2), so those of different loops begin in any order,
+    and devices meet in the wrong ones.
     """
     return jax.default_backend() == "cpu" and jax.device_count() > 1
 

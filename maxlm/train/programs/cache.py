@@ -14,7 +14,7 @@ import jax
 import zstandard
 from jax.experimental.compilation_cache import compilation_cache
 
-from maxlm.runtime import forgets_order
+from maxlm.runtime import several_cpu_devices
 
 log = logging.getLogger(__name__)
 
@@ -32,13 +32,13 @@ _ZSTD = b"\x28\xb5\x2f\xfd"
 def folder_of_programs(setting: str | None, run_dir: Path) -> Path | None:
     """Return the folder where compiled programs are kept; None if they are not.
 
-    Several devices of the CPU get none, whatever is set (`maxlm.runtime.forgets_order`).
+    Several devices of the CPU get none, whatever is set (`maxlm.runtime.several_cpu_devices`).
 
     Args:
       setting: `runtime.compile_cache`.
       run_dir: the run's folder.
     """
-    if forgets_order():
+    if several_cpu_devices():
         return None
     named = _named()
     if named:
@@ -60,7 +60,7 @@ def kept_programs(setting: str | None, run_dir: Path) -> Iterator[None]:
     """
     if _LEAST.upper() not in os.environ:
         jax.config.update(_LEAST, LEAST_SECONDS)
-    if forgets_order() and (named := _named()):
+    if several_cpu_devices() and (named := _named()):
         log.info("%s is not used: several devices of the CPU need programs compiled anew", named)
     folder = folder_of_programs(setting, run_dir)
     if folder is None or not folder.is_relative_to(run_dir / FOLDER):
