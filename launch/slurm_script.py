@@ -128,13 +128,19 @@ def options(job: Job) -> Iterator[str]:
     """Yield the options of sbatch."""
     cluster = job.cluster
     name = "%A_%a" if job.array else "%j"
+    tasks, cpus = cluster.processes_per_node, cluster.cpus_per_process
+    if cluster.least_nodes:
+        # Of a range of nodes Slurm takes no more than there are tasks, and it counts those of the
+        # least nodes. So a job is given none, and a node the CPUs of all its processes as one task's;
+        # srun says how many there are.
+        tasks, cpus = None, tasks * (cpus or 1)
     values = {
         "job-name": cluster.job_name,
         "nodes": cluster.node_range,
-        "ntasks-per-node": cluster.processes_per_node,
+        "ntasks-per-node": tasks,
         # Of all tasks of a node, not bound to one each: JAX gives each process its own of them.
         "gpus-per-node": cluster.gpus_per_node or None,
-        "cpus-per-task": cluster.cpus_per_process,
+        "cpus-per-task": cpus,
         "mem": cluster.memory,
         "partition": cluster.partition,
         "account": cluster.account,
@@ -187,11 +193,15 @@ def _command(job: Job) -> Iterator[str]:
 
 def _srun(cluster: SlurmCluster) -> str:
     words = ["srun", "--kill-on-bad-exit=1", "--unbuffered"]
+    if cluster.least_nodes:
+        words.append(f"--ntasks-per-node={cluster.processes_per_node}")
+        words.append(f"--cpus-per-task={cluster.cpus_per_process or 1}")
     if cluster.container:
         words.append(f"--container-image={cluster.container}")
     if cluster.container_mounts:
         words.append(f"--container-mounts={','.join(cluster.container_mounts)}")
+    tasks = ' --ntasks="$tasks"' if cluster.least_nodes else ""
     return (
-        f'{shlex.join(words)} --output="$folder/%N.%t.log" \\\n'
+        f'{shlex.join(words)}{tasks} --output="$folder/%N.%t.log" \\\n'
         f'  bash -c {shlex.quote(_TASK)} task "$folder" "${{command[@]}}"'
     )

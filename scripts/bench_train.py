@@ -68,6 +68,10 @@ SHAPES = {
         "data.sequence_length=2048",
         "train.batch_size=1",
     ),
+    "mixture": (
+        "model.block.ffn={kind: moe, num_experts: 8, experts_per_token: 2, expert_dim: 256, "
+        "balance: {auxiliary_loss: 0.0}}",
+    ),
 }
 """What is measured without --config: changes to the quickstart's run."""
 

@@ -2,8 +2,8 @@
 them by hand.
 
 RMSNorm, rotary positions, optional QK-norm, grouped-query attention by
-scaled_dot_product_attention, SwiGLU, tied or untied head, cross entropy on full logits, clipping,
-fused AdamW; fp32 on the CPU.
+scaled_dot_product_attention, SwiGLU or a mixture of such experts, tied or untied head, cross
+entropy on full logits, clipping, fused AdamW; fp32 on the CPU.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from bench_train import cpus, make_batch, serve
 from torch import nn
 
 from maxlm.config import RunConfig
+from maxlm.config.layers.moe import BalanceConfig, RouterConfig
 from maxlm.config.model import ModelConfig
 from maxlm.config.positions.rope import RopePosition
 
@@ -51,6 +52,42 @@ class Attention(nn.Module):
         return self.out(out.transpose(1, 2).flatten(2))
 
 
+class GatedMlp(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, dim: int, hidden_dim: int):
+        super().__init__()
+        self.gate = nn.Linear(dim, hidden_dim, bias=False)
+        self.up = nn.Linear(dim, hidden_dim, bias=False)
+        self.down = nn.Linear(hidden_dim, dim, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class Experts(nn.Module):
+    """The experts one after the other, each on the tokens that picked it; none is dropped."""
+
+    def __init__(self, model: ModelConfig):
+        super().__init__()
+        ffn = model.layers[0].ffn
+        self.num_choices = ffn.experts_per_token
+        self.router = nn.Linear(model.embed_dim, ffn.num_experts, bias=False)
+        self.experts = nn.ModuleList(
+            GatedMlp(model.embed_dim, ffn.expert_dim) for _ in range(ffn.num_experts)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.flatten(0, 1)
+        scores, picked = self.router(rows).softmax(dim=-1).topk(self.num_choices, dim=-1)
+        scores = scores / scores.sum(dim=-1, keepdim=True)
+        y = torch.zeros_like(rows)
+        for index, expert in enumerate(self.experts):
+            row, place = torch.where(picked == index)
+            y = y.index_add(0, row, scores[row, place, None] * expert(rows[row]))
+        return y.view_as(x)
+
+
 class Block(nn.Module):
     """Pre-norm block."""
 
@@ -59,15 +96,13 @@ class Block(nn.Module):
         self.mixer_norm = nn.RMSNorm(model.embed_dim, model.norm.epsilon)
         self.mixer = Attention(model)
         self.ffn_norm = nn.RMSNorm(model.embed_dim, model.norm.epsilon)
-        hidden_dim = model.layers[0].ffn.hidden_dim
-        self.gate = nn.Linear(model.embed_dim, hidden_dim, bias=False)
-        self.up = nn.Linear(model.embed_dim, hidden_dim, bias=False)
-        self.down = nn.Linear(hidden_dim, model.embed_dim, bias=False)
+        ffn = model.layers[0].ffn
+        moe = ffn.kind == "moe"
+        self.ffn = Experts(model) if moe else GatedMlp(model.embed_dim, ffn.hidden_dim)
 
     def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         x = x + self.mixer(self.mixer_norm(x), cos, sin)
-        h = self.ffn_norm(x)
-        return x + self.down(F.silu(self.gate(h)) * self.up(h))
+        return x + self.ffn(self.ffn_norm(x))
 
 
 class Decoder(nn.Module):
@@ -139,7 +174,7 @@ def refuse_unsupported(config: RunConfig) -> None:
     """Stop where the model above is not the configured one."""
     model = config.model
     mixer, ffn = model.layers[0].mixer, model.layers[0].ffn
-    if (mixer.kind, ffn.kind) != ("attention", "mlp"):
+    if mixer.kind != "attention" or ffn.kind not in ("mlp", "moe"):
         raise SystemExit(f"the PyTorch step has no {mixer.kind} with {ffn.kind}")
     wrong = {
         "model.norm": (model.norm.kind, model.norm.scale) != ("rmsnorm", "plain"),
@@ -164,6 +199,9 @@ def refuse_unsupported(config: RunConfig) -> None:
         "mixer.qk_norm": mixer.qk_norm not in ("none", "rmsnorm"),
         "ffn.activation": ffn.activation != "swiglu",
         "bias": mixer.bias != "none" or ffn.bias != "none",
+        "ffn.shared_dim, router, balance, capacity_factor": ffn.kind == "moe"
+        and (ffn.shared_dim, ffn.router, ffn.balance, ffn.capacity_factor)
+        != (0, RouterConfig(), BalanceConfig(auxiliary_loss=0.0), None),
         "optimizer.overrides": bool(config.optimizer.overrides),
         "objective.z_loss, label_smoothing": config.objective.z_loss > 0
         or config.objective.label_smoothing > 0,
@@ -202,8 +240,15 @@ def load(decoder: Decoder, parameters: np.lib.npyio.NpzFile) -> None:
         if block.mixer.qk_norm:
             fill(block.mixer.query_norm.weight, own["mixer/query_norm/scale"])
             fill(block.mixer.key_norm.weight, own["mixer/key_norm/scale"])
+        is_moe = isinstance(block.ffn, Experts)
+        if is_moe:
+            fill(block.ffn.router.weight, own["ffn/router"])
         for name in ("gate", "up", "down"):
-            fill(getattr(block, name).weight, own[f"ffn/{name}"])
+            arrays = own[f"ffn/{name}"] if is_moe else [own[f"ffn/{name}"]]
+            for mlp, array in zip(
+                block.ffn.experts if is_moe else [block.ffn], arrays, strict=True
+            ):
+                fill(getattr(mlp, name).weight, array)
 
 
 def build_optimizer(config: RunConfig, decoder: Decoder) -> torch.optim.AdamW:
@@ -211,7 +256,7 @@ def build_optimizer(config: RunConfig, decoder: Decoder) -> torch.optim.AdamW:
     settings = config.optimizer
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in decoder.named_parameters():
-        kind = "norms" if "norm" in name else "embeddings" if name.startswith("embedding") else None
+        kind = "norm" if "norm" in name else "embedding" if name.startswith("embedding") else None
         groups[kind not in settings.no_decay].append(parameter)
     return torch.optim.AdamW(
         [

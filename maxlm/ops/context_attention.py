@@ -26,6 +26,7 @@ from maxlm.jax_versions import varying_zeros
 from maxlm.kernels.mask import Mask
 from maxlm.kernels.shape import PLAIN, Scoring
 from maxlm.ops.attention import Gradients, Pair, Partial, attention
+from maxlm.ops.linear import computed_once
 from maxlm.ops.ring_attention import RingAttention
 from maxlm.sharding.context import (
     gather_sequence,
@@ -61,7 +62,9 @@ def context_attention(
       scoring: how scores are made.
     """
     attend = attention if lax.axis_size("context") == 1 else KINDS[kind]
-    return attend(q_BTNH, k_BTKH, v_BTKH, mask, sink_N, kernel, scoring)
+    # The backward pass multiplies the result with its gradient, and sums: not at the end of the
+    # product that makes the gradient.
+    return computed_once(attend(q_BTNH, k_BTKH, v_BTKH, mask, sink_N, kernel, scoring))
 
 
 @dataclasses.dataclass(frozen=True)

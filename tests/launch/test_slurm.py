@@ -195,7 +195,16 @@ def test_a_start_on_fewer_nodes_is_whole_with_fewer_exit_codes(play):
 
 
 def test_fewer_nodes_may_do(capsys, tmp_path):
-    assert options(script(nodes=4, least_nodes=2, gpus_per_node=8))["nodes"] == "2-4"
+    text = script(nodes=4, least_nodes=2, gpus_per_node=8, cpus_per_process=6)
+    found = options(text)
+    # With a number of tasks, Slurm would take no more nodes than the least.
+    assert (found["nodes"], "ntasks-per-node" in found) == ("2-4", False)
+    per_node = int(found["cpus-per-task"])
+    (step,) = (line for line in text.splitlines() if line.startswith("srun "))
+    words = dict(word.lstrip("-").split("=", 1) for word in step.split() if "=" in word)
+    assert words["ntasks"] == '"$tasks"'
+    assert int(words["ntasks-per-node"]) * int(words["cpus-per-task"]) == per_node
+    assert f"tasks=$((SLURM_JOB_NUM_NODES * {words['ntasks-per-node']}))" in text
     path = tmp_path / "cluster.yaml"
     section = {"kind": "slurm", "nodes": 2, "least_nodes": 3}
     path.write_text(yaml.safe_dump({"cluster": section}))

@@ -4,6 +4,7 @@ with the losses of a run that was never stopped.
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -242,11 +243,12 @@ def test_the_time_limit_stops_and_requeues_and_a_cancelled_job_stays_away(
 
 
 def test_a_run_goes_on_with_the_node_that_is_left(cluster, submit, tiny_data, tmp_path):
-    path = write_run(tiny_data, tmp_path, "run", eval_every=1, eval_batches=4)
+    path = write_run(tiny_data, tmp_path, "run", num_steps=600, eval_every=1, eval_batches=4)
     path.write_text(path.read_text().replace("mesh:", "mesh:\n  elastic: batch"))
     run_dir = tmp_path / "run"
     job = submit("maxlm", "train", str(path), least_nodes=1)
     cluster.wait(lambda: len(curve(run_dir)) >= 15, 480)
+    assert cluster.job(job)["NumNodes"] == "2"
     kill_node(cluster, "n2")
     try:
         cluster.wait(lambda: state(cluster, job) == "PENDING", 480)
@@ -255,10 +257,12 @@ def test_a_run_goes_on_with_the_node_that_is_left(cluster, submit, tiny_data, tm
     finally:
         cluster.start("n2", ["slurmd", "-D", "-N", "n2"])
         cluster.wait(lambda: not any("down" in node for node in cluster.nodes()), 120)
-    assert [step for step, *_ in curve(run_dir)] == list(range(1, 61))
-    shown = submit.status(job).splitlines()
-    assert "start 0 on n1, n2: ended by Slurm" in shown[1]
-    assert "start 1 on n1: done" in shown[2]
+    assert [step for step, *_ in curve(run_dir)] == list(range(1, 601))
+    shown = [line.strip() for line in submit.status(job).splitlines()]
+    first, second = (line for line in shown if line.startswith("start "))
+    # The process that is left may fail before Slurm ends it: the other is gone.
+    assert re.fullmatch(r"start 0 on \S+: (failed|ended by Slurm)", first)
+    assert re.fullmatch(r"start 1 on \S+: done", second)
     (resized,) = [one for one in read_events(run_dir)[0] if one.kind == "resized"]
     assert "mesh.data 2 -> 1" in resized.text
 

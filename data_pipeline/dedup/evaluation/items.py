@@ -39,14 +39,13 @@ def check_files(benchmarks: Mapping[str, Sequence[str]]) -> None:
       UserError: some are not there, or of no kind that can be read.
     """
     wrong = []
-    for benchmark, paths in benchmarks.items():
-        for path in map(Path, paths):
-            if not path.is_file():
-                wrong.append(f"{benchmark}: {path} is no file; give the path of one")
-            elif path.suffix.lower() not in _SUFFIXES:
-                wrong.append(f"{benchmark}: {path} must end in one of {' '.join(_SUFFIXES)}")
+    for path in (Path(path) for paths in benchmarks.values() for path in paths):
+        if not path.is_file():
+            wrong.append(f"{path} is no file; give the path of one")
+        elif path.suffix.lower() not in _SUFFIXES:
+            wrong.append(f"{path} must end in one of {' '.join(_SUFFIXES)}; convert it")
     if wrong:
-        raise UserError("decontaminate.benchmarks: " + "\n    ".join(wrong))
+        raise UserError("\n    ".join(wrong))
 
 
 def read_items(benchmarks: Mapping[str, Sequence[str]]) -> Iterator[Item]:
@@ -61,9 +60,7 @@ def read_items(benchmarks: Mapping[str, Sequence[str]]) -> Iterator[Item]:
                 for number, record in enumerate(_records(path)):
                     yield Item(benchmark, f"{path.name} {number + 1}", tuple(_texts(record)))
             except (OSError, ValueError, RecursionError) as error:
-                raise UserError(
-                    f"decontaminate.benchmarks.{benchmark}: {path}: {error}; mend the file"
-                ) from error
+                raise UserError(f"{path}, of {benchmark}: {error}; mend the file") from error
 
 
 def _records(path: Path) -> Iterator[Any]:

@@ -65,9 +65,8 @@ class Decontaminate:
         for name, paths in benchmarks.items():
             if name not in compared:
                 raise UserError(
-                    f"decontaminate.benchmarks.{name}: {', '.join(paths)}: no text of at least "
-                    f"{config.min_words} words, so nothing would be found; give other files, or a "
-                    "smaller min_words"
+                    f"{', '.join(paths)}: no text of at least {config.min_words} words, so nothing "
+                    f"of {name} would be found; give other files, or a smaller min_words"
                 )
         return index
 
