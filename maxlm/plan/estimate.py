@@ -140,7 +140,8 @@ def count_work(module: Module, mesh: Mapping[str, int]) -> Work:
         products += times * product_flops(module, instruction, computation)
         for kernel, flops in _kernels(module, instruction, computation):
             kernels += times * flops
-            unstated += times * (not flops and kernel.results[0].bytes > _SMALL_BYTES)
+            large = sum(result.bytes for result in kernel.results) > _SMALL_BYTES
+            unstated += times * (large and not flops)
         collective = collective_of(module, instruction, computation)
         if collective is not None and collective.phase != "done":
             total = totals[collective.kind, spanned_axes(collective.groups, mesh)]

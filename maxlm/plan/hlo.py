@@ -188,7 +188,7 @@ def parse(text: str, *, slices: int = 1, routed_rows: int | None = None) -> Modu
     """
     computations: dict[str, Computation] = {}
     entry, current, root = "", {}, ""
-    for line in text.splitlines():
+    for line in _lines(text):
         if found := _COMPUTATION.match(line):
             current = computations[found[2]] = {}
             entry = found[2] if found[1] else entry
@@ -199,6 +199,21 @@ def parse(text: str, *, slices: int = 1, routed_rows: int | None = None) -> Modu
             current[root] = current.pop(root)
     partitions = re.search(r"num_partitions=(\d+)", text.partition("\n")[0])
     return Module(computations, entry, int(partitions[1]) if partitions else 1, slices, routed_rows)
+
+
+def _lines(text: str) -> Iterator[str]:
+    """Yield the lines; as one those of an instruction in whose attributes lines break, as a kernel's
+    metadata may make them.
+    """
+    whole, is_instruction = "", False
+    for line in text.splitlines():
+        begins = bool(_INSTRUCTION.match(line))
+        if is_instruction and not begins and line not in ("", "}"):
+            whole += line
+            continue
+        yield whole
+        whole, is_instruction = line, begins
+    yield whole
 
 
 def _instruction(name: str, text: str) -> Instruction:

@@ -127,6 +127,32 @@ ENTRY %main (x: f32[2,3,5], y: f32[2,5,7]) -> f32[2,3,7] {
     assert product_flops(module, module.computations["main"]["fused"], {}) == 2 * (2 * 3 * 7) * 5
 
 
+@pytest.mark.parametrize("stated", [774, None])
+def test_a_kernel_is_seen_though_its_first_result_is_small_and_its_line_breaks(stated):
+    cost = f', backend_config={{"cost_estimate":{{"flops":"{stated}"}}}}' if stated else ""
+    kernel = (
+        "  %splash = (f32[2,8]{1,0}, bf16[2048,512]{1,0}) custom-call(%q), "
+        'custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={\n'
+        '"block_q": 512\n}}, metadata={op_name="mixer/splash"}' + cost
+    )
+    text = f"""HloModule kernel, num_partitions=1
+
+ENTRY %main (q: bf16[2048,512]) -> bf16[2048,512] {{
+  %q = bf16[2048,512]{{1,0}} parameter(0)
+{kernel}
+  ROOT %out = bf16[2048,512]{{1,0}} get-tuple-element(%splash), index=1
+}}
+
+FileNames
+1 "here.py"
+"""
+    module = parse(text)
+    assert list(module.computations["main"]) == ["q", "splash", "out"]
+    assert module.computations["main"]["splash"].attribute(r'op_name="([^"]*)') == "mixer/splash"
+    work = count_work(module, {"data": 1})
+    assert (work.kernel_flops, work.unstated_kernels) == (stated or 0, not stated)
+
+
 def test_a_gather_in_the_background_is_one_collective():
     module = parse(FUSIONS)
     main = module.computations[module.entry]
