@@ -172,6 +172,22 @@ def processes(path):
     return found
 
 
+def sruns(job):
+    """Return the pids of the job's `srun`."""
+    return [
+        pid
+        for pid in descendants()
+        if is_command(pid, b"srun") and environment(pid).get("SLURM_JOB_ID") == job
+    ]
+
+
+def is_command(pid, name):
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(name + b"\0")
+    except OSError:
+        return False
+
+
 def environment(pid):
     text = Path(f"/proc/{pid}/environ").read_bytes().decode(errors="replace")
     return dict(line.split("=", 1) for line in text.split("\0") if "=" in line)
@@ -252,6 +268,9 @@ def test_a_run_goes_on_with_the_node_that_is_left(cluster, submit, tiny_data, tm
     kill_node(cluster, "n2")
     try:
         cluster.wait(lambda: state(cluster, job) == "PENDING", 480)
+        # It ends the step that it has started, by a name that the next start's has, too. In the two
+        # minutes that Slurm waits it is over.
+        cluster.wait(lambda: not sruns(job), 120)
         cluster.start_now(job)
         assert ended(cluster, job) == "COMPLETED"
     finally:
