@@ -174,18 +174,15 @@ def processes(path):
 
 def sruns(job):
     """Return the pids of the job's `srun`."""
-    return [
-        pid
-        for pid in descendants()
-        if is_command(pid, b"srun") and environment(pid).get("SLURM_JOB_ID") == job
-    ]
-
-
-def is_command(pid, name):
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(name + b"\0")
-    except OSError:
-        return False
+    found = []
+    for pid in descendants():
+        try:
+            name = Path(f"/proc/{pid}/cmdline").read_bytes().partition(b"\0")[0]
+            if name == b"srun" and environment(pid).get("SLURM_JOB_ID") == job:
+                found.append(pid)
+        except OSError:
+            continue
+    return found
 
 
 def environment(pid):
