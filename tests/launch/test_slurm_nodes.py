@@ -280,7 +280,7 @@ def test_a_run_goes_on_with_the_node_that_is_left(cluster, submit, tiny_data, tm
     assert re.fullmatch(r"start 0 on \S+: (failed|ended by Slurm)", first)
     assert re.fullmatch(r"start 1 on \S+: done", second)
     (resized,) = [one for one in read_events(run_dir)[0] if one.kind == "resized"]
-    assert "mesh.data 2 -> 1" in resized.text
+    assert "instead of 2: one device, in 2 microbatches" in resized.text
 
 
 def test_failures_are_given_up_after_so_many(cluster, submit, tmp_path):
