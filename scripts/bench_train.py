@@ -47,8 +47,17 @@ from maxlm.models.cost import flops_per_token, parameter_count
 FOLDER = Path(__file__).parent
 QUICKSTART = FOLDER.parent / "configs/run/quickstart.yaml"
 SHAPES = {
-    "quickstart": (),
+    "192 x 4": (
+        "model.vocab_size=4096",
+        "model.embed_dim=192",
+        "model.num_layers=4",
+        "model.block.mixer.num_heads=6",
+        "model.block.ffn.hidden_dim=512",
+        "data.sequence_length=256",
+        "train.batch_size=16",
+    ),
     "512 x 8": (
+        "model.vocab_size=4096",
         "model.embed_dim=512",
         "model.num_layers=8",
         "model.block.mixer.num_heads=8",
@@ -59,6 +68,7 @@ SHAPES = {
         "train.batch_size=4",
     ),
     "512 x 8, long": (
+        "model.vocab_size=4096",
         "model.embed_dim=512",
         "model.num_layers=8",
         "model.block.mixer.num_heads=8",
@@ -68,8 +78,9 @@ SHAPES = {
         "data.sequence_length=2048",
         "train.batch_size=1",
     ),
-    "mixture": (
-        "model.block.ffn={kind: moe, num_experts: 8, experts_per_token: 2, expert_dim: 256, "
+    "quickstart": (),
+    "quickstart with a mixture": (
+        "model.block.ffn={kind: moe, num_experts: 8, experts_per_token: 2, expert_dim: 192, "
         "balance: {auxiliary_loss: 0.0}}",
     ),
 }
