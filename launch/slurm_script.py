@@ -128,12 +128,13 @@ def options(job: Job) -> Iterator[str]:
     """Yield the options of sbatch."""
     cluster = job.cluster
     name = "%A_%a" if job.array else "%j"
-    tasks, cpus = cluster.processes_per_node, cluster.cpus_per_process
+    tasks: int | None = cluster.processes_per_node
+    cpus = cluster.cpus_per_process
     if cluster.least_nodes:
         # Of a range of nodes Slurm takes no more than there are tasks, and it counts those of the
         # least nodes. So a job is given none, and a node the CPUs of all its processes as one task's;
         # srun says how many there are.
-        tasks, cpus = None, tasks * (cpus or 1)
+        tasks, cpus = None, cluster.processes_per_node * (cpus or 1)
     values = {
         "job-name": cluster.job_name,
         "nodes": cluster.node_range,

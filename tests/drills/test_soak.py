@@ -39,9 +39,10 @@ def test_soak(write_run, make_disk, tmp_path, record_property):
     except pytest.skip.Exception:  # no right to mount one: no full disks then
         disk = None
     sections = {
-        "train": {"num_steps": ENDLESS, "eval_every": 0, "log_every": 1},
+        # 2,048 tokens, so that the time of a step is the model's and not the loop's around it.
+        "train": {"num_steps": ENDLESS, "eval_every": 0, "log_every": 1, "batch_size": 64},
         "schedule": {"kind": "constant"},
-        # A save takes as long as dozens of these steps: nearer together, training waits for them.
+        # Every few seconds: training waits for a save as long as a few of these steps take.
         "checkpoint": {"every": 200, "keep_last": 2},
     }
     path, run_dir = write_run("soak", **sections), (disk or tmp_path) / "soak"
