@@ -128,20 +128,12 @@ def options(job: Job) -> Iterator[str]:
     """Yield the options of sbatch."""
     cluster = job.cluster
     name = "%A_%a" if job.array else "%j"
-    tasks: int | None = cluster.processes_per_node
-    cpus = cluster.cpus_per_process
-    if cluster.least_nodes:
-        # Of a range of nodes Slurm takes no more than there are tasks, and it counts those of the
-        # least nodes. So a job is given none, and a node the CPUs of all its processes as one task's;
-        # srun says how many there are.
-        tasks, cpus = None, cluster.processes_per_node * (cpus or 1)
     values = {
         "job-name": cluster.job_name,
         "nodes": cluster.node_range,
-        "ntasks-per-node": tasks,
+        **_tasks(cluster),
         # Of all tasks of a node, not bound to one each: JAX gives each process its own of them.
         "gpus-per-node": cluster.gpus_per_node or None,
-        "cpus-per-task": cpus,
         "mem": cluster.memory,
         "partition": cluster.partition,
         "account": cluster.account,
@@ -162,6 +154,19 @@ def options(job: Job) -> Iterator[str]:
     if cluster.exclusive:
         yield "--exclusive"
     yield from cluster.options
+
+
+def _tasks(cluster: SlurmCluster) -> dict[str, int | None]:
+    """Return the options of how many tasks a node has, and how many CPUs."""
+    tasks, cpus = cluster.processes_per_node, cluster.cpus_per_process
+    if not cluster.least_nodes:
+        return {"ntasks-per-node": tasks, "cpus-per-task": cpus}
+    # Of a range of nodes Slurm takes no more than there are tasks, and it counts those of the least
+    # nodes. So a job is given none, and a node the CPUs of all its processes; srun says how many
+    # processes there are.
+    if cpus:
+        return {"cpus-per-task": tasks * cpus}
+    return {"mincpus": tasks if tasks > 1 else None}
 
 
 def _folder(cluster: SlurmCluster) -> str:
@@ -196,7 +201,8 @@ def _srun(cluster: SlurmCluster) -> str:
     words = ["srun", "--kill-on-bad-exit=1", "--unbuffered"]
     if cluster.least_nodes:
         words.append(f"--ntasks-per-node={cluster.processes_per_node}")
-        words.append(f"--cpus-per-task={cluster.cpus_per_process or 1}")
+        if cluster.cpus_per_process:
+            words.append(f"--cpus-per-task={cluster.cpus_per_process}")
     if cluster.container:
         words.append(f"--container-image={cluster.container}")
     if cluster.container_mounts:

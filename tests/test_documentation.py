@@ -225,7 +225,7 @@ def write_small_configs(configs: Path) -> None:
     data["data"]["sequence_length"] = 32
     (configs / "data/python_stdlib.yaml").write_text(yaml.safe_dump(data))
     run = yaml.safe_load((configs / "run/quickstart.yaml").read_text())
-    run["train"] |= {"num_steps": 4, "batch_size": 8, "eval_batches": 8}
+    run["train"] |= {"num_steps": 4, "eval_batches": 8}
     run["data"]["sequence_length"] = 32
     run["schedule"]["warmup_steps"] = 0
     run["runtime"]["compile_cache"] = CACHE or None

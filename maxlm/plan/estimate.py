@@ -83,7 +83,7 @@ _FREE_CALLS = {
     *("PrepareAsyncCallStart", "PrepareAsyncCallDone"),
 }
 _KERNEL = "tpu_custom_call"
-_SMALL_BYTES = 2**20  # kernels with smaller results take no time to speak of
+_SMALL_BYTES = 2**20  # kernels whose results together are smaller take no time to speak of
 
 
 class Traffic(NamedTuple):

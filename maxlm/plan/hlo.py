@@ -27,6 +27,7 @@ _ITEM_BITS = {"pred": 8, "bf16": 16, "token": 0, "opaque": 0}
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%(\S+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%(\S+) = (.*)$")
+_END = re.compile(r"^\}(, execution_thread=.*)?$")
 _ARRAY = re.compile(r"\b([a-z]+\d*(?:e\dm\d\w*)?)\[([\d,]*)\](?:\{([^}]*)\})?")
 _CALLED = re.compile(r"\b(?:calls|to_apply|body|true_computation|false_computation)=%([^\s,)}]+)")
 _BRANCHES = re.compile(r"\b(?:branch_computations|called_computations)=\{([^}]*)\}")
@@ -208,7 +209,7 @@ def _lines(text: str) -> Iterator[str]:
     whole, is_instruction = "", False
     for line in text.splitlines():
         begins = bool(_INSTRUCTION.match(line))
-        if is_instruction and not begins and line not in ("", "}"):
+        if is_instruction and not begins and line and not _END.match(line):
             whole += line
             continue
         yield whole

@@ -205,6 +205,11 @@ def test_fewer_nodes_may_do(capsys, tmp_path):
     assert words["ntasks"] == '"$tasks"'
     assert int(words["ntasks-per-node"]) * int(words["cpus-per-task"]) == per_node
     assert f"tasks=$((SLURM_JOB_NUM_NODES * {words['ntasks-per-node']}))" in text
+    # Slurm's default stays its default: a step with a number of CPUs a task has no others.
+    text = script(nodes=4, least_nodes=2, gpus_per_node=8)
+    assert "cpus-per-task" not in text
+    assert options(text)["mincpus"] == "8"
+    assert "mincpus" not in script(nodes=4, least_nodes=2)
     path = tmp_path / "cluster.yaml"
     section = {"kind": "slurm", "nodes": 2, "least_nodes": 3}
     path.write_text(yaml.safe_dump({"cluster": section}))

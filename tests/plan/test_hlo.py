@@ -184,6 +184,7 @@ to_apply=%called
   ROOT %done = bf16[2,8]{1,0} call-done(%start)
 }
 """)
+    assert module.computations["called"]["scatter"].attributes.endswith("dimensions={0}")
     main = module.computations[module.entry]
     start, done = (collective_of(module, main[name], main) for name in ("start", "done"))
     assert (start.kind, start.phase, start.bytes, start.wire_bytes) == (

@@ -1,4 +1,4 @@
-"""What the quickstart's step copies on a CPU, by its compiled program."""
+"""What a step of the quickstart's model, a layer deeper, copies on a CPU, by its compiled program."""
 
 from pathlib import Path
 
