@@ -14,6 +14,19 @@ from maxlm.scaling.ladder.rungs import build_rungs
 ROOT = Path(__file__).parents[3]
 LAW = (1.2, 60.0, 90.0, 0.3, 0.32)
 
+BASE = """
+include: [{configs}/model/tiny.yaml, {configs}/data/python_stdlib.yaml]
+run_dir: runs/quickstart
+model:
+  vocab_size: 4096
+  num_layers: 4
+  embed_dim: 192
+  block: {{mixer: {{num_heads: 6}}, ffn: {{hidden_dim: 512}}}}
+optimizer: {{learning_rate: 3e-3, weight_decay: 0.1}}
+schedule: {{kind: cosine, warmup_steps: 20, final_fraction: 0.05}}
+train: {{num_steps: 200, batch_size: 16, eval_every: 100, eval_batches: 8, log_every: 10}}
+checkpoint: {{every: 50, keep_last: 2}}
+"""
 LADDER = """
 base: {base}
 run_dir: {run_dir}
@@ -32,7 +45,8 @@ def law(parameters: float, tokens: float) -> float:
 def ladder_file(tmp_path: Path) -> Path:
     """A ladder's YAML; nothing has been run."""
     path = tmp_path / "ladder.yaml"
-    base = ROOT / "configs/run/quickstart.yaml"
+    base = tmp_path / "quickstart.yaml"
+    base.write_text(BASE.format(configs=ROOT / "configs"))
     path.write_text(LADDER.format(base=base, run_dir=tmp_path / "ladder"))
     return path
 
