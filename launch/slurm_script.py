@@ -198,8 +198,9 @@ def _command(job: Job) -> Iterator[str]:
 
 
 def _srun(cluster: SlurmCluster) -> str:
-    words = ["srun", "--kill-on-bad-exit=1", "--unbuffered"]
+    words, tasks = ["srun", "--kill-on-bad-exit=1", "--unbuffered"], ""
     if cluster.least_nodes:
+        tasks = ' --ntasks="$tasks"'
         words.append(f"--ntasks-per-node={cluster.processes_per_node}")
         if cluster.cpus_per_process:
             words.append(f"--cpus-per-task={cluster.cpus_per_process}")
@@ -207,7 +208,6 @@ def _srun(cluster: SlurmCluster) -> str:
         words.append(f"--container-image={cluster.container}")
     if cluster.container_mounts:
         words.append(f"--container-mounts={','.join(cluster.container_mounts)}")
-    tasks = ' --ntasks="$tasks"' if cluster.least_nodes else ""
     return (
         f'{shlex.join(words)}{tasks} --output="$folder/%N.%t.log" \\\n'
         f'  bash -c {shlex.quote(_TASK)} task "$folder" "${{command[@]}}"'

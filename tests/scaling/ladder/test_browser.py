@@ -79,14 +79,16 @@ def test_a_browser_shows_curves_pictures_and_tables(address: str):
     curves = page(f"{address}?forceSVG=true#timeseries")
     for name in ("ladder/loss_over_1000_log10_flops", "ladder/frontier", "rungs/d64-20", "law"):
         assert name in curves
-    # A line for each of the 16 rungs, the law and the two ends of its interval.
-    lines = re.findall(r'<path d="M[\d., L]+" style="fill: none; stroke: rgb\([\d, ]+\)', curves)
-    assert len(lines) >= 19
+    # A line for each of the 16 rungs, the law and the two ends of its interval, and each smoothed.
+    lines = re.findall(r'<path d="M[\d., L-]+" style="fill: none; stroke: rgb\([\d, ]+\)', curves)
+    assert len(lines) >= 2 * 19
     assert "No dashboards are active" not in curves
     # What these two pages show lies in shadow trees, which are in no markup.
     assert "tf-text-dashboard" in page(f"{address}#text")
-    shown = read(f"{address}data/plugin/text/text?run=fit&tag=ladder/table_1/text_summary")
-    assert "budgets predicted from smaller ones alone" in shown
+    tables = {1: "budgets predicted from smaller ones alone", 3: "compute-optimal"}
+    for number, title in tables.items():
+        tag = f"ladder/table_{number}/text_summary"
+        assert title in read(f"{address}data/plugin/text/text?run=fit&tag={tag}")
     assert "tf-hparams-dashboard" in page(f"{address}#hparams")
     question = json.dumps({"experimentName": "", "hparamsLimit": 20})
     assert "learning_rate" in read(f"{address}data/plugin/hparams/experiment", question)

@@ -41,7 +41,7 @@ def test_rungs_follow_the_rule(ladder_file: Path):
     assert abs(rung.tokens - 20 * rung.parameters) <= per_step / 2
     assert rung.tokens == wide.train.num_steps * per_step
     assert wide.schedule.warmup_steps == round(0.05 * wide.train.num_steps)
-    base = 2_361_280  # of the base
+    base = 2_361_280  # parameters of the base
     expected = 3e-3 * (rung.parameters / base) ** -0.3
     assert wide.optimizer.learning_rate == pytest.approx(expected)
 
@@ -105,18 +105,18 @@ def test_plan_says_how_many_runs_repeat_data(ladder_file: Path):
         assert (f"; {count} repeat data" in rows.title) == (count is not None)
 
 
+def fit_and_predict(ladder_file: Path) -> list[str]:
+    """Return the words that fit a ladder and foretell its base."""
+    base = ladder_file.with_name("quickstart.yaml")
+    return ["ladder", "fit", str(ladder_file), "--predict", str(base)]
+
+
 def test_fit_recovers_the_law_and_predicts(
     ladder_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     finish(ladder_file, noise=1e-3, skip=("d256-320",))
     big = ["model.embed_dim=384", "train.num_steps=4000", f"run_dir={tmp_path / 'big'}"]
-    command = [
-        "ladder",
-        "fit",
-        str(ladder_file),
-        "--predict",
-        str(ladder_file.with_name("quickstart.yaml")),
-    ]
+    command = fit_and_predict(ladder_file)
     assert main([*command, *big]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith(
@@ -164,13 +164,7 @@ def test_a_law_without_a_best_size_is_told_and_ends_nothing(
     monkeypatch.setattr(conftest, "law", lambda parameters, _: 1.2 + 60 / parameters**0.3)
     ladder_file.write_text(f"{ladder_file.read_text()}fit: {{laws: [surface], bootstraps: 20}}\n")
     finish(ladder_file)
-    command = [
-        "ladder",
-        "fit",
-        str(ladder_file),
-        "--predict",
-        str(ladder_file.with_name("quickstart.yaml")),
-    ]
+    command = fit_and_predict(ladder_file)
     assert main(command) == 0
     assert "names no best size" in capsys.readouterr().out
     assert (tmp_path / "ladder" / "prediction.json").exists()
@@ -197,13 +191,7 @@ def test_repeated_data_are_known_to_forecasts(
     ladder_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     finish(ladder_file)
-    command = [
-        "ladder",
-        "fit",
-        str(ladder_file),
-        "--predict",
-        str(ladder_file.with_name("quickstart.yaml")),
-    ]
+    command = fit_and_predict(ladder_file)
     path, losses = ladder_file.parent / "prediction.json", dict[str, float]()
     for laws in ("surface", "repeated"):
         ladder_file.write_text(
