@@ -153,7 +153,7 @@ def test_all_files_are_opened_before_the_first_document_is_read(
         "5.model": "ngrams: not an n-gram model",
         "6.model": "words.arpa:5: not ARPA: there is no <unk>",
         "7.checkpoint.path": "config.json: damaged",
-        "8.benchmarks.quiz": "bad.jsonl: ",
+        "8.benchmarks.quiz": "bad.jsonl, of quiz: unexpected end",
         "8.benchmarks.blank": "no text of at least 8 words",
         "9.earlier.0": "absent: no index of documents",
     }
