@@ -34,8 +34,8 @@ from maxlm.kernels.shape import PLAIN, Scoring
 from maxlm.products import einsum_fp32
 
 MIN_BLOCK, MAX_BLOCK = 128, 512
-"""Tokens of a tile: small ones stay in a CPU's cache and skip more of the future, large ones keep a
-GPU busy.
+"""Tokens of a tile: small ones stay in a CPU's cache and skip more of the future, large ones keep its
+cores and a GPU busy.
 """
 
 
@@ -333,8 +333,11 @@ def _tiles(x: jax.Array) -> jax.Array:
 
 
 def block_size(length: int) -> int:
-    """Return how many tokens a tile of a sequence has: about 1/16 of it, or all where it is short."""
-    return min(length, max(MIN_BLOCK, min(-(-length // (16 * MIN_BLOCK)) * MIN_BLOCK, MAX_BLOCK)))
+    """Return how many tokens a tile of a sequence has: about 1/16 of it within bounds, or all where
+    it is short.
+    """
+    least = MIN_BLOCK if length < 4 * MIN_BLOCK else 2 * MIN_BLOCK
+    return min(length, max(least, min(-(-length // (16 * MIN_BLOCK)) * MIN_BLOCK, MAX_BLOCK)))
 
 
 def _at(tiles: jax.Array, index: jax.Array) -> jax.Array:

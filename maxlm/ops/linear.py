@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,18 +27,54 @@ def linear(
     In 16 bits the sum of product and bias is rounded once, as other libraries' is.
     """
     rows = x.reshape(-1, *weight.shape[:contract])
-    if bias is None or x.dtype == jnp.float32:
-        y = _product(rows, weight, contract)
-        y = y if bias is None else y + bias
+    axes = varying_axes(rows, weight, *(() if bias is None else (bias,)))
+    rows, weight = vary_over(rows, axes), vary_over(weight, axes)
+    if bias is None:
+        y = _product(contract, rows, weight)
+    elif x.dtype == jnp.float32:
+        y = _product(contract, rows, weight) + bias
     else:
-        axes = varying_axes(rows, weight, bias)
-        y = _rounded_once(contract, *(vary_over(array, axes) for array in (rows, weight, bias)))
+        y = _rounded_once(contract, rows, weight, vary_over(bias, axes))
     return y.reshape(*x.shape[: x.ndim - contract], *weight.shape[contract:])
 
 
-def _product(rows: jax.Array, weight: jax.Array, contract: int) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _product(contract: int, rows: jax.Array, weight: jax.Array) -> jax.Array:
+    """Multiply; both vary over the same mesh axes."""
+    return _multiply(contract, rows, weight)
+
+
+def _multiply(contract: int, rows: jax.Array, weight: jax.Array) -> jax.Array:
     summed = tuple(range(1, 1 + contract)), tuple(range(contract))
     return lax.dot_general(rows, weight, (summed, ((), ())))
+
+
+def _product_gradients(
+    contract: int, saved: tuple[jax.Array, jax.Array], g: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    def as_it_comes(rows: jax.Array, weight: jax.Array, g: jax.Array) -> Any:
+        return jax.vjp(functools.partial(_multiply, contract), rows, weight)[1](g)
+
+    def as_matrices(rows: jax.Array, weight: jax.Array, g: jax.Array) -> Any:
+        # The weight's gradient would come out transposed where heads are a dimension of their own,
+        # and the CPU's compiler then transposes g, and computes all that is fused into it again,
+        # column by column.
+        rows_RX, g_RY = (array.reshape(array.shape[0], -1) for array in (rows, g))
+        weight_XY = weight.reshape(rows_RX.shape[1], -1)
+        d_rows_RX = lax.dot_general(g_RY, weight_XY, (((1,), (1,)), ((), ())))
+        d_weight_XY = lax.dot_general(rows_RX, g_RY, (((0,), (0,)), ((), ())))
+        return d_rows_RX.reshape(rows.shape), d_weight_XY.reshape(weight.shape)
+
+    both: tuple[jax.Array, jax.Array] = lax.platform_dependent(
+        *saved, g, cpu=as_matrices, default=as_it_comes
+    )
+    return both
+
+
+_product.defvjp(
+    lambda contract, rows, weight: (_product(contract, rows, weight), (rows, weight)),
+    _product_gradients,
+)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -52,17 +89,16 @@ def _rounded_once(contract: int, rows: jax.Array, weight: jax.Array, bias: jax.A
     return (sums + bias).astype(rows.dtype)
 
 
-def _forward(contract, rows, weight, bias):  # type: ignore[no-untyped-def]
-    return _rounded_once(contract, rows, weight, bias), (rows, weight)
-
-
-def _backward(contract, saved, g):  # type: ignore[no-untyped-def]
-    rows, weight = saved
-    _, transpose = jax.vjp(lambda rows, weight: _product(rows, weight, contract), rows, weight)
-    return *transpose(g), g.astype(jnp.float32).sum(axis=0).astype(g.dtype)
-
-
-_rounded_once.defvjp(_forward, _backward)
+_rounded_once.defvjp(
+    lambda contract, rows, weight, bias: (
+        _rounded_once(contract, rows, weight, bias),
+        (rows, weight),
+    ),
+    lambda contract, saved, g: (
+        *_product_gradients(contract, saved, g),
+        g.astype(jnp.float32).sum(axis=0).astype(g.dtype),
+    ),
+)
 
 
 @jax.custom_vjp

@@ -178,6 +178,10 @@ def build_program(
         "unroll": CPU_UNROLL if alone_on_cpu else 1,
     }
     execution = build_execution(config, mesh_sizes, layout, **how)
+    if alone_on_cpu and compute_dtype == jnp.float32:
+        # Parameters are whole as they are. Gathering them block by block, for nothing, would keep
+        # the compiler from fusing what a block keeps for its backward pass with what makes it.
+        execution = execution._replace(gather="step")
     optimizer = build_optimizer(config.optimizer, declared)
     offload = "optimizer" in config.train.offload
     state = declare_state(
