@@ -17,9 +17,11 @@ from jax.sharding import PartitionSpec as P
 
 from maxlm.decoding.sampling import Sampling, at_index, choose
 from maxlm.decoding.shapes import length_bucket, rows_bucket
+from maxlm.decoding.weights import Weights, without_values
 from maxlm.kernels.mask import causal
 from maxlm.layers.layer import StateArray
 from maxlm.layers.sequence import SequenceInfo
+from maxlm.layers.stack import num_rows
 from maxlm.models.decoder import Decoder
 from maxlm.ops import OPERATIONS
 from maxlm.sharding.fsdp import cast, gather, vary
@@ -31,16 +33,16 @@ class Generator:
     """Continues texts; each program is compiled once for all calls of its shapes.
 
     Args:
-      decoder: parameters on the mesh.
+      weights: parameters on the mesh.
       mesh: `tensor` splits heads and hidden units, the batch axes the texts; `stage` and `context`
         have size 1.
       num_ids: how many ids the tokenizer has; the model's vocabulary may be larger.
       compute_dtype: of weights, activations and what is kept.
     """
 
-    def __init__(self, decoder: Decoder, mesh: Mesh, *, num_ids: int, compute_dtype: Any):
-        self._decoder, self._mesh, self._dtype = decoder, mesh, compute_dtype
-        self._advances: dict[int, Callable[..., tuple[jax.Array, Any]]] = {}
+    def __init__(self, weights: Weights, mesh: Mesh, *, num_ids: int, compute_dtype: Any):
+        self._weights, self._mesh, self._dtype = weights, mesh, compute_dtype
+        self._advances: dict[tuple[int, bool], Callable[..., tuple[jax.Array, Any]]] = {}
         self._pick = jax.jit(
             functools.partial(choose, num_ids=num_ids), static_argnames=("sampling",)
         )
@@ -66,12 +68,13 @@ class Generator:
         """
         tokens_BT, lengths_B = self._fill_up(prompts)
         room = length_bucket(tokens_BT.shape[1] + max_tokens)
-        advance = self._advance_to(int(lengths_B[: len(prompts)].max()) + max_tokens)
-        states = self._empty_states(len(lengths_B), room)
+        decoder = self._weights.for_tokens(len(lengths_B))
+        advance = self._advance_to(decoder, int(lengths_B[: len(prompts)].max()) + max_tokens)
+        states = self._empty_states(decoder, len(lengths_B), room)
         key, done_B = sampling.keys(len(lengths_B)), np.arange(len(lengths_B)) >= len(prompts)
         unseeded = dataclasses.replace(sampling, seed=0)  # another seed is no other program
         start_B, one_B = np.zeros_like(lengths_B), np.ones_like(lengths_B)
-        logits_BV, states = advance(self._decoder, tokens_BT, states, start_B, lengths_B)
+        logits_BV, states = advance(decoder, tokens_BT, states, start_B, lengths_B)
         for index in range(max_tokens):
             drawn = self._pick(logits_BV, at_index(key, index), sampling=unseeded)
             token_B = np.asarray(drawn)
@@ -82,9 +85,7 @@ class Generator:
             yield [None if done else int(token) for token, done in pairs]
             # What the filling of the prompts left behind them is overwritten before any token can
             # see it.
-            logits_BV, states = advance(
-                self._decoder, token_B[:, None], states, lengths_B + index, one_B
-            )
+            logits_BV, states = advance(decoder, token_B[:, None], states, lengths_B + index, one_B)
 
     def _fill_up(self, prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
         """Return the prompts as rows of one length, of a number that the devices share, and how
@@ -98,19 +99,21 @@ class Generator:
             tokens_BT[row, : len(prompt)] = prompt
         return tokens_BT, lengths_B
 
-    def _advance_to(self, longest: int) -> Callable[..., tuple[jax.Array, Any]]:
+    def _advance_to(self, decoder: Decoder, longest: int) -> Callable[..., tuple[jax.Array, Any]]:
         """Return the program for texts of up to `longest` tokens: the same for all lengths that
         layers do not tell apart.
         """
-        length = self._decoder.model.told_length(longest)
-        if length not in self._advances:
-            self._advances[length] = make_advance(self._decoder, self._mesh, self._dtype, length)
-        return self._advances[length]
+        length = decoder.model.told_length(longest)
+        key = length, num_rows(decoder.stack[0]) is None
+        if key not in self._advances:
+            declared = without_values(decoder)
+            self._advances[key] = make_advance(declared, self._mesh, self._dtype, length)
+        return self._advances[key]
 
-    def _empty_states(self, rows: int, room: int) -> Any:
+    def _empty_states(self, decoder: Decoder, rows: int, room: int) -> Any:
         if (rows, room) not in self._empty:
             self._empty[rows, room] = make_empty_states(
-                self._decoder, self._mesh, rows, room, self._dtype
+                decoder, self._mesh, rows, room, self._dtype
             )
         return self._empty[rows, room]()
 
@@ -188,12 +191,17 @@ def state_specs(decoder: Decoder) -> Any:
 
 
 def _declared_states(decoder: Decoder, batch_size: int, length: int, dtype: Any) -> Any:
-    """Return a `StateArray` for everything the mixers keep, the rows of a block's layers in front."""
+    """Return a `StateArray` for everything the mixers keep, the rows of a block's layers in front
+    where it has rows.
+    """
     states = []
-    for segment, repeat in zip(decoder.stack, decoder.model.repeats, strict=True):
+    for segment in decoder.stack:
+        rows = num_rows(segment)
 
-        def stacked(array: StateArray, repeat: int = repeat) -> StateArray:
-            return StateArray((repeat, *array.shape), array.dtype, P(None, *array.spec))
+        def stacked(array: StateArray, rows: int | None = rows) -> StateArray:
+            if rows is None:
+                return array
+            return StateArray((rows, *array.shape), array.dtype, P(None, *array.spec))
 
         of_blocks = [
             block.mixer.decoding_state(batch_size, length, dtype) if block.has_mixer else ()

@@ -18,6 +18,7 @@ from maxlm.decoding.forward import HIDDEN, LOGITS, make_forward, nats_of
 from maxlm.decoding.generate import Generator
 from maxlm.decoding.sampling import Sampling, check_sampling
 from maxlm.decoding.shapes import length_bucket, rows_bucket
+from maxlm.decoding.weights import Weights, without_values
 from maxlm.models.cost import parameter_count
 
 Prompt = str | Sequence[int]
@@ -68,14 +69,15 @@ class Model:
         self.num_ids: int = loaded.num_ids
         self.step: int | None = loaded.step
         self._ends = loaded.ends
-        self._decoder, self._mesh = loaded.decoder, loaded.config.mesh
-        parts = loaded.config, loaded.config.mesh, loaded.decoder, loaded.mesh, loaded.dtype
+        self._weights, self._mesh = Weights(loaded.decoder, loaded.mesh), loaded.config.mesh
+        declared = without_values(loaded.decoder)
+        parts = loaded.config, loaded.config.mesh, declared, loaded.mesh, loaded.dtype
         readings = {"logits": LOGITS, "hidden": HIDDEN, "nats": nats_of(self.num_ids)}
         self._forward = {
             name: make_forward(*parts, reading=reading) for name, reading in readings.items()
         }
         self._generator = Generator(
-            loaded.decoder, loaded.mesh, num_ids=self.num_ids, compute_dtype=loaded.dtype
+            self._weights, loaded.mesh, num_ids=self.num_ids, compute_dtype=loaded.dtype
         )
 
     def logits(self, tokens: Any, segment_ids: Any = None) -> np.ndarray:
@@ -144,7 +146,7 @@ class Model:
         fields = tokens_BT, segments_BT, _positions(segments_BT)
         filled = [np.pad(field, fill).astype(np.int32) for field in fields]
         length = tokens_BT.shape[1]
-        found = np.asarray(self._forward[name](self._decoder, *filled, length=length))
+        found = np.asarray(self._forward[name](self._weights.stacked(), *filled, length=length))
         cut = found[: tokens_BT.shape[0], : tokens_BT.shape[1]]
         return cut[0] if tokens.ndim == 1 else cut
 

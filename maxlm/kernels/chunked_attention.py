@@ -61,7 +61,10 @@ def forward(
       scores; a row that sees no key gives zeros and lse -1e30.
     """
     length = q_BTNH.shape[1]
-    q, k, v = _query_tiles(q_BTNH, k_BSKH.shape[2]), _key_tiles(k_BSKH), _key_tiles(v_BSKH)
+    # One token's scores are few: all keys in one tile are read where they lie.
+    whole = k_BSKH.shape[1] if length == 1 else None
+    q = _query_tiles(q_BTNH, k_BSKH.shape[2])
+    k, v = _key_tiles(k_BSKH, whole), _key_tiles(v_BSKH, whole)
     who, like = _Who.of(mask, q, k), (q, k, *jax.tree.leaves((mask, scoring)))
 
     def row(index: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -301,9 +304,9 @@ def _query_tiles(x_BTNH: jax.Array, num_kv_heads: int) -> jax.Array:
     return grouped.transpose(1, 0, 3, 4, 2, 5)
 
 
-def _key_tiles(x_BSKH: jax.Array) -> jax.Array:
+def _key_tiles(x_BSKH: jax.Array, block: int | None = None) -> jax.Array:
     """Cut keys or values into columns: (B, S, K, H) -> (columns, B, K, S / columns, H)."""
-    return _tiles(x_BSKH).transpose(1, 0, 3, 2, 4)
+    return _tiles(x_BSKH, block).transpose(1, 0, 3, 2, 4)
 
 
 def _from_query_tiles(x: jax.Array, length: int) -> jax.Array:
@@ -320,11 +323,11 @@ def _from_key_tiles(x: jax.Array, length: int) -> jax.Array:
     return x.transpose(1, 0, 3, 2, 4).reshape(batch, -1, num_kv_heads, width)[:, :length]
 
 
-def _tiles(x: jax.Array) -> jax.Array:
+def _tiles(x: jax.Array, block: int | None = None) -> jax.Array:
     """Cut the second dimension into tiles, the last filled with zeros: (B, T, ...) -> (B, tiles, T
-    / tiles, ...).
+    / tiles, ...); of `block_size` by default.
     """
-    block = block_size(x.shape[1])
+    block = block or block_size(x.shape[1])
     missing = -x.shape[1] % block
     filled = (
         jnp.pad(x, [(0, missing if axis == 1 else 0) for axis in range(x.ndim)]) if missing else x

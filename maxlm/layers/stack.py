@@ -25,7 +25,7 @@ from maxlm.layers.layer import Streams
 from maxlm.layers.sequence import SequenceInfo
 from maxlm.sharding.fsdp import is_parameter_gather
 from maxlm.sharding.host import HOST_MEMORY
-from maxlm.sharding.parameters import stack_layers
+from maxlm.sharding.parameters import layers_of, named_parameters, stack_layers
 from maxlm.sharding.pipeline import on_some_stages
 from maxlm.sharding.stages import EMPTY, Layout
 
@@ -201,7 +201,9 @@ def _run_partly_held(
 def decode_stack(
     stack: Stack, streams: Streams, info: SequenceInfo, states: Any, start_B: jax.Array
 ) -> tuple[Streams, Any]:
-    """Run all blocks on the newest tokens; the states of a block's mixer have its rows in front."""
+    """Run all blocks on the newest tokens; the states of a block's mixer have its rows in front,
+    where the block has rows.
+    """
 
     def repetition(streams: Streams, row: tuple[Segment, Any]) -> tuple[Streams, Any]:
         new_states = []
@@ -212,9 +214,20 @@ def decode_stack(
 
     new = []
     for segment, of_segment in zip(stack, states, strict=True):
-        streams, of_segment = lax.scan(repetition, streams, (segment, of_segment))
+        rows = segment, of_segment
+        streams, of_segment = (
+            repetition(streams, rows)
+            if num_rows(segment) is None
+            else lax.scan(repetition, streams, rows)
+        )
         new.append(of_segment)
     return streams, new
+
+
+def num_rows(segment: Segment) -> int | None:
+    """Return how many rows the blocks of a segment have; None where they hold one layer each."""
+    layers = layers_of(named_parameters(segment)[0][1])
+    return None if layers is None else len(layers)
 
 
 def run_block(

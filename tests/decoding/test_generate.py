@@ -11,6 +11,7 @@ import pytest
 
 from maxlm.decoding.generate import Generator, make_advance, make_empty_states
 from maxlm.decoding.sampling import Sampling
+from maxlm.decoding.weights import Weights
 from maxlm.sharding.parameters import initialise
 from maxlm.train.setup import build_program
 from tests.train.program import make_config
@@ -112,7 +113,9 @@ def speaker(model, **mesh):
     config = make_config(model=model, mesh=mesh)
     program = build_program(config, jax.devices()[: math.prod(mesh.values())])
     decoder = initialise(program.declared, 0, program.mesh)
-    generator = Generator(decoder, program.mesh, num_ids=64, compute_dtype=jnp.float32)
+    generator = Generator(
+        Weights(decoder, program.mesh), program.mesh, num_ids=64, compute_dtype=jnp.float32
+    )
 
     def texts(prompts):
         steps = generator(prompts, max_tokens=8, sampling=Sampling(temperature=0), stop_ids={63})

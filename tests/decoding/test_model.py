@@ -109,7 +109,7 @@ def test_a_model_that_was_saved_without_a_tokenizer(trained, monkeypatch):
 
 
 def test_numbers_and_settings(model):
-    of_arrays = sum(x.size for x in jax.tree.leaves(model._decoder))
+    of_arrays = sum(x.size for x in jax.tree.leaves(model._weights.stacked()))
     assert model.num_parameters == of_arrays
     assert model.config.embed_dim == 16
     assert model.num_ids == model.tokenizer.vocab_size == 320
@@ -161,7 +161,7 @@ POSITIONS = np.array([[0, 1, 2, 3, 4, 0, 1, 2, 3, 0], list(range(10))])
 @pytest.fixture(scope="module")
 def packed(model):
     """Return the logits of two rows of packed documents by the second implementation, in fp64."""
-    return reference.logits(model._decoder, PACKED, SEGMENTS, POSITIONS)
+    return reference.logits(model._weights.stacked(), PACKED, SEGMENTS, POSITIONS)
 
 
 def test_logits_are_those_of_the_second_implementation(model, packed):
@@ -192,7 +192,7 @@ def check_nats_and_hidden(model, packed):
     expected = log_sums - np.take_along_axis(packed[:, :-1], PACKED[:, 1:, None], 2)[..., 0]
     known = (SEGMENTS[:, :-1] > 0) & (SEGMENTS[:, :-1] == SEGMENTS[:, 1:])
     np.testing.assert_allclose(nats[known], expected[known], rtol=1e-4, atol=1e-5)
-    output_DV = np.asarray(model._decoder.output_DV(), np.float64)[:, : model.num_ids]
+    output_DV = np.asarray(model._weights.stacked().output_DV(), np.float64)[:, : model.num_ids]
     real = SEGMENTS > 0
     np.testing.assert_allclose((hidden @ output_DV)[real], packed[real], rtol=1e-3, atol=1e-4)
 
@@ -205,7 +205,7 @@ def test_nats_and_hidden_states_are_those_of_the_logits(model, packed, monkeypat
 
 def test_logits_in_bfloat16_are_near(trained, packed):
     narrow = maxlm.load(trained, dtype="bfloat16")
-    matrices = [x.dtype for x in jax.tree.leaves(narrow._decoder) if x.ndim > 2]
+    matrices = [x.dtype for x in jax.tree.leaves(narrow._weights.stacked()) if x.ndim > 2]
     assert set(map(str, matrices)) == {"bfloat16"}
     got, real = narrow.logits(PACKED, SEGMENTS), SEGMENTS > 0
     assert got.dtype == np.float32

@@ -19,6 +19,7 @@ from maxlm.config.optim import AdamwConfig
 from maxlm.config.schema import MeshConfig
 from maxlm.decoding.generate import Generator
 from maxlm.decoding.sampling import Sampling, choose
+from maxlm.decoding.weights import Weights
 from maxlm.models import cost
 from maxlm.models.decoder import Decoder
 from maxlm.ops.attention import CHUNKED
@@ -237,7 +238,9 @@ def test_loss_and_gradients_equal_the_plain_implementation(model, mesh, decoder)
 @pytest.fixture(scope="module")
 def generate(model, mesh, decoder):
     """generate(prompts, stop_ids=...) -> the likeliest tokens that follow, a list for each step."""
-    generator = Generator(decoder, mesh, num_ids=model.vocab_size, compute_dtype=jnp.float32)
+    generator = Generator(
+        Weights(decoder, mesh), mesh, num_ids=model.vocab_size, compute_dtype=jnp.float32
+    )
     return functools.partial(generator, max_tokens=6, sampling=Sampling(temperature=0.0))
 
 

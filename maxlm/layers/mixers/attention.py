@@ -32,7 +32,9 @@ from maxlm.sharding.tensor import once_of_tensor
 
 
 class Cache(NamedTuple):
-    """Keys and values of the tokens so far, (B, S, K, H), with room for the ones to come."""
+    """Keys and values of the tokens so far, (B, K, S, H), with room for the ones to come: heads
+    before tokens, as a batch of products takes them.
+    """
 
     keys: Any
     values: Any
@@ -98,9 +100,9 @@ class Attention(Mixer):
 
     def decoding_state(self, batch_size: int, length: int, dtype: Any) -> Cache:
         """Keep the keys and values of every token."""
-        shape = (batch_size, length, self.config.num_kv_heads, self.config.head_dim)
+        shape = (batch_size, self.config.num_kv_heads, length, self.config.head_dim)
         return Cache(
-            *(StateArray(shape, dtype, P(DECODING_AXES, None, "tensor", None)) for _ in range(2))
+            *(StateArray(shape, dtype, P(DECODING_AXES, "tensor", None, None)) for _ in range(2))
         )
 
     def decode(
@@ -108,14 +110,15 @@ class Attention(Mixer):
     ) -> tuple[jax.Array, Cache]:
         """Attend from the newest tokens to all that are kept and to themselves."""
         q_BTNH, k_BTKH, v_BTKH = self._project(x_BTD, info)
-        keys, values = (
-            written(state.keys, k_BTKH, start_B),
-            written(state.values, v_BTKH, start_B),
+        kept = Cache(
+            written(state.keys, k_BTKH, start_B, axis=2),
+            written(state.values, v_BTKH, start_B, axis=2),
         )
+        keys, values = (array.swapaxes(1, 2) for array in kept)
         mask = kept_mask(info, keys.shape[1], self.config.window, self.config.chunk)
         kernel, scoring = info.kernels["attention"], self._scoring()
         out = attention(q_BTNH, keys, values, mask, self._sink_N(), kernel, scoring)
-        return self._project_out(out, info), Cache(keys, values)
+        return self._project_out(out, info), kept
 
     def kernel_shapes(self, local: Local) -> dict[str, list[Any]]:
         """Return the one shape of attention on a device."""
@@ -231,10 +234,11 @@ def kept_mask(
     return mask if chunk is None else in_chunks(mask, place, chunk)
 
 
-def written(cache_BS: jax.Array, new_BT: jax.Array, start_B: jax.Array) -> jax.Array:
-    """Write what is kept of each sequence's new tokens, (B, T, ...), behind its earlier ones."""
-
-    def write(cache: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
-        return lax.dynamic_update_slice_in_dim(cache, new, start, axis=0)
-
-    return jax.vmap(write)(cache_BS, new_BT.astype(cache_BS.dtype), start_B)
+def written(cache: jax.Array, new_BT: jax.Array, start_B: jax.Array, *, axis: int = 1) -> jax.Array:
+    """Write what is kept of each sequence's new tokens, (B, T, ...), behind its earlier ones, which
+    lie along `axis`.
+    """
+    rows, places = jnp.arange(new_BT.shape[0])[:, None], jnp.arange(new_BT.shape[1])
+    index = (rows, *(slice(None),) * (axis - 1), start_B[:, None] + places)
+    # There is room for all: a check would read and write the whole cache.
+    return cache.at[index].set(new_BT.astype(cache.dtype), mode="clip", unique_indices=True)
