@@ -21,7 +21,7 @@ from maxlm.decoding.weights import Weights, without_values
 from maxlm.kernels.mask import causal
 from maxlm.layers.layer import StateArray
 from maxlm.layers.sequence import SequenceInfo
-from maxlm.layers.stack import num_rows
+from maxlm.layers.stack import row_count
 from maxlm.models.decoder import Decoder
 from maxlm.ops import OPERATIONS
 from maxlm.sharding.fsdp import cast, gather, vary
@@ -104,7 +104,7 @@ class Generator:
         layers do not tell apart.
         """
         length = decoder.model.told_length(longest)
-        key = length, num_rows(decoder.stack[0]) is None
+        key = length, row_count(decoder.stack[0]) is None
         if key not in self._advances:
             declared = without_values(decoder)
             self._advances[key] = make_advance(declared, self._mesh, self._dtype, length)
@@ -171,7 +171,8 @@ def make_empty_states(
     """Return a program that makes what the mixers keep before the first token, for sequences of up
     to `length` tokens, on its devices.
 
-    A tree for each block, by segment and place, with a row for each of its layers in front.
+    A tree for each block, by segment and place, with a row for each of its layers in front, where
+    it has rows.
     """
     declared = _declared_states(decoder, batch_size, length, dtype)
     layouts = jax.tree.map(
@@ -196,7 +197,7 @@ def _declared_states(decoder: Decoder, batch_size: int, length: int, dtype: Any)
     """
     states = []
     for segment in decoder.stack:
-        rows = num_rows(segment)
+        rows = row_count(segment)
 
         def stacked(array: StateArray, rows: int | None = rows) -> StateArray:
             if rows is None:

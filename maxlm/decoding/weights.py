@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
+from maxlm.config.errors import UserError
 from maxlm.layers.stack import Segment, Stack
 from maxlm.models.decoder import Decoder
 from maxlm.sharding.parameters import is_parameter, with_value
@@ -22,45 +23,44 @@ class Weights:
     Whole sequences run through layers that are stacked, as in training. On one CPU the next tokens
     of several texts would pay for that: its compiler copies each layer's matrices out of the stack,
     which takes several times as long as multiplying a few rows with them (`benchmarks/README.md`).
-    There they have every layer apart. One text reads matrices where they lie, in either way as
-    fast, and compiles sooner with a loop over a stack. Parameters lie in one of the two ways at a
-    time, and are moved one after the other when the other way is asked for, so that they are never
-    held twice.
+    There they have every layer apart. For one text both ways are equally fast, and a loop over a
+    stack compiles sooner. Parameters lie in one of the two ways at a time, and are moved one after
+    the other when the other way is asked for: one at a time is held twice. So is what somebody
+    else keeps: the caller, or a text that is not at its end.
 
     Args:
-      decoder: with its layers stacked. Whoever keeps it holds them a second time.
+      decoder: with its layers stacked; the caller must not keep it.
       mesh: its devices.
     """
 
     def __init__(self, decoder: Decoder, mesh: Mesh):
         self._decoder = decoder
         self._declared = without_values(decoder.stack)
-        self._parts = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
-        self._apart = False
+        self._on_one_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
+        self._apart: bool | None = False  # None while they are moved
 
     def stacked(self) -> Decoder:
         """Return it for whole sequences, and for tokens of one text."""
-        if self._apart:
-            layers = self._take()
-            self._decoder.stack, self._apart = _together(layers, self._declared), False
-        return self._decoder
+        return self._lying(apart=False)
 
     def for_tokens(self, rows: int) -> Decoder:
         """Return it for `maxlm.layers.stack.decode_stack` of so many texts."""
-        if rows == 1 or not self._parts:
-            return self.stacked()
-        if not self._apart:
-            segments = self._take()
-            self._decoder.stack, self._apart = _apart(segments), True
-        return self._decoder
+        return self._lying(apart=rows > 1 and self._on_one_cpu)
 
-    def _take(self) -> list[_Flat]:
-        """Take the parameters out of the decoder's segments."""
-        flat = [
-            _Flat(*jax.tree.flatten(part, is_leaf=is_parameter)) for part in self._decoder.stack
-        ]
-        self._decoder = self._decoder.with_stack(nnx.List([]))
-        return flat
+    def _lying(self, *, apart: bool) -> Decoder:
+        if self._apart is None:
+            raise UserError(
+                "the model was interrupted while its parameters were moved, and they are lost; load it again"
+            )
+        if self._apart != apart:
+            self._apart = None
+            flat = [
+                _Flat(*jax.tree.flatten(part, is_leaf=is_parameter)) for part in self._decoder.stack
+            ]
+            self._decoder = self._decoder.with_stack(nnx.List([]))
+            self._decoder.stack = _apart(flat) if apart else _together(flat, self._declared)
+            self._apart = apart
+        return self._decoder
 
 
 class _Flat(NamedTuple):

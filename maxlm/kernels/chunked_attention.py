@@ -37,6 +37,8 @@ MIN_BLOCK, MAX_BLOCK = 128, 512
 """Tokens of a tile: small ones stay in a CPU's cache and skip more of the future, large ones keep its
 cores and a GPU busy.
 """
+MAX_WHOLE = 4096
+"""Keys that a single query attends to at once; of more, those that it does not see are skipped."""
 
 
 def forward(
@@ -61,8 +63,8 @@ def forward(
       scores; a row that sees no key gives zeros and lse -1e30.
     """
     length = q_BTNH.shape[1]
-    # One token's scores are few: all keys in one tile are read where they lie.
-    whole = k_BSKH.shape[1] if length == 1 else None
+    # One token's scores are few: all keys in one tile are read where they lie, seen or not.
+    whole = k_BSKH.shape[1] if length == 1 and k_BSKH.shape[1] <= MAX_WHOLE else None
     q = _query_tiles(q_BTNH, k_BSKH.shape[2])
     k, v = _key_tiles(k_BSKH, whole), _key_tiles(v_BSKH, whole)
     who, like = _Who.of(mask, q, k), (q, k, *jax.tree.leaves((mask, scoring)))
@@ -336,10 +338,11 @@ def _tiles(x: jax.Array, block: int | None = None) -> jax.Array:
 
 
 def block_size(length: int) -> int:
-    """Return how many tokens a tile of a sequence has: about 1/16 of it within bounds, or all where
-    it is short.
+    """Return how many tokens a tile of a sequence has: all of a short one, 128 below 512 tokens, and
+    1/16 in tiles of 256 to 512 above, unless 256 would fill up more than 128.
     """
-    least = MIN_BLOCK if length < 4 * MIN_BLOCK else 2 * MIN_BLOCK
+    large = length >= 4 * MIN_BLOCK and -length % (2 * MIN_BLOCK) < MIN_BLOCK
+    least = 2 * MIN_BLOCK if large else MIN_BLOCK
     return min(length, max(least, min(-(-length // (16 * MIN_BLOCK)) * MIN_BLOCK, MAX_BLOCK)))
 
 

@@ -217,14 +217,14 @@ def decode_stack(
         rows = segment, of_segment
         streams, of_segment = (
             repetition(streams, rows)
-            if num_rows(segment) is None
+            if row_count(segment) is None
             else lax.scan(repetition, streams, rows)
         )
         new.append(of_segment)
     return streams, new
 
 
-def num_rows(segment: Segment) -> int | None:
+def row_count(segment: Segment) -> int | None:
     """Return how many rows the blocks of a segment have; None where they hold one layer each."""
     layers = layers_of(named_parameters(segment)[0][1])
     return None if layers is None else len(layers)

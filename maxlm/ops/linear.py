@@ -72,7 +72,7 @@ def _product_gradients(
 
 
 _product.defvjp(
-    lambda contract, rows, weight: (_product(contract, rows, weight), (rows, weight)),
+    lambda contract, rows, weight: (_multiply(contract, rows, weight), (rows, weight)),
     _product_gradients,
 )
 
@@ -83,6 +83,12 @@ def _rounded_once(contract: int, rows: jax.Array, weight: jax.Array, bias: jax.A
 
     The gradient is that of a product in 16 bits: autodiff's would multiply in fp32.
     """
+    return _multiply_and_add(contract, rows, weight, bias)
+
+
+def _multiply_and_add(
+    contract: int, rows: jax.Array, weight: jax.Array, bias: jax.Array
+) -> jax.Array:
     letters = "MNH"[:contract]
     others = "XYZ"[: weight.ndim - contract]
     sums = einsum_fp32(f"R{letters},{letters}{others}->R{others}", rows, weight)
@@ -91,7 +97,7 @@ def _rounded_once(contract: int, rows: jax.Array, weight: jax.Array, bias: jax.A
 
 _rounded_once.defvjp(
     lambda contract, rows, weight, bias: (
-        _rounded_once(contract, rows, weight, bias),
+        _multiply_and_add(contract, rows, weight, bias),
         (rows, weight),
     ),
     lambda contract, saved, g: (

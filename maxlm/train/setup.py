@@ -179,8 +179,8 @@ def build_program(
     }
     execution = build_execution(config, mesh_sizes, layout, **how)
     if alone_on_cpu and compute_dtype == jnp.float32:
-        # Parameters are whole as they are. Gathering them block by block, for nothing, would keep
-        # the compiler from fusing what a block keeps for its backward pass with what makes it.
+        # Parameters are whole as they are. Gathering them block by block, for nothing, would put
+        # barriers between what a block keeps for its backward pass and what makes and reads it.
         execution = execution._replace(gather="step")
     optimizer = build_optimizer(config.optimizer, declared)
     offload = "optimizer" in config.train.offload

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from maxlm.config.errors import UserError
 from maxlm.decoding.generate import Generator
 from maxlm.decoding.sampling import Sampling
 from maxlm.decoding.weights import Weights
@@ -54,13 +55,25 @@ def test_layers_apart_come_together_again(program):
 
 def test_nothing_is_held_twice(program):
     weights = Weights(initialise(program.declared, 0, program.mesh), program.mesh)
-    for way in (lambda: weights.for_tokens(2), weights.stacked, lambda: weights.for_tokens(1)):
+    apart, alone = (lambda: weights.for_tokens(2)), (lambda: weights.for_tokens(1))
+    for way in (apart, weights.stacked, apart, alone):
         held = [weakref.ref(leaf) for leaf in jax.tree.leaves(weights._decoder.stack)]
-        before = weights._decoder.stack[0][0].mixer.query.get_value().shape
         way()
         gc.collect()
-        moved = weights._decoder.stack[0][0].mixer.query.get_value().shape != before
-        assert all((leaf() is None) == moved for leaf in held)
+        assert [leaf() for leaf in held if leaf() is not None] == []
+
+
+def test_an_interrupted_move_is_told(program, monkeypatch):
+    weights = Weights(initialise(program.declared, 0, program.mesh), program.mesh)
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("maxlm.decoding.weights._apart", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        weights.for_tokens(2)
+    with pytest.raises(UserError, match="they are lost; load it again"):
+        weights.stacked()
 
 
 def test_several_devices_keep_the_stack():

@@ -299,3 +299,29 @@ def test_a_sink_is_one_more_key_of_value_zero():
     np.testing.assert_allclose(out, want, rtol=1e-5, atol=1e-6)
     for got, wanted in zip(pullback(out), want_pullback(want), strict=True):
         np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_tiles_are_large_where_they_need_no_more_filling():
+    sizes = {5: 5, 128: 128, 200: 128, 511: 128, 512: 256, 513: 128, 640: 128, 1000: 256}
+    sizes |= {2048: 256, 4096: 256, 6000: 384, 8192: 512, 10**6: 512}
+    assert {length: chunked_attention.block_size(length) for length in sizes} == sizes
+
+
+@pytest.mark.parametrize("bound", [16, 4096])
+@pytest.mark.parametrize("window", [None, 5])
+def test_one_query_and_many_keys(bound, window, monkeypatch):
+    """At once, or tile by tile where there are more keys than the bound."""
+    monkeypatch.setattr(chunked_attention, "MAX_WHOLE", bound)
+    monkeypatch.setattr(chunked_attention, "block_size", lambda length: min(length, 8))
+    q, k, v, mask = make(0, length=37, heads=4, kv_heads=2, v_dim=12, window=window, causal=True)
+    place = 30
+    one = dataclasses.replace(
+        mask,
+        q_segments_BT=mask.q_segments_BT[:, place : place + 1],
+        q_rank_BT=mask.q_rank_BT[:, place : place + 1],
+        q_least_BT=None if mask.q_least_BT is None else mask.q_least_BT[:, place : place + 1],
+    )
+    want_out, want_lse, _ = oracle(q, k, v, mask, None)
+    out, lse = jax.jit(CHUNKED.forward)(q[:, place : place + 1], k, v, one)
+    np.testing.assert_allclose(out, want_out[:, place : place + 1], rtol=2e-5, atol=2e-6)
+    np.testing.assert_allclose(lse, want_lse[:, :, place : place + 1], rtol=2e-5, atol=2e-6)

@@ -55,6 +55,32 @@ def test_gradients(shapes, contract, dtype):
         np.testing.assert_allclose(own.astype(jnp.float32), want, atol=tolerance * abs(want).max())
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(("shapes", "contract"), SHAPES)
+def test_gradients_of_the_bare_product_are_those_of_autodiff(shapes, contract, dtype):
+    x, weight, bias = arrays(shapes, contract, dtype)
+    g = jnp.ones_like(jnp.tensordot(x, weight, contract)) * bias
+    _, transpose = jax.vjp(lambda *inputs: linear(*inputs, contract=contract), x, weight)
+    _, wanted = jax.vjp(lambda x, w: jnp.tensordot(x, w, contract), x, weight)
+    for own, want in zip(transpose(g), wanted(g), strict=True):
+        assert own.dtype == dtype
+        tolerance = 1e-6 if dtype == jnp.float32 else 1e-2
+        own, want = own.astype(jnp.float32), want.astype(jnp.float32)
+        np.testing.assert_allclose(own, want, atol=tolerance * abs(want).max())
+
+
+@pytest.mark.parametrize(("platform", "transposes"), [("cpu", 0), ("tpu", 1), ("cuda", 1)])
+def test_the_gradient_of_heads_is_one_product_on_a_cpu(platform, transposes):
+    """Elsewhere it is what autodiff makes of it: a product, and a transpose of its result."""
+
+    def gradient(x, weight, g):
+        return jax.vjp(lambda weight: linear(x, weight), weight)[1](g)
+
+    x, weight, g = jnp.ones((5, 16)), jnp.ones((16, 2, 7)), jnp.ones((5, 2, 7))
+    text = jax.jit(gradient).trace(x, weight, g).lower(lowering_platforms=(platform,)).as_text()
+    assert text.count("stablehlo.transpose") == transposes
+
+
 @pytest.mark.parametrize(("platform", "barriers"), [("tpu", 2), ("cpu", 0), ("cuda", 0)])
 def test_computed_once_is_a_barrier_in_both_passes_on_tpus_alone(platform, barriers):
     def run(x, g):

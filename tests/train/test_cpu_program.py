@@ -66,3 +66,17 @@ def _runs(shape):
         product *= size
         found.append(product)
     return found
+
+
+@pytest.mark.parametrize(
+    ("devices", "changes", "gather"),
+    [
+        (1, [], "step"),
+        (1, ["train.compute_dtype=bfloat16"], "layer"),
+        (2, ["mesh.fsdp=2"], "layer"),
+    ],
+    ids=["fp32", "bf16", "two devices"],
+)
+def test_parameters_that_are_whole_are_not_gathered(devices, changes, gather):
+    program = build_program(load_run(QUICKSTART, changes).config, jax.devices()[:devices])
+    assert program.execution.gather == gather

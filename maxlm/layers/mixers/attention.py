@@ -111,8 +111,8 @@ class Attention(Mixer):
         """Attend from the newest tokens to all that are kept and to themselves."""
         q_BTNH, k_BTKH, v_BTKH = self._project(x_BTD, info)
         kept = Cache(
-            written(state.keys, k_BTKH, start_B, axis=2),
-            written(state.values, v_BTKH, start_B, axis=2),
+            written(state.keys, k_BTKH.swapaxes(1, 2), start_B, axis=2),
+            written(state.values, v_BTKH.swapaxes(1, 2), start_B, axis=2),
         )
         keys, values = (array.swapaxes(1, 2) for array in kept)
         mask = kept_mask(info, keys.shape[1], self.config.window, self.config.chunk)
@@ -234,11 +234,10 @@ def kept_mask(
     return mask if chunk is None else in_chunks(mask, place, chunk)
 
 
-def written(cache: jax.Array, new_BT: jax.Array, start_B: jax.Array, *, axis: int = 1) -> jax.Array:
-    """Write what is kept of each sequence's new tokens, (B, T, ...), behind its earlier ones, which
-    lie along `axis`.
-    """
-    rows, places = jnp.arange(new_BT.shape[0])[:, None], jnp.arange(new_BT.shape[1])
-    index = (rows, *(slice(None),) * (axis - 1), start_B[:, None] + places)
-    # There is room for all: a check would read and write the whole cache.
-    return cache.at[index].set(new_BT.astype(cache.dtype), mode="clip", unique_indices=True)
+def written(cache: jax.Array, new: jax.Array, start_B: jax.Array, *, axis: int = 1) -> jax.Array:
+    """Write what is kept of each sequence's new tokens behind its earlier ones, along `axis`."""
+
+    def write(cache: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
+        return lax.dynamic_update_slice_in_dim(cache, new, start, axis=axis - 1)
+
+    return jax.vmap(write)(cache, new.astype(cache.dtype), start_B)

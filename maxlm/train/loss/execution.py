@@ -25,7 +25,7 @@ class Execution(NamedTuple):
 
     Attributes:
       objective: what is learned.
-      gather: when parameters are whole, `train.gather`.
+      gather: when parameters are whole: `train.gather`, or `step` where they are whole as they are.
       remat: what a block's backward pass computes again.
       schedule: of microbatches on the stages of a pipeline.
       layout: of layers on the stages.
