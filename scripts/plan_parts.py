@@ -18,6 +18,7 @@ import jax
 from maxlm import runtime
 from maxlm.config import load_run
 from maxlm.devices import peak_flops
+from maxlm.plan.command import routed_rows
 from maxlm.plan.estimate import EFFICIENCIES, Timeline
 from maxlm.plan.hlo import Module, parse, product_flops
 from maxlm.plan.network import Network
@@ -39,7 +40,11 @@ def main() -> None:
     peak = peak_flops(devices[0].device_kind, str(program.execution.compute_dtype))
     reached = EFFICIENCIES["nominal"]
     network = Network(topology, places(devices), reached.link)
-    module = parse(compiled.run.as_text() or "")
+    module = parse(
+        compiled.run.as_text() or "",
+        slices=topology.slices,
+        routed_rows=routed_rows(config, program.mesh_sizes),
+    )
     timeline = Timeline(module, topology.chip, peak, network, reached)
     show(parts(timeline, module, peak))
     together = timeline.seconds()

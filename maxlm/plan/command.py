@@ -120,7 +120,7 @@ def _cost(config: RunConfig, topology: Topology, program: Program, compiled: Com
             "this version of libtpu states no cycles for its fusions, which the estimate is made of"
         )
     module = parse(
-        text, slices=topology.slices, routed_rows=_routed_rows(config, program.mesh_sizes)
+        text, slices=topology.slices, routed_rows=routed_rows(config, program.mesh_sizes)
     )
     work = count_work(module, program.mesh_sizes.sizes)
     peak = peak_flops(devices[0].device_kind, str(program.execution.compute_dtype))
@@ -142,7 +142,7 @@ def _cost(config: RunConfig, topology: Topology, program: Program, compiled: Com
     )
 
 
-def _routed_rows(config: RunConfig, mesh: MeshConfig) -> int | None:
+def routed_rows(config: RunConfig, mesh: MeshConfig) -> int | None:
     """Count the rows that a device's experts get of a microbatch: as many as its tokens send out."""
     copies = max(section.routed_copies for _, section in config.model.sections())
     tokens = config.tokens_per_step // (
