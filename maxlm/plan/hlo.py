@@ -6,6 +6,7 @@ XLA's own cost analysis counts the body of a loop once, and a training step is n
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -453,7 +454,8 @@ def replica_groups(attributes: str) -> tuple[tuple[int, ...], ...]:
     them.
 
     Listed, as a transposed and reshaped count (`[4,2]<=[2,4]T(1,0)`), or by the axes of a mesh that
-    they span (`mesh['a'=2,'b'=4] {'b'}`).
+    they span (`mesh['a'=2,'b'=4] {'b'}`), or parts of axes: of `'b':(2)4` an axis is 2 x 4 x the
+    rest, of which groups span the 4.
     """
     listed = re.search(r"(?:source_target_pairs|replica_groups)=\{(\{.*?\})\}", attributes)
     if listed:
@@ -465,19 +467,36 @@ def replica_groups(attributes: str) -> tuple[tuple[int, ...], ...]:
     if counted:
         return _rows(_count(counted[2], counted[3]), _ints(counted[1])[-1])
     axes = re.search(
-        rf"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\({_COUNTED}\))?\s*\{{([^}}:]*)\}}",
+        rf"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\({_COUNTED}\))?\s*\{{([^}}]*)\}}",
         attributes,
     )
     if axes:
         sizes = {name: int(size) for name, size in re.findall(r"'([^']*)'=(\d+)", axes[1])}
         ids = _count(axes[2], axes[3]) if axes[2] else np.arange(math.prod(sizes.values()))
-        spanned, names = re.findall(r"'([^']*)'", axes[4]), list(sizes)
-        order = [names.index(name) for name in names if name not in spanned] + [
-            names.index(name) for name in spanned
+        spanned = [
+            (name, int(before or 1), int(before or 1) * int(size or sizes[name]))
+            for name, before, size in re.findall(r"'([^']*)'(?::\((\d+)\)(\d+))?", axes[4])
         ]
-        grid = ids.reshape(tuple(sizes.values())).transpose(order)
-        return _rows(grid, math.prod(sizes[name] for name in spanned))
+        parts = [part for name, size in sizes.items() for part in _cut(name, size, spanned)]
+        inside = [
+            [parts.index(part) for part in parts if part[0] == name and first <= part[1] < last]
+            for name, first, last in spanned
+        ]
+        within = [place for places in inside for place in places]
+        outside = [place for place in range(len(parts)) if place not in within]
+        lengths = [last // first for _, first, last in parts]
+        grid = ids.reshape(lengths).transpose([*outside, *within])
+        return _rows(grid, math.prod(lengths[place] for place in within))
     raise ValueError(f"replica groups in an unknown form: {attributes[:200]}")
+
+
+def _cut(
+    axis: str, size: int, spanned: Sequence[tuple[str, int, int]]
+) -> list[tuple[str, int, int]]:
+    """Cut an axis where what is spanned of it begins and ends: (axis, devices before, with it)."""
+    edges = {1, size} | {edge for name, *edges in spanned if name == axis for edge in edges}
+    cuts = sorted(edges)
+    return [(axis, first, last) for first, last in itertools.pairwise(cuts)] or [(axis, 1, 1)]
 
 
 def _count(shape: str, order: str | None) -> np.ndarray:

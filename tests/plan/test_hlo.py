@@ -205,6 +205,13 @@ to_apply=%called
         ("replica_groups=[2,3]<=[3,2]T(1,0), x", ((0, 2, 4), (1, 3, 5))),
         ("replica_groups=mesh['a'=2,'b'=2] {'a'}, x", ((0, 2), (1, 3))),
         ("replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'b'}, x", ((0, 2), (1, 3))),
+        ("replica_groups=mesh['a'=4,'c'=1] {'a':(1)2}, x", ((0, 2), (1, 3))),
+        ("replica_groups=mesh['a'=4] {'a':(2)2}, x", ((0, 1), (2, 3))),
+        ("replica_groups=mesh['a'=4,'b'=2] {'b','a':(2)2}, x", ((0, 2, 1, 3), (4, 6, 5, 7))),
+        (
+            "replica_groups=mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b':(2)2}, x",
+            ((0, 2), (4, 6), (1, 3), (5, 7)),
+        ),
     ],
 )
 def test_groups_are_read_in_every_form(written, groups):
@@ -213,7 +220,7 @@ def test_groups_are_read_in_every_form(written, groups):
 
 def test_an_unknown_form_of_groups_is_an_error():
     with pytest.raises(ValueError, match="unknown form"):
-        replica_groups("replica_groups=mesh['a'=4] {'a':(1)2}")
+        replica_groups("replica_groups=all_of_them")
 
 
 def test_axes_are_those_along_which_a_group_differs():
