@@ -1,11 +1,12 @@
 """Estimate how long a compiled step takes, from its schedule: what each instruction costs, and
 which transfers hide.
 
-Matrix products take the cycles that the TPU's compiler states for them. Its figures for other
-fusions are two to three times what their memory traffic needs; these take the larger of that
-traffic and a quarter of the stated cycles. Transfers in the background take the links one after the
-other, and cost what is left of them when they are waited for. Left out: copies between HBM and VMEM
-ahead of use, work on the host, the input, and whatever slows real machines.
+Matrix products take the cycles that the TPU's compiler states for them, or count like kernels where
+it cannot tell. Its figures for other fusions are two to three times what their memory traffic
+needs; these take the larger of that traffic and a quarter of the stated cycles. Transfers in the
+background take the links one after the other, and cost what is left of them when they are waited
+for. Left out: copies between HBM and VMEM ahead of use, work on the host, the input, and whatever
+slows real machines.
 
 Where a loop's bounds are data, as of an attention kernel that skips hidden tiles, every sequence is
 taken to be one document, of which a tile of queries sees half the tiles of keys: (n + 1) / 2 of the
@@ -83,6 +84,7 @@ _FREE_CALLS = {
     *("PrepareAsyncCallStart", "PrepareAsyncCallDone"),
 }
 _KERNEL = "tpu_custom_call"
+_UNKNOWN_CYCLES = 2**62  # the compiler states 2^63 - 1 where it cannot tell
 _SMALL_BYTES = 2**20  # kernels whose results together are smaller take no time to speak of
 
 
@@ -232,7 +234,10 @@ class Timeline:
                 / (self._peak * self._efficiency.kernel)
             }
         flops = product_flops(self._module, instruction, computation)
-        cycles = float(instruction.attribute(r'"estimated_cycles":"(\d+)"') or 0) / self._chip.clock
+        stated = int(instruction.attribute(r'"estimated_cycles":"(\d+)"') or 0)
+        cycles = stated / self._chip.clock if stated < _UNKNOWN_CYCLES else 0.0
+        if flops and stated >= _UNKNOWN_CYCLES:
+            return {"products": flops / (self._peak * self._efficiency.kernel)}
         if flops:
             return {"products": max(cycles * self._efficiency.product, flops / self._peak)}
         if (

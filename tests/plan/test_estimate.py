@@ -4,7 +4,7 @@ import pytest
 
 from maxlm.config.errors import RunFailedError
 from maxlm.ops.grouped_matmul import TPU_TILE_ROWS
-from maxlm.plan.estimate import Efficiency, Timeline, guess_trips
+from maxlm.plan.estimate import Efficiency, Timeline, count_work, guess_trips
 from maxlm.plan.hlo import Collective, Instruction, parse
 from maxlm.plan.network import HOP_SECONDS, NETWORK_SECONDS, Network
 from maxlm.plan.topology import Topology
@@ -88,6 +88,15 @@ def test_only_what_the_work_does_not_hide_is_waited_for(cycles, waited):
     spent = Timeline(module, RING.chip, 1e18, along_x(RING), PERFECT).seconds()
     assert spent["products"] == pytest.approx(cycles / 1.75e9)
     assert spent["communication"] == pytest.approx(waited)
+
+
+def test_a_product_whose_cycles_are_unknown_counts_like_a_kernel():
+    module = parse(FUSIONS.replace("1750000", str(2**63 - 1)))
+    half = PERFECT._replace(kernel=0.5)
+    spent = Timeline(module, RING.chip, 1e9, along_x(RING), half).seconds()
+    flops = count_work(module, {"x": 8}).product_flops
+    assert flops > 0
+    assert spent["products"] == pytest.approx(flops / 0.5e9)
 
 
 def test_loops_over_data_are_guessed_by_what_they_are_for():
