@@ -21,12 +21,12 @@ class Weights:
     """A decoder on its devices.
 
     Whole sequences run through layers that are stacked, as in training. On one CPU the next tokens
-    of several texts would pay for that: its compiler copies each layer's matrices out of the stack,
-    which takes several times as long as multiplying a few rows with them (`benchmarks/README.md`).
-    There they have every layer apart. For one text both ways are equally fast, and a loop over a
-    stack compiles sooner. Parameters lie in one of the two ways at a time, and are moved one after
-    the other when the other way is asked for: one at a time is held twice. So is what somebody
-    else keeps: the caller, or a text that is not at its end.
+    of several texts would pay for that: in a loop over a stack its compiler copies each layer's
+    matrices out of it, for as long as it multiplies a few rows with them, and what mixers keep out
+    and back (`benchmarks/README.md`). There they have every layer apart. For one text both ways are
+    about equally fast, and the loop compiles sooner. Parameters lie in one of the two ways at a
+    time, and are moved one after the other when the other way is asked for: one at a time is held
+    twice. So is what somebody else keeps: the caller, or a text that is not at its end.
 
     Args:
       decoder: with its layers stacked; the caller must not keep it.

@@ -478,11 +478,12 @@ def replica_groups(attributes: str) -> tuple[tuple[int, ...], ...]:
             for name, before, size in re.findall(r"'([^']*)'(?::\((\d+)\)(\d+))?", axes[4])
         ]
         parts = [part for name, size in sizes.items() for part in _cut(name, size, spanned)]
-        inside = [
-            [parts.index(part) for part in parts if part[0] == name and first <= part[1] < last]
+        within = [
+            place
             for name, first, last in spanned
+            for place, (axis, before, _) in enumerate(parts)
+            if axis == name and first <= before < last
         ]
-        within = [place for places in inside for place in places]
         outside = [place for place in range(len(parts)) if place not in within]
         lengths = [last // first for _, first, last in parts]
         grid = ids.reshape(lengths).transpose([*outside, *within])
@@ -494,9 +495,8 @@ def _cut(
     axis: str, size: int, spanned: Sequence[tuple[str, int, int]]
 ) -> list[tuple[str, int, int]]:
     """Cut an axis where what is spanned of it begins and ends: (axis, devices before, with it)."""
-    edges = {1, size} | {edge for name, *edges in spanned if name == axis for edge in edges}
-    cuts = sorted(edges)
-    return [(axis, first, last) for first, last in itertools.pairwise(cuts)] or [(axis, 1, 1)]
+    cuts = {1, size}.union(*({first, last} for name, first, last in spanned if name == axis))
+    return [(axis, first, last) for first, last in itertools.pairwise(sorted(cuts))]
 
 
 def _count(shape: str, order: str | None) -> np.ndarray:
