@@ -4,7 +4,7 @@ import contextlib
 import importlib
 import sys
 
-from maxlm.process.huge_pages import use_huge_pages
+from maxlm.process.malloc import tune_malloc
 from maxlm.process.signals import listening
 
 
@@ -12,7 +12,7 @@ def main() -> int:
     """Run one command and return its exit code."""
     trains = sys.argv[1:2] == ["train"]
     if trains:
-        use_huge_pages()
+        tune_malloc()
     with listening() if trains else contextlib.nullcontext():
         return int(importlib.import_module("maxlm.cli").main())
 

@@ -14,7 +14,9 @@ The comparison (--against) is made on the CPU alone and needs torch: .venv/bin/p
 Each side is a process of its own, so that neither's threads disturb the other's, and both keep
 their memory and compiled code. They start from the same parameters and must compute the same
 losses. Then they take turns of a few seconds, in changing order; a ratio is the median over pairs
-of neighbouring turns, which cancels most of what other work on the machine does. Batches are random
+of neighbouring turns, which cancels most of what other work on the machine does. The first step of a
+turn is not timed: while a side waits, a virtual machine may hand its free memory back to the host,
+and a step that takes it again waits for the host, which no training run does. Batches are random
 tokens, one document per row, already on the device.
 """
 
@@ -194,6 +196,7 @@ def measure(config: RunConfig, names: list[str], *, pairs: int, turn_seconds: fl
         seconds: dict[str, list[float]] = {name: [] for name in names}
         for pair in range(pairs):
             for side in sides if pair % 2 == 0 else reversed(sides):
+                side.run(1)  # see the module's text
                 last = side.run(steps)
                 seconds[side.name].append(last["seconds"] / steps)
                 side.first |= last

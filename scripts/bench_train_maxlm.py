@@ -12,7 +12,7 @@ import numpy as np
 from bench_train import make_batch, serve
 
 from maxlm.config import RunConfig
-from maxlm.process.huge_pages import use_huge_pages
+from maxlm.process.malloc import tune_malloc
 from maxlm.runtime import start
 from maxlm.sharding.mesh import batch_sharding
 from maxlm.sharding.parameters import named_parameters
@@ -23,7 +23,7 @@ NUM_BATCHES = 4
 
 
 def main() -> None:
-    use_huge_pages()  # as `maxlm train` does
+    tune_malloc()  # as `maxlm train` does
     folder = Path(sys.argv[1])
     config = RunConfig.model_validate_json((folder / "config.json").read_text())
     start(config.runtime)

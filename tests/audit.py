@@ -34,7 +34,7 @@ TRUSTED_PIPES = ("/multiprocessing/", "/concurrent/futures/process", "/ray/", "/
 RUNNERS = ("/xdist/", "/execnet/", "/_pytest/", "/hypothesis/")
 # Who may start programs: with fixed words and the user's own command line.
 STARTERS = (
-    "maxlm/process/huge_pages.py",  # the same command once more
+    "maxlm/process/malloc.py",  # the same command once more
     "maxlm/scaling/ladder/run.py",
     "data_pipeline/engine/isolation/process.py",
     "launch/",

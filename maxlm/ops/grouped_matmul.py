@@ -10,8 +10,8 @@ Rows behind the last group belong to none; what comes out for them is undefined,
 the caller. The custom gradient keeps x and w and nothing else. `lax.ragged_dot` runs where it is
 one instruction: on the TPU it is a kernel whose number of tiles is read from the sizes, so rows
 behind the last group cost nothing. On CPU and GPU it is E matmuls over all rows, masked, with E
-copies of x in memory (58 GiB for 65,536 rows, 64 groups and two layers); there a loop over tiles
-does only the work that is needed. So it does
+copies of x in memory (58 GiB for 65,536 rows, 64 groups and two layers); there loops over tiles
+do only the work that is needed. So does one
 for dw on the TPU, whose compiler (libtpu 0.0.42, 2026-11-23) masks as well: for 65,536 rows, half
 of them in use, 7,168 x 2,048 and 4 groups on v5p that is 8 times the FLOPs, the loop about half of
 the peak. Which of them runs is decided when the program is lowered, so one compiled for another
@@ -28,11 +28,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from maxlm.jax_versions import vary_over, varying_axes
+from maxlm.jax_versions import vary_over, varying_axes, varying_zeros
 from maxlm.products import einsum_fp32
 
-TILE_ROWS = 64
-"""Rows that the loop multiplies at once: a tile with two groups in it is multiplied twice."""
+CPU_TILE_ROWS = 64
+"""Rows that a loop multiplies at once."""
 TPU_TILE_ROWS = 1024
 """On the TPU each tile reads and writes the fp32 sum of a whole matrix: few large ones."""
 GPU_TILE_ROWS = 512
@@ -42,7 +42,7 @@ GPU_TILE_ROWS = 512
 @jax.custom_vjp
 def grouped_matmul(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
     """Multiply each group of rows with its matrix; (R, D) x (E, D, F) -> (R, F), int32 sizes (E,)."""
-    return lax.platform_dependent(x_RD, w_EDF, sizes_E, cpu=tiled, tpu=ragged, default=_GPU)
+    return lax.platform_dependent(x_RD, w_EDF, sizes_E, cpu=by_group, tpu=ragged, default=tiled)
 
 
 def _forward(x, w, sizes):  # type: ignore[no-untyped-def]
@@ -51,10 +51,21 @@ def _forward(x, w, sizes):  # type: ignore[no-untyped-def]
 
 def _backward(saved, g):  # type: ignore[no-untyped-def]
     x, w, sizes = saved
-    turned = w.swapaxes(1, 2)
-    dx = lax.platform_dependent(g, turned, sizes, cpu=tiled, tpu=ragged, default=_GPU)
+    dx = lax.platform_dependent(
+        g,
+        w,
+        sizes,
+        cpu=functools.partial(by_group, turned=True),
+        tpu=ragged_turned,
+        default=functools.partial(tiled, turned=True),
+    )
     dw = lax.platform_dependent(
-        x, g, sizes, cpu=tiled_transpose, tpu=_TPU_TRANSPOSE, default=_GPU_TRANSPOSE
+        x,
+        g,
+        sizes,
+        cpu=by_group_transpose,
+        tpu=functools.partial(tiled_transpose, tile_rows=TPU_TILE_ROWS),
+        default=functools.partial(tiled_transpose, tile_rows=GPU_TILE_ROWS, static=True),
     )
     return dx.astype(x.dtype), dw.astype(w.dtype), None
 
@@ -87,6 +98,11 @@ def ragged(x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
     return lax.ragged_dot(x_RD, w_EDF, sizes_E)
 
 
+def ragged_turned(g_RF: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
+    """Return the gradient of the rows, (R, D), as one `ragged_dot`."""
+    return ragged(g_RF, w_EDF.swapaxes(1, 2), sizes_E)
+
+
 def ragged_transpose(x_RD: jax.Array, g_RF: jax.Array, sizes_E: jax.Array) -> jax.Array:
     """Return the gradient of the matrices, fp32 (E, D, F), as one `ragged_dot_general`."""
     return lax.ragged_dot_general(
@@ -94,7 +110,61 @@ def ragged_transpose(x_RD: jax.Array, g_RF: jax.Array, sizes_E: jax.Array) -> ja
     )
 
 
-# --- a loop over tiles ----------------------------------------------------------------------------
+# --- on the CPU: a loop over groups, and over the tiles of each -------------------------------------
+
+
+def by_group(
+    x_RD: jax.Array,
+    w_EDF: jax.Array,
+    sizes_E: jax.Array,
+    *,
+    tile_rows: int = CPU_TILE_ROWS,
+    turned: bool = False,
+) -> jax.Array:
+    """Return the grouped product; rows behind the last group are 0. A matrix is read out of the stack
+    once, and tiles begin where their group does.
+
+    `turned`: multiply with the transposed matrices, (R, F) -> (R, D); they are read as they lie.
+    """
+    tile_rows = min(tile_rows, x_RD.shape[0])
+    ends_E = jnp.cumsum(sizes_E)
+
+    def group(index: jax.Array, y_RF: jax.Array) -> jax.Array:
+        w = lax.dynamic_index_in_dim(w_EDF, index, 0, False)
+        begin, end = ends_E[index] - sizes_E[index], ends_E[index]
+
+        def tile(number: jax.Array, y_RF: jax.Array) -> jax.Array:
+            first, own = _own_rows(begin + number * tile_rows, end, tile_rows, x_RD.shape[0])
+            x = lax.dynamic_slice_in_dim(x_RD, first, tile_rows)
+            return _write_rows(y_RF, x @ (w.T if turned else w), first, own)
+
+        return _loop(-(-sizes_E[index] // tile_rows), tile, y_RF)
+
+    y_RF = _zeros_like_product(x_RD, w_EDF, sizes_E, turned=turned)
+    return lax.fori_loop(0, w_EDF.shape[0], group, y_RF)
+
+
+def by_group_transpose(
+    x_RD: jax.Array, g_RF: jax.Array, sizes_E: jax.Array, *, tile_rows: int = CPU_TILE_ROWS
+) -> jax.Array:
+    """Return the gradient of the matrices, fp32 (E, D, F)."""
+    tile_rows = min(tile_rows, x_RD.shape[0])
+    ends_E = jnp.cumsum(sizes_E)
+    zeros = varying_zeros((x_RD.shape[1], g_RF.shape[1]), x_RD, g_RF, sizes_E)
+
+    def group(size: jax.Array, end: jax.Array) -> jax.Array:
+        def tile(number: jax.Array, dw_DF: jax.Array) -> jax.Array:
+            first = end - size + number * tile_rows
+            return dw_DF + _tile_transpose(
+                x_RD, g_RF, *_own_rows(first, end, tile_rows, x_RD.shape[0])
+            )
+
+        return _loop(-(-size // tile_rows), tile, zeros)
+
+    return lax.map(lambda group_: group(*group_), (sizes_E, ends_E))
+
+
+# --- elsewhere: a loop over tiles -----------------------------------------------------------------
 
 
 class _Visits(NamedTuple):
@@ -108,9 +178,14 @@ class _Visits(NamedTuple):
     ends_E: jax.Array
     total: jax.Array
 
-    def most(self, *, static: bool) -> Any:
-        """Return how many to do: those that are used, or `static`, all entries."""
-        return self.group.shape[0] if static else self.total
+    def rows(
+        self, index: jax.Array, tile_rows: int, num_rows: int
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Return a visit's group, and `_own_rows`; none in a visit behind the last."""
+        group, tile_first = self.group[index], self.tile[index] * tile_rows
+        first, own = _own_rows(tile_first, self.ends_E[group], tile_rows, num_rows)
+        begins = (first + jnp.arange(tile_rows) >= self.starts_E[group])[:, None]
+        return group, first, own & begins & (index < self.total)
 
 
 def tiled(
@@ -118,27 +193,23 @@ def tiled(
     w_EDF: jax.Array,
     sizes_E: jax.Array,
     *,
-    tile_rows: int = TILE_ROWS,
-    static: bool = False,
+    tile_rows: int = GPU_TILE_ROWS,
+    turned: bool = False,
 ) -> jax.Array:
-    """Return the grouped product, tile by tile; rows behind the last group are 0.
-
-    `static`: a number of visits that the host knows, some of them for nothing. On a GPU it would
-    wait for the number before each visit.
+    """Return the grouped product, as `by_group` does, in a number of visits that the host knows,
+    some of them for nothing: a GPU would wait for the number before each visit.
     """
     tile_rows = min(tile_rows, x_RD.shape[0])
     visits = _visits(sizes_E, x_RD.shape[0], tile_rows)
 
     def visit(index: jax.Array, y_RF: jax.Array) -> jax.Array:
-        group, first, own = _tile(visits, index, tile_rows, x_RD.shape[0])
-        product = lax.dynamic_slice_in_dim(x_RD, first, tile_rows) @ lax.dynamic_index_in_dim(
-            w_EDF, group, 0, False
-        )
-        before = lax.dynamic_slice_in_dim(y_RF, first, tile_rows)
-        return lax.dynamic_update_slice_in_dim(y_RF, jnp.where(own, product, before), first, axis=0)
+        group, first, own = visits.rows(index, tile_rows, x_RD.shape[0])
+        x = lax.dynamic_slice_in_dim(x_RD, first, tile_rows)
+        w = lax.dynamic_index_in_dim(w_EDF, group, 0, False)
+        return _write_rows(y_RF, x @ (w.T if turned else w), first, own)
 
-    count = visits.most(static=static)
-    return _loop(count, visit, (x_RD.shape[0], w_EDF.shape[2]), x_RD.dtype, x_RD, w_EDF, sizes_E)
+    y_RF = _zeros_like_product(x_RD, w_EDF, sizes_E, turned=turned)
+    return _loop(visits.group.shape[0], visit, y_RF)
 
 
 def tiled_transpose(
@@ -146,29 +217,24 @@ def tiled_transpose(
     g_RF: jax.Array,
     sizes_E: jax.Array,
     *,
-    tile_rows: int = TILE_ROWS,
+    tile_rows: int,
     static: bool = False,
 ) -> jax.Array:
-    """Return the gradient of the matrices, fp32 (E, D, F), tile by tile; `static` as in `tiled`."""
+    """Return the gradient of the matrices, fp32 (E, D, F), tile by tile; `static`: in a number of
+    visits that the host knows, as in `tiled`.
+    """
     tile_rows = min(tile_rows, x_RD.shape[0])
     visits = _visits(sizes_E, x_RD.shape[0], tile_rows)
 
     def visit(index: jax.Array, dw_EDF: jax.Array) -> jax.Array:
-        group, first, own = _tile(visits, index, tile_rows, x_RD.shape[0])
-        x = jnp.where(own, lax.dynamic_slice_in_dim(x_RD, first, tile_rows), 0)
-        g = lax.dynamic_slice_in_dim(g_RF, first, tile_rows)
-        product = einsum_fp32("RD,RF->DF", x, jnp.where(own, g, 0))
+        group, first, own = visits.rows(index, tile_rows, x_RD.shape[0])
         before = lax.dynamic_index_in_dim(dw_EDF, group, 0, False)
-        return lax.dynamic_update_index_in_dim(dw_EDF, before + product, group, 0)
+        after = before + _tile_transpose(x_RD, g_RF, first, own)
+        return lax.dynamic_update_index_in_dim(dw_EDF, after, group, 0)
 
     shape = (sizes_E.shape[0], x_RD.shape[1], g_RF.shape[1])
-    count = visits.most(static=static)
-    return _loop(count, visit, shape, jnp.float32, x_RD, g_RF, sizes_E)
-
-
-_TPU_TRANSPOSE = functools.partial(tiled_transpose, tile_rows=TPU_TILE_ROWS)
-_GPU = functools.partial(tiled, tile_rows=GPU_TILE_ROWS, static=True)
-_GPU_TRANSPOSE = functools.partial(tiled_transpose, tile_rows=GPU_TILE_ROWS, static=True)
+    zeros = varying_zeros(shape, x_RD, g_RF, sizes_E)
+    return _loop(visits.group.shape[0] if static else visits.total, visit, zeros)
 
 
 def _visits(sizes_E: jax.Array, num_rows: int, tile_rows: int) -> _Visits:
@@ -186,30 +252,45 @@ def _visits(sizes_E: jax.Array, num_rows: int, tile_rows: int) -> _Visits:
     return _Visits(group, tile, starts_E, ends_E, num_tiles_E.sum())
 
 
-def _tile(
-    visits: _Visits, index: jax.Array, tile_rows: int, num_rows: int
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return the visit's group, its first row, and which of the tile's rows are the group's,
-    (tile_rows, 1); none in a visit behind the last.
+# --- what both loops do ---------------------------------------------------------------------------
+
+
+def _own_rows(
+    true_first: jax.Array, end: jax.Array, tile_rows: int, num_rows: int
+) -> tuple[jax.Array, jax.Array]:
+    """Return a tile's first row, and which of its rows lie from `true_first` to `end`, (tile_rows,
+    1).
+
+    The last tile is moved up where it would end behind the rows; it then meets some rows a second
+    time, and its true first row keeps them from being counted twice.
     """
-    group = visits.group[index]
-    # The last tile is moved up where it would end behind the rows; it then meets some rows a second
-    # time, and `own` with the tile's true first row keeps them from being counted twice.
-    true_first = visits.tile[index] * tile_rows
     first = jnp.minimum(true_first, num_rows - tile_rows)
     row = first + jnp.arange(tile_rows)
-    own = (row >= jnp.maximum(visits.starts_E[group], true_first)) & (row < visits.ends_E[group])
-    return group, first, (own & (index < visits.total))[:, None]
+    return first, ((row >= true_first) & (row < end))[:, None]
 
 
-def _loop(
-    count: Any,
-    visit: Callable[..., jax.Array],
-    shape: tuple[int, ...],
-    dtype: Any,
-    *inputs: jax.Array,
+def _write_rows(
+    y_RF: jax.Array, product: jax.Array, first: jax.Array, own: jax.Array
 ) -> jax.Array:
-    """Run the visits that there are, from zeros."""
-    zeros = vary_over(jnp.zeros(shape, dtype), varying_axes(*inputs))
-    start = 0 if isinstance(count, int) else jnp.zeros_like(count)
-    return lax.fori_loop(start, count, visit, zeros)
+    before = lax.dynamic_slice_in_dim(y_RF, first, own.shape[0])
+    return lax.dynamic_update_slice_in_dim(y_RF, jnp.where(own, product, before), first, axis=0)
+
+
+def _tile_transpose(
+    x_RD: jax.Array, g_RF: jax.Array, first: jax.Array, own: jax.Array
+) -> jax.Array:
+    x, g = (lax.dynamic_slice_in_dim(rows, first, own.shape[0]) for rows in (x_RD, g_RF))
+    return einsum_fp32("RD,RF->DF", jnp.where(own, x, 0), jnp.where(own, g, 0))
+
+
+def _zeros_like_product(
+    x_RD: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array, *, turned: bool
+) -> jax.Array:
+    shape = x_RD.shape[0], w_EDF.shape[1 if turned else 2]
+    return vary_over(jnp.zeros(shape, x_RD.dtype), varying_axes(x_RD, w_EDF, sizes_E))
+
+
+def _loop(count: Any, visit: Callable[..., jax.Array], start: jax.Array) -> jax.Array:
+    """Run the visits that there are."""
+    first = 0 if isinstance(count, int) else jnp.zeros_like(count)
+    return lax.fori_loop(first, count, visit, start)

@@ -48,29 +48,34 @@ def test_values_and_gradients(sizes, num_rows):
         np.testing.assert_allclose(array, reference, atol=1e-4)
 
 
+@pytest.mark.parametrize("tile_rows", [16, 512])
+@pytest.mark.parametrize("num_rows", [160, 171])
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
-def test_the_instruction_gives_the_same(sizes):
-    x, w, g = arrays(160)
-    used = sum(sizes)
-    ragged, tiled = (
-        getattr(implementations, name)(x, w, jnp.asarray(sizes)) for name in ("ragged", "tiled")
-    )
-    np.testing.assert_allclose(ragged[:used], tiled[:used], atol=1e-5)
-    transposes = (implementations.ragged_transpose, implementations.tiled_transpose)
-    ragged, tiled = (function(x, g, jnp.asarray(sizes)) for function in transposes)
-    np.testing.assert_allclose(ragged, tiled, atol=1e-4)
-
-
-@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
-def test_visits_for_nothing_change_nothing(sizes):
-    """What a GPU does: as many visits as there may be, in a loop whose length the host knows."""
-    x, w, g = arrays(171)
-    for function, given in ((implementations.tiled, w), (implementations.tiled_transpose, g)):
-        needed, all_of_them = (
-            function(x, given, jnp.asarray(sizes), tile_rows=16, static=static)
-            for static in (False, True)
-        )
-        np.testing.assert_array_equal(needed, all_of_them)
+def test_every_platform_computes_the_same(sizes, num_rows, tile_rows):
+    """What the CPU runs is `test_values_and_gradients`'s; here the TPU's instruction and loop, and
+    the GPU's loops, which visit some tiles for nothing.
+    """
+    x, w, g = arrays(num_rows)
+    sizes = jnp.asarray(sizes)
+    used = int(sizes.sum())
+    cpu = implementations.by_group(x, w, sizes, tile_rows=tile_rows)
+    np.testing.assert_array_equal(cpu[used:], 0)
+    gpu = implementations.tiled(x, w, sizes, tile_rows=tile_rows)
+    tpu = implementations.ragged(x, w, sizes)
+    for other in (gpu, tpu):
+        np.testing.assert_allclose(other[:used], cpu[:used], atol=1e-5)
+    cpu = implementations.by_group(g, w, sizes, tile_rows=tile_rows, turned=True)
+    gpu = implementations.tiled(g, w, sizes, tile_rows=tile_rows, turned=True)
+    tpu = implementations.ragged_turned(g, w, sizes)
+    for other in (gpu, tpu):
+        np.testing.assert_allclose(other[:used], cpu[:used], atol=1e-5)
+    cpu = implementations.by_group_transpose(x, g, sizes, tile_rows=tile_rows)
+    others = [
+        implementations.tiled_transpose(x, g, sizes, tile_rows=tile_rows, static=static)
+        for static in (False, True)
+    ]
+    for other in (*others, implementations.ragged_transpose(x, g, sizes)):
+        np.testing.assert_allclose(other, cpu, atol=1e-4)
 
 
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
