@@ -73,15 +73,25 @@ def _backward(saved, g):  # type: ignore[no-untyped-def]
 grouped_matmul.defvjp(_forward, _backward)
 
 
-def add_per_group(x_RF: jax.Array, bias_EF: jax.Array, sizes_E: jax.Array) -> jax.Array:
-    """Add to each group of rows its own vector; (R, F), (E, F), int32 sizes (E,) -> (R, F).
+def add_per_group(
+    x_RF: jax.Array,
+    bias_EF: jax.Array,
+    sizes_E: jax.Array,
+    weights_R1: jax.Array | None = None,
+) -> jax.Array:
+    """Add to each group of rows its own vector, multiplied with the row's weight if there are any;
+    (R, F), (E, F), int32 sizes (E,) -> (R, F).
 
     A product with zeros and ones: the gradient of the vectors is a product too, where that of a
     lookup would be a scatter, which a TPU sorts first. Its FLOPs are E / D of the group's matrices'.
     """
     ends_E, row_R1 = jnp.cumsum(sizes_E), jnp.arange(x_RF.shape[0])[:, None]
     own_RE = (row_R1 >= ends_E - sizes_E) & (row_R1 < ends_E)
-    return x_RF + own_RE.astype(bias_EF.dtype) @ bias_EF
+    own_RE = own_RE.astype(bias_EF.dtype)
+    if weights_R1 is not None:
+        # Rows behind the last group may have any weight, and belong to none.
+        own_RE *= jnp.where(own_RE.any(axis=1, keepdims=True), weights_R1, 0)
+    return x_RF + own_RE @ bias_EF
 
 
 # --- one instruction ------------------------------------------------------------------------------

@@ -8,14 +8,14 @@ even, N A. There is room for
 
   B = min(buffer_factor N A, P N min(A, E / P))    rows, and with a capacity no more than it lets through
 
-The rows of a device, sorted by expert and sender, are worked off B at a time: ceil(most rows of any
+A device alone has all its rows at once. Of several, the rows of each, sorted by expert and sender, are worked off B at a time: ceil(most rows of any
 device / B) rounds, one when the load is even to a factor of `buffer_factor`, and more whatever the
 router does: nothing is dropped for want of room. Everybody knows all counts, so all devices of
 `expert` agree on the number of rounds.
 
 Memory of a layer, in elements, with hidden units F on a device: 2 N A D for the copies sent and
 those that come back, and B (2 D + 2 F), or B (2 D + 3 F) where gated, for rows, hidden units and
-results. Rounds after the first keep nothing for the backward pass, which runs them again.
+results; no backward pass needs results or what comes back. Rounds after the first keep nothing for the backward pass, which runs them again.
 
 Compiled ahead of time for v5p (jax 0.10.2, libtpu 0.0.42, 2026-11-23), a layer of DeepSeek-V3's
 shape with P = 64, 4,096 tokens on a device and full rematerialisation peaks at 6.2 GiB in its
@@ -23,7 +23,8 @@ forward and backward pass, its weights and fp32 gradients included. Room for the
 1,048,576 rows, would take 14 GiB for each array of D columns.
 
 Collectives over `expert` per layer: one all_gather of E counts in the forward pass, and per round 2
-exchanges of rows in the forward pass and 2 in the backward pass (4 for a round that is run again).
+exchanges of rows and one of their weights in the forward pass, as many in the backward pass, and one
+each before it where a layer or a round is run again (2 of rows for a round after the first).
 Bytes that a device sends in each: `ragged_all_to_all` (TPU, GPU) moves the rows there are, (P - 1)
 / P N A D on average when the load is even; the padded `all_to_all` of the CPU (P - 1) min(N A, B)
 D. Both put the same rows in the same places.
@@ -282,16 +283,35 @@ def take(rows_ID: jax.Array, index_O: jax.Array, uses_IU: jax.Array) -> jax.Arra
     return rows_ID.at[index_O].get(mode="fill", fill_value=0)
 
 
+@jax.custom_vjp
+def add_up(rows_OD: jax.Array, uses_IU: jax.Array, index_O: jax.Array) -> jax.Array:
+    """Return the sum of the rows in each one's places, in fp32, (O, D) -> (I, D): `take`'s gradient,
+    and it is this one's.
+    """
+    del index_O
+    rows_IUD = rows_OD.at[uses_IU].get(mode="fill", fill_value=0)
+    return rows_IUD.sum(axis=1, dtype=jnp.float32).astype(rows_OD.dtype)
+
+
 def _take_forward(rows, index, uses):  # type: ignore[no-untyped-def]
-    return take(rows, index, uses), uses
+    return take(rows, index, uses), (index, uses)
 
 
-def _take_backward(uses, d_rows):  # type: ignore[no-untyped-def]
-    d_uses = d_rows.at[uses].get(mode="fill", fill_value=0)
-    return d_uses.sum(axis=1, dtype=jnp.float32).astype(d_rows.dtype), None, None
+def _take_backward(saved, d_rows):  # type: ignore[no-untyped-def]
+    index, uses = saved
+    return add_up(d_rows, uses, index), None, None
+
+
+def _add_up_forward(rows, uses, index):  # type: ignore[no-untyped-def]
+    return add_up(rows, uses, index), (index, uses)
+
+
+def _add_up_backward(saved, d_sums):  # type: ignore[no-untyped-def]
+    return take(d_sums, *saved), None, None
 
 
 take.defvjp(_take_forward, _take_backward)
+add_up.defvjp(_add_up_forward, _add_up_backward)
 
 
 # --- rows on other devices ------------------------------------------------------------------------

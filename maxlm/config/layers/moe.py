@@ -132,7 +132,7 @@ class MoeConfig(LayerSection):
     buffer_factor: Annotated[PositiveFloat, OnResume.FREE, Use.TRAINING] = Field(
         2.0,
         description="rows that experts make room for on a device of mesh.expert, times an even load; more come in "
-        "further rounds, and none is dropped",
+        "further rounds, and none is dropped (with mesh.expert 1 there is room for all)",
     )
 
     def when_used(self) -> Self:

@@ -26,6 +26,7 @@ from maxlm.layers.sequence import SequenceInfo
 from maxlm.ops.grouped_matmul import add_per_group, grouped_matmul
 from maxlm.sharding.experts import (
     Plan,
+    add_up,
     capacity_of,
     combine,
     dispatch,
@@ -122,7 +123,9 @@ class Moe(Layer):
         capacity = capacity_of(config.capacity_factor, length, num_choices, config.num_experts)
         plan = make_plan(experts_BTA, config.num_experts, capacity)
         most = most_rows(experts_BTA.shape, config.num_experts, capacity)
-        rows = min(most, math.ceil(config.buffer_factor * experts_BTA.size))
+        rows = most
+        if lax.axis_size("expert") > 1:  # alone, a device works on its copies where they lie
+            rows = min(most, math.ceil(config.buffer_factor * experts_BTA.size))
         run = functools.partial(_run_round, config, rows)
         weights_NA = weights_BTA.reshape(-1, num_choices).astype(x_BTD.dtype)
         inputs = (x_BTD.reshape(-1, x_BTD.shape[2]), weights_NA, self._matrices())
@@ -228,22 +231,32 @@ def _run_round(
       number: which round, from 0.
     """
     x_ND, weights_NA, matrices = inputs
-    rows_MD = take(x_ND, plan.copy_M // weights_NA.shape[1], plan.place_NA)
+    token_M = plan.copy_M // weights_NA.shape[1]
+    rows_MD = take(x_ND, token_M, plan.place_NA)
+    weights_M1 = take(weights_NA.reshape(-1, 1), plan.copy_M, plan.place_NA.reshape(-1, 1))
+    weights_B1 = None
     if config.router.apply_to == "input":
-        rows_MD *= take(weights_NA.reshape(-1, 1), plan.copy_M, plan.place_NA.reshape(-1, 1))
-        weights_NA = jnp.ones_like(weights_NA)
+        rows_MD *= weights_M1
+    else:
+        weights_B1, _ = dispatch(weights_M1, plan, number, rows)
     rows_BD, blocks = dispatch(rows_MD, plan, number, rows)
     sizes_E = blocks[1].sizes_PE.sum(axis=0)
-    rows_BD = _experts(config, rows_BD, matrices, sizes_E)
-    rows_MD = combine(rows_BD, blocks, plan.copy_M.shape[0])
-    rows_MD = take(rows_MD, plan.place_NA.reshape(-1), plan.copy_M[:, None])
-    return jnp.einsum("NAD,NA->ND", rows_MD.reshape(*weights_NA.shape, -1), weights_NA)
+    rows_BD = _experts(config, rows_BD, weights_B1, matrices, sizes_E)
+    return add_up(combine(rows_BD, blocks, plan.copy_M.shape[0]), plan.place_NA, token_M)
 
 
 def _experts(
-    config: MoeConfig, rows_BD: jax.Array, matrices: Matrices, sizes_E: jax.Array
+    config: MoeConfig,
+    rows_BD: jax.Array,
+    weights_B1: jax.Array | None,
+    matrices: Matrices,
+    sizes_E: jax.Array,
 ) -> jax.Array:
-    """Return what this device's hidden units make of rows that lie by expert, (B, D)."""
+    """Return what this device's hidden units make of rows that lie by expert, (B, D).
+
+    Weights are multiplied with the hidden units, not with what comes out: their gradients then need
+    neither the last product nor its way back, which no backward pass computes again.
+    """
     hidden_BF = _project(rows_BD, matrices.up_EDF, matrices.up_bias_EF, sizes_E)
     hidden_BF, gate_BF = checkpoint_name(hidden_BF, "mlp_hidden"), None
     if matrices.gate_EDF is not None:
@@ -251,14 +264,20 @@ def _experts(
         gate_BF = checkpoint_name(gate_BF, "mlp_gate")
     bias_ED = None if matrices.down_bias_ED is None else once_of_tensor(matrices.down_bias_ED)
     active_BF = activate(config.activation, hidden_BF, gate_BF)
-    return _project(active_BF, matrices.down_EFD, bias_ED, sizes_E)
+    if weights_B1 is not None:
+        active_BF *= weights_B1
+    return _project(active_BF, matrices.down_EFD, bias_ED, sizes_E, weights_B1)
 
 
 def _project(
-    x_RI: jax.Array, w_EIO: jax.Array, bias_EO: jax.Array | None, sizes_E: jax.Array
+    x_RI: jax.Array,
+    w_EIO: jax.Array,
+    bias_EO: jax.Array | None,
+    sizes_E: jax.Array,
+    weights_R1: jax.Array | None = None,
 ) -> jax.Array:
     y_RO = grouped_matmul(x_RI, w_EIO, sizes_E)
-    return y_RO if bias_EO is None else add_per_group(y_RO, bias_EO, sizes_E)
+    return y_RO if bias_EO is None else add_per_group(y_RO, bias_EO, sizes_E, weights_R1)
 
 
 # --- routers --------------------------------------------------------------------------------------
