@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,8 +64,8 @@ def _backward(saved, g):  # type: ignore[no-untyped-def]
         g,
         sizes,
         cpu=by_group_transpose,
-        tpu=functools.partial(tiled_transpose, tile_rows=TPU_TILE_ROWS),
-        default=functools.partial(tiled_transpose, tile_rows=GPU_TILE_ROWS, static=True),
+        tpu=functools.partial(by_group_transpose, tile_rows=TPU_TILE_ROWS),
+        default=tiled_transpose,
     )
     return dx.astype(x.dtype), dw.astype(w.dtype), None
 
@@ -87,11 +87,11 @@ def add_per_group(
     """
     ends_E, row_R1 = jnp.cumsum(sizes_E), jnp.arange(x_RF.shape[0])[:, None]
     own_RE = (row_R1 >= ends_E - sizes_E) & (row_R1 < ends_E)
-    own_RE = own_RE.astype(bias_EF.dtype)
+    # Rows behind the last group, their weights and their gradients may be anything.
+    used_R1, own_RE = own_RE.any(axis=1, keepdims=True), own_RE.astype(bias_EF.dtype)
     if weights_R1 is not None:
-        # Rows behind the last group may have any weight, and belong to none.
-        own_RE *= jnp.where(own_RE.any(axis=1, keepdims=True), weights_R1, 0)
-    return x_RF + own_RE @ bias_EF
+        own_RE *= jnp.where(used_R1, weights_R1, 0)
+    return x_RF + jnp.where(used_R1, own_RE @ bias_EF, 0)
 
 
 # --- one instruction ------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ def ragged_transpose(x_RD: jax.Array, g_RF: jax.Array, sizes_E: jax.Array) -> ja
     )
 
 
-# --- on the CPU: a loop over groups, and over the tiles of each -------------------------------------
+# --- a loop over groups, and over the tiles of each -------------------------------------------------
 
 
 def by_group(
@@ -157,7 +157,9 @@ def by_group(
 def by_group_transpose(
     x_RD: jax.Array, g_RF: jax.Array, sizes_E: jax.Array, *, tile_rows: int = CPU_TILE_ROWS
 ) -> jax.Array:
-    """Return the gradient of the matrices, fp32 (E, D, F)."""
+    """Return the gradient of the matrices, fp32 (E, D, F): each is summed up in one place, and then
+    written.
+    """
     tile_rows = min(tile_rows, x_RD.shape[0])
     ends_E = jnp.cumsum(sizes_E)
     zeros = varying_zeros((x_RD.shape[1], g_RF.shape[1]), x_RD, g_RF, sizes_E)
@@ -169,12 +171,14 @@ def by_group_transpose(
                 x_RD, g_RF, *_own_rows(first, end, tile_rows, x_RD.shape[0])
             )
 
-        return _loop(-(-size // tile_rows), tile, zeros)
+        # `maxlm.plan` knows by the scope's name how many groups share the rows.
+        with jax.named_scope(f"tiles_of_one_in_{sizes_E.shape[0]}"):
+            return _loop(-(-size // tile_rows), tile, zeros)
 
     return lax.map(lambda group_: group(*group_), (sizes_E, ends_E))
 
 
-# --- elsewhere: a loop over tiles -----------------------------------------------------------------
+# --- on the GPU: as many tiles as there may be ------------------------------------------------------
 
 
 class _Visits(NamedTuple):
@@ -219,7 +223,7 @@ def tiled(
         return _write_rows(y_RF, x @ (w.T if turned else w), first, own)
 
     y_RF = _zeros_like_product(x_RD, w_EDF, sizes_E, turned=turned)
-    return _loop(visits.group.shape[0], visit, y_RF)
+    return lax.fori_loop(0, visits.group.shape[0], visit, y_RF)
 
 
 def tiled_transpose(
@@ -227,12 +231,9 @@ def tiled_transpose(
     g_RF: jax.Array,
     sizes_E: jax.Array,
     *,
-    tile_rows: int,
-    static: bool = False,
+    tile_rows: int = GPU_TILE_ROWS,
 ) -> jax.Array:
-    """Return the gradient of the matrices, fp32 (E, D, F), tile by tile; `static`: in a number of
-    visits that the host knows, as in `tiled`.
-    """
+    """Return the gradient of the matrices, fp32 (E, D, F), in the visits of `tiled`."""
     tile_rows = min(tile_rows, x_RD.shape[0])
     visits = _visits(sizes_E, x_RD.shape[0], tile_rows)
 
@@ -244,7 +245,7 @@ def tiled_transpose(
 
     shape = (sizes_E.shape[0], x_RD.shape[1], g_RF.shape[1])
     zeros = varying_zeros(shape, x_RD, g_RF, sizes_E)
-    return _loop(visits.group.shape[0] if static else visits.total, visit, zeros)
+    return lax.fori_loop(0, visits.group.shape[0], visit, zeros)
 
 
 def _visits(sizes_E: jax.Array, num_rows: int, tile_rows: int) -> _Visits:
@@ -300,7 +301,6 @@ def _zeros_like_product(
     return vary_over(jnp.zeros(shape, x_RD.dtype), varying_axes(x_RD, w_EDF, sizes_E))
 
 
-def _loop(count: Any, visit: Callable[..., jax.Array], start: jax.Array) -> jax.Array:
-    """Run the visits that there are."""
-    first = 0 if isinstance(count, int) else jnp.zeros_like(count)
-    return lax.fori_loop(first, count, visit, start)
+def _loop(count: jax.Array, visit: Callable[..., jax.Array], start: jax.Array) -> jax.Array:
+    """Run as many visits as there are."""
+    return lax.fori_loop(jnp.zeros_like(count), count, visit, start)

@@ -15,6 +15,7 @@ n of the loop around it. Experts are taken to be equally busy.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
@@ -104,12 +105,14 @@ class Work(NamedTuple):
       product_flops: of the matrix products in the program, recomputed ones included.
       kernel_flops: of kernels, as they state them.
       unstated_kernels: how often large kernels run that do not state their FLOPs.
+      unknown_products: FLOPs of the products whose cycles the compiler cannot tell.
       traffic: its collectives.
     """
 
     product_flops: float
     kernel_flops: float
     unstated_kernels: float
+    unknown_products: float
     traffic: list[Traffic]
 
 
@@ -122,8 +125,9 @@ def guess_trips(routed_rows: int | None) -> Guess:
         scope = loop.attribute(r'op_name="([^"]*)') or ""
         if "further_rounds" in scope:  # none where the load of experts is even
             return 0
-        if routed_rows is not None and "/ffn/" in scope:
-            return routed_rows / TPU_TILE_ROWS
+        shared = re.search(r"/tiles_of_one_in_(\d+)", scope)
+        if routed_rows is not None and shared:
+            return routed_rows / int(shared[1]) / TPU_TILE_ROWS
         if "mixer/" in scope:
             return (around + 1) / 2
         raise RunFailedError(
@@ -136,10 +140,12 @@ def guess_trips(routed_rows: int | None) -> Guess:
 
 def count_work(module: Module, mesh: Mapping[str, int]) -> Work:
     """Add up FLOPs and collectives over all loops; `mesh`: devices along each axis."""
-    products = kernels = unstated = 0.0
+    products = kernels = unstated = unknown = 0.0
     totals: dict[tuple[str, tuple[str, ...]], list[float]] = defaultdict(lambda: [0.0, 0.0])
     for instruction, computation, times in module.runs(guess_trips(module.routed_rows)):
-        products += times * product_flops(module, instruction, computation)
+        flops = times * product_flops(module, instruction, computation)
+        products += flops
+        unknown += flops * (_stated_cycles(instruction) is None)
         for kernel, flops in _kernels(module, instruction, computation):
             kernels += times * flops
             large = sum(result.bytes for result in kernel.results) > _SMALL_BYTES
@@ -150,7 +156,7 @@ def count_work(module: Module, mesh: Mapping[str, int]) -> Work:
             total[0] += times
             total[1] += times * collective.wire_bytes
     traffic = [Traffic(kind, axes, *total) for (kind, axes), total in totals.items()]
-    return Work(products, kernels, unstated, sorted(traffic, key=lambda one: -one.wire_bytes))
+    return Work(products, kernels, unstated, unknown, sorted(traffic, key=lambda one: -one.wire_bytes))
 
 
 class Timeline:
@@ -234,10 +240,10 @@ class Timeline:
                 / (self._peak * self._efficiency.kernel)
             }
         flops = product_flops(self._module, instruction, computation)
-        stated = int(instruction.attribute(r'"estimated_cycles":"(\d+)"') or 0)
-        cycles = stated / self._chip.clock if stated < _UNKNOWN_CYCLES else 0.0
-        if flops and stated >= _UNKNOWN_CYCLES:
+        stated = _stated_cycles(instruction)
+        if flops and stated is None:
             return {"products": flops / (self._peak * self._efficiency.kernel)}
+        cycles = (stated or 0) / self._chip.clock
         if flops:
             return {"products": max(cycles * self._efficiency.product, flops / self._peak)}
         if (
@@ -249,6 +255,12 @@ class Timeline:
         traffic = _memory_bytes(self._module, instruction, computation)
         seconds = traffic / (self._chip.memory_rate * self._efficiency.memory)
         return {"other": max(seconds, cycles * self._efficiency.other)}
+
+
+def _stated_cycles(instruction: Instruction) -> int | None:
+    """Return what the compiler states, 0 where it says nothing; None where it cannot tell."""
+    stated = int(instruction.attribute(r'"estimated_cycles":"(\d+)"') or 0)
+    return stated if stated < _UNKNOWN_CYCLES else None
 
 
 def _call_target(instruction: Instruction) -> str | None:

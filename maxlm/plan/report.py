@@ -79,6 +79,8 @@ class Cost:
       kernel_flops: of kernels, as they state them.
       unstated_kernels: how often kernels run that state none: their time is missing from the
         estimate.
+      unknown_products: FLOPs of products whose cycles the compiler cannot tell; they count like
+        kernels.
       traffic: collectives by kind and mesh axes.
       seconds: estimates low, nominal and high; of each, the parts.
       peak_flops: FLOP/s of one device.
@@ -90,6 +92,7 @@ class Cost:
     product_flops: float
     kernel_flops: float
     unstated_kernels: float
+    unknown_products: float
     traffic: Sequence[Traffic]
     seconds: dict[str, dict[str, float]]
     peak_flops: float
@@ -196,6 +199,10 @@ def _cost_rows(cost: Cost) -> list[tuple[str, str | Text]]:
     if cost.unstated_kernels:
         text = f"{cost.unstated_kernels:.0f} runs of kernels that state no cost: the estimate leaves them out"
         rows.append(("missing", Text(text, style="yellow")))
+    if cost.unknown_products:
+        share = cost.unknown_products / cost.product_flops
+        text = f"the compiler states no cycles for {share:.1%} of the products' FLOPs: they count like kernels"
+        rows.append(("unknown", Text(text, style="yellow")))
     return rows
 
 

@@ -8,14 +8,15 @@ even, N A. There is room for
 
   B = min(buffer_factor N A, P N min(A, E / P))    rows, and with a capacity no more than it lets through
 
-A device alone has all its rows at once. Of several, the rows of each, sorted by expert and sender, are worked off B at a time: ceil(most rows of any
-device / B) rounds, one when the load is even to a factor of `buffer_factor`, and more whatever the
-router does: nothing is dropped for want of room. Everybody knows all counts, so all devices of
-`expert` agree on the number of rounds.
+A device alone has all its rows at once. Of several, the rows of each, sorted by expert and sender,
+are worked off B at a time: ceil(most rows of any device / B) rounds, one when the load is even to a
+factor of `buffer_factor`, and more whatever the router does: nothing is dropped for want of room.
+Everybody knows all counts, so all devices of `expert` agree on the number of rounds.
 
 Memory of a layer, in elements, with hidden units F on a device: 2 N A D for the copies sent and
 those that come back, and B (2 D + 2 F), or B (2 D + 3 F) where gated, for rows, hidden units and
-results; no backward pass needs results or what comes back. Rounds after the first keep nothing for the backward pass, which runs them again.
+results; no backward pass needs the results, or what comes back. Rounds after the first keep nothing
+for the backward pass, which runs them again.
 
 Compiled ahead of time for v5p (jax 0.10.2, libtpu 0.0.42, 2026-11-23), a layer of DeepSeek-V3's
 shape with P = 64, 4,096 tokens on a device and full rematerialisation peaks at 6.2 GiB in its
@@ -23,11 +24,11 @@ forward and backward pass, its weights and fp32 gradients included. Room for the
 1,048,576 rows, would take 14 GiB for each array of D columns.
 
 Collectives over `expert` per layer: one all_gather of E counts in the forward pass, and per round 2
-exchanges of rows and one of their weights in the forward pass, as many in the backward pass, and one
-each before it where a layer or a round is run again (2 of rows for a round after the first).
-Bytes that a device sends in each: `ragged_all_to_all` (TPU, GPU) moves the rows there are, (P - 1)
-/ P N A D on average when the load is even; the padded `all_to_all` of the CPU (P - 1) min(N A, B)
-D. Both put the same rows in the same places.
+exchanges of rows and one of their weights in the forward pass, and as many in the backward pass.
+Before that the way there, of rows and weights, is run again in a layer that is recomputed, and in
+every round after the first. Bytes that a device sends in each: `ragged_all_to_all` (TPU, GPU) moves
+the rows there are, (P - 1) / P N A D on average when the load is even; the padded `all_to_all` of
+the CPU (P - 1) min(N A, B) D. Both put the same rows in the same places.
 """
 
 from __future__ import annotations
@@ -222,13 +223,13 @@ def dispatch(
     """Send the sorted rows of a round to the devices of their experts.
 
     Returns:
-      rows for this device's experts, sorted by expert, (B, D); zeros where there are none.
+      rows for this device's experts, sorted by expert, (B, D); undefined where there are none.
       the blocks that went from this device, and those that came to it.
     """
     sent, held = _blocks(plan, number, rows)
     if lax.axis_size("expert") == 1:  # they lie sorted already
         return rows_MD, (sent, held)
-    return exchange(rows_MD, sent, held, rows), (sent, held)
+    return exchange(rows_MD, sent, held, rows, False), (sent, held)
 
 
 def combine(rows_BD: jax.Array, blocks: tuple[Blocks, Blocks], num_copies: int) -> jax.Array:
@@ -236,7 +237,9 @@ def combine(rows_BD: jax.Array, blocks: tuple[Blocks, Blocks], num_copies: int) 
     all other places.
     """
     sent, held = blocks
-    return rows_BD if lax.axis_size("expert") == 1 else exchange(rows_BD, held, sent, num_copies)
+    if lax.axis_size("expert") == 1:
+        return rows_BD
+    return exchange(rows_BD, held, sent, num_copies, True)
 
 
 def _blocks(plan: Plan, number: jax.Array, rows: int) -> tuple[Blocks, Blocks]:
@@ -317,42 +320,49 @@ add_up.defvjp(_add_up_forward, _add_up_backward)
 # --- rows on other devices ------------------------------------------------------------------------
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def exchange(rows_ID: jax.Array, sent: Blocks, received: Blocks, num_rows: int) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def exchange(
+    rows_ID: jax.Array, sent: Blocks, received: Blocks, num_rows: int, zeros: bool
+) -> jax.Array:
     """Send blocks of rows to the devices of `expert`, put those received in their places; (I, D) ->
     (num_rows, D).
+
+    `zeros`: what all other places have: at a token's device, which adds up rounds, zeros; at an
+    expert's device they are read by nobody, and filling them would be a pass over all the room.
     """
     return lax.platform_dependent(
         rows_ID,
         sent,
         received,
         cpu=functools.partial(exchange_padded, num_rows=num_rows),
-        default=functools.partial(exchange_ragged, num_rows=num_rows),
+        default=functools.partial(exchange_ragged, num_rows=num_rows, zeros=zeros),
     )
 
 
-def _exchange_forward(rows, sent, received, num_rows):  # type: ignore[no-untyped-def]
+def _exchange_forward(rows, sent, received, num_rows, zeros):  # type: ignore[no-untyped-def]
     # The gradient needs the number of rows alone, in an array of no bytes.
-    return exchange(rows, sent, received, num_rows), (sent, received, jnp.zeros((rows.shape[0], 0)))
+    like = jnp.zeros((rows.shape[0], 0))
+    return exchange(rows, sent, received, num_rows, zeros), (sent, received, like)
 
 
-def _exchange_backward(num_rows, saved, d_rows):  # type: ignore[no-untyped-def]
+def _exchange_backward(num_rows, zeros, saved, d_rows):  # type: ignore[no-untyped-def]
     del num_rows
     sent, received, like = saved
-    return exchange(d_rows, received, sent, like.shape[0]), None, None
+    return exchange(d_rows, received, sent, like.shape[0], not zeros), None, None
 
 
 exchange.defvjp(_exchange_forward, _exchange_backward)
 
 
-def exchange_ragged(rows_ID: jax.Array, sent: Blocks, received: Blocks, num_rows: int) -> jax.Array:
+def exchange_ragged(
+    rows_ID: jax.Array, sent: Blocks, received: Blocks, num_rows: int, *, zeros: bool
+) -> jax.Array:
     """Move the rows that there are."""
-    zeros = vary_over(
-        jnp.zeros((num_rows, rows_ID.shape[1]), rows_ID.dtype), varying_axes(rows_ID, sent.sizes_PE)
-    )
+    room = (jnp.zeros if zeros else lax.empty)((num_rows, rows_ID.shape[1]), rows_ID.dtype)
+    room = vary_over(room, varying_axes(rows_ID, sent.sizes_PE))
     places = (sent.here_PE, sent.sizes_PE, sent.there_PE, received.sizes_PE)
     return lax.ragged_all_to_all(
-        rows_ID, zeros, *(x.reshape(-1) for x in places), axis_name="expert"
+        rows_ID, room, *(x.reshape(-1) for x in places), axis_name="expert"
     )
 
 

@@ -107,6 +107,7 @@ def test_estimates_bubble_and_traffic_are_shown_and_written():
         5e12,
         0.0,
         2.0,
+        1e12,
         [Traffic("all-gather", ("fsdp",), 64.0, 2e9)],
         seconds,
         8e12,
@@ -120,6 +121,7 @@ def test_estimates_bubble_and_traffic_are_shown_and_written():
         "1.25 times",
         "25.0% of the step",
         "2 runs of kernels",
+        "no cycles for 20.0% of the products' FLOPs",
         "2.000",
     ):
         assert text in shown

@@ -94,9 +94,10 @@ def test_a_product_whose_cycles_are_unknown_counts_like_a_kernel():
     module = parse(FUSIONS.replace("1750000", str(2**63 - 1)))
     half = PERFECT._replace(kernel=0.5)
     spent = Timeline(module, RING.chip, 1e9, along_x(RING), half).seconds()
-    flops = count_work(module, {"x": 8}).product_flops
-    assert flops > 0
-    assert spent["products"] == pytest.approx(flops / 0.5e9)
+    work = count_work(module, {"x": 8})
+    assert work.unknown_products == work.product_flops > 0
+    assert spent["products"] == pytest.approx(work.product_flops / 0.5e9)
+    assert count_work(parse(FUSIONS), {"x": 8}).unknown_products == 0
 
 
 def test_loops_over_data_are_guessed_by_what_they_are_for():
@@ -106,7 +107,8 @@ def test_loops_over_data_are_guessed_by_what_they_are_for():
         match="cannot be counted, loop .jit.step./ffn/while., so there is no estimate",
     ):
         guess_trips(None)(loop, 15)
-    assert guess_trips(3 * TPU_TILE_ROWS)(loop, 15) == 3
+    tiles = loop._replace(attributes='op_name="ffn/while/body/tiles_of_one_in_4/while"')
+    assert guess_trips(12 * TPU_TILE_ROWS)(tiles, 15) == 3
     rounds = loop._replace(attributes='op_name="ffn/further_rounds/while"')
     assert guess_trips(3 * TPU_TILE_ROWS)(rounds, 15) == 0
     assert (

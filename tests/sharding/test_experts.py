@@ -149,12 +149,9 @@ def test_ragged_and_padded_give_the_same(kind, rows, monkeypatch):
         plan = make_plan(experts_BTA, NUM_EXPERTS, None)
         rows_MD = take(x.reshape(-1, DIM), plan.copy_M // CHOICES, plan.place_NA)
         sent, held = experts._blocks(plan, jnp.int32(1), rows)
-        there = [
-            f(rows_MD, sent, held, rows) for f in (experts.exchange_padded, experts.exchange_ragged)
-        ]
-        back = [
-            f(there[0], held, sent, 36) for f in (experts.exchange_padded, experts.exchange_ragged)
-        ]
+        ragged = functools.partial(experts.exchange_ragged, zeros=True)
+        there = [f(rows_MD, sent, held, rows) for f in (experts.exchange_padded, ragged)]
+        back = [f(there[0], held, sent, 36) for f in (experts.exchange_padded, ragged)]
         return jnp.stack([jnp.concatenate(pair)[None] for pair in zip(there, back, strict=True)])
 
     padded, ragged = (

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 from jax.sharding import PartitionSpec as P
 
 from maxlm.config.layers.moe import MoeConfig
@@ -23,6 +24,7 @@ from maxlm.layers.sequence import SequenceInfo
 from maxlm.sharding.fsdp import gather, vary
 from maxlm.sharding.mesh import AXES, BATCH_AXES, TOKEN_AXES, build_mesh
 from maxlm.sharding.parameters import initialise, map_parameters, partition_specs, role_of
+from tests.sharding.test_experts import emulated
 from tests.small_models import model_settings
 
 MODEL = ModelConfig.model_validate(
@@ -243,6 +245,34 @@ def test_values_gradients_and_losses(kind, mesh):
     assert (keep is None) == (dropped == 0)
     assert stats.dropped == dropped
     assert stats.load_E.sum() == ROWS * LENGTH * config.experts_per_token
+
+
+@pytest.mark.parametrize("kind", ["softmax", "biases", "one on the input"])
+def test_what_lies_where_no_rows_came_is_not_read(kind, monkeypatch):
+    """As GPUs run it, which leave that memory as it is; `biases` in several rounds."""
+    config = make_config(**KINDS[kind])
+    direction = inputs()[::-1]
+
+    def results():
+        module, run = build(config, expert=4)
+        module = map_parameters(with_bias, module)
+        loss = jax.value_and_grad(lambda m, x: (run(m, x)[0] * direction).sum(), argnums=(0, 1))
+        value, (of_module, of_x) = jax.jit(loss)(module, inputs())
+        return {"loss": value, "x": of_x, **named(of_module)}
+
+    want, empty = results(), []
+
+    def hostile(shape, dtype):
+        empty.append(shape)
+        return jnp.full(shape, jnp.nan, dtype)
+
+    monkeypatch.setattr(lax, "empty", hostile)
+    monkeypatch.setattr(lax, "ragged_all_to_all", emulated)
+    monkeypatch.setattr(lax, "platform_dependent", lambda *args, default, **_: default(*args))
+    got = results()
+    assert empty
+    for name, array in want.items():
+        close(got[name], array, name)
 
 
 def test_dropless_when_all_tokens_want_the_same_experts():
