@@ -6,16 +6,18 @@ on:
 
   y_r = x_r w_e(r),     dx_r = g_r w_e(r)^T,     dw_e = sum over the rows r of group e of x_r^T g_r
 
-Rows behind the last group belong to none; what comes out for them is undefined, and never read by
-the caller. The custom gradient keeps x and w and nothing else. `lax.ragged_dot` runs where it is
-one instruction: on the TPU it is a kernel whose number of tiles is read from the sizes, so rows
-behind the last group cost nothing. On CPU and GPU it is E matmuls over all rows, masked, with E
-copies of x in memory (58 GiB for 65,536 rows, 64 groups and two layers); there loops over tiles
-do only the work that is needed. So does one
-for dw on the TPU, whose compiler (libtpu 0.0.42, 2026-11-23) masks as well: for 65,536 rows, half
-of them in use, 7,168 x 2,048 and 4 groups on v5p that is 8 times the FLOPs, the loop about half of
-the peak. Which of them runs is decided when the program is lowered, so one compiled for another
-platform gets that platform's.
+Rows behind the last group belong to none: what comes out for them is undefined, in the product and
+in the gradient of x, and what comes in for them may be anything. The custom gradient keeps x and w
+and nothing else.
+
+`lax.ragged_dot` runs where it is one instruction: on the TPU it is a kernel whose number of tiles
+is read from the sizes, so rows behind the last group cost nothing. On CPU and GPU it is E matmuls
+over all rows, masked, with E copies of x in memory (58 GiB for 65,536 rows, 64 groups and two
+layers); loops over tiles do only the work that is needed there. One does so for dw on the TPU, too,
+whose compiler masks as well (libtpu 0.0.42, 2026-11-23): for 65,536 rows, half of them in use,
+7,168 x 2,048 and 4 groups on v5p that is 8 times the FLOPs, a loop about half of the peak. Which of
+them runs is decided when the program is lowered, so one compiled for another platform gets that
+platform's.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from maxlm.jax_versions import vary_over, varying_axes, varying_zeros
 from maxlm.products import einsum_fp32
 
 CPU_TILE_ROWS = 64
-"""Rows that a loop multiplies at once."""
+"""Rows that a loop multiplies at once: 32 and 128 were slower (benchmarks/README.md)."""
 TPU_TILE_ROWS = 1024
 """On the TPU each tile reads and writes the fp32 sum of a whole matrix: few large ones."""
 GPU_TILE_ROWS = 512
@@ -82,8 +84,9 @@ def add_per_group(
     """Add to each group of rows its own vector, multiplied with the row's weight if there are any;
     (R, F), (E, F), int32 sizes (E,) -> (R, F).
 
-    A product with zeros and ones: the gradient of the vectors is a product too, where that of a
-    lookup would be a scatter, which a TPU sorts first. Its FLOPs are E / D of the group's matrices'.
+    A product with zeros and ones, or the weights in place of ones: the gradient of the vectors is a
+    product too, where that of a lookup would be a scatter, which a TPU sorts first. Its FLOPs are E /
+    D of the group's matrices'.
     """
     ends_E, row_R1 = jnp.cumsum(sizes_E), jnp.arange(x_RF.shape[0])[:, None]
     own_RE = (row_R1 >= ends_E - sizes_E) & (row_R1 < ends_E)
@@ -120,7 +123,7 @@ def ragged_transpose(x_RD: jax.Array, g_RF: jax.Array, sizes_E: jax.Array) -> ja
     )
 
 
-# --- a loop over groups, and over the tiles of each -------------------------------------------------
+# --- a loop over groups, and over the tiles of each -----------------------------------------------
 
 
 def by_group(
@@ -178,7 +181,7 @@ def by_group_transpose(
     return lax.map(lambda group_: group(*group_), (sizes_E, ends_E))
 
 
-# --- on the GPU: as many tiles as there may be ------------------------------------------------------
+# --- on the GPU: as many tiles as there may be ----------------------------------------------------
 
 
 class _Visits(NamedTuple):
@@ -280,9 +283,7 @@ def _own_rows(
     return first, ((row >= true_first) & (row < end))[:, None]
 
 
-def _write_rows(
-    y_RF: jax.Array, product: jax.Array, first: jax.Array, own: jax.Array
-) -> jax.Array:
+def _write_rows(y_RF: jax.Array, product: jax.Array, first: jax.Array, own: jax.Array) -> jax.Array:
     before = lax.dynamic_slice_in_dim(y_RF, first, own.shape[0])
     return lax.dynamic_update_slice_in_dim(y_RF, jnp.where(own, product, before), first, axis=0)
 

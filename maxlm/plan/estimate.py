@@ -15,6 +15,7 @@ n of the loop around it. Experts are taken to be equally busy.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -127,7 +128,7 @@ def guess_trips(routed_rows: int | None) -> Guess:
             return 0
         shared = re.search(r"/tiles_of_one_in_(\d+)", scope)
         if routed_rows is not None and shared:
-            return routed_rows / int(shared[1]) / TPU_TILE_ROWS
+            return math.ceil(routed_rows / int(shared[1]) / TPU_TILE_ROWS)
         if "mixer/" in scope:
             return (around + 1) / 2
         raise RunFailedError(
@@ -156,7 +157,9 @@ def count_work(module: Module, mesh: Mapping[str, int]) -> Work:
             total[0] += times
             total[1] += times * collective.wire_bytes
     traffic = [Traffic(kind, axes, *total) for (kind, axes), total in totals.items()]
-    return Work(products, kernels, unstated, unknown, sorted(traffic, key=lambda one: -one.wire_bytes))
+    return Work(
+        products, kernels, unstated, unknown, sorted(traffic, key=lambda one: -one.wire_bytes)
+    )
 
 
 class Timeline:

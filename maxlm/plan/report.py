@@ -201,7 +201,10 @@ def _cost_rows(cost: Cost) -> list[tuple[str, str | Text]]:
         rows.append(("missing", Text(text, style="yellow")))
     if cost.unknown_products:
         share = cost.unknown_products / cost.product_flops
-        text = f"the compiler states no cycles for {share:.1%} of the products' FLOPs: they count like kernels"
+        text = (
+            f"the compiler states no cycles for {share:.1%} of the products' FLOPs: these products "
+            "count like kernels"
+        )
         rows.append(("unknown", Text(text, style="yellow")))
     return rows
 

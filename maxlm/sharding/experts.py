@@ -20,15 +20,17 @@ for the backward pass, which runs them again.
 
 Compiled ahead of time for v5p (jax 0.10.2, libtpu 0.0.42, 2026-11-23), a layer of DeepSeek-V3's
 shape with P = 64, 4,096 tokens on a device and full rematerialisation peaks at 6.2 GiB in its
-forward and backward pass, its weights and fp32 gradients included. Room for the worst case,
+forward and backward pass, its weights and fp32 gradients included (before the weights went with the
+rows). Room for the worst case,
 1,048,576 rows, would take 14 GiB for each array of D columns.
 
 Collectives over `expert` per layer: one all_gather of E counts in the forward pass, and per round 2
-exchanges of rows and one of their weights in the forward pass, and as many in the backward pass.
-Before that the way there, of rows and weights, is run again in a layer that is recomputed, and in
-every round after the first. Bytes that a device sends in each: `ragged_all_to_all` (TPU, GPU) moves
-the rows there are, (P - 1) / P N A D on average when the load is even; the padded `all_to_all` of
-the CPU (P - 1) min(N A, B) D. Both put the same rows in the same places.
+exchanges of rows and one of their weights (unless those are on the input) in the forward pass, and
+as many in the backward pass. A layer that is recomputed, and every round after the first, runs the
+way there, of rows and weights, once more before its backward pass. Bytes that a device sends in
+each, a weight's being D = 1: `ragged_all_to_all` (TPU, GPU) moves the rows there are, (P - 1) / P N
+A D on average when the load is even; the padded `all_to_all` of the CPU (P - 1) min(N A, B) D. Both
+put the same rows in the same places.
 """
 
 from __future__ import annotations
@@ -288,8 +290,8 @@ def take(rows_ID: jax.Array, index_O: jax.Array, uses_IU: jax.Array) -> jax.Arra
 
 @jax.custom_vjp
 def add_up(rows_OD: jax.Array, uses_IU: jax.Array, index_O: jax.Array) -> jax.Array:
-    """Return the sum of the rows in each one's places, in fp32, (O, D) -> (I, D): `take`'s gradient,
-    and it is this one's.
+    """Return the sum of the rows in each one's places, in fp32, (O, D) -> (I, D); this and `take` are
+    each other's gradients.
     """
     del index_O
     rows_IUD = rows_OD.at[uses_IU].get(mode="fill", fill_value=0)
@@ -327,15 +329,17 @@ def exchange(
     """Send blocks of rows to the devices of `expert`, put those received in their places; (I, D) ->
     (num_rows, D).
 
-    `zeros`: what all other places have: at a token's device, which adds up rounds, zeros; at an
-    expert's device they are read by nobody, and filling them would be a pass over all the room.
+    `zeros`: all other places have zeros, as a token's device needs, which adds up rounds. At an
+    expert's device nobody reads them, and filling them is a pass over all the room: a TPU leaves them
+    as they are.
     """
     return lax.platform_dependent(
         rows_ID,
         sent,
         received,
         cpu=functools.partial(exchange_padded, num_rows=num_rows),
-        default=functools.partial(exchange_ragged, num_rows=num_rows, zeros=zeros),
+        tpu=functools.partial(exchange_ragged, num_rows=num_rows, zeros=zeros),
+        default=functools.partial(exchange_ragged, num_rows=num_rows, zeros=True),
     )
 
 

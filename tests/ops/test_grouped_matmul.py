@@ -75,19 +75,31 @@ def test_every_platform_computes_the_same(sizes, num_rows, tile_rows):
         np.testing.assert_allclose(other, cpu, atol=1e-4)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES.keys())
-def test_each_group_has_its_own_vector_added(sizes):
+def test_each_group_has_its_own_vector_added(sizes, weighted):
     _, w, g = arrays(171, hidden=7)
     bias, rows = w[:, 0], np.repeat(np.arange(4), sizes)
-    got, transpose = jax.vjp(lambda x, b: add_per_group(x, b, jnp.asarray(sizes)), g, bias)
+    used = len(rows)
+    weights = np.random.default_rng(1).normal(size=(171, 1)).astype(np.float32)
+    each = weights[:used] if weighted else np.ones((used, 1), np.float32)
+    weights[used:] = np.nan  # nobody's
+
+    def add(x, b, weights):
+        return add_per_group(x, b, jnp.asarray(sizes), weights if weighted else None)
+
+    got, transpose = jax.vjp(add, g, bias, weights)
     want = np.array(g)
-    want[: len(rows)] += np.asarray(bias)[rows]
-    np.testing.assert_array_equal(got, want)
-    d_x, d_bias = transpose(g)
-    np.testing.assert_array_equal(d_x, g)
+    want[:used] += each * np.asarray(bias)[rows]
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+    d_x, d_bias, d_weights = transpose(g.at[used:].set(jnp.nan))
+    np.testing.assert_array_equal(d_x[:used], g[:used])
     sums = np.zeros(bias.shape)
-    np.add.at(sums, rows, np.asarray(g, np.float64)[: len(rows)])
+    np.add.at(sums, rows, each * np.asarray(g, np.float64)[:used])
     np.testing.assert_allclose(d_bias, sums, atol=1e-5)
+    if weighted:
+        products = (np.asarray(g, np.float64)[:used] * np.asarray(bias)[rows]).sum(axis=1)
+        np.testing.assert_allclose(d_weights[:used, 0], products, atol=1e-5)
 
 
 def gradients(matmul):
@@ -111,11 +123,13 @@ def test_a_tpu_gets_the_instruction_and_a_gpu_a_loop():
     x, w, sizes = jnp.ones((64, 8)), jnp.ones((4, 8, 8)), jnp.full((4,), 16, jnp.int32)
     traced = gradients(grouped_matmul).trace(x, w, sizes)
     gpu, tpu = (
-        traced.lower(lowering_platforms=(platform,)).as_text() for platform in ("cuda", "tpu")
+        traced.lower(lowering_platforms=(platform,)).as_text(debug_info=True)
+        for platform in ("cuda", "tpu")
     )
     # there the instruction is E products of all rows
     assert "ragged_dot" not in gpu
     assert gpu.count("stablehlo.while") == 3
     # its gradient of the matrices is the loop's
     assert tpu.count('"chlo.ragged_dot"') == 2
-    assert "while" in tpu
+    assert "tiles_of_one_in_4/while" in tpu
+    assert "tiles_of_one_in_4" not in gpu

@@ -109,6 +109,7 @@ def test_loops_over_data_are_guessed_by_what_they_are_for():
         guess_trips(None)(loop, 15)
     tiles = loop._replace(attributes='op_name="ffn/while/body/tiles_of_one_in_4/while"')
     assert guess_trips(12 * TPU_TILE_ROWS)(tiles, 15) == 3
+    assert guess_trips(300)(tiles, 15) == 1  # each group has tiles of its own
     rounds = loop._replace(attributes='op_name="ffn/further_rounds/while"')
     assert guess_trips(3 * TPU_TILE_ROWS)(rounds, 15) == 0
     assert (

@@ -82,3 +82,18 @@ def test_huge_pages_are_asked_for_where_that_is_heard(modes, tmp_path, monkeypat
     monkeypatch.setenv("GLIBC_TUNABLES", both)
     malloc.tune_malloc(tmp_path / "enabled")
     assert begun == [both]  # not for nothing
+
+
+@pytest.mark.parametrize("version", ["glibc 2.31", "musl", ""])
+def test_other_libraries_are_left_alone(version, monkeypatch):
+    monkeypatch.setattr(os, "confstr", lambda name: version)
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.setattr(os, "execve", lambda *_: pytest.fail("begun again"))
+    malloc.tune_malloc()
+
+
+def test_thresholds_of_the_environment_stay(monkeypatch, tmp_path):
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "1000000")
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.setattr(os, "execve", lambda *_: pytest.fail("begun again"))
+    malloc.tune_malloc(tmp_path / "no huge pages here")

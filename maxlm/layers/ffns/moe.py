@@ -255,7 +255,7 @@ def _experts(
     """Return what this device's hidden units make of rows that lie by expert, (B, D).
 
     Weights are multiplied with the hidden units, not with what comes out: their gradients then need
-    neither the last product nor its way back, which no backward pass computes again.
+    neither the last product nor its way back, so no backward pass computes those again.
     """
     hidden_BF = _project(rows_BD, matrices.up_EDF, matrices.up_bias_EF, sizes_E)
     hidden_BF, gate_BF = checkpoint_name(hidden_BF, "mlp_hidden"), None

@@ -21,6 +21,7 @@ from maxlm.layers.ffns.moe import (
     router_metrics,
 )
 from maxlm.layers.sequence import SequenceInfo
+from maxlm.ops import grouped_matmul
 from maxlm.sharding.fsdp import gather, vary
 from maxlm.sharding.mesh import AXES, BATCH_AXES, TOKEN_AXES, build_mesh
 from maxlm.sharding.parameters import initialise, map_parameters, partition_specs, role_of
@@ -203,6 +204,7 @@ ONE, EIGHT = {}, {"expert": 2, "fsdp": 2, "tensor": 2}
         ("one on the input", ONE),
         ("biases", ONE),
         ("softmax", EIGHT),
+        ("one on the input", EIGHT),
         ("groups", EIGHT),
         ("capacity", EIGHT),
         ("biases", EIGHT),
@@ -247,30 +249,46 @@ def test_values_gradients_and_losses(kind, mesh):
     assert stats.load_E.sum() == ROWS * LENGTH * config.experts_per_token
 
 
-@pytest.mark.parametrize("kind", ["softmax", "biases", "one on the input"])
-def test_what_lies_where_no_rows_came_is_not_read(kind, monkeypatch):
-    """As GPUs run it, which leave that memory as it is; `biases` in several rounds."""
+@pytest.mark.parametrize(
+    ("kind", "mesh"),
+    [
+        ("softmax", {"expert": 4}),
+        ("biases", {"expert": 4}),  # in several rounds
+        ("one on the input", {"expert": 4}),
+        ("capacity", ONE),
+    ],
+)
+def test_what_lies_where_no_rows_are_is_not_read(kind, mesh, monkeypatch):
+    """As a TPU runs it, which leaves that memory as it is, and whose products leave anything there."""
     config = make_config(**KINDS[kind])
     direction = inputs()[::-1]
 
     def results():
-        module, run = build(config, expert=4)
+        module, run = build(config, **mesh)
         module = map_parameters(with_bias, module)
         loss = jax.value_and_grad(lambda m, x: (run(m, x)[0] * direction).sum(), argnums=(0, 1))
         value, (of_module, of_x) = jax.jit(loss)(module, inputs())
         return {"loss": value, "x": of_x, **named(of_module)}
 
-    want, empty = results(), []
+    want, product, rooms = results(), grouped_matmul.ragged, []
 
-    def hostile(shape, dtype):
-        empty.append(shape)
+    def empty(shape, dtype):
+        rooms.append(shape)
         return jnp.full(shape, jnp.nan, dtype)
 
-    monkeypatch.setattr(lax, "empty", hostile)
+    def ragged(x, w, sizes):
+        return jnp.where((jnp.arange(len(x)) < sizes.sum())[:, None], product(x, w, sizes), jnp.nan)
+
+    monkeypatch.setattr(lax, "empty", empty)
     monkeypatch.setattr(lax, "ragged_all_to_all", emulated)
-    monkeypatch.setattr(lax, "platform_dependent", lambda *args, default, **_: default(*args))
+    monkeypatch.setattr(grouped_matmul, "ragged", ragged)
+    monkeypatch.setattr(
+        lax,
+        "platform_dependent",
+        lambda *args, tpu=None, default=None, **_: (tpu or default)(*args),
+    )
     got = results()
-    assert empty
+    assert bool(rooms) == (mesh != ONE)
     for name, array in want.items():
         close(got[name], array, name)
 
