@@ -6,11 +6,16 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from scripts.gpu.jobs import PARTS, Job, all_jobs, first_of_each
+from scripts.gpu import grouped
+from scripts.gpu.jobs import EXPERTS, PARTS, WAYS, Job, all_jobs, first_of_each
 from scripts.gpu.markdown import write_markdown
 from scripts.gpu.report import Report, run
 
@@ -54,6 +59,36 @@ def test_a_wrong_result_is_said():
     assert "**5.0e-01 / 1.0e-01**" in page
     assert "no | **wrong** |" in page
     assert "training was left out: missing grain" in page
+
+
+@pytest.mark.parametrize("way", grouped.WAYS)
+def test_experts_products_are_compared(way):
+    blocks = next(given for name, given in WAYS if name == way)
+    shape = dict.fromkeys(("rows", "dim", "hidden", "experts"), 8)
+    found = grouped.compare(**shape, way=way, given=blocks, alone=nullcontext, tiny=True)
+    assert found["good"]
+    assert set(found["tflops"]) == set(found["errors"]) == set(grouped.Products._fields)
+    job = {"part": "grouped", "name": way, "given": {}, "seconds": 1, "found": found}
+    page = write_markdown({"date": "d", "scale": "whole", "missing": {}, "jobs": [job]})
+    assert f"| {way} |" in page
+    assert " ok |" in page
+
+
+@pytest.mark.parametrize("blocks", [given for way, given in WAYS if way == "mosaic"], ids=str)
+def test_jax_has_the_kernels_for_hopper(blocks, monkeypatch):
+    """They are made for a GPU that is not here, with the blocks and shapes that a report tries."""
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(core_count=132)])
+    sizes = EXPERTS["8 experts of 14,336, 16,384 rows of 4,096"]
+    rows, dim, hidden, experts = sizes.values()
+    x, w, g = (
+        jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+        for shape in ((rows, dim), (experts, dim, hidden), (rows, hidden))
+    )
+    counts = jax.ShapeDtypeStruct((experts,), jnp.int32)
+    products = grouped.WAYS["mosaic"](**blocks)
+    for product, operands in zip(products, ((x, w), (g, w), (x, g)), strict=True):
+        traced = jax.jit(product).trace(*operands, counts)
+        assert "mosaic_gpu" in traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
 @pytest.mark.slow

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 KERNELS = ("flash_hopper", "flash_triton")
-PARTS = ("facts", "checks", "attention", "tuning", "training")
+PARTS = ("facts", "checks", "attention", "grouped", "tuning", "training")
 
 
 class Job(NamedTuple):
@@ -90,6 +90,21 @@ TRITON_TILES: dict[int, tuple[dict[str, Any], ...]] = {
     ),
 }  # fmt: skip
 
+EXPERTS: dict[str, dict[str, int]] = {
+    "64 experts of 1,024, 65,536 rows of 2,048": {"rows": 65536, "dim": 2048, "hidden": 1024, "experts": 64},
+    "8 experts of 14,336, 16,384 rows of 4,096": {"rows": 16384, "dim": 4096, "hidden": 14336, "experts": 8},
+}  # fmt: skip
+"""The mixture that is trained below, and Mixtral's."""
+WAYS: tuple[tuple[str, dict[str, int]], ...] = (
+    ("dense", {}),
+    *(("loop", {"tile_rows": rows}) for rows in (512, 256, 1024, 2048)),
+    ("mosaic", {"block_m": 128, "block_n": 128, "block_k": 64}),
+    ("mosaic", {"block_m": 64, "block_n": 256, "block_k": 64}),
+    ("mosaic", {"block_m": 128, "block_n": 256, "block_k": 64}),
+    ("xla", {}),
+)
+"""How experts' products are computed (`scripts/gpu/grouped.py`), in the order in which they matter."""
+
 _BENCH = (
     "mesh={fsdp: 1}",
     "data.sequence_length=4096",
@@ -132,6 +147,12 @@ def all_jobs(parts: tuple[str, ...], kernels: tuple[str, ...] = KERNELS) -> list
         given = {"size": size, "length": length}
         jobs.append(Job("attention", f"head {size}, {length // 1024}k", given))
     jobs += [Job("attention", name, given) for name, given in OTHERS.items()]
+    for shape, sizes in EXPERTS.items():
+        for way, blocks in WAYS:
+            if way == "xla" and sizes["experts"] > 8:
+                continue  # a dense product of all rows for each: out of memory
+            name = " ".join((way, *map(str, blocks.values())))
+            jobs.append(Job("grouped", f"{shape}: {name}", {**sizes, "way": way, "given": blocks}))
     for kernel, tables in (("flash_hopper", HOPPER_BLOCKS), ("flash_triton", TRITON_TILES)):
         if kernel in kernels:
             jobs += [

@@ -77,6 +77,18 @@ def _attention(jobs: list[dict[str, Any]]) -> Iterator[str]:
             yield f"| {job['name']} x {job['found']['batch']} | {name} | {' | '.join(cells + ratios)} |"
 
 
+def _grouped(jobs: list[dict[str, Any]]) -> Iterator[str]:
+    yield "TFLOP/s of experts' products, and the largest distance from fp32 of the three; allowed is 0.01."
+    yield ""
+    yield "| shape: way, blocks | forward | gradient of the rows | gradient of the matrices | distance | |"
+    yield "|---|---|---|---|---|---|"
+    for job in jobs:
+        found = job["found"]
+        cells = [f"{found['tflops'][key]:.0f}" for key in ("forward", "rows", "matrices")]
+        good = "ok" if found["good"] else "**wrong**"
+        yield f"| {job['name']} | {' | '.join(cells)} | {max(found['errors'].values()):.4f} | {good} |"
+
+
 def _tuning(jobs: list[dict[str, Any]]) -> Iterator[str]:
     yield "Time with other blocks over the time with the table's, 16,384 tokens, causal; the passes they are of."
     yield ""
@@ -126,6 +138,7 @@ WRITERS = {
     "facts": _facts,
     "checks": _checks,
     "attention": _attention,
+    "grouped": _grouped,
     "tuning": _tuning,
     "training": _training,
 }

@@ -28,6 +28,7 @@ NEEDED = {
     "facts": ("jax", "numpy"),
     "checks": ("jax", "numpy"),
     "attention": ("jax", "numpy"),
+    "grouped": ("jax", "numpy"),
     "tuning": ("jax", "numpy"),
     "training": (
         "jax", "flax", "optax", "pydantic", "yaml", "grain", "orbax", "sentencepiece", "rich", "zstandard",

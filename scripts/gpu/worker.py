@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from scripts.gpu import attention, checks, facts
+from scripts.gpu import attention, checks, facts, grouped
 
 
 def main() -> None:
@@ -40,6 +40,8 @@ def main() -> None:
             found = checks.check(**job["given"], alone=alone, tiny=tiny)
         elif job["part"] == "attention":
             found = attention.compare(**job["given"], alone=alone, tiny=tiny)
+        elif job["part"] == "grouped":
+            found = grouped.compare(**job["given"], alone=alone, tiny=tiny)
         elif job["part"] == "tuning":
             found = attention.try_blocks(**job["given"], alone=alone, tiny=tiny)
         else:
