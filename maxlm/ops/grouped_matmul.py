@@ -134,15 +134,17 @@ def by_group(
     tile_rows: int = CPU_TILE_ROWS,
     turned: bool = False,
 ) -> jax.Array:
-    """Return the grouped product; rows behind the last group are 0. A matrix is read out of the stack
-    once, and tiles begin where their group does.
+    """Return the grouped product; rows behind the last group are 0. The matrix of a group that has rows
+    is read out of the stack once, and tiles begin where their group does.
 
     `turned`: multiply with the transposed matrices, (R, F) -> (R, D); they are read as they lie.
     """
     tile_rows = min(tile_rows, x_RD.shape[0])
     ends_E = jnp.cumsum(sizes_E)
+    used_first_E = jnp.argsort(sizes_E == 0)
 
-    def group(index: jax.Array, y_RF: jax.Array) -> jax.Array:
+    def group(number: jax.Array, y_RF: jax.Array) -> jax.Array:
+        index = used_first_E[number]
         w = lax.dynamic_index_in_dim(w_EDF, index, 0, False)
         begin, end = ends_E[index] - sizes_E[index], ends_E[index]
 
@@ -154,7 +156,7 @@ def by_group(
         return _loop(-(-sizes_E[index] // tile_rows), tile, y_RF)
 
     y_RF = _zeros_like_product(x_RD, w_EDF, sizes_E, turned=turned)
-    return lax.fori_loop(0, w_EDF.shape[0], group, y_RF)
+    return _loop((sizes_E > 0).sum(), group, y_RF)
 
 
 def by_group_transpose(

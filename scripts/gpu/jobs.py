@@ -168,8 +168,8 @@ def all_jobs(parts: tuple[str, ...], kernels: tuple[str, ...] = KERNELS) -> list
 
 
 def first_of_each(jobs: list[Job]) -> list[Job]:
-    """Return one job of each part and kernel, to rehearse."""
+    """Return one job of each part, kernel and way, to rehearse."""
     chosen: dict[tuple[str, str | None], Job] = {}
     for job in jobs:
-        chosen.setdefault((job.part, job.given.get("kernel")), job)
+        chosen.setdefault((job.part, job.given.get("kernel") or job.given.get("way")), job)
     return list(chosen.values())

@@ -119,6 +119,14 @@ def test_memory_does_not_grow_with_the_number_of_groups():
     assert plain_jax > 16 * rows
 
 
+def test_a_cpu_does_nothing_for_groups_without_rows():
+    """One token of a text meets few of the experts: others' matrices are not read."""
+    x, w, sizes = jnp.ones((2, 8)), jnp.ones((64, 8, 8)), jnp.zeros(64, jnp.int32).at[5].set(2)
+    text = str(jax.make_jaxpr(implementations.by_group)(x, w, sizes))
+    assert text.count("while[") == 2
+    assert "scan[" not in text  # 64 turns, whatever the sizes are
+
+
 def test_a_tpu_gets_the_instruction_and_a_gpu_a_loop():
     x, w, sizes = jnp.ones((64, 8)), jnp.ones((4, 8, 8)), jnp.full((4,), 16, jnp.int32)
     traced = gradients(grouped_matmul).trace(x, w, sizes)
