@@ -5,6 +5,7 @@ import pytest
 from maxlm.checkpoint import Checkpointer, CheckpointReader
 from maxlm.config.errors import UserError
 from maxlm.config.schema import RunConfig
+from tests.damage import flip_arrays
 from tests.train.conftest import make_run
 
 
@@ -88,10 +89,7 @@ def test_where_it_cannot_go_back_to(folder, tmp_path, make_state, abstract):
         message = rf"checkpoint.resume_from={step}: .* has no whole checkpoint of that step; it has \[4, 3, 2, 1\]"
         with pytest.raises(UserError, match=message):
             start(folder, run_of(tmp_path, resume_from=step), wanted)
-    file = max((folder / "00000002/state").rglob("d/*"), key=lambda path: path.stat().st_size)
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
-    file.write_bytes(data)
+    flip_arrays(folder / "00000002/state")
     with pytest.raises(UserError, match=r"no checkpoint could be restored:\n.*00000002"):
         start(folder, run_of(tmp_path, resume_from=2), wanted)
     assert names(folder) == before

@@ -15,6 +15,7 @@ from maxlm.config.errors import RunFailedError, UserError
 from maxlm.config.schema import CheckpointConfig
 from maxlm.events import ATTRIBUTE
 from maxlm.sharding.host import on_host, to_device, to_place_of
+from tests.damage import flip_arrays
 
 # orbax reads and writes several files at once; those that fail after the first report to an event
 # loop that has ended.
@@ -191,7 +192,7 @@ def test_stall_is_counted(open_checkpointer, make_state):
 
 
 def flip_array(path):
-    flip(largest_file(path))
+    flip_arrays(path / "state")
 
 
 def truncate_array(path):

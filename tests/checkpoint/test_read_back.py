@@ -12,6 +12,7 @@ from maxlm.checkpoint import Checkpointer, CheckpointReader, layout, read_back
 from maxlm.checkpoint.fingerprint import Block
 from maxlm.config.errors import RunFailedError, UserError
 from maxlm.config.schema import CheckpointConfig
+from tests.damage import flip_arrays
 
 
 @pytest.fixture
@@ -38,9 +39,7 @@ def largest_file(path):
 
 
 def flip_array(path):
-    data = bytearray(largest_file(path).read_bytes())
-    data[len(data) // 2] ^= 0x10
-    largest_file(path).write_bytes(data)
+    flip_arrays(path / "state")
 
 
 def truncate_array(path):

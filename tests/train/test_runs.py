@@ -16,6 +16,7 @@ from maxlm.data import token_hash
 from maxlm.data.dataset import build_dataset
 from maxlm.metrics.history.events import read_events
 from maxlm.models.cost import flops_per_token
+from tests.damage import flip_arrays
 from tests.small_models import model_settings
 from tests.train.conftest import curve, finish, read_metrics, start, train, wait_for_step
 
@@ -208,13 +209,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over_loudly(write_run, tmp_path):
     path = write_run(train={"num_steps": 20, "eval_every": 0})
     train(path)
     whole = curve(tmp_path / "run")
-    newest = tmp_path / "run" / "checkpoints" / "00000020"
-    largest = max(
-        (file for file in newest.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size
-    )
-    content = bytearray(largest.read_bytes())
-    content[len(content) // 2] ^= 1
-    largest.write_bytes(content)
+    flip_arrays(tmp_path / "run" / "checkpoints" / "00000020")
     output = train(path)
     assert "damaged checkpoint" in output
     assert "resuming: after step 15" in output

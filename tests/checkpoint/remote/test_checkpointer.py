@@ -2,6 +2,7 @@
 
 from maxlm.checkpoint import Checkpointer, SlowTier, bring_back
 from tests.checkpoint.remote.conftest import run_config
+from tests.damage import flip_arrays
 
 
 def test_damaged_here_and_whole_in_the_store(url, tmp_path, make_state, abstract, assert_equal):
@@ -18,11 +19,7 @@ def test_damaged_here_and_whole_in_the_store(url, tmp_path, make_state, abstract
         for step in (10, 20):
             saver.save(step, make_state(step), {}, wait=True)
             assert tier._copier.wait(60)
-    state = run / "checkpoints/00000020/state"
-    largest = max((f for f in state.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
-    data = bytearray(largest.read_bytes())
-    data[len(data) // 2] ^= 1
-    largest.write_bytes(data)
+    flip_arrays(run / "checkpoints/00000020/state")
     tier, saver = open_run()
     with tier, saver:
         restored = saver.restore(abstract(make_state(20)))
