@@ -187,24 +187,13 @@ def by_group_transpose(
 
 
 class _Visits(NamedTuple):
-    """The pairs of a group and a tile that have rows in common, in order; `total` of the entries
-    are used.
+    """A group, the first row of one of its tiles, and where its rows end, in order; behind the last
+    of them visits of no rows.
     """
 
     group: jax.Array
-    tile: jax.Array
-    starts_E: jax.Array
-    ends_E: jax.Array
-    total: jax.Array
-
-    def rows(
-        self, index: jax.Array, tile_rows: int, num_rows: int
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Return a visit's group, and `_own_rows`; none in a visit behind the last."""
-        group, tile_first = self.group[index], self.tile[index] * tile_rows
-        first, own = _own_rows(tile_first, self.ends_E[group], tile_rows, num_rows)
-        begins = (first + jnp.arange(tile_rows) >= self.starts_E[group])[:, None]
-        return group, first, own & begins & (index < self.total)
+    first: jax.Array
+    end: jax.Array
 
 
 def tiled(
@@ -222,7 +211,8 @@ def tiled(
     visits = _visits(sizes_E, x_RD.shape[0], tile_rows)
 
     def visit(index: jax.Array, y_RF: jax.Array) -> jax.Array:
-        group, first, own = visits.rows(index, tile_rows, x_RD.shape[0])
+        group, first, end = (array[index] for array in visits)
+        first, own = _own_rows(first, end, tile_rows, x_RD.shape[0])
         x = lax.dynamic_slice_in_dim(x_RD, first, tile_rows)
         w = lax.dynamic_index_in_dim(w_EDF, group, 0, False)
         return _write_rows(y_RF, x @ (w.T if turned else w), first, own)
@@ -243,9 +233,10 @@ def tiled_transpose(
     visits = _visits(sizes_E, x_RD.shape[0], tile_rows)
 
     def visit(index: jax.Array, dw_EDF: jax.Array) -> jax.Array:
-        group, first, own = visits.rows(index, tile_rows, x_RD.shape[0])
+        group, first, end = (array[index] for array in visits)
+        own = _own_rows(first, end, tile_rows, x_RD.shape[0])
         before = lax.dynamic_index_in_dim(dw_EDF, group, 0, False)
-        after = before + _tile_transpose(x_RD, g_RF, first, own)
+        after = before + _tile_transpose(x_RD, g_RF, *own)
         return lax.dynamic_update_index_in_dim(dw_EDF, after, group, 0)
 
     shape = (sizes_E.shape[0], x_RD.shape[1], g_RF.shape[1])
@@ -254,18 +245,14 @@ def tiled_transpose(
 
 
 def _visits(sizes_E: jax.Array, num_rows: int, tile_rows: int) -> _Visits:
-    ends_E = jnp.cumsum(sizes_E)
-    starts_E = ends_E - sizes_E
-    first_tile_E = starts_E // tile_rows
-    num_tiles_E = jnp.where(sizes_E > 0, (ends_E - 1) // tile_rows - first_tile_E + 1, 0)
-    num_groups = sizes_E.shape[0]
-    # Each tile is visited once, and once more for every group that begins inside it.
-    most = -(-num_rows // tile_rows) + num_groups
-    visits_before_E = jnp.cumsum(num_tiles_E) - num_tiles_E
-    index = jnp.arange(most, dtype=jnp.int32)
-    group = (index[:, None] >= jnp.cumsum(num_tiles_E)).sum(axis=1).clip(max=num_groups - 1)
-    tile = first_tile_E[group] + index - visits_before_E[group]
-    return _Visits(group, tile, starts_E, ends_E, num_tiles_E.sum())
+    num_groups, ends_E = sizes_E.shape[0], jnp.cumsum(sizes_E)
+    num_tiles_E = -(-sizes_E // tile_rows)
+    visits_E = jnp.cumsum(num_tiles_E)
+    # The last tile of each group may be a part of one.
+    index = jnp.arange(-(-num_rows // tile_rows) + num_groups, dtype=jnp.int32)
+    group = (index[:, None] >= visits_E).sum(axis=1).clip(max=num_groups - 1)
+    tile = index - (visits_E - num_tiles_E)[group]
+    return _Visits(group, (ends_E - sizes_E)[group] + tile * tile_rows, ends_E[group])
 
 
 # --- what both loops do ---------------------------------------------------------------------------

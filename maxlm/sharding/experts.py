@@ -231,7 +231,7 @@ def dispatch(
     sent, held = _blocks(plan, number, rows)
     if lax.axis_size("expert") == 1:  # they lie sorted already
         return rows_MD, (sent, held)
-    return exchange(rows_MD, sent, held, rows, False), (sent, held)
+    return exchange(rows_MD, sent, held, rows, zeros=False), (sent, held)
 
 
 def combine(rows_BD: jax.Array, blocks: tuple[Blocks, Blocks], num_copies: int) -> jax.Array:
@@ -241,7 +241,7 @@ def combine(rows_BD: jax.Array, blocks: tuple[Blocks, Blocks], num_copies: int) 
     sent, held = blocks
     if lax.axis_size("expert") == 1:
         return rows_BD
-    return exchange(rows_BD, held, sent, num_copies, True)
+    return exchange(rows_BD, held, sent, num_copies, zeros=True)
 
 
 def _blocks(plan: Plan, number: jax.Array, rows: int) -> tuple[Blocks, Blocks]:
@@ -346,13 +346,13 @@ def exchange(
 def _exchange_forward(rows, sent, received, num_rows, zeros):  # type: ignore[no-untyped-def]
     # The gradient needs the number of rows alone, in an array of no bytes.
     like = jnp.zeros((rows.shape[0], 0))
-    return exchange(rows, sent, received, num_rows, zeros), (sent, received, like)
+    return exchange(rows, sent, received, num_rows, zeros=zeros), (sent, received, like)
 
 
 def _exchange_backward(num_rows, zeros, saved, d_rows):  # type: ignore[no-untyped-def]
     del num_rows
     sent, received, like = saved
-    return exchange(d_rows, received, sent, like.shape[0], not zeros), None, None
+    return exchange(d_rows, received, sent, like.shape[0], zeros=not zeros), None, None
 
 
 exchange.defvjp(_exchange_forward, _exchange_backward)

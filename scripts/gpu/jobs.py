@@ -95,7 +95,7 @@ EXPERTS: dict[str, dict[str, int]] = {
     "8 experts of 14,336, 16,384 rows of 4,096": {"rows": 16384, "dim": 4096, "hidden": 14336, "experts": 8},
 }  # fmt: skip
 """The mixture that is trained below, and Mixtral's."""
-WAYS: tuple[tuple[str, dict[str, int]], ...] = (
+WAYS_TRIED: tuple[tuple[str, dict[str, int]], ...] = (
     ("dense", {}),
     *(("loop", {"tile_rows": rows}) for rows in (512, 256, 1024, 2048)),
     ("mosaic", {"block_m": 128, "block_n": 128, "block_k": 64}),
@@ -148,7 +148,7 @@ def all_jobs(parts: tuple[str, ...], kernels: tuple[str, ...] = KERNELS) -> list
         jobs.append(Job("attention", f"head {size}, {length // 1024}k", given))
     jobs += [Job("attention", name, given) for name, given in OTHERS.items()]
     for shape, sizes in EXPERTS.items():
-        for way, blocks in WAYS:
+        for way, blocks in WAYS_TRIED:
             if way == "xla" and sizes["experts"] > 8:
                 continue  # a dense product of all rows for each: out of memory
             name = " ".join((way, *map(str, blocks.values())))
